@@ -1,1 +1,1 @@
-"""x"""
+"""The headless trainer: everything behind the `magicdistill` command."""

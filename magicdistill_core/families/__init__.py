@@ -1,0 +1,1 @@
+"""What differs between model families: latent geometry, conditioning, defaults. One module a family."""

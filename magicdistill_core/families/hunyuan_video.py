@@ -1,0 +1,162 @@
+"""HunyuanVideo image-to-video: geometry of its latents, its conditioning, and what its weights say of its size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..errors import CheckpointError, VideoError
+
+LATENT_CHANNELS = 16
+# cat[noisy latent, image latent, mask] (Magic 1-For-1, Sec. 3; HunyuanVideo-I2V "concat").
+CONCAT_CHANNELS = 2 * LATENT_CHANNELS + 1
+# The network's latents are this times the VAE's raw ones; ComfyUI's LATENT holds raw ones.
+LATENT_SCALE = 0.476986
+TIME_STRIDE = 4
+SPACE_STRIDE = 8
+PATCH = 2
+SIDE_MULTIPLE = SPACE_STRIDE * PATCH
+HEAD_DIM = 128
+ROPE_AXES = (16, 56, 56)
+ROPE_THETA = 256.0
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """The sizes of a HunyuanVideo transformer, read off its weights."""
+
+    in_channels: int
+    hidden: int
+    double_blocks: int
+    single_blocks: int
+    refiner_blocks: int
+    text_dim: int
+    pooled_dim: int
+    guidance_embed: bool
+
+    @property
+    def heads(self) -> int:
+        return self.hidden // HEAD_DIM
+
+
+@dataclass(frozen=True)
+class NullPrompt:
+    """The text conditioning of image-to-video without a prompt, kept beside the weights.
+
+    `text_states` is `[1, L, text_dim]`, `pooled` is `[1, pooled_dim]`; every token counts (no padding).
+    """
+
+    text_states: Tensor
+    pooled: Tensor
+
+
+def check_geometry(frames: int, height: int, width: int) -> None:
+    """Refuse video sizes that the VAE and the patches cannot hold.
+
+    Raises:
+        VideoError: unless frames = 4n + 1 and both sides are positive multiples of 16.
+    """
+    if frames < 1 or (frames - 1) % TIME_STRIDE:
+        lower = max(1, (frames - 1) // TIME_STRIDE * TIME_STRIDE + 1)
+        raise VideoError(
+            f"{frames} frames cannot be encoded: the VAE takes 4n + 1 frames. Use {lower} or {lower + TIME_STRIDE}."
+        )
+    for name, side in (("height", height), ("width", width)):
+        if side < SIDE_MULTIPLE or side % SIDE_MULTIPLE:
+            near = max(SIDE_MULTIPLE, round(side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+            raise VideoError(
+                f"A {name} of {side} pixels does not fit: sides must be multiples of {SIDE_MULTIPLE} "
+                f"(VAE stride 8, patch 2). The nearest that fits is {near}."
+            )
+
+
+def latent_shape(frames: int, height: int, width: int, batch: int = 1) -> tuple[int, int, int, int, int]:
+    """`(B, 16, T, H, W)` of the latent of a video; geometry errors as in `check_geometry`."""
+    check_geometry(frames, height, width)
+    return (batch, LATENT_CHANNELS, (frames - 1) // TIME_STRIDE + 1, height // SPACE_STRIDE, width // SPACE_STRIDE)
+
+
+def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
+    """The 17 channels that are concatenated behind the noisy latent: image latent, then mask (Magic 1-For-1, Sec. 3).
+
+    The image is encoded as one frame and zero-padded along time in latent space; the mask is 1 on latent frame 0.
+
+    Args:
+        image_latent_BC1HW: `[B, 16, 1, H, W]` in the network's scale.
+
+    Returns:
+        `[B, 17, latent_frames, H, W]`.
+    """
+    batch, _, _, height, width = image_latent_BC1HW.shape
+    image = image_latent_BC1HW.new_zeros(batch, LATENT_CHANNELS, latent_frames, height, width)
+    image[:, :, :1] = image_latent_BC1HW
+    mask = image_latent_BC1HW.new_zeros(batch, 1, latent_frames, height, width)
+    mask[:, :, :1] = 1
+    return torch.cat([image, mask], dim=1)
+
+
+def frames_to_unit(frames_THWC: Tensor) -> Tensor:
+    """uint8 frames `[T, H, W, 3]` as float `[1, T, 3, H, W]` in [0, 1]: what a VAE's encode takes."""
+    return rearrange(frames_THWC, "t h w c -> 1 t c h w").float() / 255
+
+
+def unit_to_frames(video_BTCHW: Tensor) -> Tensor:
+    """A decoded video `[1, T, 3, H, W]` in [0, 1] as uint8 frames `[T, H, W, 3]`."""
+    return rearrange((video_BTCHW.float().clamp(0, 1) * 255).round().to(torch.uint8), "1 t c h w -> t h w c")
+
+
+def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:
+    """Read the sizes off a state dict in the file layout (canonical spelling).
+
+    Raises:
+        CheckpointError: if the weights are not those of a HunyuanVideo transformer.
+    """
+
+    def blocks(stem: str) -> int:
+        return len({key[len(stem) :].split(".")[0] for key in state if key.startswith(stem)})
+
+    if "img_in.proj.weight" not in state or "txt_in.input_embedder.weight" not in state:
+        some = ", ".join(sorted(state)[:4]) or "nothing"
+        raise CheckpointError(
+            f"These are not the weights of a HunyuanVideo transformer: img_in.proj and txt_in.input_embedder are "
+            f"missing, found {some}. Load a HunyuanVideo-I2V checkpoint in Tencent's, ComfyUI's or diffusers' names."
+        )
+    patch_embed = state["img_in.proj.weight"]
+    hidden = patch_embed.shape[0]
+    if patch_embed.ndim != 5 or tuple(patch_embed.shape[2:]) != (1, PATCH, PATCH) or hidden % HEAD_DIM:
+        raise CheckpointError(
+            f"img_in.proj.weight has shape {list(patch_embed.shape)}, expected [heads * 128, channels, 1, 2, 2]. "
+            f"This is not a HunyuanVideo transformer of the first generation."
+        )
+    vector_in = state.get("vector_in.in_layer.weight")
+    if vector_in is None:
+        raise CheckpointError(
+            "vector_in is missing: this looks like HunyuanVideo 1.5 or another relative. Expected a HunyuanVideo-I2V "
+            "checkpoint of the first generation (with pooled text in vector_in)."
+        )
+    return NetworkShape(
+        in_channels=patch_embed.shape[1],
+        hidden=hidden,
+        double_blocks=blocks("double_blocks."),
+        single_blocks=blocks("single_blocks."),
+        refiner_blocks=blocks("txt_in.individual_token_refiner.blocks."),
+        text_dim=state["txt_in.input_embedder.weight"].shape[1],
+        pooled_dim=vector_in.shape[1],
+        guidance_embed="guidance_in.mlp.0.weight" in state,
+    )
+
+
+def check_concat(shape: NetworkShape, source: str) -> None:
+    """Refuse a transformer that does not take its image by channel concatenation.
+
+    Raises:
+        CheckpointError: unless the patch embedding has 33 input channels.
+    """
+    if shape.in_channels != CONCAT_CHANNELS:
+        guess = {16: "text-to-video or token-replace (v2)", 32: "SkyReels"}.get(shape.in_channels, "another model")
+        raise CheckpointError(
+            f"{source} takes {shape.in_channels} input channels, which is {guess}; expected {CONCAT_CHANNELS} "
+            f"(noise 16 + image 16 + mask 1). Use a HunyuanVideo-I2V checkpoint of the concat kind (v1)."
+        )

@@ -1,0 +1,69 @@
+"""The Recipe: what a checkpoint says about itself, kept in its safetensors metadata.
+
+It is the contract between the trainer, which writes it, and whoever samples from the file: with it nobody has to guess
+the number of steps, the shift, the sampler or the image-to-video mode from a file name.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import CheckpointError
+
+METADATA_KEY = "magicdistill.recipe"
+
+Family = Literal["hunyuan_video"]
+I2VMode = Literal["concat"]
+Sampler = Literal["euler", "renoise"]
+Kind = Literal["teacher", "generator", "generator_lora", "fake_lora"]
+
+
+class Recipe(BaseModel):
+    """How a checkpoint was made and how it is to be sampled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    kind: Kind = Field(description="Role of the weights: a many-step teacher, a few-step generator, or a LoRA.")
+    family: Family = "hunyuan_video"
+    i2v_mode: I2VMode = Field("concat", description="How the start image enters: channel concatenation.")
+    steps: int = Field(ge=1, description="Number of model calls the weights are meant for.")
+    shift: float = Field(gt=0, description="Timestep shift of the schedule.")
+    sampler: Sampler = "euler"
+    guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance at sampling; 1 means none.")
+    width: int = Field(gt=0, description="Width of the training videos in pixels.")
+    height: int = Field(gt=0, description="Height of the training videos in pixels.")
+    frames: int = Field(gt=0, description="Frames of the training videos, 4n + 1.")
+    fps: float = Field(gt=0, description="Frame rate of the training videos.")
+    method: str | None = Field(None, description="Training method, e.g. w2s.")
+    training_step: int | None = Field(None, ge=0, description="Generator updates made.")
+    a_weak: float | None = Field(None, description="Branch weight of the real score (MD Eq. 6).")
+    a_strong: float | None = Field(None, description="Branch weight of the fake score.")
+    teacher_hash: str | None = Field(None, description="sha256 of the teacher's file.")
+    base_hash: str | None = Field(None, description="For a LoRA: sha256 of the file it is to be applied to.")
+    lora_rank: int | None = Field(None, ge=1, description="For a LoRA: rank before q, k and v are fused.")
+    lora_alpha: float | None = Field(None, gt=0, description="For a LoRA: alpha before q, k and v are fused.")
+
+    def to_metadata(self) -> dict[str, str]:
+        """The safetensors metadata that carries this recipe."""
+        return {METADATA_KEY: self.model_dump_json(exclude_none=True), "format": "pt"}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str] | None, source: str = "the file") -> "Recipe | None":
+        """Read a recipe back; None if the metadata carries none (a file made elsewhere).
+
+        Raises:
+            CheckpointError: if a recipe is there but cannot be understood.
+        """
+        text = (metadata or {}).get(METADATA_KEY)
+        if text is None:
+            return None
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise CheckpointError(
+                f"The recipe in {source} cannot be understood ({fields}). It was probably written by a newer version "
+                f"of MagicDistillation: update this installation, or export the checkpoint again."
+            ) from error

@@ -1,0 +1,90 @@
+"""The trainer's network: diffusers' HunyuanVideo transformer, filled from a checkpoint in the file layout."""
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
+
+from magicdistill_core.checkpoint import Checkpoint
+from magicdistill_core.families.hunyuan_video import (
+    HEAD_DIM,
+    LATENT_CHANNELS,
+    PATCH,
+    ROPE_AXES,
+    ROPE_THETA,
+    NetworkShape,
+    NullPrompt,
+)
+from magicdistill_core.flow import TIMESTEPS, Velocity
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
+
+
+def build_network(shape: NetworkShape) -> HunyuanVideoTransformer3DModel:
+    """A randomly initialised transformer of the given sizes."""
+    return HunyuanVideoTransformer3DModel(
+        in_channels=shape.in_channels,
+        out_channels=LATENT_CHANNELS,
+        num_attention_heads=shape.heads,
+        attention_head_dim=HEAD_DIM,
+        num_layers=shape.double_blocks,
+        num_single_layers=shape.single_blocks,
+        num_refiner_layers=shape.refiner_blocks,
+        patch_size=PATCH,
+        patch_size_t=1,
+        guidance_embeds=shape.guidance_embed,
+        text_embed_dim=shape.text_dim,
+        pooled_projection_dim=shape.pooled_dim,
+        rope_theta=ROPE_THETA,
+        rope_axes_dim=ROPE_AXES,
+        image_condition_type=None,
+    )
+
+
+def load_network(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> HunyuanVideoTransformer3DModel:
+    """The transformer with a checkpoint's weights, in eval mode; never holds the weights twice.
+
+    The tensors are copied, so that training the network leaves `checkpoint` as it was.
+    """
+    with init_empty_weights():
+        network = build_network(checkpoint.shape)
+    weights = file_to_diffusers(HUNYUAN_VIDEO, checkpoint.state, checkpoint.shape.hidden)
+    copies = {key: value.to(device=device, dtype=dtype, copy=True).contiguous() for key, value in weights.items()}
+    network.load_state_dict(copies, assign=True)
+    return network.eval()
+
+
+def file_state(network: torch.nn.Module) -> dict[str, Tensor]:
+    """A transformer's weights in the file layout."""
+    return diffusers_to_file(HUNYUAN_VIDEO, network.state_dict())
+
+
+def network_inputs(x: Tensor, sigma: Tensor, condition: Tensor, prompt: NullPrompt) -> dict[str, Tensor]:
+    """The keyword arguments of one call of the transformer.
+
+    Args:
+        x: noisy latent `[B, 16, T, H, W]`.
+        sigma: `[B]`.
+        condition: the concatenated channels `[B, 17, T, H, W]`.
+        prompt: text conditioning, repeated over the batch.
+    """
+    batch = x.shape[0]
+    text = prompt.text_states.to(x).expand(batch, -1, -1)
+    return {
+        "hidden_states": torch.cat([x, condition.to(x)], dim=1),
+        "timestep": TIMESTEPS * sigma.to(x),
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": torch.ones(text.shape[:2], device=x.device, dtype=torch.bool),
+        "pooled_projections": prompt.pooled.to(x).expand(batch, -1),
+    }
+
+
+def network_velocity(network: torch.nn.Module, condition: Tensor, prompt: NullPrompt) -> Velocity:
+    """The network as a velocity of `(x, sigma)` for one batch's conditioning."""
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return network(**network_inputs(x, sigma, condition, prompt), return_dict=False)[0]
+
+    return velocity
