@@ -1,0 +1,298 @@
+"""Latent datasets: a folder with `dataset.json` and safetensors shards, written resumably and read by memory map.
+
+A shard holds `latents` `[N, 16, T, H, W]` and `image_latents` `[N, 16, 1, H, W]` (the first frame encoded as a still
+image), both in the network's scale. The index is replaced only after the shard it names is on disk, so that an
+interrupted run loses at most the samples of one unfinished shard.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from magicdistill_core.checkpoint import write_safetensors
+from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.families.hunyuan_video import latent_shape
+from magicdistill_core.files import write_text
+
+logger = logging.getLogger(__name__)
+
+INDEX_NAME = "dataset.json"
+LATENTS, IMAGE_LATENTS = "latents", "image_latents"
+_SHARD_SAMPLES = 256
+_SHARD_BYTES = 256 * 1024**2
+
+StoredDtype = Literal["float16", "bfloat16", "float32"]
+
+
+class DatasetError(MagicDistillError):
+    """A latent dataset that is absent, damaged, or made with other settings than those asked for."""
+
+
+class LatentBatch(NamedTuple):
+    """Clean latents `[B, 16, T, H, W]` and the latents of their start images `[B, 16, 1, H, W]`, float32."""
+
+    latents: Tensor
+    image_latents: Tensor
+
+
+class Shard(BaseModel):
+    """One shard of the index."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    bytes: int = Field(description="Size of the file, so that a truncated copy is noticed at once.")
+    samples: list[str] = Field(description="Keys of the samples in order.")
+
+
+class DatasetIndex(BaseModel):
+    """The contents of `dataset.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    frames: int = Field(description="Frames of every clip, 4n + 1.")
+    height: int
+    width: int
+    fps: float = Field(gt=0)
+    dtype: StoredDtype
+    vae_sha256: str = Field(description="sha256 of the VAE that made the latents.")
+    shards: list[Shard] = []
+    sources: list[str] = Field(default=[], description="Source files of which every sample is in.")
+
+    @property
+    def count(self) -> int:
+        """Samples in all shards."""
+        return sum(len(shard.samples) for shard in self.shards)
+
+
+def read_index(folder: Path) -> DatasetIndex:
+    """Read a dataset's index.
+
+    Raises:
+        DatasetError: if the folder has none or it cannot be understood.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise DatasetError(
+            f"{folder} is no latent dataset: it has no {INDEX_NAME}. Make one with "
+            f"`magicdistill prepare --videos DIR --out {folder}`, or correct the path."
+        )
+    try:
+        return DatasetIndex.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"{path} cannot be understood ({error}). Expected the index that `magicdistill prepare` writes: "
+            f"restore it, or prepare the dataset again."
+        ) from error
+
+
+class LatentWriter:
+    """Adds samples to a dataset; use as a context manager, whose end writes the unfinished shard.
+
+    Opening an existing dataset continues it: `key in writer` tells whether a sample is already there, and
+    `finished(source)` whether all samples of a source file are.
+
+    Raises:
+        DatasetError: if the folder holds a dataset of another geometry, frame rate, dtype or VAE.
+    """
+
+    def __init__(self, folder: Path, index: DatasetIndex) -> None:
+        self._folder = folder
+        self._shape = latent_shape(index.frames, index.height, index.width)[1:]
+        self._dtype = getattr(torch, index.dtype)
+        if (folder / INDEX_NAME).exists():
+            index = _continued(folder, read_index(folder), index)
+        self._index = index
+        sample_bytes = self._dtype.itemsize * torch.Size(self._shape).numel()
+        self._shard_samples = max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // sample_bytes))
+        self._keys = {key for shard in index.shards for key in shard.samples}
+        self._sources = set(index.sources)
+        self._pending: dict[str, tuple[Tensor, Tensor]] = {}
+        self._pending_sources: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def finished(self, source: str) -> bool:
+        """Whether `finish_source` was called for this source, now or in an earlier run."""
+        return source in self._sources
+
+    def append(self, key: str, latent: Tensor, image_latent: Tensor) -> None:
+        """Add one sample; writes a shard when enough have gathered.
+
+        Args:
+            key: the sample's unique name, such as the source file and its window.
+            latent: `[16, T, H, W]`.
+            image_latent: `[16, 1, H, W]`.
+
+        Raises:
+            ValueError: if the key is in already, or a shape is not that of the dataset's geometry.
+        """
+        image_shape = (self._shape[0], 1, *self._shape[2:])
+        if key in self._keys:
+            raise ValueError(f"Sample {key} is in the dataset already; ask `key in writer` first.")
+        if tuple(latent.shape) != self._shape or tuple(image_latent.shape) != image_shape:
+            raise ValueError(
+                f"Sample {key} has latents {list(latent.shape)} and {list(image_latent.shape)}, expected "
+                f"{list(self._shape)} and {list(image_shape)}."
+            )
+        stored = (latent.detach().cpu().to(self._dtype), image_latent.detach().cpu().to(self._dtype))
+        self._pending[key] = stored
+        self._keys.add(key)
+        if len(self._pending) >= self._shard_samples:
+            self.flush()
+
+    def finish_source(self, source: str) -> None:
+        """Note that every sample of a source file was appended; recorded with the samples, not before them."""
+        if source not in self._sources:
+            self._sources.add(source)
+            self._pending_sources.append(source)
+
+    def flush(self) -> None:
+        """Write what has gathered as a shard, then the index."""
+        if not self._pending and not self._pending_sources and (self._folder / INDEX_NAME).exists():
+            return
+        shards = list(self._index.shards)
+        if self._pending:
+            name = f"shard-{len(shards):05d}.safetensors"
+            latents, images = zip(*self._pending.values(), strict=True)
+            write_safetensors(
+                self._folder / name, {LATENTS: torch.stack(latents), IMAGE_LATENTS: torch.stack(images)}, {}
+            )
+            shards.append(Shard(file=name, bytes=(self._folder / name).stat().st_size, samples=list(self._pending)))
+        sources = [*self._index.sources, *self._pending_sources]
+        self._index = self._index.model_copy(update={"shards": shards, "sources": sources})
+        write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1))
+        self._pending, self._pending_sources = {}, []
+
+
+def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
+    settings = ("frames", "height", "width", "fps", "dtype", "vae_sha256")
+    differing = [
+        f"{n} {getattr(found, n)} (asked: {getattr(wanted, n)})"
+        for n in settings
+        if getattr(found, n) != getattr(wanted, n)
+    ]
+    if differing:
+        raise DatasetError(
+            f"{folder} holds a dataset made with other settings: {', '.join(differing)}. Continue it with its own "
+            f"settings, or write to another folder."
+        )
+    logger.info("continuing %s: %d samples are in", folder, found.count)
+    return found
+
+
+class LatentDataset:
+    """Read access to a latent dataset by sample number; tensors are read through memory maps on demand.
+
+    Raises:
+        DatasetError: if the folder is no dataset, is empty, or a shard is missing, truncated or of another geometry.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self._files: dict[int, safe_open] = {}
+        self._places = [(s, row) for s, shard in enumerate(self.index.shards) for row in range(len(shard.samples))]
+        self._shape = latent_shape(self.frames, self.height, self.width)[1:]
+        if not self._places:
+            raise DatasetError(
+                f"The dataset {self.folder} holds no samples. Run `magicdistill prepare` on usable clips."
+            )
+        for number in range(len(self.index.shards)):
+            self._open(number)
+
+    @property
+    def frames(self) -> int:
+        """Frames of every clip."""
+        return self.index.frames
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.index.height
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.index.width
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self.index.fps
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def batch(self, indices: Sequence[int]) -> LatentBatch:
+        """The samples of the given numbers, stacked in that order, as float32 on the CPU.
+
+        Raises:
+            IndexError: if a number is not in `[0, len)`.
+            DatasetError: if a shard became unreadable.
+        """
+        latents, images = [], []
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"Sample {index} was asked of a dataset of {len(self)}.")
+            number, row = self._places[index]
+            try:
+                latents.append(self._files[number].get_slice(LATENTS)[row : row + 1])
+                images.append(self._files[number].get_slice(IMAGE_LATENTS)[row : row + 1])
+            except (SafetensorError, OSError) as error:
+                raise self._damaged(number, str(error)) from error
+        return LatentBatch(torch.cat(latents).float(), torch.cat(images).float())
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        # Memory maps do not travel between processes: a data worker opens its own.
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+    def _damaged(self, number: int, why: str) -> DatasetError:
+        name = self.index.shards[number].file
+        return DatasetError(
+            f"Shard {name} of {self.folder} cannot be used: {why}. Copy it again from where it was made, or delete "
+            f"the folder and prepare the dataset again."
+        )
+
+    def _open(self, number: int) -> None:
+        shard = self.index.shards[number]
+        path = self.folder / shard.file
+        if not path.is_file():
+            raise self._damaged(number, "the file is missing")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise self._damaged(number, f"it has {size:,} bytes where {shard.bytes:,} were written, so it is truncated")
+        try:
+            file = safe_open(path, framework="pt")
+            shapes = [tuple(file.get_slice(key).get_shape()) for key in (LATENTS, IMAGE_LATENTS)]
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(number, str(error)) from error
+        channels, _, rows, columns = self._shape
+        count = len(shard.samples)
+        expected = [(count, *self._shape), (count, channels, 1, rows, columns)]
+        if shapes != expected:
+            raise self._damaged(number, f"its tensors are {shapes}, but the index says {expected}")
+        self._files[number] = file
