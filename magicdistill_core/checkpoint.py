@@ -5,7 +5,6 @@ new one.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from .branch import LowRank
 from .errors import CheckpointError
 from .families.hunyuan_video import NetworkShape, NullPrompt, network_shape
+from .files import atomic_file
 from .layouts.hunyuan_video import HUNYUAN_VIDEO
 from .layouts.lora import lora_state, parse_lora, to_file_layout
 from .layouts.modules import diffusers_to_file, listing, missing_keys
@@ -192,16 +192,8 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file so that it appears under its name only when it is complete and on disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_file(path) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(
