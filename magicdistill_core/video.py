@@ -1,0 +1,272 @@
+"""Frames from and to files: streaming decode, still images, h264 mp4 with tags, resize and crop, contact sheets.
+
+Frames are uint8 RGB tensors `[H, W, 3]`, clips `[T, H, W, 3]`.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import VideoError
+from .files import atomic_file
+
+logger = logging.getLogger(__name__)
+
+_MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
+_BT709, _LIMITED_RANGE = 1, 1
+_SHEET_MIN_CELL = 160
+_SHEET_LABEL_HEIGHT = 24
+_SHEET_GAP = 4
+
+
+@dataclass(frozen=True)
+class Video:
+    """An opened video: its frame rate, and its upright frames `[H, W, 3]` uint8 in one pass."""
+
+    fps: float
+    frames: Iterator[Tensor]
+
+
+def read_video(path: str | Path, fps: float | None = None) -> Video:
+    """Open a video for streaming; rotation metadata is applied to the frames.
+
+    Args:
+        fps: frame rate to resample to, by showing at every instant the source frame nearest in time; None keeps the
+            file's own frames and average rate.
+
+    Raises:
+        VideoError: at once if the file is absent, empty or no video; while iterating if it is damaged or holds no
+            frame.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path} does not exist or is no file. Check the path of the video.")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes). Copy or record the video again.")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path} has no video stream (only {_stream_kinds(container)}). Expected a video file.")
+    rate = container.streams.video[0].average_rate or container.streams.video[0].guessed_rate
+    if not rate:
+        container.close()
+        raise VideoError(f"{path} does not say its frame rate. Re-encode it, for example to mp4 with h264.")
+    timed = _decode(path, container, float(rate))
+    frames = (frame for _, frame in timed) if fps is None else _resample(timed, 1 / float(rate), fps)
+    return Video(float(rate) if fps is None else fps, frames)
+
+
+def _stream_kinds(container: av.container.InputContainer) -> str:
+    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+
+
+def _unreadable(path: Path, error: Exception) -> VideoError:
+    return VideoError(
+        f"{path} cannot be read as a video ({error}). It is damaged or in a format that is not supported: copy it "
+        f"again, or re-encode it, for example to mp4 with h264."
+    )
+
+
+def _decode(path: Path, container: av.container.InputContainer, rate: float) -> Iterator[tuple[float, Tensor]]:
+    """Times in seconds and upright frames, in presentation order."""
+    count = 0
+    with container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        try:
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise VideoError(f"{path} is damaged: frame {count} cannot be decoded. Copy the file again.")
+                pixels = frame.to_ndarray(format="rgb24")
+                # A display matrix turns counter-clockwise by `rotation` degrees, as rot90 does.
+                upright = np.rot90(pixels, k=round(frame.rotation / 90), axes=(0, 1))
+                time = frame.time if frame.time is not None else count / rate
+                count += 1
+                yield time, torch.from_numpy(np.ascontiguousarray(upright))
+        except av.FFmpegError as error:
+            raise _unreadable(path, error) from error
+        if count == 0:
+            raise VideoError(f"{path} holds no frame that can be decoded. Copy or record the video again.")
+        if count < stream.frames:
+            logger.warning("%s says it has %d frames, only %d could be decoded", path, stream.frames, count)
+
+
+def _resample(timed: Iterator[tuple[float, Tensor]], duration: float, fps: float) -> Iterator[Tensor]:
+    """Frames at `k / fps` from the first frame on, each the source frame nearest in time.
+
+    Args:
+        duration: seconds that the last frame is shown.
+    """
+    start, shown = next(timed)
+    previous, emitted = start, 0
+    for time, frame in timed:
+        while start + emitted / fps < (previous + time) / 2:
+            yield shown
+            emitted += 1
+        previous, shown = time, frame
+    while start + emitted / fps < previous + duration / 2:
+        yield shown
+        emitted += 1
+
+
+def read_image(path: str | Path) -> Tensor:
+    """A still image, upright by its EXIF orientation, transparency laid on white: uint8 `[H, W, 3]`.
+
+    Raises:
+        VideoError: if the file is absent, empty, damaged or no image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path} does not exist or is no file. Check the path of the image.")
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16-bit grey, which convert() would clip instead of scaling
+                upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).round().astype(np.uint8))
+            layer = upright.convert("RGBA")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise VideoError(
+            f"{path} cannot be read as an image ({error}). Expected a PNG, JPEG or WebP picture: copy it again or "
+            f"save it in one of these formats."
+        ) from error
+    opaque = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return torch.from_numpy(np.array(opaque))
+
+
+def write_video(
+    path: str | Path, frames_THWC: Tensor, fps: float, tags: Mapping[str, str] | None = None, crf: int = 18
+) -> None:
+    """Write uint8 RGB frames `[T, H, W, 3]` as an h264 yuv420p mp4 (BT.709), complete or not at all.
+
+    Args:
+        tags: text kept in the container's metadata, read back by `read_tags`.
+        crf: x264 quality, 0 (best) to 51.
+
+    Raises:
+        VideoError: if there is no frame, a side is odd (yuv420p halves it), or the encoder fails.
+    """
+    path = Path(path)
+    if frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or frames_THWC.dtype != torch.uint8:
+        raise VideoError(
+            f"{path.name}: expected uint8 frames [T, H, W, 3], got {frames_THWC.dtype} {list(frames_THWC.shape)}."
+        )
+    count, height, width, _ = frames_THWC.shape
+    if count == 0 or height % 2 or width % 2 or not height or not width:
+        raise VideoError(
+            f"{path.name} cannot be written with {count} frames of {width} x {height}: an h264 mp4 needs at least one "
+            f"frame and even sides. Crop or resize to even sides."
+        )
+    try:
+        # The temporary name does not end in .mp4, so the container format is named.
+        with atomic_file(path) as temporary:
+            _encode(temporary, frames_THWC, fps, dict(tags or {}), crf)
+    except av.FFmpegError as error:
+        raise VideoError(f"{path} cannot be encoded ({error}). Check the free disk space and the folder.") from error
+
+
+def _encode(path: Path, frames_THWC: Tensor, fps: float, tags: dict[str, str], crf: int) -> None:
+    options = {"movflags": "use_metadata_tags+faststart"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        container.metadata.update(tags)
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(_MAX_FPS_DENOMINATOR))
+        stream.height, stream.width = frames_THWC.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(crf)}
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+        codec.color_range = _LIMITED_RANGE
+        for pixels in frames_THWC.cpu():
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.numpy()), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="itu709")))
+        container.mux(stream.encode(None))
+
+
+def read_tags(path: str | Path) -> dict[str, str]:
+    """The metadata tags of a video file.
+
+    Raises:
+        VideoError: if the file is absent or no video.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path} does not exist or is no file. Check the path of the video.")
+    try:
+        with av.open(str(path)) as container:
+            return dict(container.metadata)
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from error
+
+
+def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
+    """Cut the largest centred region of the wanted aspect and resize it, antialiased (bicubic).
+
+    Args:
+        frames: `[..., H, W, 3]`, uint8, or floating point in [0, 1].
+
+    Returns:
+        `[..., height, width, 3]` of the same dtype.
+    """
+    rows, columns = frames.shape[-3:-1]
+    crop_rows = min(rows, max(1, round(columns * height / width)))
+    crop_columns = min(columns, max(1, round(rows * width / height)))
+    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
+    region = frames[..., top : top + crop_rows, left : left + crop_columns, :]
+    if (crop_rows, crop_columns) == (height, width):
+        return region.contiguous()
+    flat = region.reshape(-1, crop_rows, crop_columns, 3)
+    out = flat.new_empty(flat.shape[0], height, width, 3)
+    for source, target in zip(flat, out, strict=True):  # one frame in floating point at a time
+        plane = source.permute(2, 0, 1)[None]
+        resized = F.interpolate(
+            plane if plane.is_floating_point() else plane.float(),
+            size=(height, width),
+            mode="bicubic",
+            antialias=True,
+        )[0].permute(1, 2, 0)
+        # Bicubic overshoots at edges.
+        target.copy_(resized.clamp(0, 1) if frames.is_floating_point() else resized.round().clamp(0, 255))
+    return out.reshape(*frames.shape[:-3], height, width, 3)
+
+
+def contact_sheet(rows: Sequence[Tensor], labels: Sequence[str], columns: int) -> Image.Image:
+    """Clips as labelled strips under each other, each with up to `columns` frames evenly spread over its length.
+
+    Args:
+        rows: uint8 clips `[T, H, W, 3]` of one frame size; a still image is a clip of one frame.
+        labels: the text above each strip.
+
+    Raises:
+        ValueError: if there is no row, the sizes differ, or the labels are not as many as the rows.
+    """
+    sizes = {tuple(row.shape[1:]) for row in rows}
+    if len(sizes) != 1 or len(labels) != len(rows) or columns < 1:
+        raise ValueError(f"A contact sheet of {len(rows)} rows, {len(labels)} labels and frame sizes {sizes}.")
+    height, width, _ = sizes.pop()
+    # Pocket-sized frames are enlarged by a whole factor, so that their pixels stay what they are.
+    zoom = max(1, -(-_SHEET_MIN_CELL // height))
+    cell = (width * zoom, height * zoom)
+    pitch_x, pitch_y = cell[0] + _SHEET_GAP, _SHEET_LABEL_HEIGHT + cell[1] + _SHEET_GAP
+    used = min(columns, max(row.shape[0] for row in rows))
+    sheet = Image.new("RGB", (used * pitch_x + _SHEET_GAP, len(rows) * pitch_y), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for number, (clip, label) in enumerate(zip(rows, labels, strict=True)):
+        top = number * pitch_y
+        draw.text((_SHEET_GAP, top + 3), label, fill="black", font=font)
+        picked = torch.linspace(0, clip.shape[0] - 1, min(columns, clip.shape[0])).round().int()
+        for column, index in enumerate(picked.tolist()):
+            picture = Image.fromarray(clip[index].cpu().numpy()).resize(cell, Image.Resampling.NEAREST)
+            sheet.paste(picture, (_SHEET_GAP + column * pitch_x, top + _SHEET_LABEL_HEIGHT))
+    return sheet
