@@ -1,0 +1,28 @@
+"""The ComfyUI nodes: thin, with native types; everything that is not ComfyUI's lives in the core."""
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from ..magicdistill_core.pocket import files
+from .load_model import LoadModel
+from .pocket_portrait import PocketPortrait
+from .portrait_to_video import PortraitToVideo
+from .real_fake_lora import RealFakeLora
+from .sampler import FewStepSampler
+from .save_video import SaveVideo
+
+
+class MagicDistillExtension(ComfyExtension):
+    """The pack: its nodes, and the pocket weights that its loaders and the stock ones list."""
+
+    @override
+    async def on_load(self) -> None:
+        # Appended behind the user's own folders, so that what they save never lands in the pack.
+        folder_paths.add_model_folder_path("diffusion_models", str(files.DIFFUSION_MODELS))
+        folder_paths.add_model_folder_path("vae", str(files.VAES))
+        folder_paths.add_model_folder_path("loras", str(files.LORAS))
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadModel, RealFakeLora, PortraitToVideo, FewStepSampler, SaveVideo, PocketPortrait]

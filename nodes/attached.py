@@ -1,0 +1,45 @@
+"""What a file says of itself travels with its MODEL, and what a node has to say reaches the person at the canvas."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..magicdistill_core.families.hunyuan_video import NullPrompt
+from ..magicdistill_core.recipe import Recipe
+
+LOGGER = logging.getLogger(__name__)
+_KEY = "magicdistill"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A loaded file: where it lies, its recipe and its null prompt, each None if it carries none."""
+
+    path: Path
+    recipe: Recipe | None
+    null_prompt: NullPrompt | None
+
+
+def attach(model: ModelPatcher, attached: Attached) -> None:
+    """Put `attached` on a MODEL; clones that later nodes make keep it."""
+    model.set_attachments(_KEY, attached)
+
+
+def attached_to(model: ModelPatcher) -> Attached | None:
+    """What `attach` put on this MODEL or on one that it was cloned from; None after another loader."""
+    return model.get_attachment(_KEY)
+
+
+def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.PreviewText:
+    """Say what a node did and what deserves a second look: in the log, under the node, and in the run's history."""
+    LOGGER.info("%s: %s", node.GET_SCHEMA().display_name, text)
+    for warning in warnings:
+        LOGGER.warning("%s: %s", node.GET_SCHEMA().display_name, warning)
+    said = "\n".join([text, *(f"Note: {warning}" for warning in warnings)])
+    if node.hidden is not None and node.hidden.unique_id:
+        PromptServer.instance.send_progress_text(said, node.hidden.unique_id)
+    return ui.PreviewText(said)

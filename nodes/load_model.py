@@ -1,0 +1,140 @@
+"""Load few-step model: a diffusion model through ComfyUI's own loader, with its recipe and null prompt."""
+
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+from ..magicdistill_core.checkpoint import (
+    NULL_POOLED_KEY,
+    NULL_TEXT_KEY,
+    load_lora,
+    parse_checkpoint,
+    read_metadata,
+)
+from ..magicdistill_core.errors import CheckpointError
+from ..magicdistill_core.families.hunyuan_video import check_concat
+from ..magicdistill_core.recipe import Recipe
+from .attached import Attached, attach, attached_to, report
+from .low_rank import apply_branches
+
+_NO_LORA = "none"
+# Tensors that ComfyUI's quantised formats put beside the weights.
+_QUANTISATION = (".weight_scale", ".input_scale", ".scale_weight", ".scale_input", ".comfy_quant", "scaled_fp8")
+_DTYPES = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+
+def load_model(path: str, model_options: dict, disable_dynamic: bool = False) -> ModelPatcher:
+    """A file of the family as a MODEL with its recipe's shift, carrying what the file says of itself.
+
+    Raises:
+        CheckpointError: if the file is no safetensors, damaged, a LoRA, of another family or no concat I2V.
+    """
+    name = Path(path).name
+    recipe = Recipe.from_metadata(read_metadata(path), name)
+    state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+    plain = {key: tensor for key, tensor in state.items() if not key.endswith(_QUANTISATION)}
+    # ComfyUI finds a quantised weight's scale by name, so such a file keeps its own spelling.
+    own_names = len(plain) < len(state)
+    checkpoint = parse_checkpoint(plain, recipe, name, allow_quantised=True)
+    check_concat(checkpoint.shape, name)
+    weights = checkpoint.state
+    if own_names:
+        weights = {key: tensor for key, tensor in state.items() if key not in (NULL_TEXT_KEY, NULL_POOLED_KEY)}
+    model = comfy.sd.load_diffusion_model_state_dict(
+        weights, model_options=model_options, metadata=metadata, disable_dynamic=disable_dynamic
+    )
+    if model is None:
+        raise CheckpointError(
+            f"{name} looks like a HunyuanVideo-I2V transformer, yet this ComfyUI does not recognise it. Update "
+            f"ComfyUI, or export the checkpoint again."
+        )
+    if recipe is not None:
+        model = ModelSamplingSD3().patch(model, recipe.shift)[0]
+    attach(model, Attached(Path(path), recipe, checkpoint.null_prompt))
+    # ComfyUI loads anew from the file for a second GPU, or where hooks need unshared weights.
+    model.cached_patcher_init = (load_model, (path, model_options))
+    return model
+
+
+class LoadModel(io.ComfyNode):
+    """Node `MagicDistillLoadModel`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagicDistillLoadModel",
+            display_name="Load few-step model",
+            category="MagicDistillation/loaders",
+            description="Loads a HunyuanVideo-I2V diffusion model (concat kind) through ComfyUI's own loader. Its "
+            "recipe (steps, shift, sampler, size) and its null prompt travel with the MODEL, so that the nodes behind "
+            "it need no settings and no text encoder.",
+            search_aliases=["magicdistill", "load distilled", "hunyuan i2v loader", "few step", "magic 1-for-1"],
+            inputs=[
+                io.Combo.Input(
+                    "unet_name",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="File in models/diffusion_models (.safetensors). Files exported by MagicDistillation carry "
+                    "a recipe; other HunyuanVideo-I2V files of the concat kind (33 input channels) load too, without.",
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[_NO_LORA, *folder_paths.get_filename_list("loras")],
+                    default=_NO_LORA,
+                    tooltip="Generator LoRA on top of the file, for distillations that were exported as base + LoRA. "
+                    "Its recipe then replaces the file's. Leave at none for a full checkpoint.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="How the weights are held in memory. default keeps the file's type; fp8 halves the memory "
+                    "of a bf16 file and costs some quality. Change it when the model does not fit.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with its recipe and its recipe's shift.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str, lora_name: str, weight_dtype: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+        model = load_model(path, _DTYPES[weight_dtype])
+        if lora_name != _NO_LORA:
+            model = _with_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name))
+        recipe = attached_to(model).recipe
+        if recipe is None:
+            return io.NodeOutput(
+                model, ui=report(cls, "Loaded.", [f"{unet_name} carries no recipe: settings are assumed."])
+            )
+        text = (
+            f"{recipe.kind} for {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}; "
+            f"{recipe.width} x {recipe.height}, {recipe.frames} frames at {recipe.fps:g} fps"
+        )
+        return io.NodeOutput(model, ui=report(cls, text, []))
+
+
+def _with_lora(model: ModelPatcher, path: str) -> ModelPatcher:
+    lora = load_lora(path, model.model.model_config.unet_config["hidden_size"])
+    if lora.recipe is not None and lora.recipe.kind == "fake_lora":
+        raise CheckpointError(
+            f"{lora.source} is the fake branch of a distillation, which is no generator. Expected a generator LoRA: "
+            f"choose another file here, or use the node Real/fake LoRA weights for this one."
+        )
+    model = apply_branches(model, lora, 1.0)
+    if lora.recipe is not None:
+        base = attached_to(model)
+        model = ModelSamplingSD3().patch(model, lora.recipe.shift)[0]
+        attach(model, Attached(base.path, lora.recipe, base.null_prompt))
+    return model

