@@ -118,8 +118,13 @@ def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def parse_checkpoint(state: dict[str, Tensor], recipe: Recipe | None, source: str) -> Checkpoint:
+def parse_checkpoint(
+    state: dict[str, Tensor], recipe: Recipe | None, source: str, *, allow_quantised: bool = False
+) -> Checkpoint:
     """Tensors of a HunyuanVideo transformer under any known spelling, checked and brought to the file layout.
+
+    Args:
+        allow_quantised: take fp8 and int8 weights too, for a reader that can compute with them.
 
     Raises:
         CheckpointError: naming what is missing, unknown or of the wrong family.
@@ -131,7 +136,7 @@ def parse_checkpoint(state: dict[str, Tensor], recipe: Recipe | None, source: st
             f"{source} is a LoRA, expected a whole transformer. Load its base first and apply the LoRA to it."
         )
     quantised = [k for k, v in state.items() if v.dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn)]
-    if quantised:
+    if quantised and not allow_quantised:
         raise CheckpointError(
             f"{source} holds quantised weights ({listing(quantised, 2)}). Expected bf16, fp16 or fp32: use the "
             f"unquantised checkpoint here."
@@ -173,6 +178,20 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
         state |= tensors
         recipe = recipe or Recipe.from_metadata(metadata, file.name)
     return parse_checkpoint(state, recipe, path.name)
+
+
+def load_null_prompt(path: str | Path) -> NullPrompt:
+    """The null prompt of a checkpoint, or of a file that holds nothing else.
+
+    Raises:
+        CheckpointError: if the file is unreadable or has no `null_prompt.*` tensors.
+    """
+    tensors, _ = read_tensors(path)
+    if NULL_TEXT_KEY not in tensors or NULL_POOLED_KEY not in tensors:
+        raise CheckpointError(
+            f"{Path(path).name} holds no null prompt. Expected the tensors {NULL_TEXT_KEY} and {NULL_POOLED_KEY}."
+        )
+    return NullPrompt(tensors[NULL_TEXT_KEY], tensors[NULL_POOLED_KEY])
 
 
 def load_lora(path: str | Path, hidden: int) -> LoraFile:

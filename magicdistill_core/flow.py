@@ -5,6 +5,7 @@ timestep is `1000 * sigma`. A *velocity* is a callable `(x_BCTHW, sigma_B) -> v_
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -93,7 +94,7 @@ def sample_euler(
         sigmas: `[N + 1]`, decreasing.
         callback: called after every model call with the step, its sigma, x and the x0 estimate there.
     """
-    for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = _predict(velocity, x_BCTHW, sigma)
         if callback is not None:
             callback(SamplerState(step, float(sigma), x_BCTHW, velocity_to_x0(x_BCTHW, v, sigma)))
@@ -114,9 +115,23 @@ def sample_renoise(
         velocity, x_BCTHW, sigmas, callback: as for `sample_euler`.
         noise_sampler: `(step, like) -> noise` shaped as `like`; called once for every step but the last.
     """
-    for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = velocity_to_x0(x_BCTHW, _predict(velocity, x_BCTHW, sigma), sigma)
         if callback is not None:
             callback(SamplerState(step, float(sigma), x_BCTHW, x0))
         x_BCTHW = x0 if sigma_next == 0 else add_noise(x0, noise_sampler(step, x0), sigma_next)
     return x_BCTHW
+
+
+def seeded_noise(seed: int) -> NoiseSampler:
+    """The noise sampler that `sample_renoise` takes for a seed: the same draws for whoever samples the same file.
+
+    Drawn in float32 on the CPU from `seed + 1`, so that it repeats neither the starting noise of `seed` nor a device's
+    own generator.
+    """
+    generator = torch.Generator().manual_seed((seed + 1) % 2**64)
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    return noise
