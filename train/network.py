@@ -17,7 +17,7 @@ from magicdistill_core.families.hunyuan_video import (
 )
 from magicdistill_core.flow import TIMESTEPS, Velocity
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
+from magicdistill_core.layouts.modules import file_to_diffusers
 
 
 def build_network(shape: NetworkShape) -> HunyuanVideoTransformer3DModel:
@@ -56,11 +56,6 @@ def load_network(
     return network.eval()
 
 
-def file_state(network: torch.nn.Module) -> dict[str, Tensor]:
-    """A transformer's weights in the file layout."""
-    return diffusers_to_file(HUNYUAN_VIDEO, network.state_dict())
-
-
 def network_inputs(x: Tensor, sigma: Tensor, condition: Tensor, prompt: NullPrompt) -> dict[str, Tensor]:
     """The keyword arguments of one call of the transformer.
 
@@ -74,7 +69,8 @@ def network_inputs(x: Tensor, sigma: Tensor, condition: Tensor, prompt: NullProm
     text = prompt.text_states.to(x).expand(batch, -1, -1)
     return {
         "hidden_states": torch.cat([x, condition.to(x)], dim=1),
-        "timestep": TIMESTEPS * sigma.to(x),
+        # In float32 whatever the network computes in: bf16 would round 937.5 away.
+        "timestep": TIMESTEPS * sigma.to(x.device, torch.float32),
         "encoder_hidden_states": text,
         "encoder_attention_mask": torch.ones(text.shape[:2], device=x.device, dtype=torch.bool),
         "pooled_projections": prompt.pooled.to(x).expand(batch, -1),

@@ -1,0 +1,28 @@
+"""What can be measured of video latents and frames without a pretrained network; each number is named by its features."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def latent_statistics(latents_BCTHW: Tensor) -> Tensor:
+    """Features of clips: each channel's mean and deviation over space and time, and its mean change between frames.
+
+    Returns:
+        `[B, 3 * C]`.
+    """
+    flat = rearrange(latents_BCTHW.float(), "b c t h w -> b c (t h w)")
+    change = latents_BCTHW.float().diff(dim=2).abs().mean(dim=(2, 3, 4))
+    return torch.cat([flat.mean(2), flat.std(2), change], dim=1)
+
+
+def motion(frames_BTCHW: Tensor) -> Tensor:
+    """Mean absolute change between successive frames of each clip, `[B]`, in the frames' unit."""
+    return frames_BTCHW.float().diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
+
+
+def sharpness(frames_BTCHW: Tensor) -> Tensor:
+    """Mean absolute Laplacian of each clip, `[B]`: it falls with blur and rises with noise."""
+    x = frames_BTCHW.float()
+    neighbours = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
+    return (4 * x[..., 1:-1, 1:-1] - neighbours).abs().mean(dim=(1, 2, 3, 4))

@@ -1,0 +1,51 @@
+"""Distances between two sets of feature vectors."""
+
+import torch
+from torch import Tensor
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(
+            f"Two sets of feature vectors are needed, [N, D] and [M, D] with N, M >= 2; found {list(x.shape)} and "
+            f"{list(y.shape)}."
+        )
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """`2 E|x - y| - E|x - x'| - E|y - y'|` (Szekely and Rizzo), without the pairs of a sample with itself.
+
+    Unbiased: two sets of one distribution give 0 on average, single values may be slightly negative.
+
+    Args:
+        x, y: `[N, D]` and `[M, D]`.
+
+    Raises:
+        ValueError: if the shapes do not fit or a set has fewer than two samples.
+    """
+    _check(x, y)
+    x, y = x.double(), y.double()
+    within = [torch.cdist(s, s).sum() / (len(s) * (len(s) - 1)) for s in (x, y)]
+    return float(2 * torch.cdist(x, y).mean() - within[0] - within[1])
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """Frechet distance of Gaussians fitted to both sets: `|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`.
+
+    It is FID only where the features are Inception's. Biased upwards when samples are few against the dimension.
+
+    Args:
+        x, y: `[N, D]` and `[M, D]`.
+
+    Raises:
+        ValueError: if the shapes do not fit or a set has fewer than two samples.
+    """
+    _check(x, y)
+    x, y = x.double(), y.double()
+    cov_x, cov_y = torch.atleast_2d(torch.cov(x.T)), torch.atleast_2d(torch.cov(y.T))
+    # tr (C_x C_y)^(1/2) is the sum of the roots of the eigenvalues of C_x C_y, which are those of a symmetric product.
+    values, vectors = torch.linalg.eigh(cov_x)
+    root_x = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root_x @ cov_y @ root_x).clamp_min(0).sqrt().sum()
+    mean = (x.mean(0) - y.mean(0)).square().sum()
+    return float(mean + cov_x.trace() + cov_y.trace() - 2 * cross)

@@ -1,0 +1,112 @@
+"""A tiny teacher, a tiny dataset and a configuration, for everything that trains."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from magicdistill_core.checkpoint import save_checkpoint
+from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.recipe import Recipe
+from train.latents import DatasetIndex, LatentWriter
+from train.network import build_network
+
+TINY = NetworkShape(
+    in_channels=33,
+    hidden=128,
+    double_blocks=1,
+    single_blocks=1,
+    refiner_blocks=2,
+    text_dim=16,
+    pooled_dim=768,
+    guidance_embed=False,
+)
+FRAMES, SIDE, SAMPLES = 5, 32, 12
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny teacher with a null prompt, fp32."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = diffusers_to_file(HUNYUAN_VIDEO, build_network(TINY).state_dict())
+        prompt = NullPrompt(torch.randn(1, 3, TINY.text_dim), torch.randn(1, TINY.pooled_dim))
+    recipe = Recipe(kind="teacher", steps=28, shift=5.0, width=SIDE, height=SIDE, frames=FRAMES, fps=24)
+    save_checkpoint(path, state, recipe, prompt)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of random latents."""
+    folder = tmp_path_factory.mktemp("dataset")
+    index = DatasetIndex(frames=FRAMES, height=SIDE, width=SIDE, fps=24, vae_sha256="0" * 64, dtype="float32")
+    generator = torch.Generator().manual_seed(1)
+    with LatentWriter(folder, index) as writer:
+        for number in range(SAMPLES):
+            latent = torch.randn(16, 2, SIDE // 8, SIDE // 8, generator=generator)
+            writer.append(f"{number:04d}", latent, latent[:, :1])
+    return folder
+
+
+@pytest.fixture
+def tiny_config(teacher_file: Path, dataset_folder: Path) -> Callable[..., dict]:
+    """Builds a configuration as plain data; keyword arguments replace whole sections."""
+
+    def build(run: Path, **sections: object) -> dict:
+        return {
+            "run": str(run),
+            "updates": 2,
+            "model": {
+                "teacher": str(teacher_file),
+                "mode": "full",
+                "precision": "fp32",
+                "generator_branch": {"rank": 4, "alpha": 8.0},
+                "fake_branch": {"rank": 4, "alpha": 2.0},
+            },
+            "data": {"dataset": str(dataset_folder), "micro_batch": 1, "accumulation": 2},
+            "method": {"fake_updates": 2},
+            "generator_optimizer": {"lr": 1e-3, "clip": 0.5},
+            "fake_optimizer": {"lr": 1e-2, "clip": 0.5},
+            "zero": {"stage": 2},
+            "validation": {"every": 0},
+            "checkpoint": {"every": 100, "keep": 2},
+        } | sections
+
+    return build
+
+
+def _train(processes: int, folder: Path, configs: list[dict], *flags: str) -> subprocess.CompletedProcess[str]:
+    files = []
+    for number, config in enumerate(configs):
+        path = folder / f"config-{number}-{len(list(folder.iterdir()))}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        files.append(str(path))
+    script = str(Path(__file__).with_name("run_configs.py"))
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, script, *files, *flags], env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+@pytest.fixture
+def train_runs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Trains configurations one after another in one launch of 1..N processes; fails with the output if it fails."""
+
+    def launch(processes: int, configs: list[dict], *flags: str) -> subprocess.CompletedProcess[str]:
+        done = _train(processes, tmp_path, configs, *flags)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        return done
+
+    return launch

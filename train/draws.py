@@ -1,0 +1,47 @@
+"""Every random choice of a training run, as a pure function of the seed and of where it is made.
+
+Nothing here has state: noise, levels, exit nodes and the data order are drawn from generators keyed by (seed, purpose,
+update, position). A resumed run therefore needs no saved RNG, every process derives the same shared choices without
+communication, and the same global batch sees the same draws on any number of processes.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.objectives.noise_levels import sample_sigma
+
+
+class Draws:
+    """The draws of one run."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def generator(self, *key: str | int) -> torch.Generator:
+        """A CPU generator for one purpose and place; equal keys give equal streams."""
+        text = "/".join(map(str, (self.seed, *key)))
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def noise(self, purpose: str, update: int, positions: list[int], shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise `[len(positions), *shape]`, one stream for each position in the global batch."""
+        return torch.stack([torch.randn(shape, generator=self.generator(purpose, update, p)) for p in positions])
+
+    def sigma(self, purpose: str, update: int, positions: list[int], shift: float) -> Tensor:
+        """Noise levels `[len(positions)]` of the losses (see `sample_sigma`)."""
+        return torch.cat([sample_sigma(1, shift, self.generator(purpose, update, p)) for p in positions])
+
+    def exit_index(self, update: int, nodes: int) -> int:
+        """The rollout's exit node, uniform and one for the whole update: every process makes as many calls."""
+        return int(torch.randint(nodes, (), generator=self.generator("exit", update)))
+
+    def sample_indices(self, batch_number: int, positions: list[int], batch_size: int, length: int) -> list[int]:
+        """Which samples the positions of global batch `batch_number` hold: epochs are shuffled, without repeats."""
+        indices = []
+        for position in positions:
+            epoch, place = divmod(batch_number * batch_size + position, length)
+            order = torch.randperm(length, generator=self.generator("epoch", epoch))
+            indices.append(int(order[place]))
+        return indices

@@ -1,0 +1,199 @@
+"""The training loop: rounds of updates, logging, samples, checkpoints."""
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from magicdistill_core.checkpoint import (
+    Checkpoint,
+    file_sha256,
+    load_checkpoint,
+    load_null_prompt,
+    save_checkpoint,
+    save_lora,
+)
+from magicdistill_core.errors import CheckpointError, ConfigError
+from magicdistill_core.families.hunyuan_video import NullPrompt, check_concat, concat_condition
+from magicdistill_core.files import write_text
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.pocket.files import TEACHER
+from magicdistill_core.recipe import Recipe
+
+from . import checkpoints
+from .config import BranchConfig, TrainConfig
+from .distributed import barrier, init_distributed, is_main, mean_over_processes, rank, world_size
+from .draws import Draws
+from .engines import FAKE, GENERATOR, build_players, collect_state
+from .latents import LatentDataset
+from .methods.w2s import MicroBatch, WeakToStrong
+from .progress import RunLog
+from .roles import branch_modules
+from .validation import Validation
+
+POCKET = "pocket"
+
+
+class Trainer:
+    """One run: the engines, the data, and where the run stands."""
+
+    def __init__(self, config: TrainConfig, *, resume: bool) -> None:
+        self.config = config
+        self.device = init_distributed()
+        teacher_path = TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
+        teacher = load_checkpoint(teacher_path)
+        check_concat(teacher.shape, teacher.source)
+        self.prompt = _prompt(config, teacher)
+        self.hidden = teacher.shape.hidden
+        self.dataset = LatentDataset(config.data.dataset)
+        self.draws = Draws(config.seed)
+        self.recipe = self._recipe(file_sha256(teacher_path))
+        self._prepare_folder(teacher_path, resume)
+        self.players = build_players(config, teacher, self.prompt, self.device)
+        self.method = WeakToStrong(config, self.players, self.draws, self.device)
+        self.validation = Validation(
+            config.validation, config.schedule, self.dataset, config.run / "validation", self.device
+        )
+        self.step = checkpoints.load(config.run, self.players) if resume else 0
+
+    def _recipe(self, teacher_hash: str) -> Recipe:
+        schedule, method = self.config.schedule, self.config.method
+        return Recipe(
+            kind="generator",
+            steps=schedule.steps,
+            shift=schedule.shift,
+            sampler=schedule.sampler,
+            width=self.dataset.width,
+            height=self.dataset.height,
+            frames=self.dataset.frames,
+            fps=self.dataset.fps,
+            method=method.name,
+            a_weak=method.a_weak,
+            a_strong=method.a_strong,
+            teacher_hash=teacher_hash,
+        )
+
+    def _prepare_folder(self, teacher_path: Path, resume: bool) -> None:
+        run = self.config.run
+        facts = {
+            "teacher": str(teacher_path.resolve()),
+            "teacher_hash": self.recipe.teacher_hash,
+            "mode": self.config.model.mode,
+        }
+        if resume:
+            checkpoints.latest(run)
+            before = json.loads((run / "run.json").read_text())
+            for name, value in facts.items():
+                if name != "teacher" and before[name] != value:
+                    raise CheckpointError(
+                        f"{run} was started with {name} {before[name]}, now it is {value}. A run can only be resumed "
+                        f"with what it began with: restore that, or start a new run in another folder."
+                    )
+        elif (run / checkpoints.FOLDER).exists():
+            raise ConfigError(
+                f"{run} already holds a run. Continue it with --resume, or name another folder (run=FOLDER)."
+            )
+        barrier()
+        if is_main():
+            run.mkdir(parents=True, exist_ok=True)
+            write_text(run / "run.json", json.dumps(facts, indent=1))
+            write_text(run / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        barrier()
+
+    def train(self) -> None:
+        """Train to the configured number of updates, saving and sampling on the way."""
+        config = self.config
+        with RunLog(config.run, config.updates, self.step) as log:
+            while self.step < config.updates:
+                metrics = self._round()
+                self.step += 1
+                log.log(self.step, metrics)
+                if self.validation.due(self.step):
+                    self.validation.run(self.players, self.step)
+                if self.step % config.checkpoint.every == 0 or self.step == config.updates:
+                    checkpoints.save(config.run, self.step, self.players, self.export, config.checkpoint.keep)
+
+    def _round(self) -> dict[str, float]:
+        """All updates of one round, in the method's order."""
+        metrics: dict[str, torch.Tensor | float] = {}
+        order = self.method.order
+        counts = {player: order.count(player) for player in order}
+        for place, player in enumerate(order):
+            number = order[:place].count(player)
+            metrics |= self._update(player, self.step * len(order) + place, self.step * counts[player] + number)
+        return mean_over_processes(metrics, self.device)
+
+    def _update(self, player: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
+        """One optimizer step of one player over its micro-batches."""
+        engine = self.players.engine(player)
+        data = self.config.data
+        metrics: dict[str, torch.Tensor | float] = {}
+        for micro in range(data.accumulation):
+            loss = self.method.loss(player, self._micro_batch(update, micro))
+            engine.backward(loss.value, last=micro == data.accumulation - 1)
+            for name, value in loss.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value / data.accumulation
+        metrics[f"{player}/gradient_norm"] = engine.step(own_update)
+        return metrics
+
+    def _micro_batch(self, update: int, micro: int) -> MicroBatch:
+        """This process's share of the update's global batch: positions go to micro-batches first, then processes."""
+        data = self.config.data
+        width = data.micro_batch * world_size()
+        first = micro * width + rank() * data.micro_batch
+        positions = list(range(first, first + data.micro_batch))
+        indices = self.draws.sample_indices(update, positions, width * data.accumulation, len(self.dataset))
+        images = self.dataset.batch(indices).image_latents.to(self.device)
+        frames = (self.dataset.frames - 1) // 4 + 1
+        return MicroBatch(concat_condition(images, frames), positions, update)
+
+    def export(self, folder: Path) -> None:
+        """Write the trained weights as they stand into `folder`; a collective call."""
+        model = self.config.model
+        recipe = self.recipe.model_copy(update={"training_step": self.step})
+        generator = collect_state(self.players.generator.network.transformer)
+        shared = model.mode == "lora"
+        branches = generator if shared else collect_state(self.players.fake.network.transformer)
+        if not is_main():
+            return
+        if shared:
+            self._save_branch(folder / checkpoints.GENERATOR_LORA_FILE, GENERATOR, model.generator_branch, generator)
+        else:
+            state = diffusers_to_file(HUNYUAN_VIDEO, generator)
+            save_checkpoint(folder / checkpoints.GENERATOR_FILE, state, recipe, self.prompt)
+        self._save_branch(folder / checkpoints.FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
+
+    def _save_branch(self, path: Path, name: str, size: BranchConfig, state: dict[str, torch.Tensor]) -> None:
+        recipe = self.recipe.model_copy(
+            update={
+                "kind": f"{name}_lora",
+                "training_step": self.step,
+                "base_hash": self.recipe.teacher_hash,
+                "lora_rank": size.rank,
+                "lora_alpha": size.alpha,
+            }
+        )
+        save_lora(path, branch_modules(state, name, size.alpha, self.hidden), recipe)
+
+
+def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:
+    if config.model.null_prompt is not None:
+        return load_null_prompt(config.model.null_prompt)
+    if teacher.null_prompt is None:
+        raise ConfigError(
+            f"{teacher.source} carries no null prompt. Set model.null_prompt to a safetensors file with the tensors "
+            f"null_prompt.text_states [1, L, {teacher.shape.text_dim}] and null_prompt.pooled "
+            f"[1, {teacher.shape.pooled_dim}]: the text encoders' output for an empty prompt."
+        )
+    return teacher.null_prompt
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> None:
+    """Run or resume a training (every process of the launcher calls this).
+
+    Raises:
+        MagicDistillError: for anything in the configuration, the files or the run's folder that cannot work.
+    """
+    Trainer(config, resume=resume).train()

@@ -1,0 +1,1 @@
+"""Training methods: small classes over the shared loop and the objectives."""

@@ -1,0 +1,143 @@
+"""One network, several roles: the frozen base with one of its low-rank branches at a weight (MD Eq. 5 and 6).
+
+The role is an argument of the call. Within the call it is set on peft's layers; activation checkpointing runs a block
+again during backward, so every checkpointed block remembers the role of its forward and recomputes in it.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from magicdistill_core.branch import LowRank, branch_scale
+from magicdistill_core.families.hunyuan_video import NullPrompt
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.lora import to_file_layout
+
+from .network import network_inputs
+
+# All linears of the blocks; embedders, modulations and the output layer stay as they are.
+LORA_TARGETS = (
+    r".*transformer_blocks\.\d+\."
+    r"(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
+)
+
+
+@dataclass(frozen=True)
+class Role:
+    """A branch and its weight; no branch is the base itself."""
+
+    adapter: str | None = None
+    weight: float = 0.0
+
+
+BASE = Role()
+
+
+class RoleSwitch:
+    """The state of a transformer's peft layers: which branch is active, and at which scale."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self.layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+
+    def state(self) -> list[tuple[list[str], dict[str, float]]]:
+        """Active branches and scales of every layer."""
+        return [(list(layer.active_adapters), dict(layer.scaling)) for layer in self.layers]
+
+    def state_of(self, role: Role) -> list[tuple[list[str], dict[str, float]]]:
+        """The state in which the layers play `role`."""
+        if role.adapter is None:
+            return [([], {}) for _ in self.layers]
+        name = role.adapter
+        return [
+            ([name], {name: branch_scale(role.weight, layer.lora_alpha[name], layer.r[name])}) for layer in self.layers
+        ]
+
+    @contextmanager
+    def held(self, state: list[tuple[list[str], dict[str, float]]]) -> Iterator[None]:
+        """Give the layers a state, and afterwards the one they had."""
+        before = self.state()
+        self._set(state)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, state: list[tuple[list[str], dict[str, float]]]) -> None:
+        for layer, (active, scaling) in zip(self.layers, state, strict=True):
+            # Not peft's `set_adapter`: that flips requires_grad, which breaks ZeRO's backward.
+            layer._active_adapter = active
+            layer.scaling.update(scaling)
+
+
+class RoleNetwork(nn.Module):
+    """A transformer whose every call says in which role it is made.
+
+    Several `RoleNetwork`s may share one transformer, each for another engine.
+    """
+
+    def __init__(self, transformer: nn.Module, prompt: NullPrompt) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.prompt = prompt
+        self.switch = RoleSwitch(transformer)
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, role: Role) -> Tensor:
+        """The velocity `[B, 16, T, H, W]` of the role's weights, in float32.
+
+        Args:
+            x: noisy latent `[B, 16, T, H, W]`; cast to the network's dtype here.
+            sigma: `[B]`.
+            condition: concatenated channels `[B, 17, T, H, W]`.
+        """
+        dtype = next(self.transformer.parameters()).dtype
+        with self.switch.held(self.switch.state_of(role)):
+            inputs = network_inputs(x.to(dtype), sigma, condition, self.prompt)
+            return self.transformer(**inputs, return_dict=False)[0].float()
+
+
+def checkpoint_activations(transformer: Any) -> None:
+    """Recompute blocks during backward, each in the role in which it ran forward."""
+    switch = RoleSwitch(transformer)
+
+    def run(block: nn.Module, *args: Any) -> Any:
+        state = switch.state()
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), switch.held(state)
+
+        return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+
+    transformer.enable_gradient_checkpointing(run)
+
+
+def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed: int) -> None:
+    """Add a low-rank branch (zero at first) to all linears of the blocks; from then on only branches are trainable."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, init_lora_weights=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, transformer, adapter_name=name)
+    for key, parameter in transformer.named_parameters():
+        parameter.requires_grad_(".lora_" in key)
+
+
+def branch_parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters of one branch."""
+    halves = (f".lora_A.{name}.", f".lora_B.{name}.")
+    return [p for key, p in transformer.named_parameters() if any(half in key for half in halves)]
+
+
+def branch_modules(state: Mapping[str, Tensor], name: str, alpha: float, hidden: int) -> dict[str, LowRank]:
+    """A branch by file-layout module (q, k and v fused), from the state dict of the network that holds it."""
+    split = {}
+    for key, down in state.items():
+        module, found, _ = key.partition(f".lora_A.{name}.weight")
+        if found:
+            split[module] = LowRank(down, state[f"{module}.lora_B.{name}.weight"], alpha)
+    return to_file_layout(HUNYUAN_VIDEO, split, hidden)

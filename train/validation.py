@@ -1,0 +1,63 @@
+"""Samples of the generator with fixed seeds, decoded to a video and a contact sheet."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
+from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.video import contact_sheet, write_video
+
+from .config import ScheduleConfig, ValidationConfig
+from .distributed import is_main
+from .engines import Players
+from .latents import LatentDataset
+from .sample import sample_latents
+from .vae import load_vae
+
+
+class Validation:
+    """The first samples of the dataset as start images, sampled as the exported file will be."""
+
+    def __init__(
+        self,
+        settings: ValidationConfig,
+        schedule: ScheduleConfig,
+        dataset: LatentDataset,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.settings = settings
+        self.schedule = schedule
+        self.folder = folder
+        self.device = device
+        self.fps = dataset.fps
+        batch = dataset.batch(list(range(min(settings.samples, len(dataset)))))
+        self.image_latents = batch.image_latents.to(device)
+        self.shape = (1, *batch.latents.shape[1:])
+        self.vae = load_vae(settings.vae, device) if settings.every and is_main() else None
+
+    def due(self, step: int) -> bool:
+        """Whether samples are to be made after generator update `step`."""
+        return self.settings.every > 0 and step % self.settings.every == 0
+
+    @torch.no_grad()
+    def run(self, players: Players, step: int) -> None:
+        """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`."""
+        sigmas = few_step_sigmas(self.schedule.steps, self.schedule.shift)
+        clips = []
+        for number, image_latent in enumerate(self.image_latents.split(1)):
+            velocity = players.generator_velocity(concat_condition(image_latent, self.shape[2]))
+            seed = self.settings.seed + number
+            latents = sample_latents(velocity, self.shape, sigmas, self.schedule.sampler, seed, self.device)
+            if self.vae is not None:
+                clips.append(unit_to_frames(self.vae.decode(latents).cpu()))
+        if clips:
+            self._write(clips, step)
+
+    def _write(self, clips: list[Tensor], step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        labels = [f"seed {self.settings.seed + number}" for number in range(len(clips))]
+        contact_sheet(clips, labels, columns=8).save(self.folder / f"step-{step:06d}.png")
+        write_video(self.folder / f"step-{step:06d}.mp4", torch.cat(clips, dim=2), self.fps)
