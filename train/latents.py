@@ -62,6 +62,9 @@ class DatasetIndex(BaseModel):
     height: int
     width: int
     fps: float = Field(gt=0)
+    stride: int | None = Field(
+        default=None, gt=0, description="Frames from one window of a source to the next; none for ready-made clips."
+    )
     dtype: StoredDtype
     vae_sha256: str = Field(description="sha256 of the VAE that made the latents.")
     shards: list[Shard] = []
@@ -186,7 +189,7 @@ class LatentWriter:
 
 
 def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
-    settings = ("frames", "height", "width", "fps", "dtype", "vae_sha256")
+    settings = ("frames", "height", "width", "fps", "stride", "dtype", "vae_sha256")
     differing = [
         f"{n} {getattr(found, n)} (asked: {getattr(wanted, n)})"
         for n in settings
