@@ -36,9 +36,9 @@ def attached_to(model: ModelPatcher) -> Attached | None:
 
 def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.PreviewText:
     """Say what a node did and what deserves a second look: in the log, under the node, and in the run's history."""
-    LOGGER.info("%s: %s", node.GET_SCHEMA().display_name, text)
+    LOGGER.info("MagicDistillation: %s", text)
     for warning in warnings:
-        LOGGER.warning("%s: %s", node.GET_SCHEMA().display_name, warning)
+        LOGGER.warning("MagicDistillation: %s", warning)
     said = "\n".join([text, *(f"Note: {warning}" for warning in warnings)])
     if node.hidden is not None and node.hidden.unique_id:
         PromptServer.instance.send_progress_text(said, node.hidden.unique_id)

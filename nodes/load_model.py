@@ -119,8 +119,8 @@ class LoadModel(io.ComfyNode):
                 model, ui=report(cls, "Loaded.", [f"{unet_name} carries no recipe: settings are assumed."])
             )
         text = (
-            f"{recipe.kind} for {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}; "
-            f"{recipe.width} x {recipe.height}, {recipe.frames} frames at {recipe.fps:g} fps"
+            f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}\n"
+            f"{recipe.width} x {recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"
         )
         return io.NodeOutput(model, ui=report(cls, text, []))
 

@@ -117,7 +117,7 @@ class FewStepSampler(io.ComfyNode):
             seed=seed,
         )
         timesteps = ", ".join(f"{TIMESTEPS * float(sigma):.1f}".removesuffix(".0") for sigma in sigmas[:-1][:8])
-        said = f"{steps} steps, shift {shift:g}, {sampler}; timesteps {timesteps}{', ...' if steps > 8 else ''}"
+        said = f"{steps} steps, shift {shift:g}, {sampler}\ntimesteps {timesteps}{', ...' if steps > 8 else ''}"
         out = latent | {"samples": samples.to(comfy.model_management.intermediate_device())}
         return io.NodeOutput(out, ui=report(cls, said, notes))
 

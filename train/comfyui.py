@@ -5,6 +5,7 @@ ComfyUI is run as a program beside ours, never imported and never part of the re
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -143,10 +144,12 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
     """
     directory = directory.resolve()
     prepare_directory(directory)
-    port = port or _free_port()
+    port = _free_port(port)
     address = f"http://{_HOST}:{port}"
     command = [_python(comfyui), str(comfyui / "main.py"), "--base-directory", str(directory)]
     command += ["--listen", _HOST, "--port", str(port), "--disable-auto-launch", "--preview-method", "auto"]
+    # By default the database lies beside ComfyUI's code, which need not be writable.
+    command += ["--database-url", f"sqlite:///{directory / 'user' / 'comfyui.db'}"]
     if not torch.cuda.is_available():
         command.append("--cpu")
     process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT if log else None)
@@ -158,11 +161,13 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
 
 
 def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
-    """Run ComfyUI with the pack until it ends or Ctrl-C; its exit status, 0 after Ctrl-C.
+    """Run ComfyUI with the pack until it ends, or Ctrl-C or a request to terminate; its exit status, else 0.
 
     Raises:
         ComfyUIError: as `find_comfyui` and `serve`.
     """
+    # A request to terminate takes ComfyUI down with us, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serve(find_comfyui(comfyui), directory, port) as server:
         LOGGER.info("ComfyUI with MagicDistillation: %s (Ctrl-C ends it)", server.address)
         try:
@@ -177,9 +182,14 @@ def _python(comfyui: Path) -> str:
     return str(next((path for path in own if path.is_file()), sys.executable))
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """`wanted` itself if nobody listens there, a free port for 0."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, wanted))
+        except OSError as error:
+            raise ComfyUIError(f"Port {wanted} is taken by another program. Choose another, or 0 for any.") from error
         return int(probe.getsockname()[1])
 
 
