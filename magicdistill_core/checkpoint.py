@@ -110,6 +110,28 @@ def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
         raise _damaged(path, error) from error
 
 
+@dataclass(frozen=True)
+class TensorInfo:
+    """Dtype (in safetensors' spelling, such as BF16) and shape of a stored tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: str | Path) -> dict[str, TensorInfo]:
+    """The names, dtypes and shapes of a file's tensors, without reading them. Errors as in `read_metadata`."""
+    path = Path(path)
+    read_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        return {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
+
+
+def is_lora(path: str | Path) -> bool:
+    """Whether a file holds low-rank pairs, judged by its tensors' names. Errors as in `read_metadata`."""
+    return any(".lora_" in key for key in read_header(path))
+
+
 def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _WRAPPERS:
         inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

@@ -6,16 +6,7 @@ from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 from safetensors.torch import save_file
 
 from magicdistill_core.errors import CheckpointError, VideoError
-from magicdistill_core.taehv import TAEHV
 from train.vae import load_vae, vae_sha256
-
-
-@pytest.fixture(scope="module")
-def taehv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("taehv") / "vae.safetensors"
-    save_file(TAEHV().state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,119 @@
+"""What a run has trained, as a file for somebody else: ComfyUI, a LoRA loader, or diffusers."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from magicdistill_core.checkpoint import (
+    NULL_POOLED_KEY,
+    NULL_TEXT_KEY,
+    Checkpoint,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    write_safetensors,
+)
+from magicdistill_core.errors import CheckpointError
+
+from .network import load_network
+from .run_folder import GENERATOR_FILE, GENERATOR_LORA_FILE, RunFacts, checkpoint_folder, run_facts
+from .weights import merge_lora
+
+ExportFormat = Literal["comfyui", "lora", "diffusers"]
+# Beside the weights of a diffusers folder: the recipe and the null prompt, which diffusers has no place for.
+COMPANION = "magicdistill.safetensors"
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    format: ExportFormat = "comfyui",
+    step: int | None = None,
+    dtype: torch.dtype | None = None,
+    teacher: Path | None = None,
+) -> None:
+    """Export a run's generator.
+
+    Args:
+        run: the folder of a training run.
+        out: a `.safetensors` file, or for diffusers a folder that does not exist yet.
+        format: `comfyui` is one file in the file layout with recipe and null prompt, a LoRA being merged into the
+            teacher at weight 1; `lora` is the generator LoRA alone; `diffusers` is a transformer folder for
+            `HunyuanVideoTransformer3DModel.from_pretrained`.
+        step: which checkpoint; None means the newest.
+        dtype: of the stored weights; None keeps what the run stored.
+        teacher: for a LoRA run whose teacher's file has moved: where it is now.
+
+    Raises:
+        CheckpointError: if the run, the checkpoint or the teacher is absent or damaged, the teacher is another file
+            than the one trained on, the format does not exist for the run's mode, or `out` cannot be used.
+    """
+    _check_target(out, format)
+    facts = run_facts(run)
+    folder = checkpoint_folder(run, step)
+    if format == "lora":
+        _export_lora(run, folder, facts, out, dtype)
+        return
+    generator = _whole_generator(folder, facts, teacher)
+    if generator.recipe is None or generator.recipe.kind != "generator":
+        found = "no recipe" if generator.recipe is None else f"the recipe of a {generator.recipe.kind}"
+        raise CheckpointError(
+            f"{generator.source} of {folder.name} carries {found}, expected that of a generator. It was not written "
+            f"by a training run: use another checkpoint."
+        )
+    if format == "comfyui":
+        save_checkpoint(out, generator.state, generator.recipe, generator.null_prompt, dtype)
+    else:
+        _export_diffusers(generator, out, dtype)
+
+
+def _check_target(out: Path, format: ExportFormat) -> None:
+    if format == "diffusers":
+        if out.exists():
+            raise CheckpointError(f"{out} exists already. Name a new folder for the diffusers export, or remove it.")
+    elif out.suffix != ".safetensors":
+        raise CheckpointError(f"The export is to be written as {out.name}, expected a name that ends in .safetensors.")
+
+
+def _whole_generator(folder: Path, facts: RunFacts, teacher: Path | None) -> Checkpoint:
+    if facts.mode == "full":
+        return load_checkpoint(folder / GENERATOR_FILE)
+    base = teacher or facts.teacher
+    if not base.exists():
+        raise CheckpointError(
+            f"The teacher {base}, which the LoRA is to be merged into, is not there. Say where it is now (--teacher), "
+            f"or export with --format lora."
+        )
+    return merge_lora(base, folder / GENERATOR_LORA_FILE)
+
+
+def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: torch.dtype | None) -> None:
+    if facts.mode != "lora":
+        raise CheckpointError(
+            f"{run} trained a full copy of the teacher, so there is no generator LoRA to export. Use --format comfyui, "
+            f"or train with model.mode=lora."
+        )
+    tensors, metadata = read_tensors(folder / GENERATOR_LORA_FILE)
+    if dtype is not None:
+        # Alphas are numbers about the weights, not weights.
+        tensors = {key: value if key.endswith(".alpha") else value.to(dtype) for key, value in tensors.items()}
+    write_safetensors(out, tensors, metadata)
+
+
+def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
+    stored = generator.state["img_in.proj.weight"].dtype
+    network = load_network(generator, dtype or stored)
+    network.register_to_config(image_condition_type="latent_concat")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        network.save_pretrained(temporary)
+        assert generator.recipe is not None
+        prompt = generator.null_prompt
+        tensors = {} if prompt is None else {NULL_TEXT_KEY: prompt.text_states, NULL_POOLED_KEY: prompt.pooled}
+        write_safetensors(temporary / COMPANION, tensors, generator.recipe.to_metadata())
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

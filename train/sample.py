@@ -1,0 +1,227 @@
+"""Sampling without ComfyUI: a still image and a checkpoint to a video."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from magicdistill_core.checkpoint import Checkpoint
+from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.families.hunyuan_video import NullPrompt, check_geometry, concat_condition, unit_to_frames
+from magicdistill_core.flow import (
+    SamplerCallback,
+    Velocity,
+    few_step_sigmas,
+    sample_euler,
+    sample_renoise,
+    seeded_noise,
+)
+from magicdistill_core.pocket.files import VAE as POCKET_VAE
+from magicdistill_core.recipe import Recipe, Sampler
+from magicdistill_core.video import read_image, resize_crop, write_video
+
+from .network import load_network, network_velocity
+from .vae import load_vae
+from .weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_TAG = "magicdistill.sampling"
+_DEFAULT_FPS = 24.0
+# The pocket VAE's latents mean something to pocket networks alone; a release's network is 3072 wide.
+_POCKET_HIDDEN = 256
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Everything that decides a sample besides the weights and the image."""
+
+    seed: int
+    steps: int
+    shift: float
+    sampler: Sampler
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+
+def sample_latents(
+    velocity: Velocity,
+    shape: tuple[int, ...],
+    sigmas: Tensor,
+    sampler: Sampler,
+    seed: int,
+    device: torch.device | str,
+    callback: SamplerCallback | None = None,
+) -> Tensor:
+    """Latents `[B, 16, T, H, W]` in the network's scale, from noise of a seed.
+
+    The noise is drawn in float32 on the CPU, so that it is the same on every device, and the same that ComfyUI draws
+    for the seed.
+
+    Args:
+        velocity: the model with its conditioning.
+        shape: `(B, 16, T, H, W)`.
+        sigmas: `[N + 1]`, from 1 to 0.
+        callback: sees every model call, as in `magicdistill_core.flow`.
+    """
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    if sampler == "euler":
+        return sample_euler(velocity, noise, sigmas, callback)
+    return sample_renoise(velocity, noise, sigmas, seeded_noise(seed), callback)
+
+
+@torch.no_grad()
+def generate(
+    network: torch.nn.Module,
+    prompt: NullPrompt,
+    image_latent: Tensor,
+    latent_frames: int,
+    sigmas: Tensor,
+    sampler: Sampler,
+    seed: int,
+    callback: SamplerCallback | None = None,
+) -> Tensor:
+    """Latents of a video that starts with an image; the state is kept in float32 whatever the network computes in.
+
+    Args:
+        image_latent: `[B, 16, 1, H, W]` on the network's device.
+
+    Returns:
+        `[B, 16, latent_frames, H, W]` float32.
+    """
+    batch, channels, _, rows, columns = image_latent.shape
+    model = network_velocity(network, concat_condition(image_latent, latent_frames), prompt)
+    dtype = next(network.parameters()).dtype
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return model(x.to(dtype), sigma).float()
+
+    shape = (batch, channels, latent_frames, rows, columns)
+    return sample_latents(velocity, shape, sigmas, sampler, seed, image_latent.device, callback)
+
+
+def resolve_settings(
+    recipe: Recipe | None,
+    source: str,
+    seed: int = 0,
+    steps: int | None = None,
+    shift: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+) -> SampleSettings:
+    """The settings asked for, completed by the recipe, and checked.
+
+    Raises:
+        CheckpointError: if there is no recipe and something was left to it.
+        VideoError: if the geometry does not fit.
+    """
+    asked = {"steps": steps, "shift": shift, "width": width, "height": height, "frames": frames}
+    values = {n: v if v is not None else getattr(recipe, n, None) for n, v in asked.items()}
+    lacking = [name for name, value in values.items() if value is None]
+    if lacking:
+        raise CheckpointError(
+            f"{source} carries no recipe, so that {', '.join(lacking)} cannot be taken from it. Set them (a 4-step "
+            f"generator of Magic 1-For-1 wants 4 steps at shift 5)."
+        )
+    if recipe is not None and recipe.guidance_scale != 1:
+        logger.warning("the recipe asks for guidance %g; sampling goes without any", recipe.guidance_scale)
+    sampler: Sampler = recipe.sampler if recipe is not None else "euler"
+    fps = recipe.fps if recipe is not None else _DEFAULT_FPS
+    settings = SampleSettings(seed=seed, sampler=sampler, fps=fps, **values)  # type: ignore[arg-type]
+    check_geometry(settings.frames, settings.height, settings.width)
+    return settings
+
+
+def sample_file(
+    file: Path,
+    image: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    vae: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    shift: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+    precision: Precision = "fp32",
+    device: torch.device | str = "cpu",
+    callback: SamplerCallback | None = None,
+) -> SampleSettings:
+    """Make a video from a still image with a checkpoint, and write it as an mp4 tagged with recipe and settings.
+
+    Args:
+        file: a teacher or generator (single file or diffusers folder), or a generator LoRA.
+        image: the start image; it is cropped to the aspect and resized.
+        out: the mp4.
+        base: for a LoRA: the file it belongs to.
+        vae: what `load_vae` takes; None means the pocket VAE, for pocket networks only.
+        seed: of the starting noise.
+        steps, shift, width, height, frames: None takes the recipe's.
+
+    Returns:
+        The settings used.
+
+    Raises:
+        MagicDistillError: if a file is unusable, or a setting is missing or does not fit.
+    """
+    if out.suffix.lower() != ".mp4":
+        raise VideoError(f"The video is to be written as {out.name}, expected a name that ends in .mp4.")
+    picture = read_image(image)
+    checkpoint = load_weights(file, base)
+    settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
+    prompt = _null_prompt(checkpoint)
+    encoder = load_vae(_vae_path(vae, checkpoint), device)
+    network = load_network(checkpoint, DTYPES[precision], device)
+
+    unit = rearrange(resize_crop(picture, settings.height, settings.width), "h w c -> 1 c h w").float() / 255
+    image_latent = encoder.encode_image(unit.to(device))
+    sigmas = few_step_sigmas(settings.steps, settings.shift)
+    latent_frames = (settings.frames - 1) // 4 + 1
+    latents = generate(network, prompt, image_latent, latent_frames, sigmas, settings.sampler, settings.seed, callback)
+    video = unit_to_frames(encoder.decode(latents).cpu())
+    write_video(out, video, settings.fps, _tags(checkpoint, settings))
+    return settings
+
+
+def _null_prompt(checkpoint: Checkpoint) -> NullPrompt:
+    if checkpoint.shape.guidance_embed:
+        raise CheckpointError(
+            f"{checkpoint.source} takes its guidance as an embedding, which only token-replace (v2) and text-to-video "
+            f"models do. Expected a concat (v1) image-to-video model."
+        )
+    if checkpoint.null_prompt is None:
+        raise CheckpointError(
+            f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and there "
+            f"is no text encoder here. Sample with a file that MagicDistillation exported, or in ComfyUI with a text."
+        )
+    return checkpoint.null_prompt
+
+
+def _vae_path(vae: Path | None, checkpoint: Checkpoint) -> Path:
+    if vae is not None:
+        return vae
+    if checkpoint.shape.hidden > _POCKET_HIDDEN:
+        raise CheckpointError(
+            f"{checkpoint.source} is a full-size network, and no VAE was named for it. Name the HunyuanVideo VAE: the "
+            f"vae folder of its diffusers release, or a TAEHV file."
+        )
+    return POCKET_VAE
+
+
+def _tags(checkpoint: Checkpoint, settings: SampleSettings) -> dict[str, str]:
+    recipe = checkpoint.recipe.to_metadata() if checkpoint.recipe is not None else {}
+    recipe.pop("format", None)  # safetensors' own
+    return recipe | {SAMPLING_TAG: json.dumps({"file": checkpoint.source, **asdict(settings)})}

@@ -1,0 +1,72 @@
+"""Files of weights as the commands take them: a whole transformer, or a LoRA with its base."""
+
+import logging
+from pathlib import Path
+
+from magicdistill_core.branch import merge
+from magicdistill_core.checkpoint import Checkpoint, file_sha256, is_lora, load_checkpoint, load_lora
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import check_concat
+from magicdistill_core.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(file: Path, base: Path | None = None) -> Checkpoint:
+    """A transformer that takes its image by concatenation; a LoRA is merged into its base at weight 1.
+
+    Args:
+        base: the file a LoRA is to be applied to.
+
+    Raises:
+        CheckpointError: if a LoRA comes without its base, or a whole transformer with one; or if a file is damaged, of
+            another family, or of another kind of conditioning.
+    """
+    if file.is_dir() or not is_lora(file):
+        if base is not None:
+            raise CheckpointError(
+                f"{file.name} is a whole transformer, so it needs no base. Leave the base out, or name a LoRA file."
+            )
+        checkpoint = load_checkpoint(file)
+    elif base is None:
+        raise CheckpointError(
+            f"{file.name} is a LoRA and works only on its base, which was not named. Name the base's file as well."
+        )
+    else:
+        checkpoint = merge_lora(base, file)
+    check_concat(checkpoint.shape, checkpoint.source)
+    return checkpoint
+
+
+def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
+    """The generator that a base and its generator LoRA are together, with the recipe of a whole generator.
+
+    Raises:
+        CheckpointError: if the LoRA was made for another base (by its sha256), is the fake branch of a training, or
+            does not fit.
+    """
+    theta = load_checkpoint(base)
+    lora = load_lora(lora_file, theta.shape.hidden)
+    recipe = lora.recipe
+    if recipe is not None:
+        if recipe.kind != "generator_lora":
+            raise CheckpointError(
+                f"{lora_file.name} is a {recipe.kind}, expected a generator_lora: a fake branch scores samples and "
+                f"makes none. Use the LoRA of the generator."
+            )
+        if recipe.base_hash is not None and recipe.base_hash != (found := file_sha256(base)):
+            raise CheckpointError(
+                f"{lora_file.name} belongs to a base with sha256 {recipe.base_hash}, but {base.name} has {found}. "
+                f"Use the file that the LoRA was trained on."
+            )
+    else:
+        logger.warning("%s carries no recipe: whether %s is its base cannot be checked", lora_file.name, base.name)
+    state = merge(theta.state, lora.branches, 1.0, lora_file.name)
+    merged = None if recipe is None else whole_recipe(recipe)
+    return Checkpoint(state, theta.shape, merged, theta.null_prompt, f"{base.name} with {lora_file.name}")
+
+
+def whole_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the generator that a merged generator LoRA gives."""
+    cleared = {"base_hash": None, "lora_rank": None, "lora_alpha": None}
+    return recipe.model_copy(update={"kind": "generator", **cleared})
