@@ -1,8 +1,8 @@
-"""Saved state of a run: both engines and what was trained, under one tag that exists only when it is complete.
+"""Saving and loading a run: both engines and what was trained, under one tag that exists only when it is complete.
 
-`RUN/checkpoints/step-000200/` holds the engines' states, `generator.safetensors` or `generator_lora.safetensors`,
-`fake_lora.safetensors` and a manifest; `RUN/checkpoints/latest` names the newest. A save goes to a hidden folder first,
-reaches the disk, is renamed, and only then becomes `latest`: a killed run keeps its last good checkpoint.
+`RUN/checkpoints/step-000200/` (see `run_folder`) holds the engines' states, the trained weights as files that can be
+used at once, and a manifest. A save goes to a hidden folder first, reaches the disk, is renamed, and only then becomes
+`latest`: a killed run keeps its last good checkpoint.
 """
 
 import json
@@ -16,19 +16,10 @@ from magicdistill_core.files import write_text
 
 from .distributed import barrier, is_main
 from .engines import FAKE, GENERATOR, Engine, Players
+from .run_folder import FOLDER, LATEST, checkpoint_folder, step_name
 
-FOLDER, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
-GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
-    "generator.safetensors",
-    "generator_lora.safetensors",
-    "fake_lora.safetensors",
-)
+MANIFEST = "manifest.json"
 _TAG = "state"
-
-
-def step_name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
-    return f"step-{step:06d}"
 
 
 def _fsync(path: Path) -> None:
@@ -82,26 +73,18 @@ def save(run: Path, step: int, players: Players, export: Callable[[Path], None],
     return final
 
 
-def latest(run: Path) -> Path:
+def verified(run: Path) -> Path:
     """The folder of a run's newest checkpoint, its files checked against the manifest.
 
     Raises:
         CheckpointError: if there is none, or if a file of it is missing or has another size.
     """
-    pointer = run / FOLDER / LATEST
-    if not pointer.is_file():
-        raise CheckpointError(
-            f"{run} has no checkpoint to resume from: {pointer} is missing. Start the run without --resume, or name "
-            f"the folder of a run that has saved at least once."
-        )
-    folder = run / FOLDER / pointer.read_text().strip()
+    folder = checkpoint_folder(run)
+    advice = f"Write the name of another step-* folder into {run / FOLDER / LATEST}."
     try:
-        expected = json.loads((folder / MANIFEST).read_text())["files"]
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The checkpoint {folder} that `latest` names is missing or has no manifest. Write the name of another "
-            f"step-* folder into {pointer}."
-        ) from error
+        raise CheckpointError(f"The checkpoint {folder} has no readable manifest. {advice}") from error
     found = _sizes(folder)
     wrong = [
         f"{name} ({found.get(name, 'missing')} of {size} bytes)"
@@ -109,10 +92,7 @@ def latest(run: Path) -> Path:
         if found.get(name) != size
     ]
     if wrong:
-        raise CheckpointError(
-            f"The checkpoint {folder.name} is damaged: {', '.join(wrong[:5])}. Write the name of another step-* "
-            f"folder into {pointer}."
-        )
+        raise CheckpointError(f"The checkpoint {folder.name} is damaged: {', '.join(wrong[:5])}. {advice}")
     return folder
 
 
@@ -120,9 +100,9 @@ def load(run: Path, players: Players) -> int:
     """Bring both engines back to the newest checkpoint; returns its step. A collective call.
 
     Raises:
-        CheckpointError: as `latest`, or if an engine's state does not load.
+        CheckpointError: as `verified`, or if an engine's state does not load.
     """
-    folder = latest(run)
+    folder = verified(run)
     steps = {name: _load_engine(players.engine(name), folder / name) for name in (GENERATOR, FAKE)}
     if len(set(steps.values())) != 1:
         raise CheckpointError(f"The engines in {folder} are of different steps ({steps}). Use another checkpoint.")

@@ -32,6 +32,9 @@ def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, loss_scale
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
+        if config.model.mode == "lora":
+            # Both engines fetch the shards of the one base; a shard that one prefetches is in flight for the other.
+            zero["stage3_prefetch_bucket_size"] = 0
     return {
         "train_micro_batch_size_per_gpu": config.data.micro_batch,
         "gradient_accumulation_steps": config.data.accumulation,

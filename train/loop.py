@@ -31,6 +31,7 @@ from .latents import LatentDataset
 from .methods.w2s import MicroBatch, WeakToStrong
 from .progress import RunLog
 from .roles import branch_modules
+from .run_folder import FAKE_LORA_FILE, FOLDER, GENERATOR_FILE, GENERATOR_LORA_FILE, RUN_FILE
 from .validation import Validation
 
 POCKET = "pocket"
@@ -83,22 +84,22 @@ class Trainer:
             "mode": self.config.model.mode,
         }
         if resume:
-            checkpoints.latest(run)
-            before = json.loads((run / "run.json").read_text())
+            checkpoints.verified(run)
+            before = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
             for name, value in facts.items():
-                if name != "teacher" and before[name] != value:
+                if name != "teacher" and before.get(name) != value:
                     raise CheckpointError(
-                        f"{run} was started with {name} {before[name]}, now it is {value}. A run can only be resumed "
-                        f"with what it began with: restore that, or start a new run in another folder."
+                        f"{run} was started with {name} {before.get(name)}, now it is {value}. A run "
+                        f"resumes only with what it began with: restore that, or start a new run in another folder."
                     )
-        elif (run / checkpoints.FOLDER).exists():
+        elif (run / FOLDER).exists():
             raise ConfigError(
                 f"{run} already holds a run. Continue it with --resume, or name another folder (run=FOLDER)."
             )
         barrier()
         if is_main():
             run.mkdir(parents=True, exist_ok=True)
-            write_text(run / "run.json", json.dumps(facts, indent=1))
+            write_text(run / RUN_FILE, json.dumps(facts, indent=1))
             write_text(run / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         barrier()
 
@@ -159,11 +160,11 @@ class Trainer:
         if not is_main():
             return
         if shared:
-            self._save_branch(folder / checkpoints.GENERATOR_LORA_FILE, GENERATOR, model.generator_branch, generator)
+            self._save_branch(folder / GENERATOR_LORA_FILE, GENERATOR, model.generator_branch, generator)
         else:
             state = diffusers_to_file(HUNYUAN_VIDEO, generator)
-            save_checkpoint(folder / checkpoints.GENERATOR_FILE, state, recipe, self.prompt)
-        self._save_branch(folder / checkpoints.FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
+            save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
+        self._save_branch(folder / FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
 
     def _save_branch(self, path: Path, name: str, size: BranchConfig, state: dict[str, torch.Tensor]) -> None:
         recipe = self.recipe.model_copy(

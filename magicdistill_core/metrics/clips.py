@@ -1,4 +1,4 @@
-"""What can be measured of video latents and frames without a pretrained network; each number is named by its features."""
+"""What can be measured of clips without a pretrained network; each number is named by its features."""
 
 import torch
 from einops import rearrange

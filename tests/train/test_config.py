@@ -1,0 +1,66 @@
+"""Configurations: overrides, presets, and errors that name the field."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train.config
+from magicdistill_core.errors import ConfigError
+from train.config import load_config, parse_config
+
+PRESETS = sorted((Path(train.config.__file__).parent / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_valid(path: Path) -> None:
+    config = load_config(path, ["data.dataset=elsewhere"])
+    assert config.method.a_weak == 0.25
+    assert config.schedule.steps == 4
+    assert config.data.dataset == Path("elsewhere")
+
+
+def test_there_are_presets() -> None:
+    assert len(PRESETS) >= 2
+
+
+def test_misspelt_fields_are_named(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    tree = tiny_config(tmp_path)
+    tree["model"]["precison"] = "bf16"
+    tree["updtes"] = 3
+    with pytest.raises(ConfigError, match=r"model\.precison: there is no such field.*updtes"):
+        parse_config(tree, "x.yaml")
+
+
+def test_wrong_values_and_missing_fields_are_named(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    tree = tiny_config(tmp_path, zero={"stage": 7})
+    del tree["updates"]
+    with pytest.raises(ConfigError, match=r"updates: Field required.*zero\.stage"):
+        parse_config(tree, "x.yaml")
+
+
+def test_overrides(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    config = load_config(path, ["zero.stage=3", "model.mode=lora", "generator_optimizer.lr=2e-5", "schedule.steps=1"])
+    assert (config.zero.stage, config.model.mode, config.generator_optimizer.lr) == (3, "lora", 2e-5)
+    with pytest.raises(ConfigError, match=r"zero\.stge: there is no such field"):
+        load_config(path, ["zero.stge=3"])
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(path, ["zero.stage"])
+    with pytest.raises(ConfigError, match="has no fields"):
+        load_config(path, ["updates.x=1"])
+
+
+@pytest.mark.parametrize(("text", "match"), [("[1, 2]", "YAML mapping"), ("a: [", "no YAML"), ("", "YAML mapping")])
+def test_files_that_hold_no_configuration(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        load_config(path)
+
+
+def test_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")

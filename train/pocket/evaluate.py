@@ -1,0 +1,138 @@
+"""How near are samples to data? Generators compared on held-out pocket portraits with the same noise.
+
+Every number is named by its features: the Frechet distance is of simple statistics of the pocket VAE's latents, not
+FID; the energy distance is of whole latents relative to their start image, so that it sees motion and not identity.
+"""
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.checkpoint import load_checkpoint
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import concat_condition
+from magicdistill_core.flow import few_step_sigmas, sample_euler
+from magicdistill_core.metrics.clips import latent_statistics, motion, sharpness
+from magicdistill_core.metrics.distances import energy_distance, frechet_distance
+from magicdistill_core.pocket.files import VAE
+
+from ..network import load_network, network_velocity
+from ..vae import Vae, load_vae
+from .dataset import held_out_clips, to_unit_frames
+
+MEASURES = ("frechet", "energy", "motion", "sharpness")
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A checkpoint at a number of Euler steps."""
+
+    name: str
+    file: Path
+    steps: int
+
+
+@torch.no_grad()
+def _encode(vae: Vae, frames: Tensor) -> Tensor:
+    return torch.cat([vae.encode(part) for part in frames.split(_BATCH)])
+
+
+@torch.no_grad()
+def _decode(vae: Vae, latents: Tensor) -> Tensor:
+    return torch.cat([vae.decode(part) for part in latents.split(_BATCH)])
+
+
+@torch.no_grad()
+def sample_set(contender: Contender, image_latents: Tensor, frames: int, seed: int) -> Tensor:
+    """One sample `[16, T, H, W]` for each start image, with noise that depends on seed and place only."""
+    checkpoint = load_checkpoint(contender.file)
+    prompt = checkpoint.null_prompt
+    if prompt is None:
+        raise CheckpointError(f"{checkpoint.source} carries no null prompt and cannot be sampled without text.")
+    shift = checkpoint.recipe.shift if checkpoint.recipe else 5.0
+    network = load_network(checkpoint)
+    condition = concat_condition(image_latents, frames)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(image_latents), 16, frames, *image_latents.shape[3:], generator=generator)
+    sigmas = few_step_sigmas(contender.steps, shift)
+    pairs = zip(condition.split(_BATCH), noise.split(_BATCH), strict=True)
+    return torch.cat([sample_euler(network_velocity(network, c, prompt), x, sigmas) for c, x in pairs])
+
+
+def _measure(latents: Tensor, frames: Tensor, data: Tensor, data_frames: Tensor) -> dict[str, float]:
+    def motion_part(x: Tensor) -> Tensor:
+        return (x[:, :, 1:] - x[:, :, :1]).flatten(1)
+
+    return {
+        "frechet": frechet_distance(latent_statistics(latents), latent_statistics(data)),
+        "energy": energy_distance(motion_part(latents), motion_part(data)),
+        "motion": float(motion(frames).mean() / motion(data_frames).mean()),
+        "sharpness": float(sharpness(frames).mean() / sharpness(data_frames).mean()),
+    }
+
+
+def evaluate(
+    contenders: list[Contender],
+    clips: int,
+    seeds: list[int],
+    out: Path,
+    advance: Callable[[], None] = lambda: None,
+) -> str:
+    """Measure contenders against held-out portraits; writes JSON to `out`, returns a Markdown table.
+
+    Half of the held-out portraits give the start images, the other half is the data to which all are compared; the row
+    `data` compares the two halves and is the best that can be reached with so many clips.
+
+    Args:
+        clips: start images, and as many clips of data.
+        seeds: noise seeds; the table gives mean and deviation over them.
+        advance: called after each of the `len(contenders) * len(seeds)` sample sets.
+    """
+    vae = load_vae(VAE)
+    frames = to_unit_frames(held_out_clips(2 * clips))
+    latents = _encode(vae, frames)
+    reference, reference_frames = latents[clips:], frames[clips:]
+    rows: dict[str, list[dict[str, float]]] = {
+        "data": [_measure(latents[:clips], frames[:clips], reference, reference_frames)]
+    }
+    for contender in contenders:
+        for seed in seeds:
+            made = sample_set(contender, latents[:clips, :, :1], latents.shape[2], seed)
+            result = _measure(made, _decode(vae, made), reference, reference_frames)
+            rows.setdefault(contender.name, []).append(result)
+            advance()
+    record = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "clips": clips,
+        "seeds": seeds,
+        "measures": {
+            "frechet": "Frechet distance of per-channel latent mean, deviation and change",
+            "energy": "energy distance of latents minus their first frame",
+            "motion": "mean change between frames, as a ratio to data",
+            "sharpness": "mean absolute Laplacian of frames, as a ratio to data",
+        },
+        "results": rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    return table(rows)
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """The results as a Markdown table: mean +- deviation over seeds."""
+    lines = ["| | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for measure in MEASURES:
+            values = [run[measure] for run in runs]
+            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.3f}{spread}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
