@@ -1,0 +1,120 @@
+"""The other side of the comparison: run jobs with a real ComfyUI, in a process of its own.
+
+Usage: stock_side.py COMFYUI JOBS.json. Each job names what to run and where to write the tensors it gives.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+PACK = Path(__file__).resolve().parents[2]
+COMFYUI, JOBS = sys.argv[1:3]
+sys.path.insert(0, COMFYUI)
+sys.argv = ["main.py", "--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
+from comfy_api.latest import io  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+
+def load_pack() -> ModuleType:
+    """Import the pack as ComfyUI does: by path, under a name that is no package on sys.path."""
+    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = module
+    spec.loader.exec_module(module)
+    return importlib.import_module("pack.nodes")
+
+
+def run_node(node: type[io.ComfyNode], **inputs: object) -> tuple:
+    """A node's outputs, run through ComfyUI's own wrapping."""
+    return node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs).result
+
+
+def velocity(model: ModelPatcher, inputs: dict[str, Tensor]) -> Tensor:
+    """The velocity of ComfyUI's network, its conditioning made by ComfyUI's own `extra_conds`."""
+    comfy.model_management.load_models_gpu([model])
+    x, sigma = inputs["x"], inputs["sigma"]
+    conds = model.model.extra_conds(
+        noise=x,
+        device=x.device,
+        cross_attn=inputs["text"],
+        pooled_output=inputs["pooled"],
+        concat_latent_image=inputs["image"],
+        concat_mask=inputs["mask"],
+    )
+    given = {key: cond.process_cond(batch_size=x.shape[0], area=None).cond for key, cond in conds.items()}
+    with torch.inference_mode():
+        denoised = model.model.apply_model(x, sigma, **given)
+    return (x - denoised) / sigma.reshape(-1, 1, 1, 1, 1)
+
+
+def job_velocity(job: dict) -> dict[str, Tensor]:
+    """Stock loader, stock LoRA loader, stock network."""
+    model = comfy.sd.load_diffusion_model(job["model"])
+    out = {"class": torch.tensor([type(model.model).__name__ == "HunyuanVideoI2V"])}
+    if "lora" in job:
+        lora = comfy.utils.load_torch_file(job["lora"], safe_load=True)
+        model, _ = comfy.sd.load_lora_for_models(model, None, lora, job["weight"], 0.0)
+    return out | {"velocity": velocity(model, load_file(job["inputs"]))}
+
+
+def job_real_fake(job: dict) -> dict[str, Tensor]:
+    """The pack's loader and its real/fake node, by files in ComfyUI's model folders."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
+    folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
+    (model,) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, lora_name="none", weight_dtype="default")
+    real, fake = run_node(
+        nodes.RealFakeLora, model=model, lora_name=Path(job["lora"]).name, weight_real=0.25, weight_fake=1.0
+    )
+    inputs = load_file(job["inputs"])
+    out = {"real": velocity(real, inputs), "fake": velocity(fake, inputs)}
+    # Unpatched again, the base is untouched by its two clones.
+    return out | {"base": velocity(model, inputs)}
+
+
+def job_sample(job: dict) -> dict[str, Tensor]:
+    """The pack's whole chain: load, portrait to video, sampler; and what the stock schedule makes of the MODEL."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
+    (model,) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, lora_name="none", weight_dtype="default")
+    state, metadata = comfy.utils.load_torch_file(job["vae"], return_metadata=True)
+    vae = comfy.sd.VAE(sd=state, metadata=metadata)
+    image = load_file(job["inputs"])["image"]
+    conditioning, latent = run_node(
+        nodes.PortraitToVideo, model=model, vae=vae, start_image=image, width=0, height=0, length=0, batch_size=2
+    )
+    out = {"image_latent": conditioning[0][1]["concat_latent_image"]}
+    stock = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+    out["stock_sigmas"] = stock
+    # A clone, as every model-patching node between the loader and the sampler makes one.
+    settings = {"model": model.clone(), "conditioning": conditioning, "latent": latent, "seed": job["seed"], "steps": 0}
+    for sampler in ("recipe", "renoise"):
+        (result,) = run_node(nodes.FewStepSampler, **settings, shift=0.0, sampler=sampler)
+        out[sampler] = result["samples"]
+    return out
+
+
+def main() -> None:
+    for job in json.loads(Path(JOBS).read_text()):
+        tensors = globals()[f"job_{job['run']}"](job)
+        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, job["out"])
+
+
+if __name__ == "__main__":
+    main()

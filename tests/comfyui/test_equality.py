@@ -1,0 +1,166 @@
+"""The seam: what the trainer writes, a real ComfyUI computes alike, weights, LoRAs, sampling and all."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
+from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise, seeded_noise
+from magicdistill_core.taehv import TAEHV, load_taehv
+from train.network import network_inputs, network_velocity
+
+NETWORKS = {"hidden128": (128, False), "hidden256": (256, False), "guidance": (128, True)}
+GUIDANCE = 6.0  # what ComfyUI gives a network with a guidance embedding by default
+WEIGHTS = (1.0, 0.25)
+SEED = 1234
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What ComfyUI answered, by job, beside the networks that the files were made from."""
+
+    answers: dict[str, dict[str, Tensor]]
+    networks: dict[str, torch.nn.Module]
+    photo: Tensor
+    vae: Path
+
+
+def _inputs() -> dict[str, Tensor]:
+    """One batch in ComfyUI's terms: raw image latents of one frame, and a mask that is 0 where the image is."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.ones(1, 1, 3, 6, 8)
+    mask[:, :, :1] = 0
+    return {
+        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
+        "sigma": torch.tensor([0.9375, 0.625]),
+        "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
+        "mask": mask,
+    }
+
+
+@pytest.fixture(scope="module")
+def exchange(
+    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Exchange:
+    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    folder = tmp_path_factory.mktemp("exchange")
+    prompt = tiny.prompt()
+    inputs = _inputs() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
+    save_file(inputs, folder / "inputs.safetensors")
+    given = {"inputs": str(folder / "inputs.safetensors")}
+    jobs: list[dict] = []
+    networks = {}
+    for name, (hidden, guidance) in NETWORKS.items():
+        networks[name] = tiny.network(tiny.shape(hidden, guidance))
+        file = folder / f"{name}.safetensors"
+        tiny.write_model(file, networks[name], tiny.recipe("teacher"), prompt)
+        lora = folder / f"{name}_lora.safetensors"
+        tiny.write_lora(lora, tiny.branches(networks[name]), hidden, base=file)
+        base = given | {"model": str(file)}
+        jobs.append(base | {"run": "velocity", "name": name})
+        jobs += [
+            base | {"run": "velocity", "name": f"{name}-lora-{weight}", "lora": str(lora), "weight": weight}
+            for weight in WEIGHTS
+        ]
+    file, lora = str(folder / "hidden128.safetensors"), str(folder / "hidden128_lora.safetensors")
+    jobs.append(given | {"run": "real_fake", "name": "real_fake", "model": file, "lora": lora})
+    vae = folder / "vae.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        # In fp16, by which ComfyUI knows that the latents are HunyuanVideo's.
+        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, vae)
+    save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
+    jobs.append(
+        {"run": "sample", "name": "sample", "model": file, "vae": str(vae), "inputs": str(folder / "image.st")}
+        | {"seed": SEED}
+    )
+    jobs = [job | {"out": str(folder / f"{job['name']}.out")} for job in jobs]
+    stock_side(jobs)
+    answers = {job["name"]: load_file(job["out"]) for job in jobs}
+    return Exchange(answers, networks, load_file(folder / "image.st")["image"], vae)
+
+
+def _velocity(network: torch.nn.Module, inputs: dict[str, Tensor], prompt: object) -> Tensor:
+    condition = concat_condition(inputs["image"] * LATENT_SCALE, inputs["x"].shape[2])
+    call = network_inputs(inputs["x"], inputs["sigma"], condition, prompt)
+    if network.config.guidance_embeds:
+        call["guidance"] = torch.full((2,), 1000 * GUIDANCE)
+    with torch.no_grad():
+        return network(**call, return_dict=False)[0]
+
+
+def _merged(network: torch.nn.Module, tiny: SimpleNamespace, weight: float) -> torch.nn.Module:
+    """The trainer's network with `theta + weight * alpha / rank * up @ down` in its own, split modules."""
+    merged = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, branch in tiny.branches(network).items():
+            merged.get_submodule(name).weight += weight * tiny.scale * (branch.up @ branch.down)
+    return merged
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """The batch that the velocities are compared on."""
+    return _inputs()
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_stock_loader_gives_the_trainers_velocities(
+    name: str, exchange: Exchange, batch: dict[str, Tensor], tiny: SimpleNamespace
+) -> None:
+    answer = exchange.answers[name]
+    expected = _velocity(exchange.networks[name], batch, tiny.prompt())
+    assert answer["class"].item(), "not recognised as HunyuanVideoI2V"
+    assert expected.std() > 0.1
+    torch.testing.assert_close(answer["velocity"], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_stock_lora_loader_equals_the_merged_network(
+    name: str, weight: float, exchange: Exchange, batch: dict[str, Tensor], tiny: SimpleNamespace
+) -> None:
+    answer = exchange.answers[f"{name}-lora-{weight}"]["velocity"]
+    expected = _velocity(_merged(exchange.networks[name], tiny, weight), batch, tiny.prompt())
+    assert (expected - exchange.answers[name]["velocity"]).std() > 1e-2, "the LoRA changes next to nothing"
+    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("role", "weight"), [("real", 0.25), ("fake", 1.0), ("base", 0.0)])
+def test_real_fake_node_equals_the_trainers_roles(
+    role: str, weight: float, exchange: Exchange, batch: dict[str, Tensor], tiny: SimpleNamespace
+) -> None:
+    expected = _velocity(_merged(exchange.networks["hidden128"], tiny, weight), batch, tiny.prompt())
+    torch.testing.assert_close(exchange.answers["real_fake"][role], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_start_image_is_encoded_as_the_core_encodes_it(exchange: Exchange) -> None:
+    with torch.no_grad():
+        expected = load_taehv(exchange.vae).encode_image(exchange.photo.movedim(-1, 1))
+    found = exchange.answers["sample"]["image_latent"] * LATENT_SCALE
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["recipe", "renoise"])
+def test_sampler_node_equals_the_core(sampler: str, exchange: Exchange, tiny: SimpleNamespace) -> None:
+    answer = exchange.answers["sample"]
+    condition = concat_condition(answer["image_latent"] * LATENT_SCALE, 5).repeat(2, 1, 1, 1, 1)
+    velocity = network_velocity(exchange.networks["hidden128"], condition, tiny.prompt())
+    noise = torch.randn(2, 16, 5, 6, 8, generator=torch.Generator().manual_seed(SEED))
+    with torch.no_grad():
+        if sampler == "renoise":
+            expected = sample_renoise(velocity, noise, few_step_sigmas(4, 5), seeded_noise(SEED))
+        else:
+            expected = sample_euler(velocity, noise, few_step_sigmas(4, 5))
+    torch.testing.assert_close(answer[sampler] * LATENT_SCALE, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_stock_schedule_follows_the_recipes_shift(exchange: Exchange) -> None:
+    torch.testing.assert_close(exchange.answers["sample"]["stock_sigmas"], few_step_sigmas(4, 5), atol=1e-3, rtol=0)
