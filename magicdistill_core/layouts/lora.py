@@ -21,6 +21,16 @@ _SUFFIXES = {
 _MLP_RATIO = 4
 
 
+def lora_part(key: str) -> tuple[str, str, str] | None:
+    """What a LoRA tensor's name says: prefix, module, and part (`down`, `up` or `alpha`); None for other names."""
+    for suffix, part in _SUFFIXES.items():
+        if key.endswith(suffix):
+            name = key.removesuffix(suffix)
+            prefix = match.group() if (match := _PREFIX.match(name)) else ""
+            return prefix, name.removeprefix(prefix), part
+    return None
+
+
 def parse_lora(state: Mapping[str, Tensor], default_alpha: float | None = None) -> dict[str, LowRank]:
     """The branches in a LoRA file by bare module name, whatever prefix and suffixes its dialect uses.
 
@@ -33,12 +43,11 @@ def parse_lora(state: Mapping[str, Tensor], default_alpha: float | None = None) 
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in state.items():
-        for suffix, part in _SUFFIXES.items():
-            if key.endswith(suffix):
-                found.setdefault(_PREFIX.sub("", key[: -len(suffix)]), {})[part] = tensor
-                break
-        else:
-            unknown.append(key)
+        match lora_part(key):
+            case (_, module, part):
+                found.setdefault(module, {})[part] = tensor
+            case None:
+                unknown.append(key)
     if unknown or not found:
         raise CheckpointError(
             f"This is not a LoRA file that can be read: {len(unknown)} of {len(state)} tensors are no LoRA parts "

@@ -1,0 +1,108 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from magicdistill_core.branch import LowRank
+from magicdistill_core.checkpoint import file_sha256, load_checkpoint, read_tensors, save_lora
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import file_to_diffusers
+from train.inspect import facts_table, inspect_file
+from train.network import load_network
+
+
+def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
+    facts = inspect_file(teacher_file, with_hash=True)
+    network = load_network(load_checkpoint(teacher_file))
+    assert facts["parameters"].startswith(f"{sum(p.numel() for p in network.parameters()):,} ")
+    assert facts["kind"] == "HunyuanVideo transformer"
+    assert facts["layout"] == "Tencent"
+    assert facts["conditioning"].endswith("; 33 channels")
+    assert facts["width"] == "128 (1 heads)"
+    assert facts["blocks"] == "1 double + 1 single, 2 text refiner"
+    assert facts["null prompt"] == "3 tokens"
+    assert facts["dtypes"] == "F32 (100% of the bytes)"
+    assert (facts["recipe: kind"], facts["recipe: steps"], facts["recipe: shift"]) == ("teacher", "28", "5.0")
+    assert facts["sha256"] == file_sha256(teacher_file)
+    assert facts["size"].startswith(f"{teacher_file.stat().st_size:,} bytes")
+
+
+@pytest.mark.parametrize(
+    ("rename", "layout"),
+    [
+        (lambda key: f"model.diffusion_model.{key}", "Tencent, under model.diffusion_model."),
+        (lambda key: key.replace("img_attn_qkv", "img_attn.qkv"), "ComfyUI"),
+    ],
+)
+def test_spellings_are_told_apart(
+    tmp_path: Path, teacher_file: Path, rename: Callable[[str], str], layout: str
+) -> None:
+    tensors, _ = read_tensors(teacher_file)
+    save_file({rename(key): value for key, value in tensors.items()}, tmp_path / "a.safetensors")
+    facts = inspect_file(tmp_path / "a.safetensors")
+    assert (facts["layout"], facts["recipe"]) == (layout, "none")
+
+
+def test_a_diffusers_folder_is_read_whole(tmp_path: Path, teacher_file: Path) -> None:
+    state = file_to_diffusers(HUNYUAN_VIDEO, load_checkpoint(teacher_file).state, 128)
+    keys = sorted(state)
+    for number, part in enumerate((keys[:20], keys[20:])):
+        save_file({key: state[key].half().clone() for key in part}, tmp_path / f"part-{number}.safetensors")
+    facts = inspect_file(tmp_path, with_hash=True)
+    assert (facts["layout"], facts["null prompt"]) == ("diffusers", "none")
+    assert facts["dtypes"] == "F16 (100% of the bytes)"
+    assert len([label for label in facts if label.startswith("sha256 part-")]) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no \.safetensors"):
+        inspect_file(tmp_path / "empty")
+
+
+def test_loras_vaes_and_strangers(tmp_path: Path, teacher_file: Path, taehv_file: Path) -> None:
+    recipe = load_checkpoint(teacher_file).recipe
+    assert recipe is not None
+    path = tmp_path / "lora.safetensors"
+    branch = LowRank(torch.zeros(12, 128), torch.zeros(384, 12), alpha=6.0)
+    save_lora(path, {"double_blocks.0.img_attn_qkv": branch}, recipe.model_copy(update={"kind": "fake_lora"}))
+    facts = inspect_file(path)
+    assert facts["layout"] == "Tencent/ComfyUI names under diffusion_model.; lora_A/lora_B"
+    assert facts["modules"] == "1, of which 1 belong to HunyuanVideo"
+    assert (facts["ranks"], facts["alpha"], facts["recipe: kind"]) == ("12", "6", "fake_lora")
+
+    save_file(
+        {
+            "transformer.transformer_blocks.0.attn.to_q.lora_down.weight": torch.zeros(4, 128),
+            "transformer.transformer_blocks.0.attn.to_q.lora_up.weight": torch.zeros(128, 4),
+            "transformer.other.lora_down.weight": torch.zeros(4, 128),
+            "transformer.other.lora_up.weight": torch.zeros(128, 4),
+        },
+        path,
+    )
+    facts = inspect_file(path)
+    assert facts["layout"] == "diffusers names under transformer.; lora_down/lora_up"
+    assert facts["modules"] == "2, of which 1 belong to HunyuanVideo"
+    assert facts["alpha"].startswith("not stored")
+
+    facts = inspect_file(taehv_file)
+    assert (facts["kind"], facts["layout"]) == ("video autoencoder", "TAEHV")
+
+    save_file({"blocks.0.self_attn.q.weight": torch.zeros(2, 2)}, path)
+    facts = inspect_file(path)
+    assert facts["kind"] == "unknown"
+    assert "blocks.0.self_attn" in facts["why"]
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(facts_table(facts))
+    assert "HunyuanVideo" in console.export_text()
+
+
+def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, teacher_file: Path) -> None:
+    torch.save({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="pickle"):
+        inspect_file(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(teacher_file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="truncated"):
+        inspect_file(tmp_path / "b.safetensors")

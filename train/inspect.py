@@ -1,0 +1,176 @@
+"""What a weights file is and says of itself, from its header alone."""
+
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from safetensors import safe_open
+
+from magicdistill_core.checkpoint import (
+    NULL_POOLED_KEY,
+    NULL_TEXT_KEY,
+    Checkpoint,
+    TensorInfo,
+    file_sha256,
+    parse_checkpoint,
+    read_header,
+    read_metadata,
+)
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.lora import lora_part
+from magicdistill_core.recipe import Recipe
+from magicdistill_core.taehv import TAEHV
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
+_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "U8": torch.uint8}
+_IMAGE_MODES = {
+    CONCAT_CHANNELS: "image-to-video by concatenation (noise 16 + image 16 + mask 1)",
+    LATENT_CHANNELS: "text-to-video, or image-to-video by token replacement",
+}
+
+Header = Mapping[str, TensorInfo]
+
+
+def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
+    """Facts about a transformer, a LoRA or a TAEHV VAE, by label, in the order in which they are worth reading.
+
+    Args:
+        path: a safetensors file, or a diffusers folder of them.
+        with_hash: add the sha256, by which recipes name a teacher or base; it reads the whole file.
+
+    Raises:
+        CheckpointError: if a file is absent, a pickle or damaged.
+    """
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise CheckpointError(f"The folder {path} holds no .safetensors file. Name a weights file, or such a folder.")
+    header: dict[str, TensorInfo] = {}
+    recipe = None
+    for file in files:
+        header |= read_header(file)
+        recipe = recipe or Recipe.from_metadata(read_metadata(file), file.name)
+    facts = {"file": str(path), "size": _size(sum(file.stat().st_size for file in files))}
+    if any(".lora_" in key for key in header):
+        facts |= _lora(header, files)
+    elif header.keys() == (vae := _taehv_shapes()).keys() and all(header[k].shape == vae[k] for k in vae):
+        facts |= {"kind": "video autoencoder", "layout": "TAEHV"}
+    else:
+        facts |= _transformer(header, path.name)
+    facts |= {"parameters": _parameters(header), "dtypes": _dtypes(header)}
+    if recipe is not None:
+        facts |= {f"recipe: {name}": f"{value}" for name, value in recipe.model_dump(exclude_none=True).items()}
+    else:
+        facts["recipe"] = "none"
+    if with_hash:
+        facts |= {f"sha256{f' {file.name}' if len(files) > 1 else ''}": file_sha256(file) for file in files}
+    return facts
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """Facts as a table for the terminal."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in facts.items():
+        table.add_row(label, value)
+    return table
+
+
+def _size(count: int) -> str:
+    mebi = count / 1024**2
+    return f"{count:,} bytes ({mebi / 1024:.2f} GiB)" if mebi >= 1024 else f"{count:,} bytes ({mebi:.2f} MiB)"
+
+
+def _parameters(header: Header) -> str:
+    counted = sum(prod(info.shape) for key, info in header.items() if not _beside(key))
+    return f"{counted:,} ({counted / 1e6:.2f} M)"
+
+
+def _beside(key: str) -> bool:
+    return key.startswith("null_prompt.") or key.endswith(".alpha")
+
+
+def _dtypes(header: Header) -> str:
+    weights = Counter[str]()
+    for key, info in header.items():
+        if not _beside(key):
+            weights[info.dtype] += prod(info.shape) * _BYTES.get(info.dtype, 1)
+    total = sum(weights.values()) or 1
+    return ", ".join(f"{dtype} ({share / total:.0%} of the bytes)" for dtype, share in weights.most_common())
+
+
+def _taehv_shapes() -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in TAEHV().state_dict().items()}
+
+
+def _transformer(header: Header, source: str) -> dict[str, str]:
+    meta = {
+        key: torch.empty(info.shape, dtype=_TORCH.get(info.dtype, torch.float32), device="meta")
+        for key, info in header.items()
+    }
+    try:
+        checkpoint = parse_checkpoint(meta, None, source, allow_quantised=True)
+    except CheckpointError as error:
+        return {"kind": "unknown", "why": str(error)}
+    shape = checkpoint.shape
+    return {
+        "kind": "HunyuanVideo transformer",
+        "layout": _layout(header, checkpoint),
+        "conditioning": _IMAGE_MODES.get(shape.in_channels, "unknown") + f"; {shape.in_channels} channels",
+        "width": f"{shape.hidden} ({shape.heads} heads)",
+        "blocks": f"{shape.double_blocks} double + {shape.single_blocks} single, {shape.refiner_blocks} text refiner",
+        "text": f"{shape.text_dim} wide, pooled {shape.pooled_dim}",
+        "guidance embedding": "yes" if shape.guidance_embed else "no",
+        "null prompt": _null_prompt(header),
+    }
+
+
+def _layout(header: Header, checkpoint: Checkpoint) -> str:
+    if any(key.endswith("x_embedder.proj.weight") for key in header):
+        return "diffusers"
+    # Every wrapper's prefix ends in a dot before a name of the file layout.
+    first = next(key for key in header if key.endswith("img_in.proj.weight"))
+    prefix = first.removesuffix("img_in.proj.weight")
+    spelling = "Tencent" if all(f"{prefix}{key}" in header for key in checkpoint.state) else "ComfyUI"
+    return f"{spelling}, under {prefix}" if prefix else spelling
+
+
+def _null_prompt(header: Header) -> str:
+    if NULL_TEXT_KEY not in header or NULL_POOLED_KEY not in header:
+        return "none"
+    return f"{header[NULL_TEXT_KEY].shape[1]} tokens"
+
+
+def _lora(header: Header, files: list[Path]) -> dict[str, str]:
+    downs = {parts[:2]: header[key] for key in header if (parts := lora_part(key)) is not None and parts[2] == "down"}
+    prefixes = sorted({prefix or "no prefix" for prefix, _ in downs})
+    in_file = sum(_in_file_layout(module) for _, module in downs)
+    in_diffusers = sum(HUNYUAN_VIDEO.diffusers_module(module) is not None for _, module in downs)
+    known = max(in_file, in_diffusers)
+    names = "unknown" if not known else "Tencent/ComfyUI" if in_file == known else "diffusers"
+    halves = "lora_A/lora_B" if any(".lora_A." in key for key in header) else "lora_down/lora_up"
+    return {
+        "kind": "LoRA",
+        "layout": f"{names} names under {', '.join(prefixes)}; {halves}",
+        "modules": f"{len(downs)}, of which {known} belong to HunyuanVideo",
+        "ranks": ", ".join(map(str, sorted({info.shape[0] for info in downs.values()}))),
+        "alpha": _alphas(files),
+    }
+
+
+def _in_file_layout(name: str) -> bool:
+    return HUNYUAN_VIDEO.file_module(HUNYUAN_VIDEO.canonical(f"{name}.weight").removesuffix(".weight")) is not None
+
+
+def _alphas(files: list[Path]) -> str:
+    values = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            values |= {float(file.get_tensor(key)) for key in file.keys() if key.endswith(".alpha")}  # noqa: SIM118
+    return ", ".join(f"{value:g}" for value in sorted(values)) or "not stored (taken as the rank)"
