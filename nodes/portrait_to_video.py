@@ -1,7 +1,6 @@
 """Portrait to video: a start image as the conditioning of image-to-video, with the null prompt of the loaded file."""
 
 import comfy.model_management
-import comfy.utils
 import node_helpers
 import torch
 from comfy.model_base import HunyuanVideoI2V
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..magicdistill_core.errors import CheckpointError, VideoError
 from ..magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, check_geometry, latent_shape
+from ..magicdistill_core.video import resize_crop
 from .attached import Attached, attached_to, report
 
 Conditioning = list[list]
@@ -112,7 +112,8 @@ class PortraitToVideo(io.ComfyNode):
         width, height, length = _size(attached, width, height, length)
         text = positive if positive is not None else _null_prompt(attached)
         shape = latent_shape(length, height, width, batch_size)
-        image_latent = vae.encode(_fitted(start_image, width, height))
+        # Cropped and resized as the trainer prepares its clips.
+        image_latent = vae.encode(resize_crop(start_image[:1, ..., :3], height, width))
         # ComfyUI's mask is 0 where the image is given and turns it round for the network (`mask_inverted`).
         mask = image_latent.new_ones(1, 1, *shape[2:])
         mask[:, :, :1] = 0
@@ -147,14 +148,6 @@ def _null_prompt(attached: Attached | None) -> Conditioning:
             "input positive, or use a file exported by MagicDistillation, loaded with Load few-step model."
         )
     return [[attached.null_prompt.text_states, {"pooled_output": attached.null_prompt.pooled}]]
-
-
-def _fitted(image: Tensor, width: int, height: int) -> Tensor:
-    """The first image, `[1, height, width, 3]`; untouched where it has that size already."""
-    image = image[:1, :, :, :3]
-    if image.shape[1:3] == (height, width):
-        return image
-    return comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
 
 
 def _crop_note(image: Tensor, width: int, height: int) -> list[str]:

@@ -56,6 +56,16 @@ class SaveVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        # Before anything runs: nobody should wait for a video that cannot be saved. None comes from another node.
+        try:
+            if filename_prefix is not None:
+                _check_prefix(filename_prefix)
+        except VideoError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, images: Tensor, fps: float, filename_prefix: str, crf: float) -> io.NodeOutput:
         _, height, width, _ = images.shape
         if height % 2 or width % 2:

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import file_sha256, save_checkpoint, save_lora
@@ -16,8 +21,9 @@ from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, NetworkSha
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
-from magicdistill_core.recipe import Recipe
-from train.comfyui import ComfyUIError, find_comfyui
+from magicdistill_core.recipe import METADATA_KEY, Recipe
+from magicdistill_core.taehv import TAEHV
+from train.comfyui import ComfyUIError, find_comfyui, prepare_directory, serve
 from train.network import build_network
 
 RANK, ALPHA = 4, 8.0
@@ -123,3 +129,112 @@ def stock_side(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         assert done.returncode == 0, done.stderr[-4000:]
 
     return run
+
+
+class Client:
+    """A ComfyUI server as a program talks to it, with the files in its folders."""
+
+    def __init__(self, address: str, directory: Path, log: Path) -> None:
+        self.address = address
+        self.directory = directory
+        self.log = log
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.address}{path}", timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict) -> Any:
+        request = urllib.request.Request(
+            f"{self.address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def refusal_of(self, prompt: dict) -> dict:
+        """What the server says of a prompt that it must not even queue."""
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            self.queue(prompt)
+        return json.loads(refused.value.read())
+
+    def queue(self, prompt: dict, workflow: dict | None = None) -> str:
+        """Queue an API-format prompt; its id."""
+        body = {"prompt": prompt, "extra_data": {"extra_pnginfo": {"workflow": workflow}} if workflow else {}}
+        return self.post("/prompt", body)["prompt_id"]
+
+    def wait(self, prompt_id: str, seconds: float = 240) -> dict:
+        """The history entry of a prompt once it has ended, well or badly."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry is not None:
+                return entry
+            time.sleep(0.2)
+        pytest.fail(f"the prompt did not end within {seconds:.0f} s")
+
+    def run(self, prompt: dict, workflow: dict | None = None) -> dict:
+        """The outputs of a prompt by node, which must succeed."""
+        entry = self.wait(self.queue(prompt, workflow))
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        return entry["outputs"]
+
+    def error_of(self, prompt: dict) -> dict:
+        """The error of a prompt, which must fail while it runs."""
+        messages = dict(self.wait(self.queue(prompt))["status"]["messages"])
+        assert "execution_error" in messages, f"no error but {list(messages)}"
+        return messages["execution_error"]
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One running ComfyUI with the pack, and tiny models, good and bad, in its folders."""
+    directory = tmp_path_factory.mktemp("comfyui")
+    prepare_directory(directory)
+    _write_models(directory / "models", tiny)
+    log = directory / "server.log"
+    with log.open("wb") as output, serve(comfyui_dir, directory, log=output) as running:
+        yield Client(running.address, directory, log)
+
+
+def _write_models(models: Path, tiny: SimpleNamespace) -> None:
+    network, prompt, recipe = tiny.network(tiny.shape()), tiny.prompt(), tiny.recipe("generator")
+    folder = models / "diffusion_models"
+    good = folder / "tiny.safetensors"
+    tiny.write_model(good, network, recipe, prompt)
+    state, metadata = load_file(good), recipe.to_metadata()
+    plain = {key: tensor for key, tensor in state.items() if not key.startswith("null_prompt.")}
+    save_file(plain, folder / "no_recipe.safetensors")
+    save_file(state, folder / "strange_recipe.safetensors", {METADATA_KEY: '{"format_version": 1, "flux": 2}'})
+    t2v = random_network(tiny_shape(in_channels=16))
+    tiny.write_model(folder / "channels16.safetensors", t2v, recipe, prompt)
+    save_file({"blocks.0.weight": torch.zeros(4, 4)}, folder / "other_family.safetensors", metadata)
+    lacking = {key: tensor for key, tensor in state.items() if "double_blocks.1.img_attn_qkv" not in key}
+    save_file(lacking, folder / "incomplete.safetensors", metadata)
+    (folder / "truncated.safetensors").write_bytes(good.read_bytes()[:-1000])
+    torch.save(plain, folder / "pickle.pt")
+    torch.save(plain, folder / "renamed_pickle.safetensors")
+    branches = tiny.branches(network)
+    tiny.write_lora(folder / "lora_as_model.safetensors", branches, 128)
+    loras = models / "loras"
+    tiny.write_lora(loras / "tiny_fake.safetensors", branches, 128, base=good)
+    tiny.write_lora(loras / "other_base.safetensors", branches, 128, base=folder / "no_recipe.safetensors")
+    tiny.write_lora(loras / "wide.safetensors", tiny.branches(tiny.network(tiny.shape(256))), 256)
+    stranger = {"unet.mid.lora_A.weight": torch.zeros(4, 8), "unet.mid.lora_B.weight": torch.zeros(8, 4)}
+    save_file(stranger, loras / "stranger.safetensors")
+    save_file(_vae(), models / "vae" / "tiny_vae.safetensors")
+    save_file(_vae(latents=48, patch=2), models / "vae" / "channels48.safetensors")
+
+
+def _vae(latents: int = 16, patch: int = 1) -> dict[str, torch.Tensor]:
+    """A TAEHV-layout VAE with random weights, in the fp16 by which ComfyUI knows HunyuanVideo's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = TAEHV().state_dict()
+        last = max(int(key.split(".")[1]) for key in state if key.startswith("encoder."))
+        pixels = 3 * patch**2
+        state["encoder.0.weight"] = torch.randn(64, pixels, 3, 3) * 0.1
+        state[f"encoder.{last}.weight"] = torch.randn(latents, 64, 3, 3) * 0.1
+        state[f"encoder.{last}.bias"] = torch.zeros(latents)
+        state["decoder.1.weight"] = torch.randn(256, latents, 3, 3) * 0.05
+        state["decoder.22.weight"], state["decoder.22.bias"] = torch.randn(pixels, 64, 3, 3) * 0.1, torch.zeros(pixels)
+    return {key: value.half().contiguous() for key, value in state.items()}

@@ -1,0 +1,239 @@
+"""A running ComfyUI with the pack: the workflow through its API, bad inputs, settings that differ, cancelling."""
+
+import json
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from magicdistill_core.pocket import files
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "portrait_pocket.json"
+
+# The workflow's chain on the tiny files: node id -> node in ComfyUI's API format.
+CHAIN: dict[str, dict[str, Any]] = {
+    "load": {
+        "class_type": "MagicDistillLoadModel",
+        "inputs": {"unet_name": "tiny.safetensors", "lora_name": "none", "weight_dtype": "default"},
+    },
+    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
+    "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
+    "video": {
+        "class_type": "MagicDistillPortraitToVideo",
+        "inputs": {"model": ["load", 0], "vae": ["vae", 0], "start_image": ["portrait", 0]}
+        | {"width": 0, "height": 0, "length": 0, "batch_size": 1},
+    },
+    "sample": {
+        "class_type": "MagicDistillSampler",
+        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "latent": ["video", 1]}
+        | {"seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"},
+    },
+    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
+    "save": {
+        "class_type": "MagicDistillSaveVideo",
+        "inputs": {"images": ["decode", 0], "fps": 8.0, "filename_prefix": "video/tiny", "crf": 18.0},
+    },
+}
+ROLES: dict[str, dict[str, Any]] = {
+    "roles": {
+        "class_type": "MagicDistillRealFakeLora",
+        "inputs": {"model": ["load", 0], "lora_name": "tiny_fake.safetensors", "weight_real": 0.25, "weight_fake": 1.0},
+    },
+}
+
+
+def chain(**changes: dict[str, Any]) -> dict[str, Any]:
+    """The chain with some nodes' inputs changed."""
+    prompt = deepcopy(CHAIN)
+    for node, inputs in changes.items():
+        prompt[node]["inputs"] |= inputs
+    return prompt
+
+
+def roles(model: str = "tiny.safetensors", lora: str = "tiny_fake.safetensors") -> dict[str, Any]:
+    """The chain sampled from the fake model of the real/fake node."""
+    prompt = chain(load={"unet_name": model}, sample={"model": ["roles", 1]}) | deepcopy(ROLES)
+    prompt["roles"]["inputs"]["lora_name"] = lora
+    return prompt
+
+
+def api_prompt(workflow: dict, nodes: dict[str, dict]) -> dict[str, Any]:
+    """A saved workflow in the API's format, as the page would send it."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in nodes:
+            continue  # notes
+        inputs: dict[str, Any] = {}
+        values = iter(node["widgets_values"])
+        groups = nodes[node["type"]]["input"]
+        specs = groups["required"] | groups.get("optional", {})
+        for slot in node["inputs"]:
+            if "widget" in slot:
+                inputs[slot["name"]] = next(values)
+                if any(options.get("control_after_generate") for options in specs[slot["name"]][1:]):
+                    next(values)
+            elif slot["link"] is not None:
+                inputs[slot["name"]] = sources[slot["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def saved_video(server: Any, outputs: dict, node: str) -> Path:
+    """The file that a save node reports."""
+    (entry,) = outputs[node]["images"]
+    return server.directory / "output" / entry["subfolder"] / entry["filename"]
+
+
+@pytest.mark.skipif(not files.GENERATOR.is_file(), reason="the pocket weights are not there")
+def test_workflow_runs_as_it_is(server: Any) -> None:
+    workflow = json.loads(WORKFLOW.read_text())
+    prompt = api_prompt(workflow, server.get("/object_info"))
+    outputs = server.run(prompt, workflow)
+    with av.open(str(saved_video(server, outputs, "7"))) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (96, 96, 8)
+        assert (stream.codec.canonical_name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert sum(1 for _ in video.decode(stream)) == 17
+        assert json.loads(video.metadata["prompt"]) == prompt
+        assert json.loads(video.metadata["workflow"]) == workflow
+
+
+@pytest.mark.skipif(not files.GENERATOR.is_file(), reason="the pocket weights are not there")
+def test_every_loader_lists_only_what_it_can_load(server: Any) -> None:
+    nodes = server.get("/object_info")
+
+    def options(node: str, name: str) -> set[str]:
+        kind = nodes[node]["input"]["required"][name]
+        found = kind[0] if isinstance(kind[0], list) else kind[1]["options"]
+        return {option for option in found if option.startswith("magicdistill_pocket")}
+
+    models, vaes = {files.TEACHER.name, files.GENERATOR.name}, {files.VAE.name}
+    assert options("UNETLoader", "unet_name") == models
+    assert options("MagicDistillLoadModel", "unet_name") == models
+    assert options("VAELoader", "vae_name") == vaes
+    loras = {path.name for path in files.LORAS.glob("*.safetensors")}
+    assert options("LoraLoaderModelOnly", "lora_name") == loras
+
+
+def test_workflow_is_offered_as_a_template(server: Any) -> None:
+    assert server.get("/workflow_templates") == {"magicdistillation": ["portrait_pocket"]}
+    assert server.get("/api/workflow_templates/magicdistillation/portrait_pocket.json")["nodes"]
+
+
+def test_every_input_is_explained_and_every_node_has_help(server: Any) -> None:
+    nodes = {name: node for name, node in server.get("/object_info").items() if name.startswith("MagicDistill")}
+    assert len(nodes) == 6
+    help_pages = Path(__file__).resolve().parents[2] / "nodes" / "web" / "docs"
+    for name, node in nodes.items():
+        assert node["category"].startswith("MagicDistillation/")
+        assert node["search_aliases"]
+        assert (help_pages / f"{name}.md").read_text().startswith(f"# {node['display_name']}")
+        for group in ("required", "optional"):
+            for key, spec in node["input"].get(group, {}).items():
+                assert spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
+
+
+def test_defaults_come_from_the_file(server: Any) -> None:
+    outputs = server.run(chain())
+    assert outputs["sample"]["text"] == ["4 steps, shift 5, euler\ntimesteps 1000, 937.5, 833.3, 625"]
+    with av.open(str(saved_video(server, outputs, "save"))) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height) == (64, 48)
+
+
+def test_settings_that_differ_from_the_recipe_are_said(server: Any) -> None:
+    outputs = server.run(chain(sample={"steps": 2, "shift": 7.0, "sampler": "renoise"}))
+    (text,) = outputs["sample"]["text"]
+    for part in ("steps is 2", "made for 4", "shift is 7.0", "sampler is renoise"):
+        assert part in text
+
+
+def test_files_without_recipe_say_what_is_assumed(server: Any) -> None:
+    changes = {"width": 64, "height": 48, "length": 5}
+    prompt = chain(load={"unet_name": "no_recipe.safetensors"}, video=changes)
+    # Any conditioning with text serves; that of the other file's null prompt is at hand.
+    prompt |= {"load2": CHAIN["load"], "video2": deepcopy(CHAIN["video"])}
+    prompt["video2"]["inputs"]["model"] = ["load2", 0]
+    prompt["video"]["inputs"]["positive"] = ["video2", 0]
+    (text,) = server.run(prompt)["sample"]["text"]
+    assert "carries no recipe" in text
+    assert "4 steps, shift 5 and euler are assumed" in text
+
+
+def test_real_and_fake_report_what_they_matched(server: Any) -> None:
+    (text,) = server.run(roles())["roles"]["text"]
+    assert text.startswith("matched 8/8 modules; real 0.25, fake 1")
+    assert "Note" not in text
+    (text,) = server.run(roles(lora="other_base.safetensors"))["roles"]["text"]
+    assert "was trained on a base with sha256" in text
+
+
+BAD = {
+    "wrong family": (chain(load={"unet_name": "other_family.safetensors"}), "not the weights of a HunyuanVideo"),
+    "16 channels": (chain(load={"unet_name": "channels16.safetensors"}), "takes 16 input channels"),
+    "incomplete": (chain(load={"unet_name": "incomplete.safetensors"}), "tensors are missing"),
+    "truncated": (chain(load={"unet_name": "truncated.safetensors"}), "truncated or damaged"),
+    "pickle": (chain(load={"unet_name": "pickle.pt"}), "is a pickle"),
+    "renamed pickle": (chain(load={"unet_name": "renamed_pickle.safetensors"}), "is a pickle"),
+    "LoRA as model": (chain(load={"unet_name": "lora_as_model.safetensors"}), "is a LoRA, expected a whole"),
+    "strange recipe": (chain(load={"unet_name": "strange_recipe.safetensors"}), "cannot be understood"),
+    "fake LoRA as generator": (chain(load={"lora_name": "tiny_fake.safetensors"}), "is the fake branch"),
+    "LoRA of another family": (roles(lora="stranger.safetensors"), "do not exist in this family"),
+    "LoRA of another width": (roles(lora="wide.safetensors"), "matches 0/8 modules"),
+    "odd width": (chain(video={"width": 50}), "A width of 50 pixels does not fit"),
+    "odd length": (chain(video={"length": 16}), "Use 13 or 17"),
+    "no recipe, no size": (chain(load={"unet_name": "no_recipe.safetensors"}), "carries no recipe"),
+    "no null prompt": (
+        chain(load={"unet_name": "no_recipe.safetensors"}, video={"width": 64, "height": 48, "length": 5}),
+        "carries no null prompt",
+    ),
+    "wrong VAE": (chain(vae={"vae_name": "channels48.safetensors"}), "has 48 latent channels"),
+    "odd frames": (chain(save={"images": ["portrait", 0]}, portrait={"size": 65}), "needs even sides"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_inputs_are_explained_in_a_paragraph(case: str, server: Any) -> None:
+    prompt, part = BAD[case]
+    error = server.error_of(prompt)
+    assert part in error["exception_message"]
+    assert error["node_type"].startswith("MagicDistill")
+    assert error["exception_type"].endswith("Error")
+    assert "\n\n" not in error["exception_message"].strip()
+    assert server.get("/system_stats"), "the server is gone"
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "a/../../outside", "/tmp/outside", "C:\\outside", "..\\outside", " "])
+def test_no_prefix_leaves_the_output_folder(prefix: str, server: Any) -> None:
+    refusal = server.refusal_of(chain(save={"filename_prefix": prefix}))
+    (error,) = refusal["node_errors"]["save"]["errors"]
+    assert "does not stay inside ComfyUI's output folder" in error["details"]
+
+
+def test_prefix_from_another_node_is_checked_too(server: Any) -> None:
+    prompt = chain(save={"filename_prefix": ["name", 0]})
+    prompt["name"] = {"class_type": "PrimitiveString", "inputs": {"value": "../outside"}}
+    assert "does not stay inside" in server.error_of(prompt)["exception_message"]
+
+
+def test_latent_of_another_size_is_refused(server: Any) -> None:
+    prompt = chain()
+    prompt["video2"] = deepcopy(CHAIN["video"])
+    prompt["video2"]["inputs"] |= {"width": 32}
+    prompt["sample"]["inputs"]["latent"] = ["video2", 1]
+    assert "Connect CONDITIONING and LATENT of the same" in server.error_of(prompt)["exception_message"]
+
+
+def test_sampling_can_be_cancelled_and_the_server_goes_on(server: Any) -> None:
+    prompt_id = server.queue(chain(sample={"steps": 1000}))
+    end = time.monotonic() + 60
+    while "1/1000" not in server.log.read_text(errors="replace") and time.monotonic() < end:
+        time.sleep(0.2)
+    server.post("/interrupt", {})
+    messages = dict(server.wait(prompt_id, 60)["status"]["messages"])
+    assert "execution_interrupted" in messages
+    assert server.run(chain(sample={"seed": 99}))["save"]
