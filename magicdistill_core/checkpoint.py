@@ -26,6 +26,7 @@ from .recipe import Recipe
 NULL_TEXT_KEY = "null_prompt.text_states"
 NULL_POOLED_KEY = "null_prompt.pooled"
 _WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "model.model.", "transformer.")
+_PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 _DIFFUSERS_MARK = "x_embedder.proj.weight"
 
 
@@ -55,18 +56,6 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_readable(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is no file. Check the path.")
-    with open(path, "rb") as file:
-        head = file.read(16)
-    if path.suffix in {".pt", ".pth", ".ckpt", ".bin", ".pkl"} or head[:2] == b"PK" or head[:1] == b"\x80":
-        raise CheckpointError(
-            f"{path.name} is a pickle, which can run any code when it is opened. Expected a .safetensors file: "
-            f"convert it once in an environment that you trust, and use the result."
-        )
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The safetensors metadata of a file, without reading its tensors.
 
@@ -74,12 +63,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         CheckpointError: if the file is absent, a pickle, truncated or otherwise no safetensors file.
     """
     path = Path(path)
-    _check_readable(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is no file. Check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def read_recipe(path: str | Path) -> Recipe | None:
@@ -87,11 +77,19 @@ def read_recipe(path: str | Path) -> Recipe | None:
     return Recipe.from_metadata(read_metadata(path), Path(path).name)
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    size = path.stat().st_size
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    with open(path, "rb") as file:
+        head = file.read(4)
+    # Judged only now: a safetensors file begins with a length, which may look like the start of a bare pickle.
+    bare = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if path.suffix in _PICKLE_SUFFIXES or head == b"PK\x03\x04" or bare:
+        return CheckpointError(
+            f"{path.name} is a pickle, which can run any code when it is opened. Expected a .safetensors file: "
+            f"convert it once in an environment that you trust, and use the result."
+        )
     return CheckpointError(
-        f"{path.name} ({size:,} bytes) cannot be read as safetensors ({error}). It is truncated or damaged: "
-        f"copy or download it again."
+        f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as safetensors ({error}). It is truncated or "
+        f"damaged: copy or download it again."
     )
 
 
@@ -107,7 +105,7 @@ def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
         with safe_open(path, framework="pt", device=device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.families.hunyuan_video import (
+    NetworkShape,
+    check_concat,
+    check_geometry,
+    concat_condition,
+    frames_to_unit,
+    latent_shape,
+    network_shape,
+    unit_to_frames,
+)
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import diffusers_to_file
+from train.network import build_network
+
+SHAPE = NetworkShape(
+    in_channels=33,
+    hidden=256,
+    double_blocks=2,
+    single_blocks=3,
+    refiner_blocks=1,
+    text_dim=24,
+    pooled_dim=40,
+    guidance_embed=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "latent"),
+    [((17, 96, 96), (1, 16, 5, 12, 12)), ((1, 16, 32), (1, 16, 1, 2, 4)), ((129, 544, 960), (1, 16, 33, 68, 120))],
+)
+def test_latent_geometry(geometry: tuple[int, int, int], latent: tuple[int, ...]) -> None:
+    assert latent_shape(*geometry) == latent
+    assert latent_shape(*geometry, batch=3) == (3, *latent[1:])
+
+
+@pytest.mark.parametrize(
+    ("geometry", "advice"),
+    [
+        ((16, 96, 96), "Use 13 or 17"),
+        ((0, 96, 96), "Use 1 or 5"),
+        ((17, 100, 96), "height of 100.*nearest that fits is 96"),
+        ((17, 96, 545), "width of 545.*nearest that fits is 544"),
+        ((17, 8, 96), "nearest that fits is 16"),
+        ((17, 0, 96), "nearest that fits is 16"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_next_that_do(geometry: tuple[int, int, int], advice: str) -> None:
+    with pytest.raises(VideoError, match=advice):
+        check_geometry(*geometry)
+
+
+def test_condition_is_image_on_frame_0_then_mask() -> None:
+    image = torch.randn(2, 16, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    condition = concat_condition(image, 3)
+    assert condition.shape == (2, 17, 3, 2, 3)
+    assert torch.equal(condition[:, :16, :1], image)
+    assert torch.count_nonzero(condition[:, :16, 1:]) == 0
+    assert condition[:, 16].mean(dim=(0, 2, 3)).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_frames_and_unit_video_are_inverse() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).repeat(3)[: 2 * 8 * 16 * 3].reshape(2, 8, 16, 3)
+    unit = frames_to_unit(frames)
+    assert unit.shape == (1, 2, 3, 8, 16)
+    assert (float(unit.min()), float(unit.max())) == (0.0, 1.0)
+    assert torch.equal(unit_to_frames(unit), frames)
+    assert unit_to_frames(torch.tensor([-0.5, 1.5]).reshape(1, 2, 1, 1, 1).expand(1, 2, 3, 1, 1)).unique().tolist() == [
+        0,
+        255,
+    ]
+
+
+def test_sizes_are_read_off_the_weights() -> None:
+    state = diffusers_to_file(HUNYUAN_VIDEO, build_network(SHAPE).state_dict())
+    assert network_shape(state) == SHAPE
+    assert SHAPE.heads == 2
+    assert not network_shape({k: v for k, v in state.items() if not k.startswith("guidance_in.")}).guidance_embed
+
+
+def test_relatives_and_strangers_are_refused() -> None:
+    state = diffusers_to_file(HUNYUAN_VIDEO, build_network(SHAPE).state_dict())
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.self_attn"):
+        network_shape({"blocks.0.self_attn.q.weight": torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match=r"HunyuanVideo 1\.5"):
+        network_shape({key: value for key, value in state.items() if not key.startswith("vector_in.")})
+    with pytest.raises(CheckpointError, match=r"\[100, 33, 1, 2, 2\]"):
+        network_shape(state | {"img_in.proj.weight": torch.zeros(100, 33, 1, 2, 2)})
+
+
+@pytest.mark.parametrize(("channels", "guess"), [(16, "token-replace"), (32, "SkyReels"), (36, "another model")])
+def test_only_concat_models_take_an_image(channels: int, guess: str) -> None:
+    shape = NetworkShape(channels, 128, 1, 1, 1, 16, 768, guidance_embed=False)
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors takes {channels} input channels.*{guess}"):
+        check_concat(shape, "a.safetensors")
+    check_concat(NetworkShape(33, 128, 1, 1, 1, 16, 768, guidance_embed=False), "a.safetensors")

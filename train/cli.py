@@ -1,0 +1,248 @@
+"""The `magicdistill` command. Each command imports what it needs when it runs, so that `--help` is quick."""
+
+import logging
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.text import Text
+
+from magicdistill_core.errors import MagicDistillError
+
+from .pocket.cli import app as pocket_app
+
+if TYPE_CHECKING:
+    import torch
+
+_BAD_INPUT = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil portrait image-to-video models into few-step generators, and try what came out.",
+)
+app.add_typer(pocket_app, name="pocket")
+
+
+class Format(StrEnum):
+    """What an export is for."""
+
+    COMFYUI = "comfyui"
+    LORA = "lora"
+    DIFFUSERS = "diffusers"
+
+
+class Dtype(StrEnum):
+    """A floating point format."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+_STORED = {Dtype.FP32: "float32", Dtype.BF16: "bfloat16", Dtype.FP16: "float16"}
+
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+]
+VaeOption = Annotated[
+    Path | None,
+    typer.Option("--vae", help="TAEHV file or diffusers HunyuanVideo VAE folder; by default the pocket VAE."),
+]
+
+
+@app.callback()
+def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+    """Before every command: messages go to stderr. (`deepspeed` passes --local_rank; LOCAL_RANK says it too.)"""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for name in ("train", "magicdistill_core"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration; train/presets has some.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as zero.stage=3.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the configured run exactly where it was.")] = False,
+) -> None:
+    """Train. For several processes: torchrun --nproc_per_node N -m train train CONFIG ..."""
+    from .config import load_config
+    from .loop import train as run
+
+    run(load_config(config, overrides or []), resume=resume)
+
+
+@app.command()
+def prepare(
+    videos: Annotated[Path, typer.Option(help="Folder of videos (searched with its subfolders), or one video.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")],
+    vae: VaeOption = None,
+    frames: Annotated[int, typer.Option(help="Frames of a sample, 4n + 1.")] = 17,
+    height: Annotated[int, typer.Option(help="Height in pixels, a multiple of 16.")] = 96,
+    width: Annotated[int, typer.Option(help="Width in pixels, a multiple of 16.")] = 96,
+    fps: Annotated[float, typer.Option(help="Frame rate that the videos are resampled to.")] = 24.0,
+    stride: Annotated[
+        int | None, typer.Option(help="Frames from one sample of a video to the next; by default no overlap.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="How latents are stored.")] = Dtype.FP16,
+    device: DeviceOption = None,
+) -> None:
+    """Encode real videos into a training dataset. Run it again to continue."""
+    from magicdistill_core.pocket.files import VAE
+
+    from .prepare import prepare as run
+
+    report = run(
+        videos,
+        out,
+        vae or VAE,
+        frames,
+        height,
+        width,
+        fps,
+        stride,
+        _STORED[dtype],  # type: ignore[arg-type]
+        _device(device),
+        Console(stderr=True),
+    )
+    console = Console()
+    console.print(
+        f"{report.added} samples added, {report.total} in {out}; "
+        f"{report.already_in} videos were in already, {len(report.skipped)} skipped."
+    )
+    for reason in report.skipped.values():
+        console.print(Text(f"skipped: {reason}", style="yellow"))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="File (.safetensors) to write; for diffusers a new folder.")],
+    format: Annotated[Format, typer.Option(help="comfyui: one whole file; lora: the generator LoRA.")] = Format.COMFYUI,
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; by default the newest.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; by default as trained.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Where a LoRA run's teacher is now, if it has moved.")] = None,
+) -> None:
+    """Export the generator of a run."""
+    from .export import export_run
+    from .sample import DTYPES
+
+    export_run(run, out, format.value, step, None if dtype is None else DTYPES[dtype.value], teacher)
+    Console().print(f"Wrote {out}")
+
+
+@app.command()
+def sample(
+    file: Annotated[Path, typer.Argument(help="A teacher or generator, or a generator LoRA.")],
+    image: Annotated[Path, typer.Option(help="Start image.")],
+    out: Annotated[Path, typer.Option(help="The mp4 to write.")],
+    base: Annotated[Path | None, typer.Option(help="For a LoRA: the file it was trained on.")] = None,
+    vae: VaeOption = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the starting noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Model calls; by default the recipe's.")] = None,
+    shift: Annotated[float | None, typer.Option(min=0.01, help="Timestep shift; by default the recipe's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; by default the recipe's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; by default the recipe's.")] = None,
+    frames: Annotated[int | None, typer.Option(help="4n + 1; by default the recipe's.")] = None,
+    precision: Annotated[Dtype, typer.Option(help="What the network computes in.")] = Dtype.FP32,
+    device: DeviceOption = None,
+) -> None:
+    """Make a video from a still image, without ComfyUI."""
+    from .sample import sample_file
+
+    console = Console(stderr=True)
+    with console.status("Loading") as status:
+        settings = sample_file(
+            file,
+            image,
+            out,
+            base=base,
+            vae=vae,
+            seed=seed,
+            steps=steps,
+            shift=shift,
+            width=width,
+            height=height,
+            frames=frames,
+            precision=precision.value,
+            device=_device(device),
+            callback=lambda state: status.update(f"Step {state.step + 1} done (sigma {state.sigma:.3f})"),
+        )
+    Console().print(
+        f"Wrote {out}: {settings.frames} frames of {settings.width} x {settings.height}, {settings.steps} steps, "
+        f"shift {settings.shift:g}, seed {settings.seed}"
+    )
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A safetensors file, or a diffusers folder.")],
+    sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file, as recipes name it.")] = False,
+) -> None:
+    """Say what a weights file is, and what its recipe says."""
+    from .inspect import facts_table, inspect_file
+
+    Console().print(facts_table(inspect_file(file, sha256)))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")]) -> None:
+    """Distil the pocket teacher, export it, and compare: a few minutes on a CPU."""
+    from .demo import demo as run
+
+    run(out)
+
+
+@app.command()
+def comfyui(
+    comfyui: Annotated[
+        Path | None, typer.Option(envvar="COMFYUI_DIR", help="Folder of your ComfyUI; else a copy is fetched.")
+    ] = None,
+    directory: Annotated[Path, typer.Option("--dir", help="Its models, inputs and outputs.")] = Path("out/comfyui"),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8188,
+) -> None:
+    """Start a real ComfyUI with the node pack in it."""
+    from .comfyui import run_comfyui
+
+    raise typer.Exit(run_comfyui(comfyui, directory, port))
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MagicDistillError(f"The device {name!r} cannot be used ({reason}). Expected cpu, or cuda.") from error
+    return device
+
+
+def fail(error: MagicDistillError) -> NoReturn:
+    """Say what is wrong in one red paragraph on stderr, and leave with status 2."""
+    # Under a launcher every process says its own.
+    rank = os.environ.get("RANK")
+    text = f"{f'[process {rank}] ' if rank else ''}{error}"
+    Console(stderr=True).print(Text(text, style="red"))
+    raise SystemExit(_BAD_INPUT)
+
+
+def main() -> None:
+    """Entry point of the `magicdistill` command."""
+    try:
+        app()
+    except MagicDistillError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
