@@ -110,7 +110,7 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
         CheckpointError: listing the keys that the map does not know, or the parts that a fused module lacks.
     """
     groups: dict[tuple[str, str], dict[int, Tensor]] = {}
-    owners: dict[tuple[str, str], Module] = {}
+    owners: dict[tuple[str, str], tuple[Module, str]] = {}
     unknown = []
     for key, tensor in state.items():
         name, _, leaf = key.rpartition(".")
@@ -121,7 +121,7 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
         module, part, block = hit
         target = (fill(module.file, block), leaf)
         groups.setdefault(target, {})[part] = tensor
-        owners[target] = module
+        owners[target] = (module, block)
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors have names that this family does not have: {listing(unknown)}. "
@@ -129,8 +129,8 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
         )
     out = {}
     for (name, leaf), parts in groups.items():
-        module = owners[name, leaf]
-        lacking = [module.parts[n] for n in range(len(module.parts)) if n not in parts]
+        module, block = owners[name, leaf]
+        lacking = [fill(part, block) for n, part in enumerate(module.parts) if n not in parts]
         if lacking:
             raise CheckpointError(f"{name}.{leaf} cannot be fused: missing {listing(lacking)}.")
         rows = torch.cat([parts[n] for n in range(len(module.parts))]) if len(parts) > 1 else parts[0]

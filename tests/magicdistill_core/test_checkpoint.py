@@ -1,0 +1,219 @@
+import hashlib
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magicdistill_core.branch import LowRank
+from magicdistill_core.checkpoint import (
+    Checkpoint,
+    file_sha256,
+    is_lora,
+    load_checkpoint,
+    load_lora,
+    load_null_prompt,
+    parse_checkpoint,
+    read_header,
+    read_metadata,
+    read_recipe,
+    read_tensors,
+    save_checkpoint,
+    save_lora,
+    write_safetensors,
+)
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.recipe import Recipe
+from train.network import build_network
+
+SHAPE = NetworkShape(33, 128, 1, 1, 1, 16, 24, guidance_embed=False)
+RECIPE = Recipe(kind="teacher", steps=28, shift=5.0, width=96, height=96, frames=17, fps=24.0)
+
+
+@pytest.fixture(scope="module")
+def network_state() -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(build_network(SHAPE).state_dict())
+
+
+@pytest.fixture(scope="module")
+def state(network_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return diffusers_to_file(HUNYUAN_VIDEO, network_state)
+
+
+@pytest.fixture
+def prompt() -> NullPrompt:
+    generator = torch.Generator().manual_seed(1)
+    return NullPrompt(torch.randn(1, 3, 16, generator=generator), torch.randn(1, 24, generator=generator))
+
+
+def equal(checkpoint: Checkpoint, state: dict[str, Tensor]) -> bool:
+    return checkpoint.state.keys() == state.keys() and all(torch.equal(checkpoint.state[k], state[k]) for k in state)
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path: Path, state: dict[str, Tensor], prompt: NullPrompt) -> None:
+    path = tmp_path / "deep" / "teacher.safetensors"
+    save_checkpoint(path, state, RECIPE, prompt)
+    back = load_checkpoint(path)
+    assert equal(back, state)
+    assert (back.recipe, back.shape, back.source) == (RECIPE, SHAPE, "teacher.safetensors")
+    assert back.null_prompt is not None
+    assert torch.equal(back.null_prompt.text_states, prompt.text_states)
+    assert torch.equal(back.null_prompt.pooled, prompt.pooled)
+    assert read_recipe(path) == RECIPE
+    assert torch.equal(load_null_prompt(path).pooled, prompt.pooled)
+    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert not is_lora(path)
+
+
+def test_weights_are_stored_in_the_asked_dtype_and_the_prompt_in_its_own(
+    tmp_path: Path, state: dict[str, Tensor], prompt: NullPrompt
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, state, RECIPE, prompt, torch.bfloat16)
+    header = read_header(path)
+    assert header["img_in.proj.weight"].dtype == "BF16"
+    assert header["img_in.proj.weight"].shape == (128, 33, 1, 2, 2)
+    assert header["null_prompt.pooled"].dtype == "F32"
+    assert torch.equal(load_checkpoint(path).state["img_in.proj.weight"], state["img_in.proj.weight"].bfloat16())
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "model.model.", "transformer.", ""])
+def test_wrapped_names_are_read(prefix: str, state: dict[str, Tensor]) -> None:
+    wrapped = {f"{prefix}{key}": value for key, value in state.items()}
+    extra = {"null_prompt.text_states": torch.ones(1, 1, 16), "null_prompt.pooled": torch.ones(1, 24)}
+    checkpoint = parse_checkpoint(wrapped | extra, None, "x")
+    assert equal(checkpoint, state)
+    assert checkpoint.null_prompt is not None
+
+
+def test_comfyuis_spelling_is_read(state: dict[str, Tensor]) -> None:
+    renames = {"img_attn_qkv": "img_attn.qkv", "_mod.linear": "_mod.lin", "time_in.mlp.0": "time_in.in_layer"}
+    spelt = {}
+    for key, value in state.items():
+        for old, new in renames.items():
+            key = key.replace(old, new)
+        spelt[key] = value
+    assert spelt.keys() != state.keys()
+    assert equal(parse_checkpoint(spelt, None, "x"), state)
+
+
+def test_a_diffusers_folder_in_shards_is_read(
+    tmp_path: Path, network_state: dict[str, Tensor], state: dict[str, Tensor]
+) -> None:
+    keys = sorted(network_state)
+    for number, part in enumerate((keys[::2], keys[1::2])):
+        save_file({key: network_state[key] for key in part}, tmp_path / f"model-{number}.safetensors")
+    assert equal(load_checkpoint(tmp_path), state)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no \.safetensors"):
+        load_checkpoint(tmp_path / "empty")
+
+
+def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    for count in range(0, 4096, 8):
+        save_file({"x": torch.zeros(1)}, path, {"pad": "p" * count})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"  # protocol 2, as torch's old files begin
+    assert read_metadata(path)["pad"].startswith("p")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_pickles_are_refused_whatever_their_name(tmp_path: Path, name: str, old: bool) -> None:
+    torch.save({"x": torch.zeros(2)}, tmp_path / name, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=r"is a pickle.*Expected a \.safetensors"):
+        load_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_files_are_refused(tmp_path: Path, state: dict[str, Tensor], kept: int) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, state, RECIPE, None)
+    path.write_bytes(path.read_bytes()[:kept])
+    for read in (read_metadata, read_tensors, read_header, load_checkpoint, is_lora):
+        with pytest.raises(CheckpointError, match=r"a\.safetensors.*truncated or damaged"):
+            read(path)
+
+
+def test_garbage_and_absence_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 8) + b"not json" + bytes(64))
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_metadata(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_metadata(tmp_path / "none.safetensors")
+
+
+def test_other_families_are_refused(tmp_path: Path) -> None:
+    wan = {f"blocks.0.self_attn.{part}.weight": torch.zeros(2, 2) for part in "qkvo"}
+    save_file(wan, tmp_path / "wan.safetensors")
+    with pytest.raises(CheckpointError, match=r"wan\.safetensors: These are not the weights of a HunyuanVideo"):
+        load_checkpoint(tmp_path / "wan.safetensors")
+
+
+def test_incomplete_and_unknown_weights_are_listed(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    partial = {key: value for key, value in state.items() if not key.startswith("final_layer.linear")}
+    with pytest.raises(CheckpointError, match=r"2 tensors are missing \(final_layer\.linear\.bias.*0 are unknown"):
+        parse_checkpoint(dict(partial), None, "x")
+    with pytest.raises(CheckpointError, match=r"1 are unknown \(byt5_in\.fc1\.weight\)"):
+        parse_checkpoint(state | {"byt5_in.fc1.weight": torch.zeros(1)}, None, "x")
+    with pytest.raises(CheckpointError, match="lack 2 tensors"):
+        save_checkpoint(tmp_path / "a.safetensors", partial, RECIPE, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantised_weights_are_for_readers_that_ask(state: dict[str, Tensor]) -> None:
+    small = state | {"img_in.proj.weight": state["img_in.proj.weight"].to(torch.float8_e4m3fn)}
+    with pytest.raises(CheckpointError, match=r"quantised weights \(img_in\.proj\.weight\)"):
+        parse_checkpoint(dict(small), None, "x")
+    assert parse_checkpoint(dict(small), None, "x", allow_quantised=True).shape == SHAPE
+
+
+def test_loras_keep_recipe_and_alpha_and_are_no_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    generator = torch.Generator().manual_seed(2)
+    branch = LowRank(torch.randn(6, 128, generator=generator), torch.randn(384, 6, generator=generator), alpha=1.5)
+    recipe = RECIPE.model_copy(update={"kind": "fake_lora", "base_hash": "ab", "lora_rank": 2, "lora_alpha": 0.5})
+    save_lora(path, {"double_blocks.0.img_attn_qkv": branch}, recipe)
+    lora = load_lora(path, 128)
+    assert (lora.recipe, lora.source) == (recipe, "lora.safetensors")
+    back = lora.branches["double_blocks.0.img_attn_qkv"]
+    assert back.alpha == 1.5
+    assert torch.equal(back.delta(1.0), branch.delta(1.0))
+    assert is_lora(path)
+    with pytest.raises(CheckpointError, match="is a LoRA, expected a whole transformer"):
+        load_checkpoint(path)
+
+
+def test_a_file_without_null_prompt_says_so(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, state, RECIPE, None)
+    assert load_checkpoint(path).null_prompt is None
+    with pytest.raises(CheckpointError, match="holds no null prompt"):
+        load_null_prompt(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"x": torch.ones(2)}, {"k": "v"})
+    with pytest.raises(TypeError):
+        write_safetensors(path, {"x": torch.zeros(2)}, {"k": 1})  # type: ignore[dict-item]
+    assert torch.equal(read_tensors(path)[0]["x"], torch.ones(2))
+    assert read_metadata(path) == {"k": "v"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_tied_views_are_written(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    tied = state | {"time_in.mlp.0.bias": state["time_in.mlp.2.bias"].view(-1)}
+    save_checkpoint(tmp_path / "a.safetensors", tied, RECIPE, None)
+    assert equal(load_checkpoint(tmp_path / "a.safetensors"), tied)
