@@ -150,7 +150,7 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
     command += ["--listen", _HOST, "--port", str(port), "--disable-auto-launch", "--preview-method", "auto"]
     # By default the database lies beside ComfyUI's code, which need not be writable.
     command += ["--database-url", f"sqlite:///{directory / 'user' / 'comfyui.db'}"]
-    if not torch.cuda.is_available():
+    if not torch.accelerator.is_available():
         command.append("--cpu")
     process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT if log else None)
     try:
@@ -168,12 +168,12 @@ def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
     """
     # A request to terminate takes ComfyUI down with us, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with serve(find_comfyui(comfyui), directory, port) as server:
-        LOGGER.info("ComfyUI with MagicDistillation: %s (Ctrl-C ends it)", server.address)
-        try:
+    try:
+        with serve(find_comfyui(comfyui), directory, port) as server:
+            LOGGER.info("ComfyUI with MagicDistillation: %s (Ctrl-C ends it)", server.address)
             return server.process.wait()
-        except KeyboardInterrupt:
-            return 0
+    except KeyboardInterrupt:
+        return 0
 
 
 def _python(comfyui: Path) -> str:
