@@ -117,7 +117,7 @@ def prepare(
         f"{report.already_in} videos were in already, {len(report.skipped)} skipped."
     )
     for reason in report.skipped.values():
-        console.print(Text(f"skipped: {reason}", style="yellow"))
+        console.print(Text(f"skipped: {reason}", style="yellow"), soft_wrap=True)
 
 
 @app.command()
@@ -232,7 +232,7 @@ def fail(error: MagicDistillError) -> NoReturn:
     # Under a launcher every process says its own.
     rank = os.environ.get("RANK")
     text = f"{f'[process {rank}] ' if rank else ''}{error}"
-    Console(stderr=True).print(Text(text, style="red"))
+    Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
     raise SystemExit(_BAD_INPUT)
 
 
