@@ -73,9 +73,13 @@ def train(
 ) -> None:
     """Train. For several processes: torchrun --nproc_per_node N -m train train CONFIG ..."""
     from .config import load_config
+    from .distributed import prepare_environment
+
+    settings = load_config(config, overrides or [])
+    prepare_environment()
     from .loop import train as run
 
-    run(load_config(config, overrides or []), resume=resume)
+    run(settings, resume=resume)
 
 
 @app.command()
