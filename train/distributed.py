@@ -11,7 +11,7 @@ from torch import Tensor
 def prepare_environment() -> None:
     """Make a process that no launcher started a world of one, and keep DeepSpeed on the hardware that is there.
 
-    To be called before deepspeed is imported.
+    To be called before deepspeed is imported; calling it again changes nothing.
     """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -24,6 +24,7 @@ def prepare_environment() -> None:
 
 def init_distributed() -> torch.device:
     """Join the process group; returns this process's device."""
+    prepare_environment()
     import deepspeed
 
     if not torch.cuda.is_available():

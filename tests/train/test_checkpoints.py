@@ -11,6 +11,8 @@ import torch
 from magicdistill_core.checkpoint import read_tensors
 from magicdistill_core.errors import CheckpointError, ConfigError
 from train.checkpoints import verified
+from train.config import parse_config
+from train.loop import train
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -64,17 +66,11 @@ def test_resume_continues_bit_exactly(
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
-    from train.config import parse_config
-    from train.loop import train
-
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="--resume"):
         train(parse_config(tiny_config(tmp_path), "test"))
 
 
 def test_resume_without_a_checkpoint(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
-    from train.config import parse_config
-    from train.loop import train
-
     with pytest.raises(CheckpointError, match="latest"):
         train(parse_config(tiny_config(tmp_path / "none"), "test"), resume=True)
