@@ -72,10 +72,10 @@ def _stream_kinds(container: av.container.InputContainer) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
 
 
-def _unreadable(path: Path, error: Exception) -> VideoError:
+def _unreadable(path: Path, error: av.FFmpegError) -> VideoError:
     return VideoError(
-        f"{path} cannot be read as a video ({error}). It is damaged or in a format that is not supported: copy it "
-        f"again, or re-encode it, for example to mp4 with h264."
+        f"{path} cannot be read as a video ({error.strerror}). It is damaged or in a format that is not supported: "
+        f"copy it again, or re-encode it, for example to mp4 with h264."
     )
 
 
@@ -173,7 +173,9 @@ def write_video(
         with atomic_file(path) as temporary:
             _encode(temporary, frames_THWC, fps, dict(tags or {}), crf)
     except av.FFmpegError as error:
-        raise VideoError(f"{path} cannot be encoded ({error}). Check the free disk space and the folder.") from error
+        raise VideoError(
+            f"{path} cannot be encoded ({error.strerror}). Check the free disk space and the folder."
+        ) from error
 
 
 def _encode(path: Path, frames_THWC: Tensor, fps: float, tags: dict[str, str], crf: int) -> None:

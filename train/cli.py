@@ -120,8 +120,8 @@ def prepare(
         f"{report.added} samples added, {report.total} in {out}; "
         f"{report.already_in} videos were in already, {len(report.skipped)} skipped."
     )
-    for reason in report.skipped.values():
-        console.print(Text(f"skipped: {reason}", style="yellow"), soft_wrap=True)
+    if report.skipped:
+        console.print(Text(f"Skipped, for the reasons given above: {', '.join(report.skipped)}", style="yellow"))
 
 
 @app.command()

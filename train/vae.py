@@ -2,10 +2,9 @@
 
 import hashlib
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
 from einops import rearrange
 from torch import Tensor
 
@@ -13,6 +12,9 @@ from magicdistill_core.checkpoint import file_sha256, read_metadata
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
 from magicdistill_core.taehv import TAEHVError, load_taehv
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLHunyuanVideo
 
 
 class Vae(Protocol):
@@ -31,7 +33,7 @@ class Vae(Protocol):
 class HunyuanVideoVae:
     """The full HunyuanVideo VAE of diffusers, tiled; its posterior's mode is taken, so that encoding is repeatable."""
 
-    def __init__(self, model: AutoencoderKLHunyuanVideo) -> None:
+    def __init__(self, model: "AutoencoderKLHunyuanVideo") -> None:
         self._model = model.eval().requires_grad_(False)
         self._model.enable_tiling()
         self._scale: float = model.config.scaling_factor
@@ -76,7 +78,10 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Vae:
         raise CheckpointError(str(error)) from error
 
 
-def _load_diffusers(folder: Path, device: torch.device) -> AutoencoderKLHunyuanVideo:
+def _load_diffusers(folder: Path, device: torch.device) -> "AutoencoderKLHunyuanVideo":
+    # Imported here: it takes seconds, and a TAEHV file needs none of it.
+    from diffusers import AutoencoderKLHunyuanVideo
+
     advice = "Expected the vae folder of a diffusers HunyuanVideo model (config.json and safetensors weights)."
     try:
         kind = AutoencoderKLHunyuanVideo.load_config(folder, local_files_only=True).get("_class_name")

@@ -96,8 +96,8 @@ def test_prepare_then_sample(magicdistill, tmp_path: Path, teacher_file: Path, t
     )
     assert status == 0, err
     assert "1 samples added, 1 in" in out
-    assert "skipped:" in out
-    assert "is empty" in out
+    assert "given above: bad.mp4" in out
+    assert "is empty" in err
     data = LatentDataset(tmp_path / "data")
     assert (len(data), data.index.dtype) == (1, "bfloat16")
 
