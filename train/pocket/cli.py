@@ -1,0 +1,89 @@
+"""``magicdistill pocket``: everything that makes the pocket model, as resumable commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from magicdistill_core.pocket.files import TEACHER, VAE
+
+from .settings import parse_settings
+
+app = typer.Typer(no_args_is_help=True, help="Make the pocket model: portraits, video autoencoder, teacher.")
+
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value; see docs/pocket.md.")]
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def advance(done: int, total: int, value: float | None = None) -> None:
+            bar.update(task, completed=done, total=total, note="" if value is None else f"{value:.4f}")
+
+        yield advance
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="Folder for the rendered clips.")] = Path("runs/pocket/portraits"),
+    settings: Settings = None,
+) -> None:
+    """Render pocket portraits into a folder of shards; run again to finish or to grow it."""
+    from .dataset import RenderConfig, render_folder
+
+    with _bar("Rendering") as advance:
+        render_folder(parse_settings(RenderConfig, settings or []), out, lambda done, total: advance(done, total, None))
+
+
+@app.command("train-vae")
+def train_vae_command(
+    data: Annotated[Path, typer.Option(help="Folder made by `render`.")] = Path("runs/pocket/portraits"),
+    run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/vae"),
+    out: Annotated[Path, typer.Option(help="The fp16 file to write.")] = VAE,
+    encoder: Annotated[list[str] | None, typer.Option(help="key=value for the encoder's stage, repeatable.")] = None,
+    decoder: Annotated[list[str] | None, typer.Option(help="key=value for the decoder's stage, repeatable.")] = None,
+) -> None:
+    """Train the video autoencoder: first the encoder, then the decoder."""
+    from .vae import DecoderConfig, EncoderConfig, train_vae
+
+    first = parse_settings(EncoderConfig, encoder or [])
+    second = parse_settings(DecoderConfig, decoder or [])
+    with _bar("Training the autoencoder") as advance:
+        quality = train_vae(first, second, data, run, out, advance)
+    typer.echo(f"Held-out PSNR {quality:.2f} dB, written to {out}")
+
+
+@app.command("train-teacher")
+def train_teacher_command(
+    latents: Annotated[Path, typer.Option(help="Folder for the encoded portraits.")] = Path("runs/pocket/latents"),
+    clips: Annotated[int, typer.Option(help="Portraits to train on.", min=1)] = 4000,
+    vae: Annotated[Path, typer.Option(help="Video autoencoder.")] = VAE,
+    run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/teacher"),
+    out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = TEACHER,
+    settings: Settings = None,
+) -> None:
+    """Encode portraits (as far as not yet done), then train the many-step teacher on them."""
+    from .latents import write_latents
+    from .teacher import TeacherConfig, train_teacher
+
+    config = parse_settings(TeacherConfig, settings or [])
+    with _bar("Encoding") as advance:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            advance(done, clips, None)
+
+        write_latents(latents, clips, first_seed=0, advance=count, vae_file=vae)
+    with _bar("Training the teacher") as advance:
+        train_teacher(config, latents, vae, run, out, advance)
+    typer.echo(f"Written to {out}")

@@ -1,0 +1,206 @@
+"""Starts the autoencoder as a good linear codec, from statistics of real frames, before any gradient step.
+
+A rectified pair ``relu(s), relu(-s)`` carries a signed number ``s`` through any number of relus unchanged, so half as
+many signed numbers as channels pass through the encoder linearly while its residual branches still give nothing. Each
+downsampling layer keeps the principal components of what it pools; the last layer whitens. Output layers start as the
+least-squares readout of their features. Training begins where a linear transform codec ends.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magicdistill_core.taehv import TAEHV, MemoryBlock, TemporalGrow, TemporalPool, run_stack
+
+
+def _second_moment_basis(samples: Tensor, count: int) -> Tensor:
+    """The ``count`` leading eigenvectors, as rows, of the second moment of ``samples [N, D]``."""
+    values, vectors = torch.linalg.eigh((samples.T @ samples / len(samples)).double())
+    order = values.argsort(descending=True)[:count]
+    return vectors[:, order].T.float()
+
+
+def silence_branches(stack: nn.Module) -> None:
+    """Let every memory block begin as the identity: the last convolution of its branch gives zero."""
+    with torch.no_grad():
+        for block in stack.modules():
+            if isinstance(block, MemoryBlock):
+                last = block.conv[-1]
+                assert isinstance(last, nn.Conv2d)
+                last.weight.zero_()
+                if last.bias is not None:
+                    last.bias.zero_()
+
+
+def _paired(rows: Tensor) -> Tensor:
+    """Filters for both signs of each component: ``[n, ...]`` to ``[2n, ...]``."""
+    return torch.cat([rows, -rows])
+
+
+@torch.no_grad()
+def start_encoder(vae: TAEHV, frames: Tensor) -> None:
+    """Set the encoder to the chain of principal components described above.
+
+    ``frames`` are ``[B, T, 3, H, W]`` with T a multiple of 4, in [0, 1]. Latents come out with zero mean, unit variance
+    and no correlation over those frames.
+    """
+    encoder = vae.encoder
+    silence_branches(encoder)
+    first = encoder[0]
+    assert isinstance(first, nn.Conv2d)
+    half = first.out_channels // 2
+    centered = frames.flatten(0, 1) - 0.5
+    patches = F.unfold(centered, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    basis = _second_moment_basis(patches[:: max(1, len(patches) // 50_000)], half)
+    first.weight[: len(basis)] = basis.view(-1, 3, 3, 3)
+    first.weight[half : half + len(basis)] = -basis.view(-1, 3, 3, 3)
+    assert first.bias is not None
+    first.bias.copy_(-0.5 * first.weight.sum(dim=(1, 2, 3)))
+    x = encoder[1](first(frames.flatten(0, 1)))
+    for place, layer in enumerate(encoder):
+        if isinstance(layer, TemporalPool):
+            _keep_signed(layer, half)
+            down = encoder[place + 1]
+            assert isinstance(down, nn.Conv2d)
+            pooled = layer(x)
+            _keep_components(down, pooled, half)
+            x = down(pooled).relu()
+    _whiten(encoder[-1], x, half)
+
+
+def _keep_signed(pool: TemporalPool, half: int) -> None:
+    """Undo the pairing, and hold the signed numbers of as many pooled frames as there is room for side by side."""
+    weight = torch.zeros_like(pool.conv.weight)
+    signed = torch.eye(half)
+    for frame in range(pool.stride):
+        rows, columns = slice(frame * half, (frame + 1) * half), 2 * half * frame
+        weight[rows, columns : columns + half, 0, 0] = signed
+        weight[rows, columns + half : columns + 2 * half, 0, 0] = -signed
+    pool.conv.weight.copy_(weight)
+
+
+def _keep_components(down: nn.Conv2d, x: Tensor, half: int) -> None:
+    """Principal components of each 2 x 2 block, both signs."""
+    patches = F.unfold(x, 2, stride=2).transpose(1, 2).flatten(0, 1)
+    basis = _second_moment_basis(patches[:: max(1, len(patches) // 50_000)], half)
+    down.weight.zero_()
+    # A 3 x 3 kernel of stride 2 and padding 1 has the block at its lower right.
+    down.weight[:, :, 1:, 1:] = _paired(basis.view(half, x.shape[1], 2, 2))
+
+
+def _whiten(last: nn.Module, x: Tensor, half: int) -> None:
+    """The leading components of the signed numbers, with zero mean and unit variance."""
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    signed = (x[:, :half] - x[:, half:]).movedim(1, -1).flatten(0, -2)
+    mean = signed.mean(dim=0)
+    values, vectors = torch.linalg.eigh((signed - mean).T @ (signed - mean) / len(signed))
+    order = values.argsort(descending=True)[: last.out_channels]
+    rows = (vectors[:, order] / values[order].sqrt()).T
+    last.weight.zero_()
+    last.weight[:, :half, 1, 1], last.weight[:, half:, 1, 1] = rows, -rows
+    last.bias.copy_(-rows @ mean)
+
+
+@torch.no_grad()
+def pair_latents(first: nn.Module) -> None:
+    """Let the decoder's first layer pass both signs of each latent, and a constant 1; the other channels stay."""
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is not None
+    count, half = first.in_channels, first.out_channels // 2
+    for begin, sign in ((0, 1.0), (half, -1.0)):
+        first.weight[begin : begin + count + 1] = 0
+        first.weight[begin : begin + count, :, 1, 1] = sign * torch.eye(count)
+    first.bias[count], first.bias[half + count] = 1, 0
+
+
+@torch.no_grad()
+def fit_readout(head: nn.Conv2d, features: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
+    """Set the centre tap and bias of ``head`` to the ridge regression of ``targets [N, C, h, w]`` on ``features``."""
+    x = features.movedim(1, -1).flatten(0, -2).double()
+    y = targets.movedim(1, -1).flatten(0, -2).double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    gram = (x - x_mean).T @ (x - x_mean) / len(x)
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    rows = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean) / len(x)).T
+    middle = head.kernel_size[0] // 2
+    head.weight.zero_()
+    head.weight[:, :, middle, middle] = rows.float()
+    assert head.bias is not None
+    head.bias.copy_((y_mean - rows @ x_mean).float())
+
+
+@torch.no_grad()
+def start_decoder(vae: TAEHV, frames: Tensor, first_level: int) -> None:
+    """Set the decoder's levels after ``first_level`` layers to least-squares steps towards ``frames``.
+
+    ``frames`` are ``[B, 4n, 3, H, W]``, the padded clips whose latents the first level gets. Level by level, signed
+    numbers that pooled frames consist of (principal components of blocks of pixels and frames) are regressed from the
+    3 x 3 neighbourhoods of the upsampled level before, and passed on as rectified pairs.
+    """
+    decoder = vae.decoder
+    silence_branches(decoder[first_level:])
+    batch = frames.shape[0]
+    latents = run_stack(vae.encoder, frames)
+    x = run_stack(decoder[:first_level], latents).flatten(0, 1)
+    side = x.shape[-1]
+    ups = [place for place, layer in enumerate(decoder) if isinstance(layer, nn.Upsample)]
+    per_frame = frames.shape[1] // latents.shape[1]
+    for place in ups:
+        grow, narrow = decoder[place + 1], decoder[place + 2]
+        assert isinstance(grow, TemporalGrow)
+        assert isinstance(narrow, nn.Conv2d)
+        _fan_out(grow, x.shape[1] // 2)
+        side, per_frame = side * 2, per_frame // grow.stride
+        targets = _components(frames, per_frame, side, narrow.out_channels // 2)
+        raised = grow(decoder[place](x))
+        _regress(narrow, raised, targets)
+        x = narrow(raised).relu()
+    head = decoder[-1]
+    assert isinstance(head, nn.Conv2d)
+    fit_readout(head, x, frames.flatten(0, 1))
+    assert x.shape[0] == batch * frames.shape[1]
+
+
+def _fan_out(grow: TemporalGrow, half: int) -> None:
+    """Undo the pairing; each of the frames made from one gets its own half of the channels, zeros in the other."""
+    width = 2 * half
+    weight = torch.zeros_like(grow.conv.weight)
+    signed = torch.eye(half)
+    for frame in range(grow.stride):
+        begin = frame * (width + half)
+        weight[begin : begin + half, :half, 0, 0] = signed
+        weight[begin : begin + half, half:, 0, 0] = -signed
+    grow.conv.weight.copy_(weight)
+
+
+def _components(frames: Tensor, per_frame: int, side: int, count: int) -> Tensor:
+    """What ``count - 1`` numbers at ``side`` resolution, one set for ``per_frame`` frames, can best say; and a 1."""
+    groups = (frames - 0.5).unflatten(1, (-1, per_frame)).flatten(0, 1).flatten(1, 2)
+    blocks = F.pixel_unshuffle(groups, frames.shape[-1] // side)
+    samples = blocks.movedim(1, -1).flatten(0, -2)
+    basis = _second_moment_basis(samples, min(count - 1, samples.shape[1]))
+    signed = torch.einsum("kc,nchw->nkhw", basis, blocks)
+    return torch.cat([signed, torch.ones_like(signed[:, :1])], dim=1)
+
+
+def _regress(narrow: nn.Conv2d, x: Tensor, targets: Tensor, ridge: float = 1e-4, rows: int = 20_000) -> None:
+    """Set a bias-free 3 x 3 convolution to the ridge regression of ``targets`` on ``x``, both signs."""
+    patches = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    wanted = targets.flatten(2).transpose(1, 2).flatten(0, 1)
+    stride = max(1, len(patches) // rows)
+    patches, wanted = patches[::stride].double(), wanted[::stride].double()
+    used = patches.square().mean(dim=0) > 1e-10
+    patches = patches[:, used]
+    gram = patches.T @ patches / len(patches)
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solution = torch.linalg.solve(gram, patches.T @ wanted / len(patches)).T.float()
+    weight = torch.zeros(solution.shape[0], len(used))
+    weight[:, used] = solution
+    half = narrow.out_channels // 2
+    # The other channels stay random, if faint: a channel of zeros behind a relu would never learn.
+    narrow.weight.mul_(0.3)
+    for begin, sign in ((0, 1), (half, -1)):
+        narrow.weight[begin : begin + len(weight)] = sign * weight.view(-1, *narrow.weight.shape[1:])
