@@ -234,8 +234,8 @@ def _device(name: str | None) -> "torch.device":
 def fail(error: MagicDistillError) -> NoReturn:
     """Say what is wrong in one red paragraph on stderr, and leave with status 2."""
     # Under a launcher every process says its own.
-    rank = os.environ.get("RANK")
-    text = f"{f'[process {rank}] ' if rank else ''}{error}"
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    text = f"[process {os.environ.get('RANK')}] {error}" if several else str(error)
     Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
     raise SystemExit(_BAD_INPUT)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.pocket.files import VAE
 from magicdistill_core.video import contact_sheet, write_video
 
 from .config import ScheduleConfig, ValidationConfig
@@ -36,7 +37,8 @@ class Validation:
         batch = dataset.batch(list(range(min(settings.samples, len(dataset)))))
         self.image_latents = batch.image_latents.to(device)
         self.shape = (1, *batch.latents.shape[1:])
-        self.vae = load_vae(settings.vae, device) if settings.every and is_main() else None
+        vae = VAE if settings.vae == "pocket" else settings.vae
+        self.vae = load_vae(vae, device) if settings.every and is_main() else None
 
     def due(self, step: int) -> bool:
         """Whether samples are to be made after generator update `step`."""

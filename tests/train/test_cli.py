@@ -56,7 +56,9 @@ def test_bad_input_is_one_paragraph_on_stderr(magicdistill, tmp_path: Path) -> N
 def test_under_a_launcher_each_process_names_itself(
     magicdistill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    assert magicdistill("train", tmp_path / "none.yaml")[2].startswith("The configuration")
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert "[process 3] The configuration" in magicdistill("train", tmp_path / "none.yaml")[2]
 
 
