@@ -1,9 +1,11 @@
 """What a file says of itself travels with its MODEL, and what a node has to say reaches the person at the canvas."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from server import PromptServer
@@ -32,6 +34,15 @@ def attach(model: ModelPatcher, attached: Attached) -> None:
 def attached_to(model: ModelPatcher) -> Attached | None:
     """What `attach` put on this MODEL or on one that it was cloned from; None after another loader."""
     return model.get_attachment(_KEY)
+
+
+def file_stamp(folder: str, name: str) -> tuple[int, int]:
+    """Size and time of a model file: a node that loads it runs again after it was exported anew."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        return (0, 0)
+    status = os.stat(path)
+    return (status.st_size, status.st_mtime_ns)
 
 
 def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.PreviewText:

@@ -18,9 +18,9 @@ from ..magicdistill_core.checkpoint import (
     read_metadata,
 )
 from ..magicdistill_core.errors import CheckpointError
-from ..magicdistill_core.families.hunyuan_video import check_concat
+from ..magicdistill_core.families.hunyuan_video import NullPrompt, check_concat
 from ..magicdistill_core.recipe import Recipe
-from .attached import Attached, attach, attached_to, report
+from .attached import Attached, attach, attached_to, file_stamp, report
 from .low_rank import apply_branches
 
 _NO_LORA = "none"
@@ -61,7 +61,11 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
         )
     if recipe is not None:
         model = ModelSamplingSD3().patch(model, recipe.shift)[0]
-    attach(model, Attached(Path(path), recipe, checkpoint.null_prompt))
+    null_prompt = checkpoint.null_prompt
+    if null_prompt is not None:
+        # Not views of the file: it may be unmapped or replaced while the MODEL lives.
+        null_prompt = NullPrompt(null_prompt.text_states.clone(), null_prompt.pooled.clone())
+    attach(model, Attached(Path(path), recipe, null_prompt))
     # ComfyUI loads anew from the file for a second GPU, or where hooks need unshared weights.
     model.cached_patcher_init = (load_model, (path, model_options))
     return model
@@ -106,6 +110,10 @@ class LoadModel(io.ComfyNode):
             outputs=[io.Model.Output(tooltip="The model with its recipe and its recipe's shift.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, unet_name: str, lora_name: str, weight_dtype: str) -> tuple[tuple[int, int], ...]:
+        return file_stamp("diffusion_models", unet_name), file_stamp("loras", lora_name)
 
     @classmethod
     def execute(cls, unet_name: str, lora_name: str, weight_dtype: str) -> io.NodeOutput:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..magicdistill_core.branch import A_STRONG, A_WEAK
 from ..magicdistill_core.checkpoint import LoraFile, file_sha256, load_lora
 from ..magicdistill_core.errors import CheckpointError
-from .attached import attached_to, report
+from .attached import attached_to, file_stamp, report
 from .low_rank import apply_branches
 
 # A larger base is not hashed at every load: 26 GB would take a minute.
@@ -62,6 +62,10 @@ class RealFakeLora(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: object) -> tuple[int, int]:
+        return file_stamp("loras", lora_name)
 
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, weight_real: float, weight_fake: float) -> io.NodeOutput:

