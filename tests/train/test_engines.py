@@ -149,7 +149,7 @@ def check(config: TrainConfig, run: Path, batch: int) -> None:
         assert_close(found, expected, oracle.teacher.state)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_processes_equal_plain_pytorch(
     tmp_path: Path, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
 ) -> None:
