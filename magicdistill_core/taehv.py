@@ -11,6 +11,7 @@ equals what a single still image encodes to, and latent k covers frames 4k - 3 .
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -106,7 +107,7 @@ def _build_decoder() -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU(), _conv(widths[-1], 3))
 
 
-def run_stack(stack: nn.Sequential, clips: Tensor) -> Tensor:
+def run_stack(stack: Iterable[nn.Module], clips: Tensor) -> Tensor:
     """Run a stack on ``[B, T, C, H, W]``, all frames at once."""
     batch = clips.shape[0]
     x = clips.flatten(0, 1)

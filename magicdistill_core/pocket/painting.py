@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from .portrait import PortraitSpec
 if TYPE_CHECKING:
     from .face import Pose
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 Window = tuple[slice, slice]
 
 
