@@ -11,7 +11,6 @@ equals what a single still image encodes to, and latent k covers frames 4k - 3 .
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -107,8 +106,9 @@ def _build_decoder() -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU(), _conv(widths[-1], 3))
 
 
-def run_stack(stack: Iterable[nn.Module], clips: Tensor) -> Tensor:
+def run_stack(stack: nn.Module, clips: Tensor) -> Tensor:
     """Run a stack on ``[B, T, C, H, W]``, all frames at once."""
+    assert isinstance(stack, nn.Sequential)  # a slice of one, which its type does not say
     batch = clips.shape[0]
     x = clips.flatten(0, 1)
     for layer in stack:
