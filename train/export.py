@@ -110,6 +110,9 @@ def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | Non
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         network.save_pretrained(temporary)
+        mode = (temporary / "config.json").stat().st_mode
+        for file in temporary.glob("*.safetensors"):
+            file.chmod(mode)  # safetensors leaves its files to their owner alone
         assert generator.recipe is not None
         prompt = generator.null_prompt
         tensors = {} if prompt is None else {NULL_TEXT_KEY: prompt.text_states, NULL_POOLED_KEY: prompt.pooled}

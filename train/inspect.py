@@ -20,7 +20,7 @@ from magicdistill_core.checkpoint import (
     read_metadata,
 )
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, LATENT_CHANNELS
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_part
 from magicdistill_core.recipe import Recipe
@@ -123,7 +123,7 @@ def _transformer(header: Header, source: str) -> dict[str, str]:
         "kind": "HunyuanVideo transformer",
         "layout": _layout(header, checkpoint),
         "conditioning": _IMAGE_MODES.get(shape.in_channels, "unknown") + f"; {shape.in_channels} channels",
-        "width": f"{shape.hidden} ({shape.heads} heads)",
+        "width": f"{shape.hidden} ({shape.heads} x {HEAD_DIM})",
         "blocks": f"{shape.double_blocks} double + {shape.single_blocks} single, {shape.refiner_blocks} text refiner",
         "text": f"{shape.text_dim} wide, pooled {shape.pooled_dim}",
         "guidance embedding": "yes" if shape.guidance_embed else "no",

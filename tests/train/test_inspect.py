@@ -23,7 +23,7 @@ def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
     assert facts["kind"] == "HunyuanVideo transformer"
     assert facts["layout"] == "Tencent"
     assert facts["conditioning"].endswith("; 33 channels")
-    assert facts["width"] == "128 (1 heads)"
+    assert facts["width"] == "128 (1 x 128)"
     assert facts["blocks"] == "1 double + 1 single, 2 text refiner"
     assert facts["null prompt"] == "3 tokens"
     assert facts["dtypes"] == "F32 (100% of the bytes)"
