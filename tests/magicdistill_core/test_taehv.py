@@ -1,0 +1,89 @@
+"""The autoencoder's geometry, causality, errors and files. Equality with ComfyUI's is in tests/comfyui."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magicdistill_core.taehv import TAEHV, TAEHVError, load_taehv
+
+
+@pytest.fixture(scope="module")
+def vae(taehv_file: Path) -> TAEHV:
+    return load_taehv(taehv_file)
+
+
+@pytest.fixture(scope="module")
+def clip() -> torch.Tensor:
+    return torch.rand(2, 9, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_shapes(vae: TAEHV, clip: torch.Tensor) -> None:
+    latents = vae.encode(clip)
+    assert latents.shape == (2, 16, 3, 4, 6)
+    frames = vae.decode(latents)
+    assert frames.shape == clip.shape
+    assert frames.min() >= 0
+    assert frames.max() <= 1
+
+
+@torch.no_grad()
+def test_latent_0_is_the_first_frame_as_a_still(vae: TAEHV, clip: torch.Tensor) -> None:
+    assert torch.equal(vae.encode_image(clip[:, 0]), vae.encode(clip)[:, :, :1])
+
+
+@torch.no_grad()
+def test_latent_k_sees_frames_up_to_4k_and_no_further(vae: TAEHV, clip: torch.Tensor) -> None:
+    before = vae.encode(clip)
+    for frame, first_changed in ((0, 0), (4, 1), (5, 2), (8, 2)):
+        changed = clip.clone()
+        changed[:, frame] = 1 - changed[:, frame]
+        differs = (vae.encode(changed) - before).abs().amax(dim=(0, 1, 3, 4)) > 0
+        assert differs.nonzero()[0].item() == first_changed
+
+
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_meet(vae: TAEHV, clip: torch.Tensor) -> None:
+    """The memory of one clip must not leak into the next, in either direction of the codec."""
+    latents = vae.encode(clip)
+    alone = torch.cat([vae.encode(one[None]) for one in clip])
+    torch.testing.assert_close(latents, alone, atol=1e-5, rtol=1e-4)
+    apart = torch.cat([vae.decode(one[None]) for one in latents])
+    torch.testing.assert_close(vae.decode(latents), apart, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 8, 3, 32, 32), "8 frames.*4n \\+ 1"),
+        ((1, 5, 3, 40, 32), "multiples of 16"),
+        ((1, 5, 4, 32, 32), "shape"),
+        ((5, 3, 32, 32), "shape"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(vae: TAEHV, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(TAEHVError, match=message):
+        vae.encode(torch.zeros(shape))
+
+
+def test_latents_of_other_models_are_refused(vae: TAEHV) -> None:
+    with pytest.raises(TAEHVError, match="another video model"):
+        vae.decode(torch.zeros(1, 48, 2, 4, 4))
+
+
+def test_a_file_of_another_layout_is_refused(taehv_file: Path, tmp_path: Path) -> None:
+    state = load_file(taehv_file)
+    state["decoder.99.weight"] = state.pop("decoder.1.weight")
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(TAEHVError, match=r"2 tensors.*decoder\.1\.weight.*decoder\.99\.weight"):
+        load_taehv(tmp_path / "other.safetensors")
+
+
+def test_a_cut_off_file_and_a_missing_one_are_refused(taehv_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(taehv_file.read_bytes()[:1000])
+    with pytest.raises(TAEHVError, match="cut off"):
+        load_taehv(tmp_path / "cut.safetensors")
+    with pytest.raises(TAEHVError, match="no video autoencoder file"):
+        load_taehv(tmp_path / "none.safetensors")
