@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .errors import MagicDistillError
+
 LATENT_CHANNELS = 16
 LATENT_SCALE = 0.476986
 TEMPORAL_FACTOR = 4
@@ -30,7 +32,7 @@ _ENCODER_WIDTH = 64
 _DECODER_WIDTHS = (256, 128, 64, 64)
 
 
-class TAEHVError(ValueError):
+class TAEHVError(MagicDistillError):
     """A clip, a latent or a file that the TAEHV layout cannot take."""
 
 

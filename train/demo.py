@@ -10,7 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint
-from magicdistill_core.errors import CheckpointError, ConfigError
+from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.hunyuan_video import frames_to_unit, unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.pocket.files import TEACHER, VAE
@@ -23,8 +23,9 @@ from .export import export_run
 from .network import load_network
 from .pocket.latents import write_latents
 from .run_folder import FAKE_LORA_FILE, FOLDER, checkpoint_folder
-from .sample import generate, sample_file
+from .sample import generate, resolve_settings, sample_file
 from .vae import Vae, load_vae
+from .weights import null_prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +96,14 @@ def compare(path: Path, start: Tensor, generator: Path) -> None:
 @torch.no_grad()
 def _clip(vae: Vae, file: Path, start: Tensor, steps: int, seed: int = 0) -> Tensor:
     checkpoint = load_checkpoint(file)
-    recipe, prompt = checkpoint.recipe, checkpoint.null_prompt
-    if recipe is None or prompt is None:
-        raise CheckpointError(f"{checkpoint.source} carries no recipe or no null prompt, expected a pocket checkpoint.")
-    image_latent = vae.encode_image(frames_to_unit(start[None])[:, 0])
-    latent_frames = (recipe.frames - 1) // 4 + 1
-    sigmas = few_step_sigmas(steps, recipe.shift)
-    latents = generate(load_network(checkpoint), prompt, image_latent, latent_frames, sigmas, recipe.sampler, seed)
+    settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps)
+    latents = generate(
+        load_network(checkpoint),
+        null_prompt_of(checkpoint),
+        vae.encode_image(frames_to_unit(start[None])[:, 0]),
+        (settings.frames - 1) // 4 + 1,
+        few_step_sigmas(steps, settings.shift),
+        settings.sampler,
+        seed,
+    )
     return unit_to_frames(vae.decode(latents))

@@ -1,6 +1,7 @@
 """The training loop: rounds of updates, logging, samples, checkpoints."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from .progress import RunLog
 from .roles import branch_modules
 from .run_folder import FAKE_LORA_FILE, FOLDER, GENERATOR_FILE, GENERATOR_LORA_FILE, RUN_FILE
 from .validation import Validation
+from .weights import null_prompt_of
 
 POCKET = "pocket"
 
@@ -181,14 +183,8 @@ class Trainer:
 
 def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:
     if config.model.null_prompt is not None:
-        return load_null_prompt(config.model.null_prompt)
-    if teacher.null_prompt is None:
-        raise ConfigError(
-            f"{teacher.source} carries no null prompt. Set model.null_prompt to a safetensors file with the tensors "
-            f"null_prompt.text_states [1, L, {teacher.shape.text_dim}] and null_prompt.pooled "
-            f"[1, {teacher.shape.pooled_dim}]: the text encoders' output for an empty prompt."
-        )
-    return teacher.null_prompt
+        teacher = replace(teacher, null_prompt=load_null_prompt(config.model.null_prompt))
+    return null_prompt_of(teacher)
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> None:

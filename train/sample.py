@@ -27,7 +27,7 @@ from magicdistill_core.video import read_image, resize_crop, write_video
 
 from .network import load_network, network_velocity
 from .vae import load_vae
-from .weights import load_weights
+from .weights import load_weights, null_prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def sample_file(
     picture = read_image(image)
     checkpoint = load_weights(file, base)
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
-    prompt = _null_prompt(checkpoint)
+    prompt = null_prompt_of(checkpoint)
     encoder = load_vae(_vae_path(vae, checkpoint), device)
     network = load_network(checkpoint, DTYPES[precision], device)
 
@@ -194,20 +194,6 @@ def sample_file(
     video = unit_to_frames(encoder.decode(latents).cpu())
     write_video(out, video, settings.fps, _tags(checkpoint, settings))
     return settings
-
-
-def _null_prompt(checkpoint: Checkpoint) -> NullPrompt:
-    if checkpoint.shape.guidance_embed:
-        raise CheckpointError(
-            f"{checkpoint.source} takes its guidance as an embedding, which only token-replace (v2) and text-to-video "
-            f"models do. Expected a concat (v1) image-to-video model."
-        )
-    if checkpoint.null_prompt is None:
-        raise CheckpointError(
-            f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and there "
-            f"is no text encoder here. Sample with a file that MagicDistillation exported, or in ComfyUI with a text."
-        )
-    return checkpoint.null_prompt
 
 
 def _vae_path(vae: Path | None, checkpoint: Checkpoint) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from magicdistill_core.checkpoint import file_sha256, read_metadata
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
-from magicdistill_core.taehv import TAEHVError, load_taehv
+from magicdistill_core.taehv import load_taehv
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -66,16 +66,13 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Vae:
     The diffusers VAE runs in float32 on a CPU and in float16, its release's dtype, elsewhere.
 
     Raises:
-        CheckpointError: if it is neither, damaged, a pickle, or has other latents than HunyuanVideo's.
+        MagicDistillError: if it is neither, damaged, a pickle, or has other latents than HunyuanVideo's.
     """
     path = Path(path)
     if path.is_dir():
         return HunyuanVideoVae(_load_diffusers(path, torch.device(device)))
     read_metadata(path)  # refuses absent files, pickles and damage in our own words
-    try:
-        return load_taehv(path).requires_grad_(False).to(device)
-    except TAEHVError as error:
-        raise CheckpointError(str(error)) from error
+    return load_taehv(path).requires_grad_(False).to(device)
 
 
 def _load_diffusers(folder: Path, device: torch.device) -> "AutoencoderKLHunyuanVideo":

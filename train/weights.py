@@ -6,7 +6,7 @@ from pathlib import Path
 from magicdistill_core.branch import merge
 from magicdistill_core.checkpoint import Checkpoint, file_sha256, is_lora, load_checkpoint, load_lora
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import check_concat
+from magicdistill_core.families.hunyuan_video import NullPrompt, check_concat
 from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -70,3 +70,22 @@ def whole_recipe(recipe: Recipe) -> Recipe:
     """The recipe of the generator that a merged generator LoRA gives."""
     cleared = {"base_hash": None, "lora_rank": None, "lora_alpha": None}
     return recipe.model_copy(update={"kind": "generator", **cleared})
+
+
+def null_prompt_of(checkpoint: Checkpoint) -> NullPrompt:
+    """The null prompt with which a checkpoint can be run without any text encoder.
+
+    Raises:
+        CheckpointError: if it carries none, or wants its guidance as an embedding.
+    """
+    if checkpoint.shape.guidance_embed:
+        raise CheckpointError(
+            f"{checkpoint.source} takes its guidance as an embedding, which only token-replace (v2) and text-to-video "
+            f"models do. Expected a concat (v1) image-to-video model."
+        )
+    if checkpoint.null_prompt is None:
+        raise CheckpointError(
+            f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and there "
+            f"is no text encoder here. Use a file that MagicDistillation exported; for training, set model.null_prompt."
+        )
+    return checkpoint.null_prompt

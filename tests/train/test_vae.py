@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 from safetensors.torch import save_file
 
-from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.errors import MagicDistillError, VideoError
 from train.vae import load_vae, vae_sha256
 
 
@@ -59,30 +59,30 @@ def test_the_diffusers_vae_is_scaled_and_normalised_as_its_pipeline_does(diffuse
 
 
 def test_other_vaes_and_damage_are_refused(tmp_path: Path, taehv_file: Path, diffusers_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(MagicDistillError, match="does not exist"):
         load_vae(tmp_path / "none.safetensors")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(taehv_file.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="truncated"):
+    with pytest.raises(MagicDistillError, match="truncated"):
         load_vae(cut)
     torch.save({}, tmp_path / "vae.pt")
-    with pytest.raises(CheckpointError, match="pickle"):
+    with pytest.raises(MagicDistillError, match="pickle"):
         load_vae(tmp_path / "vae.pt")
     save_file({"decoder.x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="TAEHV"):
+    with pytest.raises(MagicDistillError, match="TAEHV"):
         load_vae(tmp_path / "other.safetensors")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="vae folder"):
+    with pytest.raises(MagicDistillError, match="vae folder"):
         load_vae(tmp_path / "empty")
     AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path / "image_vae")
-    with pytest.raises(CheckpointError, match="AutoencoderKL, which is no HunyuanVideo VAE"):
+    with pytest.raises(MagicDistillError, match="AutoencoderKL, which is no HunyuanVideo VAE"):
         load_vae(tmp_path / "image_vae")
     weights = next(diffusers_folder.glob("*.safetensors"))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_bytes((diffusers_folder / "config.json").read_bytes())
     (broken / weights.name).write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(MagicDistillError, match="cannot be loaded"):
         load_vae(broken)
 
 
@@ -91,5 +91,5 @@ def test_the_hash_follows_the_weights(tmp_path: Path, taehv_file: Path, diffuser
     copy = tmp_path / "renamed.safetensors"
     copy.write_bytes(taehv_file.read_bytes())
     assert vae_sha256(copy) == vae_sha256(taehv_file)
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(MagicDistillError, match="does not exist"):
         vae_sha256(tmp_path / "none")

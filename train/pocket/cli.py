@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from magicdistill_core.pocket.files import TEACHER, VAE
+from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 
 from .settings import parse_settings
 
@@ -87,3 +87,50 @@ def train_teacher_command(
     with _bar("Training the teacher") as advance:
         train_teacher(config, latents, vae, run, out, advance)
     typer.echo(f"Written to {out}")
+
+
+@app.command("latents")
+def latents_command(
+    out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")] = Path("out/portraits"),
+    clips: Annotated[int, typer.Option(help="Portraits to render and encode.", min=1)] = 512,
+) -> None:
+    """Render and encode portraits into a dataset for `magicdistill train`."""
+    from .latents import write_latents
+
+    with _bar("Portraits") as advance:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            advance(done, clips, None)
+
+        write_latents(out, clips, advance=count)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    generator: Annotated[Path, typer.Option(help="The distilled file.")] = GENERATOR,
+    teacher: Annotated[Path, typer.Option(help="The teacher's file.")] = TEACHER,
+    clips: Annotated[int, typer.Option(help="Start images, and as many clips of data.", min=8)] = 64,
+    seeds: Annotated[int, typer.Option(help="Noise seeds.", min=1)] = 3,
+) -> None:
+    """Measure how near samples are to data: teacher at 28 and 4 steps, distilled at 4."""
+    from .evaluate import Contender, evaluate
+
+    contenders = [
+        Contender("teacher, 28 steps", teacher, 28),
+        Contender("teacher, 4 steps", teacher, 4),
+        Contender("distilled, 4 steps", generator, 4),
+    ]
+    with _bar("Sampling") as advance:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            advance(done, len(contenders) * seeds, None)
+
+        table = evaluate(contenders, clips, list(range(seeds)), out, count)
+    typer.echo(table)

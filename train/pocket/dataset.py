@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, portrait_clip
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ INDEX_NAME = "portraits.json"
 HELD_OUT_SEED = 10_000_000
 
 
-class PortraitFolderError(ValueError):
+class PortraitFolderError(MagicDistillError):
     """A folder of rendered portraits is missing, incomplete, or was made with other settings."""
 
 

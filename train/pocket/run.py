@@ -18,6 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from magicdistill_core.errors import MagicDistillError
+
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -27,7 +29,7 @@ CONFIG_NAME = "config.json"
 _MAY_CHANGE = {"steps", "threads", "save_minutes", "sheet_minutes"}
 
 
-class RunError(ValueError):
+class RunError(MagicDistillError):
     """A run folder cannot be continued as asked."""
 
 
