@@ -89,16 +89,43 @@ def sample_training_sigma(batch: int, shift: float, generator: torch.Generator) 
 
 
 def flow_matching_loss(
-    network: nn.Module, latents: Tensor, prompt: NullPrompt, config: TeacherConfig, generator: torch.Generator
+    network: nn.Module,
+    latents: Tensor,
+    prompt: NullPrompt,
+    config: TeacherConfig,
+    generator: torch.Generator,
+    channel_weight: Tensor | None = None,
 ) -> Tensor:
-    """``mean |v(x_s, s) - (eps - z)|^2`` for clean latents ``[B, 16, T, H, W]`` that begin with their start image."""
+    """``mean w |v(x_s, s) - (eps - z)|^2`` for clean latents ``[B, 16, T, H, W]`` that begin with their start image.
+
+    ``channel_weight`` ``[16]`` has mean 1. The best velocity is the same for any weight; a small network spends its
+    capacity where the weight is.
+    """
     noise = torch.randn(latents.shape, generator=generator)
     sigma = sample_training_sigma(len(latents), config.shift, generator)
     condition = concat_condition(latents[:, :, :1], latents.shape[2])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
         inputs = network_inputs(add_noise(latents, noise, sigma), sigma, condition, prompt)
         velocity = network(**inputs, return_dict=False)[0]
-    return (velocity.float() - (noise - latents)).square().mean()
+    error = (velocity.float() - (noise - latents)).square()
+    return error.mean() if channel_weight is None else (error * channel_weight.view(-1, 1, 1, 1)).mean()
+
+
+@torch.no_grad()
+def visible_weight(vae: Vae, latents: Tensor) -> Tensor:
+    """How much a change of each latent channel changes the picture: RMS response, ``[16]`` with mean 1.
+
+    Whitened latents hide that their first components carry nearly all that is seen; the loss should know.
+    """
+    before = vae.decode(latents)
+    gains = []
+    for channel in range(LATENT_CHANNELS):
+        moved = latents.clone()
+        generator = step_generator(13, channel)
+        moved[:, channel] += 0.5 * torch.randn(moved[:, channel].shape, generator=generator)
+        gains.append((vae.decode(moved) - before).square().mean().sqrt())
+    gain = torch.stack(gains)
+    return gain / gain.mean()
 
 
 @torch.no_grad()
@@ -158,10 +185,11 @@ def train_teacher(
     prompt = make_null_prompt(config)
     vae = load_vae(vae_file)
     held_out = to_unit_frames(held_out_clips(config.samples, data.frames, data.height))
+    weight = visible_weight(vae, clips[:4, :, :3])
     for step in run.remaining():
         generator = step_generator(config.seed, step)
         chosen = torch.randint(len(clips), (config.batch,), generator=generator)
-        loss = flow_matching_loss(network, clips[chosen], prompt, config, generator)
+        loss = flow_matching_loss(network, clips[chosen], prompt, config, generator, weight)
         run.update(loss, {})
         progress(run.step, config.steps, loss.item())
         if run.sheet_due():
