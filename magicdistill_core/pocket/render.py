@@ -3,7 +3,7 @@
 A head is drawn as layers of soft-edged shapes on a cylinder-like surface, so that turning it gives true parallax:
 the eyes, nose and mouth travel and shrink towards the side that turns away, the hairline follows, an ear hides.
 Everything is float32 numpy, vectorised over frames, and single-threaded, so a seed gives the same bytes everywhere.
-The default clip is 17 frames at 8 frames a second: two seconds of swaying, blinking, looking about and speaking.
+The default clip is 17 frames at 24 frames a second: swaying, blinking, looking about and speaking.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .face import Pose, draw_face
 from .painting import Array, Canvas, cover, falloff
 from .portrait import Motion, PortraitSpec, sample_portrait
 
-FRAMES_PER_SECOND = 8
+FRAMES_PER_SECOND = 24
 DEFAULT_FRAMES = 17
 DEFAULT_SIZE = 96
 

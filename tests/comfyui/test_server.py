@@ -99,7 +99,7 @@ def test_workflow_runs_as_it_is(server: Any) -> None:
     outputs = server.run(prompt, workflow)
     with av.open(str(saved_video(server, outputs, "7"))) as video:
         stream = video.streams.video[0]
-        assert (stream.width, stream.height, stream.average_rate) == (96, 96, 8)
+        assert (stream.width, stream.height, stream.average_rate) == (96, 96, 24)
         assert (stream.codec.canonical_name, stream.pix_fmt) == ("h264", "yuv420p")
         assert sum(1 for _ in video.decode(stream)) == 17
         tag = json.loads(video.metadata["prompt"])

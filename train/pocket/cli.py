@@ -68,6 +68,7 @@ def train_teacher_command(
     vae: Annotated[Path, typer.Option(help="Video autoencoder.")] = VAE,
     run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/teacher"),
     out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = TEACHER,
+    start: Annotated[Path | None, typer.Option(help="A teacher to begin from, in place of random weights.")] = None,
     settings: Settings = None,
 ) -> None:
     """Encode portraits (as far as not yet done), then train the many-step teacher on them."""
@@ -85,7 +86,7 @@ def train_teacher_command(
 
         write_latents(latents, clips, first_seed=0, advance=count, vae_file=vae)
     with _bar("Training the teacher") as advance:
-        train_teacher(config, latents, vae, run, out, advance)
+        train_teacher(config, latents, vae, run, out, advance, start)
     typer.echo(f"Written to {out}")
 
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from magicdistill_core.checkpoint import save_checkpoint
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.families.hunyuan_video import (
     CONCAT_CHANNELS,
     HEAD_DIM,
@@ -31,7 +31,7 @@ from magicdistill_core.pocket.render import FRAMES_PER_SECOND
 from magicdistill_core.recipe import Recipe
 
 from ..latents import LatentDataset
-from ..network import build_network, network_inputs, network_velocity
+from ..network import build_network, load_network, network_inputs, network_velocity
 from ..vae import Vae, load_vae
 from .dataset import held_out_clips, to_unit_frames
 from .pictures import plot_losses, save_strips
@@ -165,10 +165,12 @@ def train_teacher(
     run_folder: Path,
     out: Path,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    start: Path | None = None,
 ) -> None:
     """Train (or go on training) in ``run_folder`` and write the averaged weights to ``out`` with every contact sheet.
 
-    ``dataset`` is a folder of portrait latents, made with the autoencoder in ``vae_file``.
+    ``dataset`` is a folder of portrait latents, made with the autoencoder in ``vae_file``. A new run begins with the
+    weights in ``start``, or with random ones.
     """
     torch.set_num_threads(config.threads)
     data = LatentDataset(dataset)
@@ -177,6 +179,8 @@ def train_teacher(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(network_shape(config))
+    if start is not None:
+        network.load_state_dict(load_network(load_checkpoint(start)).state_dict())
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
