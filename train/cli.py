@@ -138,7 +138,7 @@ def export(
     from .sample import DTYPES
 
     export_run(run, out, format.value, step, None if dtype is None else DTYPES[dtype.value], teacher)
-    Console().print(f"Wrote {out}")
+    Console().print(f"Wrote {out}", soft_wrap=True)
 
 
 @app.command()
