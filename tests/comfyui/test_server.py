@@ -90,7 +90,6 @@ def saved_video(server: Any, outputs: dict, node: str) -> Path:
     return server.directory / "output" / entry["subfolder"] / entry["filename"]
 
 
-@pytest.mark.skipif(not files.GENERATOR.is_file(), reason="the pocket weights are not there")
 def test_workflow_runs_as_it_is(server: Any) -> None:
     workflow = json.loads(WORKFLOW.read_text())
     prompt = api_prompt(workflow, server.get("/object_info"))
@@ -108,7 +107,6 @@ def test_workflow_runs_as_it_is(server: Any) -> None:
         assert json.loads(video.metadata["workflow"]) == workflow
 
 
-@pytest.mark.skipif(not files.GENERATOR.is_file(), reason="the pocket weights are not there")
 def test_every_loader_lists_only_what_it_can_load(server: Any) -> None:
     nodes = server.get("/object_info")
 
