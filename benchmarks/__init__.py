@@ -1,0 +1,1 @@
+"""Measurements of whatever machine they are run on: `python -m benchmarks`."""

@@ -1,0 +1,54 @@
+"""Networks and inputs of random numbers, made where they are used."""
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt, concat_condition
+from train.network import build_network
+
+from .sizes import Clip
+
+_SPREAD = 0.02
+
+
+def random_network(
+    shape: NetworkShape, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> nn.Module:
+    """A transformer with random weights, made on the device in its final dtype, in eval mode and frozen.
+
+    Args:
+        generator: on `device`.
+    """
+    with init_empty_weights():
+        network = build_network(shape)
+    network = network.to(dtype).to_empty(device=device)
+    fill_randomly(network, generator)
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def fill_randomly(module: nn.Module, generator: torch.Generator) -> None:
+    """Normal weights of standard deviation 0.02, norms at 1 and biases at 0, in place."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, _SPREAD, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def random_prompt(
+    shape: NetworkShape, text_tokens: int, device: torch.device, generator: torch.Generator
+) -> NullPrompt:
+    """Text conditioning of random numbers, float32."""
+    text = torch.randn(1, text_tokens, shape.text_dim, device=device, generator=generator)
+    return NullPrompt(text, torch.randn(1, shape.pooled_dim, device=device, generator=generator))
+
+
+def random_clip(
+    clip: Clip, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A noisy latent `[1, 16, T, H, W]` and its concatenated condition `[1, 17, T, H, W]`."""
+    x = torch.randn(clip.latent, device=device, dtype=dtype, generator=generator)
+    image = torch.randn(x[:, :, :1].shape, device=device, dtype=dtype, generator=generator)
+    return x, concat_condition(image, x.shape[2])
