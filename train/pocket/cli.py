@@ -16,6 +16,7 @@ from .settings import parse_settings
 
 app = typer.Typer(no_args_is_help=True, help="Make the pocket model: portraits, video autoencoder, teacher.")
 
+Processes = Annotated[int, typer.Option(help="Processes that render.", min=1)]
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value; see docs/pocket.md.")]
 
 
@@ -69,6 +70,7 @@ def train_teacher_command(
     run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/teacher"),
     out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = TEACHER,
     start: Annotated[Path | None, typer.Option(help="A teacher to begin from, in place of random weights.")] = None,
+    processes: Processes = 1,
     settings: Settings = None,
 ) -> None:
     """Encode portraits (as far as not yet done), then train the many-step teacher on them."""
@@ -84,7 +86,7 @@ def train_teacher_command(
             done += 1
             advance(done, clips, None)
 
-        write_latents(latents, clips, first_seed=0, advance=count, vae_file=vae)
+        write_latents(latents, clips, first_seed=0, advance=count, vae_file=vae, processes=processes)
     with _bar("Training the teacher") as advance:
         train_teacher(config, latents, vae, run, out, advance, start)
     typer.echo(f"Written to {out}")
@@ -94,6 +96,7 @@ def train_teacher_command(
 def latents_command(
     out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")] = Path("out/portraits"),
     clips: Annotated[int, typer.Option(help="Portraits to render and encode.", min=1)] = 512,
+    processes: Processes = 1,
 ) -> None:
     """Render and encode portraits into a dataset for `magicdistill train`."""
     from .latents import write_latents
@@ -106,7 +109,7 @@ def latents_command(
             done += 1
             advance(done, clips, None)
 
-        write_latents(out, clips, advance=count)
+        write_latents(out, clips, advance=count, processes=processes)
 
 
 @app.command("evaluate")

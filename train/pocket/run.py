@@ -61,17 +61,22 @@ class ScheduleConfig(BaseModel):
         return self.learning_rate * warmup * min(1.0, left)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step of one run."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def training_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one step of one run; the CPU and a GPU draw different ones."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Exponential moving average of the weights, with a shorter memory while the run is young."""
     young = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-            mean.lerp_(value, 1 - young)
+        # All parameters in one call: on a GPU one launch in place of one a parameter.
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - young)
 
 
 class TrainingRun:
@@ -165,15 +170,16 @@ class TrainingRun:
 
         Raises RunError if the loss is not finite: the checkpoint before it stays.
         """
-        if not math.isfinite(loss.item()):
-            raise RunError(f"The loss of step {self.step} is {loss.item()}. Resume with a lower learning rate.")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RunError(f"The loss of step {self.step} is {value}. Resume with a lower learning rate.")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         update_average(self.average, self.model, self.config.ema, self.step)
         self.step += 1
-        row = {"step": self.step, "seconds": round(self.elapsed(), 1), "loss": loss.item(), **parts}
+        row = {"step": self.step, "seconds": round(self.elapsed(), 1), "loss": value, **parts}
         self.log({**row, "grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"]})
         if time.monotonic() - self._saved > 60 * self.config.save_minutes or self.step == self.config.steps:
             self.save()

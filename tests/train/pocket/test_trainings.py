@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.taehv import TAEHV, load_taehv
+from train.latents import LatentDataset
 from train.pocket.dataset import PortraitFolder, RenderConfig, render_folder, to_unit_frames
 from train.pocket.latents import write_latents
 from train.pocket.run import RunError, ScheduleConfig
@@ -96,6 +97,12 @@ def latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latents")
     write_latents(folder, 3, first_seed=0, vae_file=vae_run / "vae.st")
     return folder
+
+
+def test_several_processes_render_the_same_latents(vae_run: Path, latents: Path, tmp_path: Path) -> None:
+    write_latents(tmp_path, 3, first_seed=0, vae_file=vae_run / "vae.st", processes=2)
+    one, two = (LatentDataset(folder).batch(range(3)) for folder in (latents, tmp_path))
+    assert torch.equal(one.latents, two.latents)
 
 
 def tiny_teacher(**changes: object) -> TeacherConfig:
