@@ -31,11 +31,10 @@ def lora_part(key: str) -> tuple[str, str, str] | None:
     return None
 
 
-def parse_lora(state: Mapping[str, Tensor], default_alpha: float | None = None) -> dict[str, LowRank]:
+def parse_lora(state: Mapping[str, Tensor]) -> dict[str, LowRank]:
     """The branches in a LoRA file by bare module name, whatever prefix and suffixes its dialect uses.
 
-    Args:
-        default_alpha: alpha of modules without an `.alpha` tensor; None means their rank (scale 1).
+    The alpha of a module without an `.alpha` tensor is its rank (scale 1).
 
     Raises:
         CheckpointError: listing keys that are no part of a LoRA, or modules of which a half is missing.
@@ -59,7 +58,7 @@ def parse_lora(state: Mapping[str, Tensor], default_alpha: float | None = None) 
     branches = {}
     for name, parts in found.items():
         rank = parts["down"].shape[0]
-        alpha = float(parts["alpha"]) if "alpha" in parts else float(default_alpha or rank)
+        alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)
         branches[name] = LowRank(parts["down"], parts["up"], alpha)
     return branches
 
