@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 
-def _check(x: Tensor, y: Tensor) -> None:
+def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets in float64; ValueError if the shapes do not fit or a set has fewer than two samples."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(
             f"Two sets of feature vectors are needed, [N, D] and [M, D] with N, M >= 2; found {list(x.shape)} and "
             f"{list(y.shape)}."
         )
+    return x.double(), y.double()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -23,8 +25,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     Raises:
         ValueError: if the shapes do not fit or a set has fewer than two samples.
     """
-    _check(x, y)
-    x, y = x.double(), y.double()
+    x, y = _checked(x, y)
     within = [torch.cdist(s, s).sum() / (len(s) * (len(s) - 1)) for s in (x, y)]
     return float(2 * torch.cdist(x, y).mean() - within[0] - within[1])
 
@@ -40,8 +41,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     Raises:
         ValueError: if the shapes do not fit or a set has fewer than two samples.
     """
-    _check(x, y)
-    x, y = x.double(), y.double()
+    x, y = _checked(x, y)
     cov_x, cov_y = torch.atleast_2d(torch.cov(x.T)), torch.atleast_2d(torch.cov(y.T))
     # tr (C_x C_y)^(1/2) is the sum of the roots of the eigenvalues of C_x C_y, which are those of a symmetric product.
     values, vectors = torch.linalg.eigh(cov_x)
