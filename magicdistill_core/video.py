@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
 _BT709, _LIMITED_RANGE = 1, 1
+# In a portrait that is taller than the video the face is above the middle: of the rows to be cut off, one part of so
+# many goes at the top, the rest at the bottom.
+_TOP_PART = 4
 _SHEET_MIN_CELL = 160
 _SHEET_LABEL_HEIGHT = 24
 _SHEET_GAP = 4
@@ -212,7 +215,10 @@ def read_tags(path: str | Path) -> dict[str, str]:
 
 
 def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """Cut the largest centred region of the wanted aspect and resize it, antialiased (bicubic).
+    """Cut the largest region of the wanted aspect and resize it, antialiased (bicubic).
+
+    What is too wide loses as much on the left as on the right; what is too tall loses a quarter of the surplus at the
+    top and the rest at the bottom, so that heads stay in the picture.
 
     Args:
         frames: `[..., H, W, 3]`, uint8, or floating point in [0, 1].
@@ -223,7 +229,7 @@ def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
     rows, columns = frames.shape[-3:-1]
     crop_rows = min(rows, max(1, round(columns * height / width)))
     crop_columns = min(columns, max(1, round(rows * width / height)))
-    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
+    top, left = (rows - crop_rows) // _TOP_PART, (columns - crop_columns) // 2
     region = frames[..., top : top + crop_rows, left : left + crop_columns, :]
     if (crop_rows, crop_columns) == (height, width):
         return region.contiguous()

@@ -37,7 +37,7 @@ class PortraitToVideo(io.ComfyNode):
                 io.Image.Input(
                     "start_image",
                     tooltip="The portrait that becomes frame 0; of a batch, the first. Another shape than width x "
-                    "height is scaled and cropped around the middle.",
+                    "height is scaled and cropped: a wide one around the middle, a tall one nearer to its top.",
                 ),
                 io.Int.Input(
                     "width",

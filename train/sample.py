@@ -164,7 +164,7 @@ def sample_file(
 
     Args:
         file: a teacher or generator (single file or diffusers folder), or a generator LoRA.
-        image: the start image; it is cropped to the aspect and resized.
+        image: the start image; it is cropped to the aspect (a tall one nearer to its top) and resized.
         out: the mp4.
         base: for a LoRA: the file it belongs to.
         vae: what `load_vae` takes; None means the pocket VAE, for pocket networks only.
@@ -186,7 +186,8 @@ def sample_file(
     encoder = load_vae(_vae_path(vae, checkpoint), device)
     network = load_network(checkpoint, DTYPES[precision], device)
 
-    unit = rearrange(resize_crop(picture, settings.height, settings.width), "h w c -> 1 c h w").float() / 255
+    # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
+    unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
     image_latent = encoder.encode_image(unit.to(device))
     sigmas = few_step_sigmas(settings.steps, settings.shift)
     latent_frames = (settings.frames - 1) // 4 + 1

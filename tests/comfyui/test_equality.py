@@ -76,7 +76,7 @@ def exchange(
         torch.manual_seed(1)
         # In fp16, by which ComfyUI knows that the latents are HunyuanVideo's.
         save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, vae)
-    save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
+    save_file({"image": torch.rand(1, 148, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
     jobs.append(
         {"run": "sample", "name": "sample", "model": file, "vae": str(vae), "inputs": str(folder / "image.st")}
         | {"seed": SEED}
@@ -141,9 +141,11 @@ def test_real_fake_node_equals_the_trainers_roles(
     torch.testing.assert_close(exchange.answers["real_fake"][role], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_start_image_is_encoded_as_the_core_encodes_it(exchange: Exchange) -> None:
+def test_start_image_is_cropped_and_encoded_as_the_core_does_it(exchange: Exchange) -> None:
+    # Of a tall picture's 100 surplus rows a quarter goes at the top.
+    kept = exchange.photo[:, 25:73].movedim(-1, 1)
     with torch.no_grad():
-        expected = load_taehv(exchange.vae).encode_image(exchange.photo.movedim(-1, 1))
+        expected = load_taehv(exchange.vae).encode_image(kept)
     found = exchange.answers["sample"]["image_latent"] * LATENT_SCALE
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 

@@ -210,10 +210,8 @@ def test_bad_images_are_named(tmp_path: Path, shared_data: Path) -> None:
             read_image(tmp_path / "bad.jpg")
 
 
-@pytest.mark.parametrize(("height", "width", "box"), [(96, 96, (28, 0, 128, 100)), (32, 80, (0, 19, 156, 81))])
-def test_resize_crop_equals_pillow_on_the_centred_region(
-    height: int, width: int, box: tuple[int, int, int, int]
-) -> None:
+@pytest.mark.parametrize(("height", "width", "box"), [(96, 96, (28, 0, 128, 100)), (32, 80, (0, 9, 156, 71))])
+def test_resize_crop_equals_pillow_on_its_region(height: int, width: int, box: tuple[int, int, int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
     # Low contrast: Pillow clips overshoots between its two passes.
     frames = torch.randint(100, 150, (2, 100, 156, 3), generator=generator, dtype=torch.uint8)
@@ -223,6 +221,14 @@ def test_resize_crop_equals_pillow_on_the_centred_region(
         assert (mine.int() - torch.from_numpy(np.array(oracle)).int()).abs().max() <= 1
     unit = resize_crop(frames.float() / 255, height, width)
     assert (unit * 255 - got.float()).abs().max() <= 0.5 + 1e-3
+
+
+def test_resize_crop_keeps_the_upper_part_of_a_tall_picture_and_the_middle_of_a_wide_one() -> None:
+    rows = torch.arange(120, dtype=torch.uint8)[:, None, None].expand(120, 40, 3)
+    assert torch.equal(resize_crop(rows, 40, 40), rows[20:60])  # of 80 surplus rows 20 go at the top
+    assert torch.equal(resize_crop(rows[:41], 40, 40), rows[:40])
+    wide = rows.transpose(0, 1)
+    assert torch.equal(resize_crop(wide, 40, 40), wide[:, 40:80])
 
 
 def test_resize_crop_leaves_fitting_frames_alone() -> None:

@@ -166,7 +166,7 @@ def test_a_lora_is_sampled_with_its_base_only(
     sample_file(merged, still, tmp_path / "b.mp4", vae=taehv_file)
     sample_file(teacher_file, still, tmp_path / "c.mp4", vae=taehv_file, steps=2)
     video = {n: torch.stack(list(read_video(tmp_path / f"{n}.mp4").frames)).float() for n in "abc"}
-    assert torch.equal(video["a"], video["b"])
+    assert (video["a"] - video["b"]).abs().mean() < 0.1  # summed in another order, so a pixel may round otherwise
     assert (video["a"] - video["c"]).abs().mean() > 1
     assert Recipe.from_metadata(read_tags(tmp_path / "a.mp4")) == generator_recipe
 
