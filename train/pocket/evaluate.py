@@ -14,14 +14,17 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import load_checkpoint
-from magicdistill_core.families.hunyuan_video import concat_condition
-from magicdistill_core.flow import few_step_sigmas, sample_euler
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, concat_condition
+from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.metrics.clips import latent_statistics, motion, sharpness
 from magicdistill_core.metrics.distances import energy_distance, frechet_distance
 from magicdistill_core.pocket.files import VAE
+from magicdistill_core.recipe import Recipe
 
 from ..network import load_network, network_velocity
+from ..sample import sample_latents
 from ..vae import Vae, load_vae
 from ..weights import null_prompt_of
 from .dataset import held_out_clips, to_unit_frames
@@ -34,7 +37,7 @@ _DECODED = 16
 
 @dataclass(frozen=True)
 class Contender:
-    """A checkpoint at a number of Euler steps."""
+    """A checkpoint at a number of steps."""
 
     name: str
     file: Path
@@ -53,19 +56,37 @@ def _decode(vae: Vae, latents: Tensor) -> Tensor:
         return torch.cat([vae.decode(clip) for clip in latents.split(1)]).float()
 
 
-@torch.no_grad()
-def sample_set(contender: Contender, image_latents: Tensor, frames: int, seed: int) -> Tensor:
-    """One sample `[16, T, H, W]` for each start image, with noise that depends on seed and place only."""
+def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
+    """A contender's weights, and the recipe that says for which shift and sampler they were made.
+
+    Raises:
+        CheckpointError: if the file is unusable or carries no recipe.
+    """
     checkpoint = load_checkpoint(contender.file)
+    if checkpoint.recipe is None:
+        raise CheckpointError(
+            f"{checkpoint.source} ({contender.name}) carries no recipe, so the shift it was made for is unknown and "
+            f"its samples would not be comparable. Compare files that `magicdistill export` or `magicdistill pocket "
+            f"train-teacher` wrote."
+        )
+    return checkpoint, checkpoint.recipe
+
+
+@torch.no_grad()
+def sample_set(
+    checkpoint: Checkpoint, recipe: Recipe, steps: int, image_latents: Tensor, frames: int, seed: int
+) -> Tensor:
+    """One sample `[16, T, H, W]` for each start image, with noise that depends on seed and place only."""
     prompt = null_prompt_of(checkpoint)
-    shift = checkpoint.recipe.shift if checkpoint.recipe else 5.0
     network = load_network(checkpoint)
-    condition = concat_condition(image_latents, frames)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(image_latents), 16, frames, *image_latents.shape[3:], generator=generator)
-    sigmas = few_step_sigmas(contender.steps, shift)
-    pairs = zip(condition.split(_BATCH), noise.split(_BATCH), strict=True)
-    return torch.cat([sample_euler(network_velocity(network, c, prompt), x, sigmas) for c, x in pairs])
+    conditions = concat_condition(image_latents, frames).split(_BATCH)
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        parts = zip(conditions, x.split(_BATCH), sigma.split(_BATCH), strict=True)
+        return torch.cat([network_velocity(network, c, prompt)(x_part, s) for c, x_part, s in parts])
+
+    shape = (len(image_latents), LATENT_CHANNELS, frames, *image_latents.shape[3:])
+    return sample_latents(velocity, shape, few_step_sigmas(steps, recipe.shift), recipe.sampler, seed, "cpu")
 
 
 def _measure(latents: Tensor, frames: Tensor, data: Tensor, data_frames: Tensor) -> dict[str, float]:
@@ -96,7 +117,11 @@ def evaluate(
         clips: start images, and as many clips of data.
         seeds: noise seeds; the table gives mean and deviation over them.
         advance: called after each of the `len(contenders) * len(seeds)` sample sets.
+
+    Raises:
+        CheckpointError: before anything is sampled, if a file is unusable or carries no recipe.
     """
+    loaded = [load_contender(contender) for contender in contenders]
     vae = load_vae(VAE)
     frames = to_unit_frames(held_out_clips(2 * clips))
     latents = _encode(vae, frames)
@@ -107,9 +132,9 @@ def evaluate(
     rows: dict[str, list[dict[str, float]]] = {
         "data": [_measure(latents[:clips], decoded[:looked_at], reference, reference_frames[:looked_at])]
     }
-    for contender in contenders:
+    for contender, (checkpoint, recipe) in zip(contenders, loaded, strict=True):
         for seed in seeds:
-            made = sample_set(contender, latents[:clips, :, :1], latents.shape[2], seed)
+            made = sample_set(checkpoint, recipe, contender.steps, latents[:clips, :, :1], latents.shape[2], seed)
             result = _measure(made, _decode(vae, made[:looked_at]), reference, reference_frames[:looked_at])
             rows.setdefault(contender.name, []).append(result)
             advance()
