@@ -20,7 +20,7 @@ from magicdistill_core.families.hunyuan_video import NullPrompt
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 
-from .network import network_inputs
+from .network import network_inputs, prompt_on
 
 # All linears of the blocks; embedders, modulations and the output layer stay as they are.
 LORA_TARGETS = (
@@ -41,10 +41,10 @@ BASE = Role()
 
 
 class RoleSwitch:
-    """The state of a transformer's peft layers: which branch is active, and at which scale."""
+    """The state of the peft layers of a transformer, or of one of its blocks: which branch is active at which scale."""
 
-    def __init__(self, transformer: nn.Module) -> None:
-        self.layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    def __init__(self, module: nn.Module) -> None:
+        self.layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
     def state(self) -> list[tuple[list[str], dict[str, float]]]:
         """Active branches and scales of every layer."""
@@ -85,7 +85,8 @@ class RoleNetwork(nn.Module):
     def __init__(self, transformer: nn.Module, prompt: NullPrompt) -> None:
         super().__init__()
         self.transformer = transformer
-        self.prompt = prompt
+        # On the network's device from the start, and not copied there at every call.
+        self.prompt = prompt_on(prompt, next(transformer.parameters()).device)
         self.switch = RoleSwitch(transformer)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, role: Role) -> Tensor:
@@ -103,16 +104,21 @@ class RoleNetwork(nn.Module):
 
 
 def checkpoint_activations(transformer: Any) -> None:
-    """Recompute blocks during backward, each in the role in which it ran forward."""
-    switch = RoleSwitch(transformer)
+    """Recompute blocks during backward, each in the role in which it ran forward; to be called after `add_branch`."""
+    # One switch a block: it is held once a block, and a 13B network has hundreds of layers.
+    switches = {
+        block: RoleSwitch(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    }
 
     def run(block: nn.Module, *args: Any) -> Any:
+        switch = switches[block]
         state = switch.state()
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), switch.held(state)
 
-        return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+        # The blocks draw no random numbers, so that there is no state of a generator to keep.
+        return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
     transformer.enable_gradient_checkpointing(run)
 
