@@ -1,6 +1,9 @@
 """Fixtures that every test may use."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -9,6 +12,22 @@ from safetensors.torch import save_file
 from magicdistill_core.taehv import TAEHV
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def lacking() -> Callable[[str, str], NoReturn]:
+    """Skip for a developer who lacks a piece of equipment, and fail where it has to be: `lacking(what, why)`.
+
+    The environment variable MAGICDISTILL_REQUIRE names what has to be there, such as `comfyui,chromium`; `.ci/run` sets
+    it, so that the checks cannot pass by leaving out what they are for.
+    """
+
+    def skip_or_fail(what: str, why: str) -> NoReturn:
+        if what in os.environ.get("MAGICDISTILL_REQUIRE", "").split(","):
+            pytest.fail(f"MAGICDISTILL_REQUIRE asks for {what}, but {why}", pytrace=False)
+        pytest.skip(why)
+
+    return skip_or_fail
 
 
 @pytest.fixture(scope="session")

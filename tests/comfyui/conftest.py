@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -44,12 +44,12 @@ LORA_MODULES = (
 
 
 @pytest.fixture(scope="session")
-def comfyui_dir() -> Path:
+def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
     """A real ComfyUI: COMFYUI_DIR, or a copy fetched once into the cache."""
     try:
         return find_comfyui()
     except ComfyUIError as error:
-        pytest.skip(f"no ComfyUI to test against: {error}")
+        lacking("comfyui", f"there is no ComfyUI to test against: {error}")
 
 
 def tiny_recipe(kind: str, **changes: object) -> Recipe:

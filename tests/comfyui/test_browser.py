@@ -1,24 +1,31 @@
 """The page as a person sees it: open the template, press Run, watch the video appear. Needs a Chromium."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from playwright.sync_api import sync_playwright
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+@pytest.fixture(scope="session")
+def chromium(lacking: Callable[[str, str], NoReturn]) -> str:
+    """The browser's program."""
+    program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    if program is None:
+        lacking("chromium", f"there is no browser on this machine, none of {', '.join(PROGRAMS)}")
+    return program
 
 
 @pytest.fixture
-def page(server: Any) -> Iterator[Any]:
+def page(chromium: str, server: Any) -> Iterator[Any]:
     """A window on the running ComfyUI, past the greeting of a first visit."""
     server.post("/settings", {"Comfy.TutorialCompleted": True})
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1800, "height": 1000})
         yield page
         browser.close()
