@@ -1,0 +1,201 @@
+"""One weak-to-strong iteration (five fake updates, one of the generator) against its own bare network calls."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import train
+from train.config import TrainConfig, load_config
+from train.distributed import init_distributed, prepare_environment
+from train.draws import Draws
+
+from ..harness import GB, Bench, Timing
+from ..models import random_prompt
+from ..sizes import Clip, NetworkShape, forward_flops
+
+if TYPE_CHECKING:
+    from ..w2s import Subject
+
+PRESET = Path(train.__file__).parent / "presets" / "hunyuan_i2v_w2s_4step.yaml"
+# One GPU: the generator is a branch as well, so that one frozen base serves all.
+_ONE_GPU = ("model.mode=lora", "model.activation_checkpointing=true", "zero.stage=2")
+_POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
+_SEED = 0
+_POCKET_REPEATS = 3
+_POCKET_ROUNDS = 4
+# What one clip is expected to take, in bare forwards: 4 of them, and 3 calls with backward and recomputation.
+_CLIP_FORWARDS = 15
+
+
+def run(bench: Bench) -> None:
+    """Single updates at growing lengths until memory or time ends; at pocket size whole rounds as well."""
+    prepare_environment()
+    init_distributed()
+    subjects: list[Subject] = []
+    with bench.case("build"):
+        subjects.append(build(bench, bench.sizes.shape, bench.sizes.text_tokens))
+        bench.record("trained network and optimizers", peak_gb=bench.peak_bytes() / GB or None)
+    if not subjects:
+        return
+    (subject,) = subjects
+    if bench.full:
+        _growing(bench, subject)
+        return
+    for clip in (bench.sizes.medium, bench.sizes.usual):
+        with bench.case(clip.name):
+            measure_updates(bench, subject, clip, _POCKET_REPEATS, warmup=1)
+    with bench.case("rounds"):
+        measure_rounds(bench, subject, bench.sizes.medium, _POCKET_ROUNDS)
+
+
+def build(bench: Bench, shape: NetworkShape, text_tokens: int) -> "Subject":
+    """The distillation that is measured, by the 13B preset's settings; off full size with small branches."""
+    from ..w2s import Stopwatch, Subject, random_checkpoint
+
+    generator = bench.generator(_SEED)
+    prompt = random_prompt(shape, text_tokens, bench.device, generator)
+    teacher = random_checkpoint(shape, bench.device, bench.dtype, generator)
+    return Subject(settings(bench), teacher, prompt, bench.device, Stopwatch(bench.synchronize))
+
+
+def settings(bench: Bench) -> TrainConfig:
+    """The 13B preset's for one GPU; small branches for the pocket network, and float32 on a CPU."""
+    precision = "bf16" if bench.device.type == "cuda" else "fp32"
+    return load_config(PRESET, (*_ONE_GPU, *(() if bench.full else _POCKET), f"model.precision={precision}"))
+
+
+def _growing(bench: Bench, subject: "Subject") -> None:
+    """33, 81 and 129 frames, one update of each kind; the longest before the one in between if time is short."""
+    sizes = bench.sizes
+    with bench.case("warm-up"):
+        # Kernels are chosen, and DeepSpeed makes its states, at the first update.
+        measure_updates(bench, subject, sizes.small, repeats=1, warmup=1)
+    forward = 0.0
+
+    def expected(clip: Clip) -> float:
+        work, known = (forward_flops(sizes.shape, c.tokens, sizes.text_tokens) for c in (clip, sizes.medium))
+        return _CLIP_FORWARDS * forward * work / known
+
+    for clip in (sizes.medium, sizes.usual, sizes.longest):
+        kept = expected(sizes.longest) if clip is sizes.usual else 0.0
+        if not bench.time_for(clip.name, expected(clip) + kept):
+            continue
+        fits = False
+        with bench.case(clip.name):
+            taken = measure_updates(bench, subject, clip, repeats=1, warmup=0)
+            forward = forward or taken
+            fits = True
+        if not fits:
+            return
+
+
+def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, warmup: int) -> float:
+    """One fake and one generator update whose rollouts leave at the first node, beside the bare calls in them.
+
+    The iteration of five and one at the average exit is computed from these.
+
+    Returns:
+        The seconds of one bare forward.
+    """
+    from ..w2s import FAKE, GENERATOR, Course, FixedExit, calls
+
+    course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
+    phases: dict[str, list[dict[str, float]]] = {FAKE: [], GENERATOR: []}
+
+    def timed(player: str) -> Callable[[], None]:
+        def update() -> None:
+            subject.watch.seconds = {}
+            course.update(player)
+            phases[player].append(subject.watch.seconds)
+
+        return update
+
+    with course.held():
+        timings = bench.compare(
+            {
+                FAKE: timed(FAKE),
+                GENERATOR: timed(GENERATOR),
+                "forward": course.bare_forward,
+                "backward": course.bare_backward,
+            },
+            repeats,
+            warmup,
+        )
+    forward, backward = timings["forward"], timings["backward"]
+    common = {"frames": clip.frames, "tokens": clip.tokens}
+    bench.record(f"{clip.name}: bare forward", **common, **forward.row())
+    bench.record(f"{clip.name}: bare forward and backward, checkpointed", **common, **backward.row())
+    for player in (FAKE, GENERATOR):
+        without, with_gradient = calls(player, 0)
+        bare = without * forward.median + with_gradient * backward.median
+        last = phases[player][-repeats:]
+        parts = {f"{name}_seconds": median(taken[name] for taken in last) for name in last[0]}
+        bench.record(
+            f"{clip.name}: {player} update, exit at the first node",
+            **common,
+            **timings[player].row(),
+            **parts,
+            bare_seconds=bare,
+            ratio=timings[player].median / bare,
+        )
+    config = subject.config
+    whole, bare = iteration_seconds(
+        timings[FAKE], timings[GENERATOR], forward, backward, config.method.fake_updates, config.schedule.steps
+    )
+    bench.record(
+        f"{clip.name}: iteration, computed from one update of each",
+        **common,
+        seconds=whole,
+        bare_seconds=bare,
+        ratio=whole / bare,
+        peak_gb=max(timing.peak_bytes for timing in timings.values()) / GB or None,
+        note=f"{config.method.fake_updates} fake updates and 1 of the generator; rollouts longer by "
+        f"{(config.schedule.steps - 1) / 2:g} bare forwards, the average exit; one process: no communication",
+    )
+    return forward.median
+
+
+def iteration_seconds(
+    fake: Timing, generator: Timing, forward: Timing, backward: Timing, fake_updates: int, steps: int
+) -> tuple[float, float]:
+    """A whole iteration, and the bare network calls in it, at the average exit node.
+
+    Args:
+        fake, generator: updates whose rollouts leave at node 0.
+        forward, backward: the bare call without gradient, and with gradient and backward.
+        fake_updates: for each of the generator.
+        steps: nodes of the schedule, at each of which rollouts leave equally often.
+    """
+    walk = (steps - 1) / 2 * forward.median
+    whole = fake_updates * (fake.median + walk) + generator.median + walk
+    bare = fake_updates * (forward.median + walk + backward.median) + 2 * forward.median + walk + backward.median
+    return whole, bare
+
+
+def measure_rounds(bench: Bench, subject: "Subject", clip: Clip, repeats: int) -> None:
+    """Whole rounds with drawn exits, beside exactly their network calls."""
+    from ..w2s import Course
+
+    course = Course(subject, clip, Draws(_SEED), bench.generator(_SEED))
+    phases: list[dict[str, float]] = []
+
+    def one() -> None:
+        subject.watch.seconds = {}
+        course.round()
+        phases.append(subject.watch.seconds)
+
+    with course.held():
+        timings = bench.compare({"round": one, "bare": course.bare_round}, repeats)
+    bare, last = timings["bare"], phases[-repeats:]
+    bench.record(
+        f"{clip.name}: rounds of {len(course.method.order)} updates, drawn exits",
+        frames=clip.frames,
+        tokens=clip.tokens,
+        **timings["round"].row(),
+        **{f"{name}_seconds": median(taken[name] for taken in last) for name in last[0]},
+        bare_seconds=bare.median,
+        # Of each round with its own bare calls, as exits differ from round to round.
+        ratio=median(whole / calls for whole, calls in zip(timings["round"].seconds, bare.seconds, strict=True)),
+        note="one process: communication is the metrics' average alone",
+    )
