@@ -71,6 +71,7 @@ class Bench:
         sink: takes every row as soon as there is one.
         seconds: how long the benchmark may take; cases that would not fit are recorded as not run.
         clock: seconds since any moment.
+        machine: what was measured of the machine before (`benchmarks.machine`).
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class Bench:
         sink: Callable[[Row], None],
         seconds: float = float("inf"),
         clock: Callable[[], float] = time.perf_counter,
+        machine: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = device
         self.full = full
         self.sizes: Sizes = sizes_for(full)
+        self.machine: Mapping[str, Any] = machine or {}
         self._sink = sink
         self._clock = clock
         self._end = clock() + seconds

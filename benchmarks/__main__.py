@@ -1,0 +1,104 @@
+"""`python -m benchmarks [names]`: measure this machine; `python -m benchmarks report`: write docs/performance.md."""
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from magicdistill_core.files import write_text
+
+from .report import performance_page, render
+from .store import Store
+from .worker import MACHINE
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = ROOT / "docs" / "performance.md"
+# The most seconds that each may take, in the order in which they run.
+LIMITS = {"forward": 180, "iteration": 220, "sampling": 90, "loading": 150, "autoencoder": 40, "data": 30}
+_MACHINE_SECONDS = 60
+# Between a benchmark's time being up, after which it begins no new case, and its being ended.
+_GRACE = 30
+
+logger = logging.getLogger("benchmarks")
+
+
+def measure(names: list[str], results: Path, minutes: float, pocket: bool, commit: str | None) -> None:
+    """Run benchmarks one after another, each in its own process, and write `results` (JSON) and the table beside it."""
+    end = time.monotonic() + 60 * minutes
+    store = Store(results)
+    store.set_machine(commit=commit or _commit())
+    _run(store, MACHINE, _MACHINE_SECONDS, pocket)
+    for name in names:
+        left = end - time.monotonic()
+        store.begin(name)
+        if left < _GRACE:
+            store.end(name, "not run: out of time", 0)
+            continue
+        began = time.monotonic()
+        status = _run(store, name, min(LIMITS[name], left - _GRACE / 2), pocket)
+        store.end(name, status, time.monotonic() - began)
+        logger.info("%s: %s after %.0f s", name, status, time.monotonic() - began)
+        write_text(results.with_suffix(".md"), render(store.read()))
+
+
+def _run(store: Store, name: str, seconds: float, pocket: bool) -> str:
+    """Run one benchmark; how it ended."""
+    logger.info("%s: at most %.0f s", name, seconds)
+    command = [sys.executable, "-u", "-m", "benchmarks.worker", name, f"--results={store.path}", f"--seconds={seconds}"]
+    if pocket:
+        command.append("--pocket")
+    # What an ended benchmark leaves behind, files of tens of gigabytes and processes, goes with it.
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as scratch:
+        environment = os.environ | {"TMPDIR": scratch}
+        worker = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+        try:
+            code = worker.wait(seconds + _GRACE)
+        except subprocess.TimeoutExpired:
+            return "ended: it ran past its time"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+    return "done" if code == 0 else f"failed: exit status {code}"
+
+
+def _commit() -> str | None:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def main() -> None:
+    """The command."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(LIMITS)} (default: all); or report")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--minutes", type=float, default=10, help="for all together; what does not fit is not run")
+    parser.add_argument("--pocket", action="store_true", help="pocket sizes also on a large GPU")
+    parser.add_argument("--commit", help="what the results are of, where git does not know")
+    options = parser.parse_args()
+    if options.names == ["report"]:
+        write_text(PAGE, performance_page(options.out))
+        return
+    unknown = [name for name in options.names if name not in LIMITS]
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(LIMITS)}, or report")
+    options.out.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    results = options.out / f"{stamp}.json"
+    measure(options.names or list(LIMITS), results.resolve(), options.minutes, options.pocket, options.commit)
+    logger.info("results are in %s and %s", results, results.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Encoding and decoding one clip by the autoencoders: the small one of TAEHV's layout, and HunyuanVideo's own."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import Tensor
+
+from magicdistill_core.taehv import TAEHV
+from train.vae import HunyuanVideoVae, Vae
+
+from ..harness import Bench
+from ..models import fill_randomly
+from ..sizes import Clip
+
+_POCKET_WIDTHS = (16, 16, 32, 32)
+
+
+def run(bench: Bench) -> None:
+    """Both at clips that they can hold."""
+    sizes = bench.sizes
+    with torch.inference_mode():
+        for clip in (sizes.small, sizes.usual):
+            _case(bench, "TAEHV layout", lambda: _taehv(bench), clip, 5)
+        # The small clip: this one takes a good part of a second for every frame even on a large GPU.
+        _case(bench, f"HunyuanVideo's{'' if bench.full else ' at pocket width'}", lambda: _full(bench), sizes.small, 15)
+
+
+def _taehv(bench: Bench) -> Vae:
+    model = TAEHV().to(bench.device)
+    fill_randomly(model, bench.generator())
+    return model.eval()
+
+
+def _full(bench: Bench) -> Vae:
+    with bench.device:
+        model = (
+            AutoencoderKLHunyuanVideo()
+            if bench.full
+            else AutoencoderKLHunyuanVideo(block_out_channels=_POCKET_WIDTHS, layers_per_block=1, norm_num_groups=4)
+        )
+    fill_randomly(model, bench.generator())
+    return HunyuanVideoVae(model.half() if bench.device.type == "cuda" else model)
+
+
+def _case(bench: Bench, name: str, make: Callable[[], Vae], clip: Clip, seconds: float) -> None:
+    case = f"{name}, {clip.name}"
+    if not bench.time_for(case, seconds):
+        return
+    frames = torch.rand(1, clip.frames, 3, clip.height, clip.width, generator=torch.Generator().manual_seed(0))
+    with bench.case(case):
+        vae = make()
+        pixels = frames.to(bench.device)
+        latents: Tensor = vae.encode(pixels)
+        # One after the other, since the first has run once already and the second has not.
+        for step, once in (("encode", lambda: vae.encode(pixels)), ("decode", lambda: vae.decode(latents))):
+            timing = bench.compare({step: once}, repeats=2)[step]
+            bench.record(f"{case}: {step}", **timing.row(), frames_per_s=clip.frames / timing.median)

@@ -1,0 +1,93 @@
+"""Linears with fp8 and int8 weights, as small as they can be: what such weights cost or gain in one forward."""
+
+import copy
+import re
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.roles import LORA_TARGETS
+
+FP8 = torch.float8_e4m3fn
+_FP8_LARGEST = torch.finfo(FP8).max
+_INT8_LARGEST = 127
+
+
+def _rows(weight: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """A matrix divided so that every row's largest entry is `largest`, and the divisors `[rows, 1]` in float32."""
+    scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / largest
+    return weight.float() / scale, scale
+
+
+class _Scaled(nn.Module):
+    """A linear of an 8-bit weight and a scale for every row of it."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = bias
+
+
+class StoredLinear(_Scaled):
+    """A linear whose weight is stored in 8 bits with a scale for every row, and expanded at every call."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        scaled, scale = _rows(linear.weight.data, _FP8_LARGEST if dtype == FP8 else _INT8_LARGEST)
+        stored = (scaled if dtype == FP8 else scaled.round()).to(dtype)
+        super().__init__(stored, scale.to(linear.weight.dtype), linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+class Fp8Linear(_Scaled):
+    """A linear that multiplies in fp8: weights by rows, activations by tokens, each with its own scale.
+
+    Needs a GPU with fp8 matrix units (compute capability 8.9 or more); sides must be multiples of 16.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        scaled, scale = _rows(linear.weight.data, _FP8_LARGEST)
+        # As the product wants it: one number for every column of the transposed weight.
+        super().__init__(scaled.to(FP8), scale.t().contiguous(), linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        # One pass and no copy, unlike abs().amax().
+        largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1, keepdim=True).float().clamp(min=1e-12)
+        scale = largest / _FP8_LARGEST
+        stored = (rows * (1 / scale).to(rows.dtype)).to(FP8)
+        out = torch._scaled_mm(
+            stored, self.weight.t(), scale_a=scale, scale_b=self.scale, out_dtype=x.dtype, use_fast_accum=True
+        )
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], -1)
+
+
+def has_fp8_units(device: torch.device) -> bool:
+    """Whether the device multiplies in fp8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def with_linears(transformer: nn.Module, replace: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """A transformer that shares everything with the given one but the large linears of its blocks."""
+    # Modules are copied, parameters are not: the memo says that they are copied already.
+    shared = {id(tensor): tensor for tensor in (*transformer.parameters(), *transformer.buffers())}
+    twin = copy.deepcopy(transformer, shared)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, nn.Linear) and re.fullmatch(LORA_TARGETS, name):
+            parent, _, leaf = name.rpartition(".")
+            setattr(twin.get_submodule(parent), leaf, replace(module))
+    return twin
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -1,0 +1,46 @@
+"""One benchmark in a process of its own, so that its crash or its memory touches no other."""
+
+import argparse
+import importlib
+import logging
+from pathlib import Path
+
+import torch
+
+from . import machine
+from .harness import FULL_MEMORY, Bench
+from .store import Store
+
+MACHINE = "machine"
+
+
+def make_bench(store: Store, name: str, seconds: float, pocket: bool) -> Bench:
+    """The benchmark's tools on the GPU if there is one, at 13B sizes if that is large enough."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    full = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        full = not pocket and torch.cuda.get_device_properties(device).total_memory >= FULL_MEMORY
+    return Bench(device, full, lambda row: store.add(name, row), seconds, machine=store.read()["machine"])
+
+
+def main() -> None:
+    """The command that `python -m benchmarks` starts for every benchmark."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--pocket", action="store_true")
+    options = parser.parse_args()
+    store = Store(options.results)
+    bench = make_bench(store, options.name, options.seconds, options.pocket)
+    if options.name == MACHINE:
+        store.set_machine(**machine.facts(bench))
+        store.set_machine(**machine.limits(bench))
+    else:
+        importlib.import_module(f"benchmarks.cases.{options.name}").run(bench)
+
+
+if __name__ == "__main__":
+    main()

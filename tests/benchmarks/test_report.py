@@ -1,0 +1,66 @@
+"""Tables and claims out of a fixture; a run that is killed keeps its rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import claims, performance_page, render, table
+from benchmarks.store import Store
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    path = tmp_path / "run.json"
+    store = Store(path)
+    store.set_machine(device="Card X", sizes="13B", matmul_tflops=780.123, copy_gb_per_s=4300.4)
+    store.begin("forward")
+    store.add("forward", {"case": "81 frames", "seconds": 4.25, "spread": 0.0123, "of_matmul": 0.6, "repeats": 3})
+    store.add("forward", {"case": "129 frames", "error": "out of memory | 141 GB"})
+    store.end("forward", "done", 12.34)
+    store.begin("sampling")
+    store.add("sampling", {"case": "overhead", "value": 1.004, "target": 1.01})
+    store.add("sampling", {"case": "iteration", "value": 1.2, "target": 1.05})
+    return path
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_added(results: Path) -> None:
+    document = json.loads(results.read_text())
+    assert document["benchmarks"]["sampling"]["status"] == "begun"
+    assert len(document["benchmarks"]["sampling"]["rows"]) == 2
+    assert document["benchmarks"]["forward"]["whole_seconds"] == 12.3
+
+
+def test_a_table_has_every_column_and_errors_last() -> None:
+    lines = table([{"case": "a", "error": "no"}, {"case": "b", "seconds": 0.5, "part": 0.25}])
+    assert lines == [
+        "| what | median s | part | not measured because |",
+        "| --- | ---: | ---: | --- |",
+        "| a |  |  | no |",
+        "| b | 0.5 | 25.0 % |  |",
+    ]
+
+
+def test_claims_follow_the_numbers(results: Path) -> None:
+    met, missed = claims(Store(results).read())
+    assert met == "overhead: 1.004, target at most 1.01: **met**"
+    assert missed == "iteration: 1.2, target at most 1.05: **not met**"
+
+
+def test_a_page_names_the_machine_and_what_is_incomplete(results: Path) -> None:
+    page = performance_page(results.parent)
+    assert page.startswith("# Performance")
+    assert render(Store(results).read()) in page
+    assert "## Card X, 13B sizes" in page
+    assert "780.1 TFLOP/s" in page
+    assert "4300 GB/s" in page
+    assert "| 81 frames | 4.25 | 1.2 % | 60.0 % | 3 |  |" in page
+    assert "out of memory \\| 141 GB" in page
+    assert "This benchmark is incomplete (begun)." in page
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="format 0"):
+        Store(path).read()
