@@ -49,8 +49,12 @@ class Server:
     address: str
 
 
-def find_comfyui(option: Path | None = None) -> Path:
+def find_comfyui(option: Path | None = None, *, fetch: bool = True) -> Path:
     """The folder of a ComfyUI: `option`, else the environment's COMFYUI_DIR, else a copy fetched once into the cache.
+
+    Args:
+        option: ComfyUI's folder.
+        fetch: whether a copy that is not in the cache may be fetched.
 
     Raises:
         ComfyUIError: if the folder named holds no ComfyUI, or none can be fetched.
@@ -59,7 +63,7 @@ def find_comfyui(option: Path | None = None) -> Path:
     if named is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magicdistillation"
         named = cache / f"comfyui-{VERSION}"
-        if not named.exists():
+        if fetch and not named.exists():
             _fetch(named)
     if not _is_comfyui(named):
         raise ComfyUIError(

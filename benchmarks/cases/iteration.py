@@ -35,7 +35,8 @@ def run(bench: Bench) -> None:
     subjects: list[Subject] = []
     with bench.case("build"):
         subjects.append(build(bench, bench.sizes.shape, bench.sizes.text_tokens))
-        bench.record("trained network and optimizers", peak_gb=bench.peak_bytes() / GB or None)
+        bench.clean()
+        bench.record("network, branches and optimizers before the first update", **_peak(bench.peak_bytes()))
     if not subjects:
         return
     (subject,) = subjects
@@ -149,11 +150,16 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
         seconds=whole,
         bare_seconds=bare,
         ratio=whole / bare,
-        peak_gb=max(timing.peak_bytes for timing in timings.values()) / GB or None,
+        **_peak(max(timing.peak_bytes for timing in timings.values())),
         note=f"{config.method.fake_updates} fake updates and 1 of the generator; rollouts longer by "
         f"{(config.schedule.steps - 1) / 2:g} bare forwards, the average exit; one process: no communication",
     )
     return forward.median
+
+
+def _peak(peak_bytes: int) -> dict[str, float]:
+    """The column of a peak, where there is a device that tells."""
+    return {"peak_gb": peak_bytes / GB} if peak_bytes else {}
 
 
 def iteration_seconds(
