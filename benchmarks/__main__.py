@@ -35,7 +35,7 @@ def measure(names: list[str], results: Path, minutes: float, pocket: bool, commi
     end = time.monotonic() + 60 * minutes
     store = Store(results)
     store.set_machine(commit=commit or _commit())
-    _run(store, MACHINE, _MACHINE_SECONDS, pocket)
+    logger.info("%s: %s", MACHINE, _run(store, MACHINE, _MACHINE_SECONDS, pocket))
     for name in names:
         left = end - time.monotonic()
         store.begin(name)

@@ -22,6 +22,7 @@ KERNELS: dict[str, tuple[SDPBackend | None, bool]] = {
     "memory-efficient": (SDPBackend.EFFICIENT_ATTENTION, False),
     "memory-efficient, masked": (SDPBackend.EFFICIENT_ATTENTION, True),
 }
+ON_CPU = (None, SDPBackend.FLASH_ATTENTION)
 FLASH_PACKAGE = "flash-attn package"
 
 

@@ -46,7 +46,7 @@ def limits(bench: Bench) -> dict[str, float]:
     read and what is written.
     """
     on_gpu = bench.device.type == "cuda"
-    side, elements, times = (8192, 2**31, 20) if on_gpu else (1024, 2**26, 2)
+    side, elements, times = (8192, 2**30, 20) if on_gpu else (1024, 2**26, 2)
     generator = bench.generator()
     left, right = (
         torch.randn(side, side, device=bench.device, dtype=bench.dtype, generator=generator) for _ in range(2)

@@ -19,6 +19,7 @@ def make_bench(store: Store, name: str, seconds: float, pocket: bool) -> Bench:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     full = False
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.set_device(device)
         full = not pocket and torch.cuda.get_device_properties(device).total_memory >= FULL_MEMORY
     return Bench(device, full, lambda row: store.add(name, row), seconds, machine=store.read()["machine"])

@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
 
 def _store_and_read(bench: Bench, folder: Path) -> None:
     """Encode one window again and again into a dataset, then read batches of it."""
-    clip = bench.sizes.usual
+    clip = bench.sizes.medium
     vae = TAEHV().to(bench.device).eval()
     fill_randomly(vae, bench.generator())
     window = torch.randint(0, 256, (clip.frames, clip.height, clip.width, 3), dtype=torch.uint8)

@@ -14,6 +14,7 @@ from ..attention import (
     FLASH_PACKAGE,
     KERNELS,
     MASKED_CHOICE,
+    ON_CPU,
     HeldAttention,
     bare_attention,
     has_flash_package,
@@ -39,11 +40,12 @@ def run(bench: Bench) -> None:
     prompt = random_prompt(bench.sizes.shape, bench.sizes.text_tokens, bench.device, generator)
     with torch.inference_mode():
         _sizes(bench, network, prompt)
+        _profile(bench, network, prompt)
+        _attention(bench, network, prompt)
+        _precision(bench, network, prompt)
+        # Last of these: a kernel that cannot take such lengths may leave the GPU unusable for this process.
         for clip in (bench.sizes.usual, bench.sizes.longest):
             _bare_attention(bench, clip)
-        _attention(bench, network, prompt)
-        _profile(bench, network, prompt)
-        _precision(bench, network, prompt)
     # Not in inference mode, whose tensors a compiled block would be specialised to.
     with torch.no_grad():
         _compiled(bench, network, prompt)
@@ -68,8 +70,8 @@ def rate(bench: Bench, flops: int, seconds: float) -> Row:
 def _sizes(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
     for clip in bench.sizes.clips:
         flops = forward_flops(bench.sizes.shape, clip.tokens, bench.sizes.text_tokens)
-        # A third of the machine's plain rate, and a warm-up more than the rounds.
-        guess = 3 * flops / 1e12 / bench.machine.get("matmul_tflops", 1.0)
+        # At a third of the machine's plain rate, or of a guess at it.
+        guess = 3 * flops / 1e12 / bench.machine.get("matmul_tflops", 300.0 if bench.full else 0.03)
         rounds = 5 if guess < 1 else 2
         if not bench.time_for(clip.name, guess * (rounds + 1)):
             continue
@@ -106,10 +108,11 @@ def _bare_attention(bench: Bench, clip: Clip) -> None:
 
 def _back_ends(bench: Bench, group: str) -> list[str]:
     """Names of what can be tried here; the flash-attn package is recorded as not run where it is not installed."""
-    if has_flash_package():
-        return [*KERNELS, FLASH_PACKAGE]
-    bench.record(f"{group}: {FLASH_PACKAGE}", error="not run: flash-attn is not installed")
-    return list(KERNELS)
+    names = [name for name, (kernel, _) in KERNELS.items() if bench.device.type == "cuda" or kernel in ON_CPU]
+    if bench.device.type == "cuda" and has_flash_package():
+        return [*names, FLASH_PACKAGE]
+    bench.record(f"{group}: {FLASH_PACKAGE}", error="not run: flash-attn is not installed, or there is no GPU")
+    return names
 
 
 def _attention(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
@@ -199,6 +202,9 @@ def _precision(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
 def _compiled(bench: Bench, network: Any, prompt: NullPrompt) -> None:
     clip = bench.sizes.medium
     group = f"compiled blocks, {clip.name}"
+    if bench.device.type != "cuda":
+        bench.record(group, error="not run: for a CPU the compiler takes longer than all other cases")
+        return
     if not bench.time_for(group, 30):
         return
     with bench.case(group):
