@@ -187,11 +187,12 @@ def _wave(
 
 def _sample_motion(rng: np.random.Generator) -> Motion:
     return Motion(
-        shift_x=_wave(rng, (0.05, 0.11), (0.25, 0.5)),
-        shift_y=_wave(rng, (0.02, 0.05), (0.3, 0.6)),
-        roll=_wave(rng, (0.05, 0.14), (0.25, 0.5)),
-        yaw=_wave(rng, (0.2, 0.48), (0.22, 0.45), offset=_uniform(rng, -0.12, 0.12)),
-        pitch=_wave(rng, (0.05, 0.14), (0.3, 0.6)),
+        # Amplitudes of a person who talks to a camera: within a second the head turns by a few degrees, not by thirty.
+        shift_x=_wave(rng, (0.015, 0.04), (0.25, 0.6)),
+        shift_y=_wave(rng, (0.01, 0.02), (0.3, 0.7)),
+        roll=_wave(rng, (0.02, 0.05), (0.25, 0.6)),
+        yaw=_wave(rng, (0.06, 0.16), (0.25, 0.6), offset=_uniform(rng, -0.25, 0.25)),
+        pitch=_wave(rng, (0.02, 0.05), (0.3, 0.7)),
         gaze_x=_wave(rng, (0.02, 0.06), (0.2, 0.5)),
         gaze_y=_wave(rng, (0.0, 0.015), (0.2, 0.5)),
         brow=_wave(rng, (0.01, 0.035), (0.3, 0.7)),

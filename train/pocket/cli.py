@@ -35,13 +35,19 @@ def _bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder for the rendered clips.")] = Path("runs/pocket/portraits"),
+    processes: Processes = 1,
     settings: Settings = None,
 ) -> None:
     """Render pocket portraits into a folder of shards; run again to finish or to grow it."""
     from .dataset import RenderConfig, render_folder
 
     with _bar("Rendering") as advance:
-        render_folder(parse_settings(RenderConfig, settings or []), out, lambda done, total: advance(done, total, None))
+        render_folder(
+            parse_settings(RenderConfig, settings or []),
+            out,
+            lambda done, total: advance(done, total, None),
+            processes,
+        )
 
 
 @app.command("train-vae")
@@ -71,6 +77,7 @@ def train_teacher_command(
     out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = TEACHER,
     start: Annotated[Path | None, typer.Option(help="A teacher to begin from, in place of random weights.")] = None,
     processes: Processes = 1,
+    portraits: Annotated[Path | None, typer.Option(help="Rendered portraits to take, made by `render`.")] = None,
     settings: Settings = None,
 ) -> None:
     """Encode portraits (as far as not yet done), then train the many-step teacher on them."""
@@ -86,7 +93,9 @@ def train_teacher_command(
             done += 1
             advance(done, clips, None)
 
-        write_latents(latents, clips, first_seed=0, advance=count, vae_file=vae, processes=processes)
+        write_latents(
+            latents, clips, first_seed=0, advance=count, vae_file=vae, processes=processes, portraits=portraits
+        )
     with _bar("Training the teacher") as advance:
         train_teacher(config, latents, vae, run, out, advance, start)
     typer.echo(f"Written to {out}")

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
@@ -57,8 +61,26 @@ def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"portraits-{shard:05d}.safetensors"
 
 
+def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 1) -> Iterator[Tensor]:
+    """The clips of the seeds, in order: uint8 ``[T, H, W, 3]`` each, rendered by so many processes."""
+    render = partial(_render, frames=frames, size=size)
+    if processes == 1:
+        yield from (torch.from_numpy(render(seed)) for seed in seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from (torch.from_numpy(clip) for clip in pool.imap(render, seeds, chunksize=16))
+
+
+def _render(seed: int, frames: int, size: int) -> np.ndarray:
+    # As numpy: tensors would travel between processes through shared memory, which a container may lack.
+    return portrait_clip(seed, frames, size).numpy()
+
+
 def render_folder(
-    config: RenderConfig, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    config: RenderConfig,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    processes: int = 1,
 ) -> None:
     """Render what is still missing of ``config`` into ``folder``; ``progress(done, total)`` is told after each clip.
 
@@ -73,29 +95,32 @@ def render_folder(
                 f"{folder} holds portraits made with {made}, which differ from the ones asked for ({config}). "
                 "Use another folder, or the same settings."
             )
-    done = 0
-    for shard in range(config.shards):
-        numbers = config.shard_range(shard)
+    missing = [shard for shard in range(config.shards) if not _is_complete(folder, shard, config)]
+    seeds = [config.first_seed + number for shard in missing for number in config.shard_range(shard)]
+    done = config.clips - len(seeds)
+    rendered = render_clips(seeds, config.frames, config.size, processes)
+    for shard in missing:
+        clips = []
+        for _ in config.shard_range(shard):
+            clips.append(next(rendered))
+            done += 1
+            progress(done, config.clips)
         path = _shard_path(folder, shard)
-        if not (path.exists() and _clips_in(path) == len(numbers)):
-            clips = []
-            for number in numbers:
-                clips.append(portrait_clip(config.first_seed + number, config.frames, config.size))
-                progress(done + len(clips), config.clips)
-            partial = path.with_suffix(".partial")
-            save_file({"frames": torch.stack(clips)}, partial)
-            os.replace(partial, path)
-        done += len(numbers)
-        progress(done, config.clips)
-    partial = index.with_suffix(".partial")
-    partial.write_text(json.dumps(config.model_dump(), indent=1))
-    os.replace(partial, index)
+        begun = path.with_suffix(".partial")
+        save_file({"frames": torch.stack(clips)}, begun)
+        os.replace(begun, path)
+    begun = index.with_suffix(".partial")
+    begun.write_text(json.dumps(config.model_dump(), indent=1))
+    os.replace(begun, index)
     logger.info("%s: %d clips in %d shards", folder, config.clips, config.shards)
 
 
-def _clips_in(path: Path) -> int:
+def _is_complete(folder: Path, shard: int, config: RenderConfig) -> bool:
+    path = _shard_path(folder, shard)
+    if not path.exists():
+        return False
     with safe_open(path, "pt") as file:
-        return int(file.get_slice("frames").get_shape()[0])
+        return int(file.get_slice("frames").get_shape()[0]) == len(config.shard_range(shard))
 
 
 def _read_index(folder: Path) -> RenderConfig:
@@ -111,19 +136,29 @@ def _read_index(folder: Path) -> RenderConfig:
 
 
 class PortraitFolder:
-    """Random access to the clips of a rendered folder, read from memory-mapped shards."""
+    """Random access to the clips of a rendered folder: memory-mapped for a CPU, all of them on a GPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.config = _read_index(folder)
-        self._slices = []
+        self._slices: list[Any] = []
         for shard in range(self.config.shards):
             path = _shard_path(folder, shard)
             if not path.exists():
                 raise PortraitFolderError(f"{path} is missing. Run `magicdistill pocket render` again to replace it.")
-            self._slices.append(safe_open(path, "pt").get_slice("frames"))
+            frames = safe_open(path, "pt").get_slice("frames")
+            self._slices.append(frames if torch.device(device).type == "cpu" else frames[:].to(device))
 
     def __len__(self) -> int:
         return self.config.clips
+
+    def require(self, clips: int, frames: int, size: int) -> None:
+        """Raises PortraitFolderError unless there are so many clips, of this geometry."""
+        have = self.config
+        if have.clips < clips or (have.frames, have.size) != (frames, size):
+            raise PortraitFolderError(
+                f"The folder of portraits holds {have.clips} clips of {have.frames} frames, {have.size} pixels; "
+                f"{clips} of {frames} frames, {size} pixels are needed. Render such a folder, or ask for fewer clips."
+            )
 
     def clip(self, number: int) -> Tensor:
         """uint8 ``[T, H, W, 3]``."""

@@ -1,19 +1,16 @@
 """A latent dataset of pocket portraits, rendered and encoded on the spot: what `prepare` makes of real clips."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from magicdistill_core.pocket.files import VAE
-from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND, portrait_clip
+from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
 
 from ..latents import DatasetIndex, LatentWriter
 from ..vae import load_vae, vae_sha256
-from .dataset import to_unit_frames
+from .dataset import PortraitFolder, render_clips, to_unit_frames
 from .run import training_device
 
 # Apart from the portraits that the pocket models were trained on (from 0) and those held out (see dataset.py).
@@ -27,6 +24,7 @@ def write_latents(
     advance: Callable[[], None] = lambda: None,
     vae_file: Path = VAE,
     processes: int = 1,
+    portraits: Path | None = None,
 ) -> None:
     """Render and encode `clips` portraits into the dataset folder `out`; continues a folder that was begun.
 
@@ -36,6 +34,10 @@ def write_latents(
         advance: called after each clip.
         vae_file: the video autoencoder to encode with.
         processes: how many processes render.
+        portraits: a folder of rendered portraits to take the clips from, in place of rendering `first_seed` onwards.
+
+    Raises:
+        PortraitFolderError: if `portraits` holds fewer clips, or clips of another size.
     """
     device = training_device()
     vae = load_vae(vae_file, device)
@@ -47,6 +49,11 @@ def write_latents(
         dtype="float16",
         vae_sha256=vae_sha256(vae_file),
     )
+    folder = None
+    if portraits is not None:
+        folder = PortraitFolder(portraits)
+        folder.require(clips, DEFAULT_FRAMES, DEFAULT_SIZE)
+        first_seed = folder.config.first_seed
     with LatentWriter(out, index) as writer:
         seeds = range(first_seed, first_seed + clips)
         missing = [seed for seed in seeds if _key(seed) not in writer]
@@ -54,7 +61,11 @@ def write_latents(
             advance()
         # A GPU is busy only with many clips at once; a CPU gains nothing from more than one.
         group = 32 if device.type == "cuda" else 1
-        rendered = _render(missing, processes)
+        rendered = (
+            render_clips(missing, DEFAULT_FRAMES, DEFAULT_SIZE, processes)
+            if folder is None
+            else (folder.clip(seed - first_seed) for seed in missing)
+        )
         for start in range(0, len(missing), group):
             chosen = missing[start : start + group]
             frames = to_unit_frames(torch.stack([next(rendered) for _ in chosen]).to(device))
@@ -68,18 +79,3 @@ def write_latents(
 
 def _key(seed: int) -> str:
     return f"pocket-{seed}"
-
-
-def _render(seeds: Sequence[int], processes: int) -> Iterator[Tensor]:
-    """The clips of the seeds, in order: uint8 `[T, H, W, 3]` each."""
-    if processes == 1:
-        yield from map(portrait_clip, seeds)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for clip in pool.imap(_render_one, seeds, chunksize=16):
-            yield torch.from_numpy(clip)
-
-
-def _render_one(seed: int) -> np.ndarray:
-    # As numpy: tensors would travel between processes through shared memory, which a container may lack.
-    return portrait_clip(seed).numpy()

@@ -28,7 +28,7 @@ from magicdistill_core.taehv import SPATIAL_FACTOR, TAEHV, TEMPORAL_FACTOR, run_
 from .dataset import PortraitFolder, held_out_clips, to_unit_frames
 from .linear_start import fit_readout, pair_latents, silence_branches, start_decoder, start_encoder
 from .pictures import plot_losses, save_strips
-from .run import LOG_NAME, ScheduleConfig, TrainingRun, step_generator
+from .run import LOG_NAME, ScheduleConfig, TrainingRun, step_generator, training_device
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def latent_loss(latents: Tensor) -> Tensor:
 
 def reconstruct(model: TAEHV, clips: Tensor, bf16: bool = False) -> Tensor:
     """Encode and decode clips ``[N, T, 3, H, W]`` one at a time."""
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=bf16):
         return torch.cat([model.decode(model.encode(clip[None])).float() for clip in clips])
 
 
@@ -188,19 +188,19 @@ Progress = Callable[[int, int, float], None]
 
 def train_encoder(config: EncoderConfig, data: Path, run_folder: Path, progress: Progress) -> TAEHV:
     """Stage 1, resumable in ``run_folder``: returns an autoencoder whose encoder is final and normalised."""
-    torch.set_num_threads(config.threads)
-    folder = PortraitFolder(data)
+    device = _prepare(config)
+    folder = PortraitFolder(data, device)
     model = Sketcher()
     initialise(model, step_generator(config.seed, -1))
-    start_sketcher(model, sample_batch(folder, config, config.steps + 1, batch=12))
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start_sketcher(model, sample_batch(folder, config, config.steps + 1, batch=12).cpu())
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.vae.decoder[_SKETCH_LAYERS:].requires_grad_(False)
     average = copy.deepcopy(model)
     run = TrainingRun(run_folder, config, model, average, _optimizer(model, config))
-    held_out = to_unit_frames(held_out_clips(config.held_out, folder.config.frames, folder.config.size))
+    held_out = to_unit_frames(held_out_clips(config.held_out, folder.config.frames, folder.config.size)).to(device)
     for step in run.remaining():
         frames = sample_batch(folder, config, step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
             latents = model.vae.encode(frames)
             made = model.sketch(_noisy(latents, config, step))
         loss, parts = reconstruction_loss(made.float(), frames, config)
@@ -208,11 +208,11 @@ def train_encoder(config: EncoderConfig, data: Path, run_folder: Path, progress:
         run.update(loss + config.latent_weight * regular, {**parts, "latent": regular.item()})
         progress(run.step, config.steps, parts["l1"])
         if run.sheet_due():
-            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
                 sketches = torch.cat([average.sketch(average.vae.encode(clip[None])).float() for clip in held_out])
             _report(run, sketches, held_out, ("l1", "edge", "latent", "psnr"))
     clips = torch.stack([folder.clip(number) for number in range(min(config.normalise_clips, len(folder)))])
-    normalise_latents(average.vae, to_unit_frames(clips))
+    normalise_latents(average.vae, to_unit_frames(clips).to(device))
     return average.vae
 
 
@@ -220,18 +220,18 @@ def train_decoder(
     config: DecoderConfig, encoder: TAEHV, data: Path, run_folder: Path, out: Path, progress: Progress
 ) -> float:
     """Stage 2, resumable in ``run_folder``: writes the averaged autoencoder to ``out``, returns its held-out PSNR."""
-    torch.set_num_threads(config.threads)
-    folder = PortraitFolder(data)
-    model = copy.deepcopy(encoder).requires_grad_(True)
+    device = _prepare(config)
+    folder = PortraitFolder(data, device)
+    model = copy.deepcopy(encoder).cpu().requires_grad_(True)
     model.encoder.requires_grad_(False)
-    start_decoder(model, with_front(sample_batch(folder, config, config.steps + 1, batch=6)), _SKETCH_LAYERS)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start_decoder(model, with_front(sample_batch(folder, config, config.steps + 1, batch=6).cpu()), _SKETCH_LAYERS)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     run = TrainingRun(run_folder, config, model, average, _optimizer(model, config))
-    held_out = to_unit_frames(held_out_clips(config.held_out, folder.config.frames, folder.config.size))
+    held_out = to_unit_frames(held_out_clips(config.held_out, folder.config.frames, folder.config.size)).to(device)
     for step in run.remaining():
         frames = sample_batch(folder, config, step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
             with torch.no_grad():
                 latents = model.encode(frames)
             made = model.decode_unclamped(_noisy(latents, config, step))
@@ -261,14 +261,21 @@ def train_vae(
     return train_decoder(decoder, vae, data, run_folder / DECODER_RUN, out, progress)
 
 
+def _prepare(config: CropConfig) -> torch.device:
+    torch.set_num_threads(config.threads)
+    # Every step has the same shapes: cuDNN may look for the fastest convolutions once.
+    torch.backends.cudnn.benchmark = True
+    return training_device()
+
+
 def _optimizer(model: nn.Module, config: CropConfig) -> torch.optim.AdamW:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
 def _noisy(latents: Tensor, config: CropConfig, step: int) -> Tensor:
-    generator = step_generator(config.seed + 1, step)
-    noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32)
+    generator = step_generator(config.seed + 1, step, latents.device)
+    noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device=latents.device)
     return latents + config.latent_noise * noise
 
 
@@ -277,6 +284,6 @@ def _report(run: TrainingRun, made: Tensor, held_out: Tensor, columns: tuple[str
     quality = psnr(made, held_out)
     run.log({"step": run.step, "psnr": quality})
     logger.info("%s, step %d: held-out PSNR %.2f dB", run.folder.name, run.step, quality)
-    rows = [clip for pair in zip(held_out[:4], made[:4], strict=True) for clip in pair]
+    rows = [clip.cpu() for pair in zip(held_out[:4], made[:4], strict=True) for clip in pair]
     save_strips(run.folder / f"sheet-{run.step:06d}.png", rows)
     plot_losses(run.folder / LOG_NAME, run.folder / "curve.png", columns)
