@@ -1,12 +1,11 @@
-"""Results as Markdown: a table for every benchmark, and claims that are computed from the rows and never typed."""
+"""Results as Markdown: what a run's rows say, and a table for every benchmark."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .claims import Document, claims
 from .store import Store
-
-Document = dict[str, Any]
 
 _TITLES = {
     "forward": "One forward of the transformer",
@@ -51,7 +50,7 @@ def render(document: Document) -> str:
     machine = document["machine"]
     lines = [f"## {machine.get('device', 'Unknown device')}, {machine.get('sizes', '')} sizes", ""]
     lines += [f"- {line}" for line in machine_lines(machine)]
-    lines += [f"- {line}" for line in claims(document)]
+    lines += ["", "What the rows below say:", "", *(f"- {line}" for line in claims(document))]
     for name, benchmark in document["benchmarks"].items():
         lines += ["", f"### {_TITLES.get(name, name)}", ""]
         if benchmark["status"] != "done":
@@ -74,16 +73,6 @@ def machine_lines(machine: dict[str, Any]) -> Iterator[str]:
             f"It reaches {_number(machine['matmul_tflops'])} TFLOP/s at a plain matrix product of random numbers and "
             f"{_number(machine['copy_gb_per_s'])} GB/s at a plain copy"
         )
-
-
-def claims(document: Document) -> Iterator[str]:
-    """One sentence for every row that states a target: whether what was measured meets it."""
-    for benchmark in document["benchmarks"].values():
-        for row in benchmark["rows"]:
-            if "target" in row and "value" in row:
-                verdict = "met" if row["value"] <= row["target"] else "not met"
-                target = f"{_number(row['value'])}, target at most {_number(row['target'])}"
-                yield f"{row['case']}: {target}: **{verdict}**"
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

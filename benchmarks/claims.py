@@ -1,0 +1,63 @@
+"""What a run's rows say, as sentences: computed from the rows, so that they change when the rows do."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Document = dict[str, Any]
+Row = dict[str, Any]
+
+# Multiples of the bare network calls that are to be kept: benchmark, part of the case's name, the most.
+TARGETS = (
+    ("sampling", "our Euler sampler", 1.01),
+    ("iteration", "iteration, computed", 1.05),
+    ("iteration", "rounds of", 1.05),
+)
+
+
+def claims(document: Document) -> Iterator[str]:
+    """All sentences that a run's rows allow."""
+    rows = {name: entry["rows"] for name, entry in document["benchmarks"].items()}
+    yield from _forwards(rows.get("forward", []))
+    for benchmark, part, target in TARGETS:
+        for row in rows.get(benchmark, []):
+            if part in row["case"] and "ratio" in row:
+                verdict = "met" if row["ratio"] <= target else "not met"
+                yield f"{row['case']}: {row['ratio']:.4f} times its bare calls, target at most {target}: **{verdict}**"
+    yield from _memory(document["machine"], rows.get("iteration", []))
+    for row in rows.get("loading", []):
+        if "host_peak_gb" in row and row["case"].startswith("load"):
+            yield (
+                f"{row['case']}: {row['file_gb']:.3g} GB in {row['seconds']:.3g} s with at most "
+                f"{row['host_peak_gb']:.3g} GB of the host's own memory"
+            )
+
+
+def _forwards(rows: list[Row]) -> Iterator[str]:
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        group, _, variant = row["case"].partition(": ")
+        if "seconds" not in row or "part" in row:
+            continue
+        if not variant and "of_matmul" in row:
+            yield (
+                f"one forward of {group}: {row['seconds']:.3g} s, {100 * row['of_matmul']:.0f} % of the rate of a "
+                f"plain matrix product"
+            )
+        elif variant:
+            groups.setdefault(group, {})[variant] = row["seconds"]
+    for group, variants in groups.items():
+        if len(variants) > 1:
+            (fast, least), *_, (slow, most) = sorted(variants.items(), key=lambda item: item[1])
+            yield f"{group}: fastest is {fast} ({least:.3g} s), slowest {slow} ({most / least:.3g} times as long)"
+
+
+def _memory(machine: dict[str, Any], rows: list[Row]) -> Iterator[str]:
+    """The longest clip of which a whole iteration ran."""
+    held = [row for row in rows if "iteration, computed" in row["case"] and "peak_gb" in row]
+    if held and "device_memory_gb" in machine:
+        longest = max(held, key=lambda row: row["tokens"])
+        clip = longest["case"].partition(":")[0]
+        yield (
+            f"the longest clip of which training updates ran is {clip}: {longest['peak_gb']:.1f} GB at most, of "
+            f"{machine['device_memory_gb']} GB"
+        )
