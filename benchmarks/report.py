@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .claims import Document, claims
+from .claims import Document, Row, claims
 from .store import Store
 
 _TITLES = {
@@ -18,8 +18,6 @@ _TITLES = {
 _HEADINGS = {
     "case": "what",
     "of_matmul": "of a plain product",
-    "seconds_min": "min s",
-    "seconds_max": "max s",
     "seconds": "median s",
     "peak_gb": "device peak GB",
     "host_peak_gb": "host peak GB",
@@ -27,9 +25,14 @@ _HEADINGS = {
     "pflop": "PFLOP",
     "tflops": "TFLOP/s",
     "gb_per_s": "GB/s",
+    "file_gb": "file GB",
+    "weights_gb": "weights GB",
     "error": "not measured because",
 }
 _PERCENT = {"spread", "part", "of_matmul"}
+_TEXTS = ("note", "error")
+# The files have them; the spread says enough here.
+_HIDDEN = {"seconds_min", "seconds_max"}
 _INTRODUCTION = """# Performance
 
 Written by `python -m benchmarks report` from the files in `benchmarks/results/`; `python -m benchmarks` makes such a
@@ -55,7 +58,7 @@ def render(document: Document) -> str:
         lines += ["", f"### {_TITLES.get(name, name)}", ""]
         if benchmark["status"] != "done":
             lines += [f"This benchmark is incomplete ({benchmark['status']}).", ""]
-        lines += table(benchmark["rows"])
+        lines += tables(benchmark["rows"])
     return "\n".join(lines) + "\n"
 
 
@@ -75,15 +78,30 @@ def machine_lines(machine: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows as a Markdown table with the columns that any of them has, in the order of their first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if not columns:
-        return ["No case was measured."]
-    # Errors are few and long: last.
-    columns.sort(key=lambda column: column == "error")
+def tables(rows: list[Row]) -> Iterator[str]:
+    """Rows as Markdown tables, of which a new one begins where a row has columns that the one before it lacks."""
+    if not rows:
+        yield "No case was measured."
+    part: list[Row] = []
+    columns: set[str] = set()
+    for row in rows:
+        new = row.keys() - _HIDDEN - {"case", "error"}
+        if columns and new - columns:
+            yield from (*table(part), "")
+            part, columns = [], set()
+        part.append(row)
+        columns |= new
+    if part:
+        yield from table(part)
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Rows as one Markdown table with the columns that any of them has, in the order of their first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in _HIDDEN))
+    # Texts are few and long: last.
+    columns.sort(key=lambda column: column in _TEXTS)
     lines = [_line(_HEADINGS.get(column, column.replace("_", " ")) for column in columns)]
-    lines.append(_line("---" if column in ("case", "error") else "---:" for column in columns))
+    lines.append(_line("---" if column in ("case", *_TEXTS) else "---:" for column in columns))
     return lines + [_line(_cell(column, row.get(column)) for column in columns) for row in rows]
 
 

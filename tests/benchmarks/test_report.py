@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.claims import claims
-from benchmarks.report import performance_page, render, table
+from benchmarks.report import performance_page, render, table, tables
 from benchmarks.store import Store
 
 
@@ -45,6 +45,12 @@ def test_a_table_has_every_column_and_errors_last() -> None:
         "| a |  |  | no |",
         "| b | 0.5 | 25.0 % |  |",
     ]
+
+
+def test_a_new_table_begins_with_new_columns() -> None:
+    rows = [{"case": "a", "seconds": 1.0}, {"case": "b", "error": "no"}, {"case": "c", "part": 0.5}]
+    assert list(tables(rows)) == [*table(rows[:2]), "", *table(rows[2:])]
+    assert list(tables([])) == ["No case was measured."]
 
 
 def test_claims_follow_the_numbers(results: Path) -> None:
