@@ -23,9 +23,13 @@ logger = logging.getLogger(__name__)
 
 _MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
 _BT709, _LIMITED_RANGE = 1, 1
+# libswscale's accurate_rnd, full_chr_h_int and bicubic: by default it rounds down, which darkens every conversion by
+# about one level of 255, and repeats chroma. Numbers, because not every version of PyAV has names for them.
+_EXACT = 0x40000 | 0x2000 | 4
 # In a portrait that is taller than the video the face is above the middle: of the rows to be cut off, one part of so
 # many goes at the top, the rest at the bottom.
 _TOP_PART = 4
+_KEPT_UNSAID = 0.95
 _SHEET_MIN_CELL = 160
 _SHEET_LABEL_HEIGHT = 24
 _SHEET_GAP = 4
@@ -92,7 +96,7 @@ def _decode(path: Path, container: av.container.InputContainer, rate: float) -> 
             for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise VideoError(f"{path} is damaged: frame {count} cannot be decoded. Copy the file again.")
-                pixels = frame.to_ndarray(format="rgb24")
+                pixels = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
                 # A display matrix turns counter-clockwise by `rotation` degrees, as rot90 does.
                 upright = np.rot90(pixels, k=round(frame.rotation / 90), axes=(0, 1))
                 time = frame.time if frame.time is not None else count / rate
@@ -149,7 +153,7 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def write_video(
-    path: str | Path, frames_THWC: Tensor, fps: float, tags: Mapping[str, str] | None = None, crf: int = 18
+    path: str | Path, frames_THWC: Tensor, fps: float, tags: Mapping[str, str] | None = None, crf: float = 18
 ) -> None:
     """Write uint8 RGB frames `[T, H, W, 3]` as an h264 yuv420p mp4 (BT.709), complete or not at all.
 
@@ -181,7 +185,7 @@ def write_video(
         ) from error
 
 
-def _encode(path: Path, frames_THWC: Tensor, fps: float, tags: dict[str, str], crf: int) -> None:
+def _encode(path: Path, frames_THWC: Tensor, fps: float, tags: dict[str, str], crf: float) -> None:
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
         container.metadata.update(tags)
@@ -194,7 +198,9 @@ def _encode(path: Path, frames_THWC: Tensor, fps: float, tags: dict[str, str], c
         codec.color_range = _LIMITED_RANGE
         for pixels in frames_THWC.cpu():
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.numpy()), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="itu709")))
+            container.mux(
+                stream.encode(frame.reformat(format="yuv420p", dst_colorspace="itu709", interpolation=_EXACT))
+            )
         container.mux(stream.encode(None))
 
 
@@ -246,6 +252,14 @@ def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
         # Bicubic overshoots at edges.
         target.copy_(resized.clamp(0, 1) if frames.is_floating_point() else resized.round().clamp(0, 255))
     return out.reshape(*frames.shape[:-3], height, width, 3)
+
+
+def crop_note(rows: int, columns: int, height: int, width: int) -> str | None:
+    """What to tell whoever gave `resize_crop` a picture of another shape; None if next to nothing of it is cut off."""
+    kept = min(width * rows, height * columns) / max(width * rows, height * columns)
+    if kept > _KEPT_UNSAID:
+        return None
+    return f"the start image is {columns} x {rows}; {1 - kept:.0%} of it is cropped to fit {width} x {height}."
 
 
 def contact_sheet(rows: Sequence[Tensor], labels: Sequence[str], columns: int) -> Image.Image:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..magicdistill_core.errors import CheckpointError, VideoError
 from ..magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, check_geometry, latent_shape
-from ..magicdistill_core.video import resize_crop
+from ..magicdistill_core.video import crop_note, resize_crop
 from .attached import Attached, attached_to, report
 
 Conditioning = list[list]
@@ -122,9 +122,8 @@ class PortraitToVideo(io.ComfyNode):
         )
         latent = torch.zeros(shape, device=comfy.model_management.intermediate_device())
         said = f"{width} x {height}, {length} frames, {'text' if positive is not None else 'null prompt'}"
-        return io.NodeOutput(
-            conditioning, {"samples": latent}, ui=report(cls, said, _crop_note(start_image, width, height))
-        )
+        note = crop_note(*start_image.shape[1:3], height, width)
+        return io.NodeOutput(conditioning, {"samples": latent}, ui=report(cls, said, [note] if note else []))
 
 
 def _size(attached: Attached | None, width: int, height: int, length: int) -> tuple[int, int, int]:
@@ -148,13 +147,3 @@ def _null_prompt(attached: Attached | None) -> Conditioning:
             "input positive, or use a file exported by MagicDistillation, loaded with Load few-step model."
         )
     return [[attached.null_prompt.text_states, {"pooled_output": attached.null_prompt.pooled}]]
-
-
-def _crop_note(image: Tensor, width: int, height: int) -> list[str]:
-    image_height, image_width = image.shape[1:3]
-    kept = min(width * image_height, height * image_width) / max(width * image_height, height * image_width)
-    if kept > 0.95:
-        return []
-    return [
-        f"the start image is {image_width} x {image_height}; {1 - kept:.0%} of it is cropped to fit {width} x {height}."
-    ]

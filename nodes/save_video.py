@@ -1,15 +1,16 @@
 """Save video: frames to an mp4 in the output folder, with the workflow inside."""
 
-import os
-from fractions import Fraction
-from pathlib import PurePosixPath, PureWindowsPath
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
+import torch
 from comfy.cli_args import args
-from comfy_api.latest import InputImpl, Types, io, ui
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..magicdistill_core.errors import VideoError
+from ..magicdistill_core.video import write_video
 
 
 class SaveVideo(io.ComfyNode):
@@ -67,34 +68,24 @@ class SaveVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, fps: float, filename_prefix: str, crf: float) -> io.NodeOutput:
-        _, height, width, _ = images.shape
-        if height % 2 or width % 2:
-            raise VideoError(
-                f"Frames of {width} x {height} pixels cannot be saved as h264 yuv420p, which needs even sides. Crop or "
-                f"scale them to {width - width % 2} x {height - height % 2}."
-            )
         _check_prefix(filename_prefix)
+        _, height, width, _ = images.shape
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
         file = f"{name}_{counter:05}_.mp4"
-        components = Types.VideoComponents(images=images[..., :3], audio=None, frame_rate=Fraction(fps))
-        InputImpl.VideoFromComponents(components).save_to(
-            os.path.join(folder, file),
-            format=Types.VideoContainer.MP4,
-            codec=Types.VideoCodec.H264,
-            metadata=None if args.disable_metadata else cls._tags(),
-            crf=crf,
-        )
+        frames = (images[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
+        # Not ComfyUI's own writer: it leaves out which colour matrix the file uses, so that players guess.
+        write_video(Path(folder) / file, frames, fps, {} if args.disable_metadata else cls._tags(), crf)
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
 
     @classmethod
-    def _tags(cls) -> dict[str, object]:
+    def _tags(cls) -> dict[str, str]:
         """`prompt` and `workflow`, each a tag of its own: what the frontend looks for in a dropped file."""
         tags = dict(cls.hidden.extra_pnginfo or {})
         if cls.hidden.prompt is not None:
             tags["prompt"] = cls.hidden.prompt
-        return tags
+        return {name: json.dumps(value) for name, value in tags.items()}
 
 
 def _check_prefix(prefix: str) -> None:

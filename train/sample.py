@@ -23,7 +23,7 @@ from magicdistill_core.flow import (
 )
 from magicdistill_core.pocket.files import VAE as POCKET_VAE
 from magicdistill_core.recipe import Recipe, Sampler
-from magicdistill_core.video import read_image, resize_crop, write_video
+from magicdistill_core.video import crop_note, read_image, resize_crop, write_video
 
 from .network import load_network, network_velocity
 from .vae import load_vae
@@ -186,6 +186,8 @@ def sample_file(
     encoder = load_vae(_vae_path(vae, checkpoint), device)
     network = load_network(checkpoint, DTYPES[precision], device)
 
+    if note := crop_note(*picture.shape[:2], settings.height, settings.width):
+        logger.warning(note)
     # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
     unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
     image_latent = encoder.encode_image(unit.to(device))

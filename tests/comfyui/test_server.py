@@ -10,8 +10,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 
 from magicdistill_core.pocket import files
+from magicdistill_core.pocket.render import portrait_clip
+from magicdistill_core.video import read_video
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "portrait_pocket.json"
 
@@ -100,6 +103,10 @@ def test_workflow_runs_as_it_is(server: Any) -> None:
         stream = video.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (96, 96, 24)
         assert (stream.codec.canonical_name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (
+            Colorspace.ITU709,
+            ColorRange.MPEG,
+        )
         assert sum(1 for _ in video.decode(stream)) == 17
         tag = json.loads(video.metadata["prompt"])
         # ComfyUI notes a file's fingerprint beside its node's inputs.
@@ -177,10 +184,18 @@ def test_real_and_fake_report_what_they_matched(server: Any) -> None:
 
 
 def frames(server: Any, prompt: dict[str, Any]) -> np.ndarray:
-    """The decoded frames of a prompt's video, lossless."""
+    """The decoded frames of a prompt's video, lossless but for the resolution of hues."""
     prompt["save"]["inputs"]["crf"] = 0.0
-    with av.open(str(saved_video(server, server.run(prompt), "save"))) as video:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(np.float32)
+    video = read_video(saved_video(server, server.run(prompt), "save"))
+    return np.stack([frame.numpy() for frame in video.frames]).astype(np.float32)
+
+
+def test_colours_are_saved_as_they_are(server: Any) -> None:
+    prompt = chain(save={"images": ["portrait", 0]}, portrait={"seed": 11, "size": 96})
+    difference = frames(server, prompt) - portrait_clip(11, 1, 96).numpy()
+    # Hues have half the resolution, so single pixels differ; a wrong matrix or a rounding down would be a bias.
+    assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 0.25
+    assert np.abs(difference).mean() < 3
 
 
 def test_other_spellings_and_quantised_weights_give_the_same_video(server: Any) -> None:
@@ -238,7 +253,7 @@ BAD = {
         "carries no null prompt",
     ),
     "wrong VAE": (chain(vae={"vae_name": "channels48.safetensors"}), "has 48 latent channels"),
-    "odd frames": (chain(save={"images": ["portrait", 0]}, portrait={"size": 65}), "needs even sides"),
+    "odd frames": (chain(save={"images": ["portrait", 0]}, portrait={"size": 65}), "and even sides"),
 }
 
 

@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 
 from magicdistill_core.errors import VideoError
-from magicdistill_core.video import contact_sheet, read_image, read_tags, read_video, resize_crop, write_video
+from magicdistill_core.video import (
+    contact_sheet,
+    crop_note,
+    read_image,
+    read_tags,
+    read_video,
+    resize_crop,
+    write_video,
+)
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 150, 120]], dtype=torch.uint8)
 
@@ -35,6 +43,16 @@ def test_written_colours_size_rate_and_tags_come_back(tmp_path: Path) -> None:
     found = read_tags(tmp_path / "a.mp4")
     assert {key: found[key] for key in tags} == tags
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_pictures_are_neither_darkened_nor_tinted(tmp_path: Path) -> None:
+    coarse = torch.randint(0, 256, (6, 6, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    frames = coarse.repeat_interleave(16, 0).repeat_interleave(16, 1)[None]
+    write_video(tmp_path / "a.mp4", frames, 24.0, crf=0)
+    (back,) = read_video(tmp_path / "a.mp4").frames
+    inside = (back.int() - frames[0].int()).float()[7::16, 7::16]  # away from edges, where hues mix
+    assert inside.mean((0, 1)).abs().max() < 0.4
+    assert inside.abs().max() <= 4
 
 
 @pytest.mark.parametrize(
@@ -235,6 +253,14 @@ def test_resize_crop_leaves_fitting_frames_alone() -> None:
     frames = counted(2)
     assert torch.equal(resize_crop(frames, 32, 64), frames)
     assert resize_crop(frames[0], 16, 16).shape == (16, 16, 3)
+
+
+def test_cropping_is_said_when_it_costs_something() -> None:
+    assert crop_note(100, 100, 96, 96) is None
+    assert crop_note(104, 100, 96, 96) is None
+    note = crop_note(1280, 720, 96, 96)
+    assert note == "the start image is 720 x 1280; 44% of it is cropped to fit 96 x 96."
+    assert crop_note(720, 1280, 96, 96) == note.replace("720 x 1280", "1280 x 720")
 
 
 def test_a_contact_sheet_shows_first_and_last_frame_of_each_row() -> None:
