@@ -1,0 +1,59 @@
+"""The sampling benchmark: what is compared gives the same result, and the sampler costs next to nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cases.sampling import measure_comfyui, measure_samplers
+from benchmarks.harness import Bench, Row
+from benchmarks.models import random_network, random_prompt
+from benchmarks.sizes import POCKET_SIZES, Clip
+from train.comfyui import ComfyUIError, find_comfyui
+
+CLIP = Clip(9, 64, 64)
+
+
+@pytest.fixture
+def bench() -> tuple[Bench, list[Row]]:
+    """A bench on the CPU, and the rows that it records."""
+    rows: list[Row] = []
+    return Bench(torch.device("cpu"), False, rows.append), rows
+
+
+def test_samplers_agree_and_cost_little_over_the_bare_calls(bench: tuple[Bench, list[Row]]) -> None:
+    tools, rows = bench
+    generator = tools.generator()
+    network = random_network(POCKET_SIZES.shape, tools.device, tools.dtype, generator)
+    # Outputs as large as the noise, so that the samplers' paths matter.
+    torch.nn.init.normal_(network.proj_out.weight, std=0.2, generator=generator)
+    prompt = random_prompt(POCKET_SIZES.shape, POCKET_SIZES.text_tokens, tools.device, generator)
+    forward = measure_samplers(tools, network, prompt, CLIP, steps=4, repeats=9)
+    bare, ours, peer = rows
+    assert forward == pytest.approx(bare["seconds"] / 4)
+    assert peer["relative_difference"] < 1e-4
+    assert ours["seconds_min"] < 1.3 * bare["seconds_min"]
+
+
+def test_without_comfyui_the_row_says_so(
+    bench: tuple[Bench, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    tools, rows = bench
+    measure_comfyui(tools, CLIP, 4)
+    (row,) = rows
+    assert row["error"].startswith("not run: ")
+    assert str(tmp_path) in row["error"]
+
+
+def test_node_gives_the_stock_samplers_result(bench: tuple[Bench, list[Row]]) -> None:
+    try:
+        find_comfyui(fetch=False)
+    except ComfyUIError as error:
+        pytest.skip(f"no ComfyUI to test against: {error}")
+    tools, rows = bench
+    measure_comfyui(tools, CLIP, 4)
+    stock, ours = rows
+    assert stock["note"].startswith("float32 on cpu")
+    assert ours["relative_difference"] < 1e-4
+    assert ours["ratio"] > 0
