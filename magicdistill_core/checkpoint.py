@@ -181,6 +181,21 @@ def parse_checkpoint(
     return Checkpoint(state, shape, recipe, null_prompt, source)
 
 
+def weight_files(path: Path) -> list[Path]:
+    """A weights file itself, or the safetensors files of a diffusers folder.
+
+    Raises:
+        CheckpointError: if a folder holds none.
+    """
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise CheckpointError(
+            f"The folder {path} holds no .safetensors file. Expected a weights file or a diffusers transformer folder; "
+            f"what a training run made is exported first (`magicdistill export RUN --out FILE.safetensors`)."
+        )
+    return files
+
+
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     """Read a transformer from a single file, or from a diffusers folder of safetensors files.
 
@@ -188,12 +203,9 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
         CheckpointError: if the file is no safetensors, damaged, a LoRA, or not a complete HunyuanVideo transformer.
     """
     path = Path(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise CheckpointError(f"The folder {path} holds no .safetensors file. Expected a diffusers transformer folder.")
     state: dict[str, Tensor] = {}
     recipe = None
-    for file in files:
+    for file in weight_files(path):
         tensors, metadata = read_tensors(file, device)
         state |= tensors
         recipe = recipe or Recipe.from_metadata(metadata, file.name)

@@ -77,9 +77,16 @@ def train(
 
     settings = load_config(config, overrides or [])
     prepare_environment()
+    from .distributed import is_main
     from .loop import train as run
 
     run(settings, resume=resume)
+    if is_main():
+        Console().print(
+            f"{settings.run} is at update {settings.updates}. Export it with: "
+            f"magicdistill export {settings.run} --out generator.safetensors",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -117,8 +124,9 @@ def prepare(
     )
     console = Console()
     console.print(
-        f"{report.added} samples added, {report.total} in {out}; "
-        f"{report.already_in} videos were in already, {len(report.skipped)} skipped."
+        f"{report.added} samples added, {report.total} in {out}: {frames} frames of {width} x {height} at {fps:g} fps "
+        f"each. {report.already_in} videos were in already, {len(report.skipped)} skipped.",
+        soft_wrap=True,
     )
     if report.skipped:
         console.print(Text(f"Skipped, for the reasons given above: {', '.join(report.skipped)}", style="yellow"))
@@ -179,17 +187,17 @@ def sample(
             callback=lambda state: status.update(f"Step {state.step + 1} done (sigma {state.sigma:.3f})"),
         )
     Console().print(
-        f"Wrote {out}: {settings.frames} frames of {settings.width} x {settings.height}, {settings.steps} steps, "
-        f"shift {settings.shift:g}, seed {settings.seed}"
+        f"Wrote {out}: {settings.frames} frames of {settings.width} x {settings.height} at {settings.fps:g} fps, "
+        f"{settings.steps} steps, shift {settings.shift:g}, seed {settings.seed}"
     )
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A safetensors file, or a diffusers folder.")],
+    file: Annotated[Path, typer.Argument(help="A safetensors file, a diffusers folder, or a dataset.")],
     sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file, as recipes name it.")] = False,
 ) -> None:
-    """Say what a weights file is, and what its recipe says."""
+    """Say what a weights file or a dataset is, and what a recipe says."""
     from .inspect import facts_table, inspect_file
 
     Console().print(facts_table(inspect_file(file, sha256)))

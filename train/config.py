@@ -92,7 +92,7 @@ class ValidationConfig(Section):
     """Samples with fixed seeds, to be looked at."""
 
     every: int = Field(50, ge=0, description="Generator updates between samples; 0 never.")
-    samples: Positive = Field(4, description="Start images, taken from the beginning of the dataset.")
+    samples: Positive = Field(4, description="Start images, evenly spread over the dataset.")
     seed: int = 0
     vae: str = Field("pocket", description="VAE that decodes the samples: a path, or `pocket`.")
 

@@ -18,6 +18,7 @@ from magicdistill_core.checkpoint import (
     parse_checkpoint,
     read_header,
     read_metadata,
+    weight_files,
 )
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, LATENT_CHANNELS
@@ -25,6 +26,8 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_part
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.taehv import TAEHV
+
+from .latents import INDEX_NAME, read_index
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "U8": torch.uint8}
@@ -37,25 +40,29 @@ Header = Mapping[str, TensorInfo]
 
 
 def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
-    """Facts about a transformer, a LoRA or a TAEHV VAE, by label, in the order in which they are worth reading.
+    """Facts about a transformer, a LoRA, a TAEHV VAE or a dataset, by label, the most telling first.
 
     Args:
-        path: a safetensors file, or a diffusers folder of them.
+        path: a safetensors file, a diffusers folder of them, or a latent dataset.
         with_hash: add the sha256, by which recipes name a teacher or base; it reads the whole file.
 
     Raises:
-        CheckpointError: if a file is absent, a pickle or damaged.
+        MagicDistillError: if a file is absent, a pickle or damaged, or a folder holds weights of several networks.
     """
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise CheckpointError(f"The folder {path} holds no .safetensors file. Name a weights file, or such a folder.")
+    if (path / INDEX_NAME).is_file():
+        return _dataset(path)
+    files = weight_files(path)
     header: dict[str, TensorInfo] = {}
     recipe = None
     for file in files:
         header |= read_header(file)
         recipe = recipe or Recipe.from_metadata(read_metadata(file), file.name)
+    is_lora = any(".lora_" in key for key in header)
+    if is_lora and len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise CheckpointError(f"The folder {path} holds several networks or LoRAs ({names}). Name the one meant.")
     facts = {"file": str(path), "size": _size(sum(file.stat().st_size for file in files))}
-    if any(".lora_" in key for key in header):
+    if is_lora:
         facts |= _lora(header, files)
     elif header.keys() == (vae := _taehv_shapes()).keys() and all(header[k].shape == vae[k] for k in vae):
         facts |= {"kind": "video autoencoder", "layout": "TAEHV"}
@@ -84,6 +91,20 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 def _size(count: int) -> str:
     mebi = count / 1024**2
     return f"{count:,} bytes ({mebi / 1024:.2f} GiB)" if mebi >= 1024 else f"{count:,} bytes ({mebi:.2f} MiB)"
+
+
+def _dataset(folder: Path) -> dict[str, str]:
+    index = read_index(folder)
+    videos = f" of {len(index.sources)} videos" if index.sources else ""
+    return {
+        "file": str(folder),
+        "size": _size(sum(shard.bytes for shard in index.shards)),
+        "kind": "latent dataset",
+        "samples": f"{index.count}{videos}",
+        "geometry": f"{index.width} x {index.height}, {index.frames} frames, {index.fps:g} fps",
+        "dtypes": index.dtype,
+        "vae sha256": index.vae_sha256,
+    }
 
 
 def _parameters(header: Header) -> str:

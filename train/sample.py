@@ -186,7 +186,7 @@ def sample_file(
     encoder = load_vae(_vae_path(vae, checkpoint), device)
     network = load_network(checkpoint, DTYPES[precision], device)
 
-    if note := crop_note(*picture.shape[:2], settings.height, settings.width):
+    if note := crop_note(picture.shape[0], picture.shape[1], settings.height, settings.width):
         logger.warning(note)
     # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
     unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")

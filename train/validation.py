@@ -19,7 +19,7 @@ from .vae import load_vae
 
 
 class Validation:
-    """The first samples of the dataset as start images, sampled as the exported file will be."""
+    """Start images from all over the dataset, sampled as the exported file will be."""
 
     def __init__(
         self,
@@ -34,7 +34,9 @@ class Validation:
         self.folder = folder
         self.device = device
         self.fps = dataset.fps
-        batch = dataset.batch(list(range(min(settings.samples, len(dataset)))))
+        # Spread out, because neighbours in a dataset are windows of the same clip.
+        count = min(settings.samples, len(dataset))
+        batch = dataset.batch([number * len(dataset) // count for number in range(count)])
         self.image_latents = batch.image_latents.to(device)
         self.shape = (1, *batch.latents.shape[1:])
         vae = VAE if settings.vae == "pocket" else settings.vae

@@ -30,7 +30,8 @@ def load_weights(file: Path, base: Path | None = None) -> Checkpoint:
         checkpoint = load_checkpoint(file)
     elif base is None:
         raise CheckpointError(
-            f"{file.name} is a LoRA and works only on its base, which was not named. Name the base's file as well."
+            f"{file.name} is a LoRA and works only on its base, which was not named. Name the base's file as well "
+            f"(--base)."
         )
     else:
         checkpoint = merge_lora(base, file)

@@ -1,4 +1,5 @@
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,8 +59,24 @@ def test_a_diffusers_folder_is_read_whole(tmp_path: Path, teacher_file: Path) ->
     assert facts["dtypes"] == "F16 (100% of the bytes)"
     assert len([label for label in facts if label.startswith("sha256 part-")]) == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"no \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors.*magicdistill export"):
         inspect_file(tmp_path / "empty")
+
+
+def test_a_checkpoint_folder_of_several_networks_is_not_mixed_up(tmp_path: Path, teacher_file: Path) -> None:
+    shutil.copy(teacher_file, tmp_path / "generator.safetensors")
+    branch = LowRank(torch.zeros(12, 128), torch.zeros(384, 12), alpha=6.0)
+    recipe = load_checkpoint(teacher_file).recipe
+    assert recipe is not None
+    save_lora(tmp_path / "fake_lora.safetensors", {"double_blocks.0.img_attn_qkv": branch}, recipe)
+    with pytest.raises(CheckpointError, match=r"fake_lora\.safetensors, generator\.safetensors"):
+        inspect_file(tmp_path)
+
+
+def test_a_dataset_tells_its_geometry(dataset_folder: Path) -> None:
+    facts = inspect_file(dataset_folder)
+    assert (facts["kind"], facts["samples"]) == ("latent dataset", "12")
+    assert facts["geometry"] == "32 x 32, 5 frames, 24 fps"
 
 
 def test_loras_vaes_and_strangers(tmp_path: Path, teacher_file: Path, taehv_file: Path) -> None:
