@@ -107,7 +107,7 @@ def test_prepare_then_sample(magicdistill, tmp_path: Path, teacher_file: Path, t
     options = ["--steps", 2, "--shift", 3, "--seed", 5, "--precision", "bf16", "--vae", taehv_file, "--device", "cpu"]
     status, out, err = magicdistill("sample", teacher_file, "--image", still, "--out", target, *options)
     assert status == 0, err
-    assert "5 frames of 32 x 32, 2 steps, shift 3, seed 5" in out
+    assert "5 frames of 32 x 32 at 24 fps, 2 steps, shift 3, seed 5" in out
     assert len(list(read_video(target).frames)) == 5
 
 
