@@ -22,7 +22,7 @@ from train.draws import Draws
 from train.engines import FAKE, GENERATOR, Players, build_players
 from train.methods.w2s import MicroBatch, WeakToStrong
 from train.network import network_inputs
-from train.roles import Role, branch_parameters
+from train.roles import BASE, Role, branch_parameters, checkpoint_activations
 
 from .models import random_clip, random_network
 from .sizes import Clip
@@ -174,6 +174,21 @@ class Course:
         """One call of the network without gradient."""
         with torch.no_grad():
             return self._call()
+
+    def base_forward(self) -> Tensor:
+        """The same of the base alone, without a branch."""
+        switch = self.subject.switch
+        with switch.held(switch.state_of(BASE)):
+            return self.bare_forward()
+
+    def backward_with_attention_kept(self) -> None:
+        """`bare_backward` with attention kept instead of recomputed."""
+        transformer, kept = self.subject.transformer, self.subject.config.model.keep_attention
+        checkpoint_activations(transformer, keep_attention=True)
+        try:
+            self.bare_backward()
+        finally:
+            checkpoint_activations(transformer, kept)
 
     def bare_backward(self) -> None:
         """One call of the network with gradient, and the backward to a branch's parameters."""

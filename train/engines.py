@@ -136,7 +136,7 @@ def build_players(config: TrainConfig, teacher: Checkpoint, prompt: NullPrompt, 
     for network in {id(n): n for n in (base, generator_network.transformer)}.values():
         network.train()
         if config.model.activation_checkpointing:
-            checkpoint_activations(network)
+            checkpoint_activations(network, config.model.keep_attention)
     generator = Engine(generator_network, trained, config, config.generator_optimizer)
     fake = Engine(
         RoleNetwork(base, prompt),

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from magicdistill_core.branch import LowRank, branch_scale
 from magicdistill_core.families.hunyuan_video import NullPrompt
@@ -27,6 +27,15 @@ LORA_TARGETS = (
     r".*transformer_blocks\.\d+\."
     r"(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
 )
+
+
+# The kernels of PyTorch's attention, without the one that multiplies matrices out.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,13 @@ class RoleNetwork(nn.Module):
             return self.transformer(**inputs, return_dict=False)[0].float()
 
 
-def checkpoint_activations(transformer: Any) -> None:
-    """Recompute blocks during backward, each in the role in which it ran forward; to be called after `add_branch`."""
+def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> None:
+    """Recompute blocks during backward, each in the role in which it ran forward; to be called after `add_branch`.
+
+    Args:
+        keep_attention: keep the outputs of attention, which makes up most of a long video's computation, and recompute
+            only the rest: one more hidden state a block is held.
+    """
     # One switch a block: it is held once a block, and a 13B network has hundreds of layers.
     switches = {
         block: RoleSwitch(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
@@ -115,12 +129,26 @@ def checkpoint_activations(transformer: Any) -> None:
         state = switch.state()
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), switch.held(state)
+            if not keep_attention:
+                return nullcontext(), switch.held(state)
+            keep, reuse = create_selective_checkpoint_contexts(_keep_attention)
+            return keep, _both(switch.held(state), reuse)
 
         # The blocks draw no random numbers, so that there is no state of a generator to keep.
         return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
     transformer.enable_gradient_checkpointing(run)
+
+
+def _keep_attention(context: object, operator: object, *args: object, **settings: object) -> CheckpointPolicy:
+    """What selective checkpointing does with an operator's outputs."""
+    return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed: int) -> None:

@@ -5,14 +5,17 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import torch
+
 import train
+from magicdistill_core.families.hunyuan_video import NetworkShape
 from train.config import TrainConfig, load_config
 from train.distributed import init_distributed, prepare_environment
 from train.draws import Draws
 
 from ..harness import GB, Bench, Timing
 from ..models import random_prompt
-from ..sizes import Clip, NetworkShape, forward_flops
+from ..sizes import Clip, forward_flops
 
 if TYPE_CHECKING:
     from ..w2s import Subject
@@ -24,12 +27,14 @@ _POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
 _SEED = 0
 _POCKET_REPEATS = 3
 _POCKET_ROUNDS = 4
-# What one clip is expected to take, in bare forwards: 4 of them, and 3 calls with backward and recomputation.
+# What one clip's updates, and what the choices, are expected to take in bare forwards; a call with backward and
+# recomputation costs more than three.
 _CLIP_FORWARDS = 15
+_CHOICES_FORWARDS = 9
 
 
 def run(bench: Bench) -> None:
-    """Single updates at growing lengths until memory or time ends; at pocket size whole rounds as well."""
+    """Single updates at growing lengths until memory or time ends, and choices; at pocket size whole rounds as well."""
     prepare_environment()
     init_distributed()
     subjects: list[Subject] = []
@@ -46,6 +51,8 @@ def run(bench: Bench) -> None:
     for clip in (bench.sizes.medium, bench.sizes.usual):
         with bench.case(clip.name):
             measure_updates(bench, subject, clip, _POCKET_REPEATS, warmup=1)
+    with bench.case("choices"):
+        measure_choices(bench, subject, bench.sizes.usual, _POCKET_REPEATS, warmup=1)
     with bench.case("rounds"):
         measure_rounds(bench, subject, bench.sizes.medium, _POCKET_ROUNDS)
 
@@ -61,8 +68,8 @@ def build(bench: Bench, shape: NetworkShape, text_tokens: int) -> "Subject":
 
 
 def settings(bench: Bench) -> TrainConfig:
-    """The 13B preset's for one GPU; small branches for the pocket network, and float32 on a CPU."""
-    precision = "bf16" if bench.device.type == "cuda" else "fp32"
+    """The 13B preset's for one GPU, in the precision of the machine; small branches for the pocket network."""
+    precision = "bf16" if bench.dtype == torch.bfloat16 else "fp32"
     return load_config(PRESET, (*_ONE_GPU, *(() if bench.full else _POCKET), f"model.precision={precision}"))
 
 
@@ -71,7 +78,7 @@ def _growing(bench: Bench, subject: "Subject") -> None:
     sizes = bench.sizes
     with bench.case("warm-up"):
         # Kernels are chosen, and DeepSpeed makes its states, at the first update.
-        measure_updates(bench, subject, sizes.small, repeats=1, warmup=1)
+        measure_updates(bench, subject, sizes.small, repeats=3, warmup=1)
     forward = 0.0
 
     def expected(clip: Clip) -> float:
@@ -89,6 +96,11 @@ def _growing(bench: Bench, subject: "Subject") -> None:
             fits = True
         if not fits:
             return
+    for clip in (sizes.usual, sizes.longest):
+        name = f"{clip.name}: choices"
+        if bench.time_for(name, _CHOICES_FORWARDS / _CLIP_FORWARDS * expected(clip)):
+            with bench.case(name):
+                measure_choices(bench, subject, clip, repeats=1, warmup=0)
 
 
 def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, warmup: int) -> float:
@@ -160,6 +172,23 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
 def _peak(peak_bytes: int) -> dict[str, float]:
     """The column of a peak, where there is a device that tells."""
     return {"peak_gb": peak_bytes / GB} if peak_bytes else {}
+
+
+def measure_choices(bench: Bench, subject: "Subject", clip: Clip, repeats: int, warmup: int) -> None:
+    """What a branch costs, and what keeping attention's outputs saves; ratios to the bare calls as trained with."""
+    from ..w2s import Course, FixedExit
+
+    course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
+    pairs = {
+        "forward without a branch": (course.base_forward, course.bare_forward),
+        "backward, attention kept": (course.backward_with_attention_kept, course.bare_backward),
+    }
+    with course.held():
+        for name, (choice, usual) in pairs.items():
+            timings = bench.compare({name: choice, "usual": usual}, repeats, warmup)
+            ratio = timings[name].median / timings["usual"].median
+            row = timings[name].row() | {"bare_seconds": timings["usual"].median, "ratio": ratio}
+            bench.record(f"{clip.name}: {name}", frames=clip.frames, tokens=clip.tokens, **row)
 
 
 def iteration_seconds(

@@ -1,6 +1,8 @@
 """Roles of one network: a recomputed block plays the role of its forward, whatever is played when backward comes."""
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
 from train.network import build_network
@@ -23,11 +25,13 @@ def _network() -> RoleNetwork:
     return RoleNetwork(transformer.train(), prompt)
 
 
-def _gradients(checkpointing: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _gradients(
+    checkpointing: bool, keep_attention: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Velocities of every role, and the gradients of their sum, taken while the network plays yet another role."""
     network = _network()
     if checkpointing:
-        checkpoint_activations(network.transformer)
+        checkpoint_activations(network.transformer, keep_attention)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, 16, 2, 4, 4, generator=generator)
     condition = torch.randn(1, 17, 2, 4, 4, generator=generator)
@@ -41,13 +45,33 @@ def _gradients(checkpointing: bool) -> tuple[dict[str, torch.Tensor], dict[str, 
     return {name: velocity.detach() for name, velocity in velocities.items()}, gradients
 
 
-def test_checkpointed_gradients_are_those_without() -> None:
-    velocities, gradients = _gradients(checkpointing=True)
+@pytest.mark.parametrize("keep_attention", [False, True])
+def test_checkpointed_gradients_are_those_without(keep_attention: bool) -> None:
+    velocities, gradients = _gradients(True, keep_attention)
     plain_velocities, plain_gradients = _gradients(checkpointing=False)
     torch.testing.assert_close(velocities, plain_velocities, atol=0, rtol=0)
     assert {name.split(".")[-2] for name in gradients} == set(BRANCHES)
     assert all(gradient.norm() > 0 for gradient in plain_gradients.values())
     torch.testing.assert_close(gradients, plain_gradients, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("keep_attention", "times"), [(False, 2), (True, 1)])
+def test_attention_is_recomputed_unless_it_is_kept(keep_attention: bool, times: int) -> None:
+    network = _network()
+    checkpoint_activations(network.transformer, keep_attention)
+    calls: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x, condition = torch.zeros(1, 16, 2, 4, 4), torch.zeros(1, 17, 2, 4, 4)
+    with Watch():
+        network(x, torch.tensor([0.5]), condition, Role("fake", 1.0)).sum().backward()
+    attention = [name for name in calls if "scaled_dot_product" in name and "backward" not in name]
+    blocks = SHAPE.double_blocks + SHAPE.single_blocks
+    assert len(attention) == SHAPE.refiner_blocks + times * blocks
 
 
 def test_backward_leaves_the_role_as_it_found_it() -> None:
