@@ -53,6 +53,8 @@ def render(document: Document) -> str:
     machine = document["machine"]
     lines = [f"## {machine.get('device', 'Unknown device')}, {machine.get('sizes', '')} sizes", ""]
     lines += [f"- {line}" for line in machine_lines(machine)]
+    if machine.get("sizes") == "pocket":
+        lines.append("- Pocket sizes: they show that everything runs and guard ratios; they say nothing of 13B's speed")
     lines += ["", "What the rows below say:", "", *(f"- {line}" for line in claims(document))]
     for name, benchmark in document["benchmarks"].items():
         lines += ["", f"### {_TITLES.get(name, name)}", ""]
