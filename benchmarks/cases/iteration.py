@@ -25,8 +25,8 @@ PRESET = Path(train.__file__).parent / "presets" / "hunyuan_i2v_w2s_4step.yaml"
 _ONE_GPU = ("model.mode=lora", "model.activation_checkpointing=true", "zero.stage=2")
 _POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
 _SEED = 0
-_POCKET_REPEATS = 3
-_POCKET_ROUNDS = 4
+_POCKET_REPEATS = 7
+_POCKET_ROUNDS = 6
 # What one clip's updates, and what the choices, are expected to take in bare forwards; a call with backward and
 # recomputation costs more than three.
 _CLIP_FORWARDS = 15
