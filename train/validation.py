@@ -1,5 +1,6 @@
 """Samples of the generator with fixed seeds, decoded to a video and a contact sheet."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from .distributed import is_main
 from .engines import Players
 from .latents import LatentDataset
 from .sample import sample_latents
-from .vae import load_vae
+from .vae import load_vae, vae_sha256
+
+logger = logging.getLogger(__name__)
 
 
 class Validation:
@@ -41,6 +44,13 @@ class Validation:
         self.shape = (1, *batch.latents.shape[1:])
         vae = VAE if settings.vae == "pocket" else settings.vae
         self.vae = load_vae(vae, device) if settings.every and is_main() else None
+        if self.vae is not None and vae_sha256(vae) != dataset.index.vae_sha256:
+            logger.warning(
+                "validation.vae (%s) is not the VAE that %s was encoded with; unless both share their latents, the "
+                "samples will look broken",
+                vae,
+                dataset.folder,
+            )
 
     def due(self, step: int) -> bool:
         """Whether samples are to be made after generator update `step`."""
