@@ -14,7 +14,16 @@ from train.pocket.dataset import PortraitFolder, RenderConfig, render_folder, to
 from train.pocket.latents import write_latents
 from train.pocket.run import RunError, ScheduleConfig
 from train.pocket.teacher import TeacherConfig, train_teacher
-from train.pocket.vae import DecoderConfig, EncoderConfig, Sketcher, initialise, psnr, start_sketcher, train_vae
+from train.pocket.vae import (
+    DecoderConfig,
+    EncoderConfig,
+    Sketcher,
+    initialise,
+    on_grid,
+    psnr,
+    start_sketcher,
+    train_vae,
+)
 
 TINY: dict[str, object] = {"batch": 1, "crop": 32, "frames": 5, "held_out": 1, "warmup_steps": 1, "decay_steps": 1}
 
@@ -71,6 +80,18 @@ def test_vae_file_is_half_precision_in_the_layout(vae_run: Path) -> None:
     assert {value.dtype for value in state.values()} == {torch.float16}
     assert state.keys() == TAEHV().state_dict().keys()
     load_taehv(vae_run / "vae.st")
+
+
+def test_the_grid_is_exact_in_half_precision_and_rounds_by_half_a_step() -> None:
+    weight = torch.randn(8, 5, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 8).view(
+        8, 1, 1, 1
+    )
+    rounded = on_grid(weight, 9)
+    assert torch.equal(rounded.half().float(), rounded)
+    assert torch.equal(on_grid(rounded, 9), rounded)
+    largest = weight.abs().amax(dim=(1, 2, 3), keepdim=True)
+    assert ((rounded - weight).abs() <= largest / 2**8).all()
+    assert all(len(row.unique()) <= 2**9 + 1 for row in rounded)
 
 
 def test_vae_latents_are_normalised(vae_run: Path, portraits: Path) -> None:
