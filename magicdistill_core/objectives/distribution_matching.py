@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flow import Velocity, add_noise, expand_sigma
+from .flow_matching import flow_matching_loss
+from .guidance import guided_velocity
 
 NORMALIZER_FLOOR = 1e-5
 
@@ -81,8 +83,7 @@ def generator_loss(
         x_sigma = add_noise(x_hat, eps, sigma)
         r = real(x_sigma, sigma)
         if guidance is not None:
-            none = guidance.unconditional(x_sigma, sigma)
-            r = none + guidance.scale * (r - none)
+            r = guided_velocity(r, guidance.unconditional(x_sigma, sigma), guidance.scale)
         f = fake(x_sigma, sigma)
         gradient = matching_gradient(x_hat, eps, sigma, r.float(), f.float(), normalize=normalize)
     return GeneratorLoss(surrogate_loss(x_hat, gradient), gradient.abs().mean(), (r - f).abs().mean())
@@ -96,5 +97,4 @@ def fake_loss(x_hat: Tensor, eps: Tensor, sigma: Tensor, fake: Velocity) -> Tens
         eps, sigma: fresh noise like `x_hat`, and its levels `[B]`.
         fake: the strong score.
     """
-    x_hat = x_hat.detach()
-    return F.mse_loss(fake(add_noise(x_hat, eps, sigma), sigma).float(), (eps - x_hat).float())
+    return flow_matching_loss(fake, x_hat, eps, sigma)
