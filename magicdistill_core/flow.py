@@ -80,7 +80,7 @@ def x0_to_velocity(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _predict(velocity: Velocity, x: Tensor, sigma: Tensor) -> Tensor:
-    return velocity(x, sigma.to(x.device).expand(x.shape[0]))
+    return velocity(x, sigma.expand(x.shape[0]))
 
 
 def sample_euler(
@@ -94,11 +94,12 @@ def sample_euler(
         sigmas: `[N + 1]`, decreasing.
         callback: called after every model call with the step, its sigma, x and the x0 estimate there.
     """
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    # All sigmas go to the device at once: a copy from the host at every step would wait for the model each time.
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.to(x_BCTHW.device))):
         v = _predict(velocity, x_BCTHW, sigma)
         if callback is not None:
-            callback(SamplerState(step, float(sigma), x_BCTHW, velocity_to_x0(x_BCTHW, v, sigma)))
-        x_BCTHW = x_BCTHW + (sigma_next - sigma).to(x_BCTHW) * v
+            callback(SamplerState(step, float(sigmas[step]), x_BCTHW, velocity_to_x0(x_BCTHW, v, sigma)))
+        x_BCTHW = x_BCTHW + (sigma_next - sigma).to(x_BCTHW.dtype) * v
     return x_BCTHW
 
 
@@ -115,11 +116,11 @@ def sample_renoise(
         velocity, x_BCTHW, sigmas, callback: as for `sample_euler`.
         noise_sampler: `(step, like) -> noise` shaped as `like`; called once for every step but the last.
     """
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.to(x_BCTHW.device))):
         x0 = velocity_to_x0(x_BCTHW, _predict(velocity, x_BCTHW, sigma), sigma)
         if callback is not None:
-            callback(SamplerState(step, float(sigma), x_BCTHW, x0))
-        x_BCTHW = x0 if sigma_next == 0 else add_noise(x0, noise_sampler(step, x0), sigma_next)
+            callback(SamplerState(step, float(sigmas[step]), x_BCTHW, x0))
+        x_BCTHW = x0 if sigmas[step + 1] == 0 else add_noise(x0, noise_sampler(step, x0), sigma_next)
     return x_BCTHW
 
 

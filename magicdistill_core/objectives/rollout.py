@@ -36,11 +36,12 @@ def rollout(
     nodes = len(sigmas) - 1
     if not 0 <= exit_index < nodes:
         raise ValueError(f"exit_index is {exit_index}, expected 0 to {nodes - 1} for a schedule of {nodes} steps.")
+    sigmas = sigmas.to(noise_BCTHW.device)
     walked = sigmas[: exit_index + 1]
     with torch.no_grad():
         if sampler == "euler":
             x_k = sample_euler(generator, noise_BCTHW, walked)
         else:
             x_k = sample_renoise(generator, noise_BCTHW, walked, lambda step, _: fresh_noise[step])
-    sigma_k = sigmas[exit_index].to(x_k.device).expand(x_k.shape[0])
+    sigma_k = sigmas[exit_index].expand(x_k.shape[0])
     return velocity_to_x0(x_k, generator(x_k, sigma_k), sigma_k)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from magicdistill_core.flow import (
     SamplerState,
@@ -115,6 +116,31 @@ def test_both_samplers_reach_a_point_mass_exactly(steps: int) -> None:
     assert calls == list(range(steps - 1))
     for state, drawn, sigma in zip(states[1:], fresh, sigmas[1:], strict=False):
         assert torch.allclose(state.x, add_noise(target, drawn, sigma), atol=1e-5)
+
+
+class HostCopies(TorchDispatchMode):
+    """Counts copies from the host's memory to the device `meta`, which stands for any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):  # type: ignore[no-untyped-def]
+        out = function(*arguments, **(settings or {}))
+        given = {a.device.type for a in arguments if isinstance(a, torch.Tensor)}
+        self.count += isinstance(out, torch.Tensor) and out.is_meta and "cpu" in given
+        return out
+
+
+def test_copies_to_the_device_do_not_grow_with_the_steps() -> None:
+    for steps in (2, 20):
+        sigmas = few_step_sigmas(steps, 5.0)
+        with HostCopies() as copies:
+            sample_euler(lambda x, _: x.float(), torch.zeros(SHAPE, device="meta", dtype=torch.bfloat16), sigmas)
+        assert copies.count == 1
+        with HostCopies() as copies:
+            sample_renoise(lambda x, _: x, torch.zeros(SHAPE, device="meta"), sigmas, lambda _, like: like + 1)
+        assert copies.count == 1
 
 
 def test_seeded_noise_repeats_for_a_seed_and_is_not_the_starting_noise() -> None:
