@@ -15,7 +15,7 @@ def pseudo_huber(difference: Tensor, width: float) -> Tensor:
 def consistency_target(x: Tensor, sigma: Tensor, sigma_next: Tensor, teacher: Velocity, target: Velocity) -> Tensor:
     """Where a point of the teacher's ODE should be said to end: `x' - s' * target(x', s')`.
 
-    `x' = x + (s' - s) * teacher(x, s)` is the teacher's Euler step. Without gradient. At `sigma_next` 0 this is the teacher's own Euler step to the end.
+    `x' = x + (s' - s) * teacher(x, s)` is the teacher's Euler step, and at `sigma_next` 0 the target. Without gradient.
 
     Args:
         x: points `[B, ...]` at the levels `sigma` `[B]`.

@@ -24,9 +24,11 @@ from magicdistill_core.families.hunyuan_video import (
     NullPrompt,
     concat_condition,
 )
-from magicdistill_core.flow import add_noise, few_step_sigmas, sample_euler, shift_sigma
+from magicdistill_core.flow import few_step_sigmas, sample_euler, shift_sigma
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.objectives.flow_matching import flow_matching_loss
+from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 from magicdistill_core.pocket.render import FRAMES_PER_SECOND
 from magicdistill_core.recipe import Recipe
 
@@ -51,8 +53,9 @@ class TeacherConfig(ScheduleConfig):
     decay_steps: int = Field(2500, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     batch: int = Field(16, ge=1)
-    double_blocks: int = Field(2, ge=1)
-    single_blocks: int = Field(6, ge=1)
+    # A double block spends half of its weights on the prompt, of which there is none to speak of.
+    double_blocks: int = Field(1, ge=1)
+    single_blocks: int = Field(9, ge=1)
     text_dim: int = Field(64, ge=1)
     shift: float = Field(5.0, gt=0)
     sample_steps: int = Field(28, ge=1)
@@ -83,10 +86,10 @@ def make_null_prompt(config: TeacherConfig, device: torch.device) -> NullPrompt:
 
 def sample_training_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor:
     """Noise levels: half logit-normal(0, 1), half uniform, both shifted. The uniform half keeps both ends trained."""
-    normal = torch.randn(batch, generator=generator, device=generator.device).sigmoid()
+    normal = logit_normal_sigma(batch, shift, generator)
     uniform = torch.rand(batch, generator=generator, device=generator.device)
     first = torch.arange(batch, device=generator.device) < batch // 2
-    return shift_sigma(torch.where(first, normal, uniform), shift)
+    return torch.where(first, normal, shift_sigma(uniform, shift))
 
 
 class ConditionedNetwork(nn.Module):
@@ -113,7 +116,7 @@ def capture(model: ConditionedNetwork, latents: Tensor, config: TeacherConfig) -
     return model
 
 
-def flow_matching_loss(
+def training_loss(
     model: ConditionedNetwork,
     latents: Tensor,
     config: TeacherConfig,
@@ -129,10 +132,13 @@ def flow_matching_loss(
     noise = torch.randn(latents.shape, generator=generator, device=device)
     sigma = sample_training_sigma(len(latents), config.shift, generator)
     condition = concat_condition(latents[:, :, :1], latents.shape[2])
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16, cache_enabled=False):
-        velocity = model(add_noise(latents, noise, sigma), sigma, condition)
-    error = (velocity.float() - (noise - latents)).square()
-    return error.mean() if channel_weight is None else (error * channel_weight.view(-1, 1, 1, 1)).mean()
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16, cache_enabled=False):
+            return model(x, sigma, condition)
+
+    weight = None if channel_weight is None else channel_weight.view(-1, 1, 1, 1)
+    return flow_matching_loss(velocity, latents, noise, sigma, weight)
 
 
 @torch.no_grad()
@@ -228,7 +234,7 @@ def train_teacher(
     for step in run.remaining():
         generator = step_generator(config.seed, step, device)
         chosen = torch.randint(len(clips), (config.batch,), generator=generator, device=device)
-        loss = flow_matching_loss(model, clips[chosen], config, generator, weight)
+        loss = training_loss(model, clips[chosen], config, generator, weight)
         run.update(loss, {})
         progress(run.step, config.steps, loss.item())
         if run.sheet_due():
@@ -245,8 +251,7 @@ def _report(
         latents = torch.cat([vae.encode(clip[None]) for clip in held_out])
         model = ConditionedNetwork(average, prompt)
         losses = [
-            flow_matching_loss(model, latents, config, step_generator(11, draw, latents.device)).item()
-            for draw in range(8)
+            training_loss(model, latents, config, step_generator(11, draw, latents.device)).item() for draw in range(8)
         ]
         made = sample_clips(average, latents[:, :, :1], latents.shape[2], prompt, config)
         frames = torch.cat([vae.decode(latent[None]) for latent in made])
