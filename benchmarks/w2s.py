@@ -19,8 +19,10 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from train.config import TrainConfig
 from train.distributed import mean_over_processes
 from train.draws import Draws
-from train.engines import FAKE, GENERATOR, Players, build_players
-from train.methods.w2s import MicroBatch, WeakToStrong
+from train.engines import Players, build_players
+from train.method_config import FAKE, GENERATOR, W2SConfig
+from train.methods import MicroBatch
+from train.methods.w2s import WeakToStrong
 from train.network import network_inputs
 from train.roles import BASE, Role, branch_parameters, checkpoint_activations
 
@@ -76,7 +78,8 @@ class TimedMethod(WeakToStrong):
     """The method with its rollouts timed."""
 
     def __init__(self, config: TrainConfig, players: TimedPlayers, draws: Draws, device: torch.device) -> None:
-        super().__init__(config, players, draws, device)
+        assert isinstance(config.method, W2SConfig)
+        super().__init__(config.method, config, players, draws, device)
         self.watch = players.watch
 
     def _rollout(self, batch: MicroBatch) -> Tensor:
@@ -110,7 +113,7 @@ class Subject:
         self, config: TrainConfig, teacher: Checkpoint, prompt: NullPrompt, device: torch.device, watch: Stopwatch
     ) -> None:
         players = build_players(config, teacher, prompt, device)
-        self.players = TimedPlayers(players.generator, players.fake, players.generator_role, watch)
+        self.players = TimedPlayers(players.engines, players.generator_role, players.base, watch)
         self.config = config
         self.device = device
         self.watch = watch
@@ -122,6 +125,7 @@ class Subject:
     @property
     def strong(self) -> Role:
         """The role in which the bare calls are made; every role costs the same."""
+        assert isinstance(self.config.method, W2SConfig)
         return Role(FAKE, self.config.method.a_strong)
 
 
@@ -137,9 +141,9 @@ class Course:
         self.draws = draws
         self.method = TimedMethod(subject.config, subject.players, draws, subject.device)
         # As the dataset gives it, in float32.
-        x, self.condition = random_clip(clip, subject.device, torch.float32, generator)
+        self.x, self.condition = random_clip(clip, subject.device, torch.float32, generator)
         sigma = torch.full((1,), 0.7, device=subject.device)
-        self._inputs = network_inputs(x.to(subject.dtype), sigma, self.condition, subject.prompt)
+        self._inputs = network_inputs(self.x.to(subject.dtype), sigma, self.condition, subject.prompt)
         self._branch = branch_parameters(subject.transformer, FAKE)
         self._updates = 0
         self._bare_updates = 0
@@ -155,7 +159,8 @@ class Course:
         """One optimizer update of a player, as the trainer makes it; its metrics."""
         watch, engine = self.subject.watch, self.subject.players.engine(player)
         number, self._updates = self._updates, self._updates + 1
-        loss = self.method.loss(player, MicroBatch(self.condition, [0], number))
+        batch = MicroBatch(self.condition, [0], number, tuple(self.x.shape[1:]), lambda: self.x)
+        loss = self.method.loss(player, batch)
         with watch.phase(BACKWARD):
             engine.backward(loss.value, last=True)
         with watch.phase(OPTIMIZER):

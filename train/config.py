@@ -2,22 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from magicdistill_core.branch import A_STRONG, A_WEAK
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.recipe import Sampler
 
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration; unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from .method_config import FAKE, AnyMethod, W2SConfig
+from .run_config import CheckpointConfig, GuardConfig, LoggingConfig
+from .section import OptimizerConfig, Positive, Section
 
 
 class BranchConfig(Section):
@@ -65,28 +60,6 @@ class DataConfig(Section):
     accumulation: Positive = Field(1, description="Micro-batches in one optimizer step, for either engine.")
 
 
-class W2SConfig(Section):
-    """Weak-to-strong distribution matching (MagicDistillation)."""
-
-    name: Literal["w2s"] = "w2s"
-    a_weak: float = Field(A_WEAK, ge=0, description="Branch weight of the real score (MD Eq. 6); 0 is vanilla DMD.")
-    a_strong: float = Field(A_STRONG, gt=0, description="Branch weight of the fake score.")
-    fake_updates: Positive = Field(5, description="Updates of the fake branch before each of the generator.")
-    normalize: bool = Field(True, description="DMD2's normalisation; false is the papers' own form.")
-    fake_loss_scale: float = Field(1.0, gt=0, description="MD uses 1e4; clipping sees the unscaled gradient.")
-
-
-class OptimizerConfig(Section):
-    """AdamW."""
-
-    lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.0, 0.999)
-    eps: float = Field(1e-8, gt=0, description="1e-15 lets gradients near 1e-9 through, as a LoRA of a 13B model has.")
-    weight_decay: float = Field(0.0, ge=0)
-    warmup: int = Field(0, ge=0, description="Updates of this optimizer over which lr rises from 0.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-
-
 class ZeroConfig(Section):
     """DeepSpeed's sharding."""
 
@@ -102,13 +75,6 @@ class ValidationConfig(Section):
     vae: str = Field("pocket", description="VAE that decodes the samples: a path, or `pocket`.")
 
 
-class CheckpointConfig(Section):
-    """Saved state, from which a run resumes exactly and is exported."""
-
-    every: Positive = Field(50, description="Generator updates between checkpoints; the last one is always saved.")
-    keep: Positive = Field(2, description="How many of the newest to keep.")
-
-
 class TrainConfig(Section):
     """A whole training run."""
 
@@ -117,13 +83,32 @@ class TrainConfig(Section):
     updates: Positive = Field(description="Generator updates in all.")
     model: ModelConfig
     data: DataConfig
-    method: W2SConfig = W2SConfig()
+    method: AnyMethod = W2SConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     generator_optimizer: OptimizerConfig
-    fake_optimizer: OptimizerConfig
+    fake_optimizer: OptimizerConfig | None = Field(None, description="For the methods that train a fake branch.")
     zero: ZeroConfig = ZeroConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    logging: LoggingConfig = LoggingConfig()
+    timeout: float = Field(
+        30.0, gt=0, description="Minutes that a process waits for the others before it takes one of them for dead."
+    )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _default_method(cls, value: Any) -> Any:
+        return {"name": W2SConfig.model_fields["name"].default} | value if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _optimizers_fit(self) -> Self:
+        trains_fake = FAKE in self.method.players
+        if trains_fake and self.fake_optimizer is None:
+            raise ValueError(f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer.lr")
+        if not trains_fake and self.fake_optimizer is not None:
+            raise ValueError(f"the method {self.method.name} trains no fake branch, so fake_optimizer must go")
+        return self
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -152,7 +137,8 @@ def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
         for entry in error.errors():
             name = ".".join(map(str, entry["loc"]))
             kind = "there is no such field" if entry["type"] == "extra_forbidden" else entry["msg"]
-            problems.append(f"{name}: {kind}")
+            kind = kind.removeprefix("Value error, ")
+            problems.append(f"{name}: {kind}" if name else kind)
         raise ConfigError(
             f"{source} is no valid configuration. {'; '.join(problems)}. Correct these fields."
         ) from error

@@ -247,24 +247,39 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """`(16, T, H, W)` of every latent."""
+        return self._shape
+
     def batch(self, indices: Sequence[int]) -> LatentBatch:
-        """The samples of the given numbers, stacked in that order, as float32 on the CPU.
+        """The samples of the given numbers, stacked in that order; errors as in `latents`."""
+        return LatentBatch(self.latents(indices), self.image_latents(indices))
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        """Clean latents `[B, 16, T, H, W]` alone, as float32 on the CPU.
 
         Raises:
             IndexError: if a number is not in `[0, len)`.
             DatasetError: if a shard became unreadable.
         """
-        latents, images = [], []
+        return self._read(LATENTS, indices)
+
+    def image_latents(self, indices: Sequence[int]) -> Tensor:
+        """Latents of start images `[B, 16, 1, H, W]` alone; errors as in `latents`."""
+        return self._read(IMAGE_LATENTS, indices)
+
+    def _read(self, key: str, indices: Sequence[int]) -> Tensor:
+        rows = []
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"Sample {index} was asked of a dataset of {len(self)}.")
             number, row = self._places[index]
             try:
-                latents.append(self._files[number].get_slice(LATENTS)[row : row + 1])
-                images.append(self._files[number].get_slice(IMAGE_LATENTS)[row : row + 1])
+                rows.append(self._files[number].get_slice(key)[row : row + 1])
             except (SafetensorError, OSError) as error:
                 raise self._damaged(number, str(error)) from error
-        return LatentBatch(torch.cat(latents).float(), torch.cat(images).float())
+        return torch.cat(rows).float()
 
     def __getstate__(self) -> dict[str, object]:
         return {"folder": self.folder}

@@ -27,9 +27,10 @@ from . import checkpoints
 from .config import BranchConfig, TrainConfig
 from .distributed import barrier, init_distributed, is_main, mean_over_processes, rank, world_size
 from .draws import Draws
-from .engines import FAKE, GENERATOR, build_players, collect_state
+from .engines import build_players, collect_state
 from .latents import LatentDataset
-from .methods.w2s import MicroBatch, WeakToStrong
+from .method_config import FAKE, GENERATOR
+from .methods import MicroBatch, build_method
 from .progress import RunLog
 from .roles import branch_modules
 from .run_folder import FAKE_LORA_FILE, FOLDER, GENERATOR_FILE, GENERATOR_LORA_FILE, RUN_FILE
@@ -55,28 +56,26 @@ class Trainer:
         self.recipe = self._recipe(file_sha256(teacher_path))
         self._prepare_folder(teacher_path, resume)
         self.players = build_players(config, teacher, self.prompt, self.device)
-        self.method = WeakToStrong(config, self.players, self.draws, self.device)
+        self.method = build_method(config, self.players, self.draws, self.device)
         self.validation = Validation(
             config.validation, config.schedule, self.dataset, config.run / "validation", self.device
         )
         self.step = checkpoints.load(config.run, self.players) if resume else 0
 
     def _recipe(self, teacher_hash: str) -> Recipe:
-        schedule, method = self.config.schedule, self.config.method
-        return Recipe(
-            kind="generator",
-            steps=schedule.steps,
-            shift=schedule.shift,
-            sampler=schedule.sampler,
-            width=self.dataset.width,
-            height=self.dataset.height,
-            frames=self.dataset.frames,
-            fps=self.dataset.fps,
-            method=method.name,
-            a_weak=method.a_weak,
-            a_strong=method.a_strong,
-            teacher_hash=teacher_hash,
-        )
+        schedule, dataset = self.config.schedule, self.dataset
+        fields = {
+            "kind": "generator",
+            "steps": schedule.steps,
+            "shift": schedule.shift,
+            "sampler": schedule.sampler,
+            "width": dataset.width,
+            "height": dataset.height,
+            "frames": dataset.frames,
+            "fps": dataset.fps,
+            "teacher_hash": teacher_hash,
+        }
+        return Recipe.model_validate(fields | self.config.method.recipe_fields())
 
     def _prepare_folder(self, teacher_path: Path, resume: bool) -> None:
         run = self.config.run
@@ -108,7 +107,7 @@ class Trainer:
     def train(self) -> None:
         """Train to the configured number of updates, saving and sampling on the way."""
         config = self.config
-        with RunLog(config.run, config.updates, self.step) as log:
+        with RunLog(config.run, config.updates, self.step, config.method.name, self.method.headline) as log:
             while self.step < config.updates:
                 metrics = self._round()
                 self.step += 1
@@ -148,9 +147,15 @@ class Trainer:
         first = micro * width + rank() * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
         indices = self.draws.sample_indices(update, positions, width * data.accumulation, len(self.dataset))
-        images = self.dataset.batch(indices).image_latents.to(self.device)
-        frames = (self.dataset.frames - 1) // 4 + 1
-        return MicroBatch(concat_condition(images, frames), positions, update)
+        images = self.dataset.image_latents(indices).to(self.device)
+        shape = self.dataset.latent_shape
+        return MicroBatch(
+            concat_condition(images, shape[1]),
+            positions,
+            update,
+            shape,
+            lambda: self.dataset.latents(indices).to(self.device),
+        )
 
     def export(self, folder: Path) -> None:
         """Write the trained weights as they stand into `folder`; a collective call."""
@@ -158,7 +163,8 @@ class Trainer:
         recipe = self.recipe.model_copy(update={"training_step": self.step})
         generator = collect_state(self.players.generator.network.transformer)
         shared = model.mode == "lora"
-        branches = generator if shared else collect_state(self.players.fake.network.transformer)
+        trains_fake = FAKE in self.players.engines
+        branches = collect_state(self.players.fake.network.transformer) if trains_fake and not shared else generator
         if not is_main():
             return
         if shared:
@@ -166,7 +172,8 @@ class Trainer:
         else:
             state = diffusers_to_file(HUNYUAN_VIDEO, generator)
             save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
-        self._save_branch(folder / FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
+        if trains_fake:
+            self._save_branch(folder / FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
 
     def _save_branch(self, path: Path, name: str, size: BranchConfig, state: dict[str, torch.Tensor]) -> None:
         recipe = self.recipe.model_copy(

@@ -13,9 +13,10 @@ from .distributed import is_main
 
 
 class RunLog:
-    """A context that logs scalars per generator update."""
+    """A context that logs scalars per generator update; the metrics of `headline` stand beside the bar."""
 
-    def __init__(self, run: Path, total: int, done: int) -> None:
+    def __init__(self, run: Path, total: int, done: int, method: str, headline: tuple[str, ...]) -> None:
+        self._headline = headline
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -25,7 +26,7 @@ class RunLog:
             TextColumn("{task.fields[note]}"),
             disable=not is_main(),
         )
-        self._task = self._bar.add_task("W2S", total=total, completed=done, note="")
+        self._task = self._bar.add_task(method, total=total, completed=done, note="")
         self._tracker: TensorBoardTracker | None = None
         if is_main():
             PartialState()
@@ -52,5 +53,5 @@ class RunLog:
         self._tracker.log(metrics, step=step)
         self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         self._lines.flush()
-        note = f"fake {metrics['fake/loss']:.4f}  |g| {metrics['generator/matching_gradient']:.3f}"
+        note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline)
         self._bar.update(self._task, completed=step, note=note)

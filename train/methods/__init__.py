@@ -1,1 +1,35 @@
-"""Training methods: small classes over the shared loop and the objectives."""
+"""Training methods: small classes over the shared loop and the objectives.
+
+To add one:
+
+1. its settings in `train/method_config.py`: a `MethodConfig` with `name: Literal[...]`, the `players` it trains,
+   `uses_teacher` if it asks the frozen teacher, `recipe_fields` if its export is not a few-step generator; joined to
+   `AnyMethod`;
+2. its class in a module here: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see `base.py`); noise and
+   levels come from `_noise` and `_level` with a purpose of their own, clean latents from `batch.latents`, weights from
+   `self.players` (`generator_velocity`, `score`, `teacher`);
+3. a line in `_METHODS`.
+
+Loop, checkpoints and export know methods by these alone. Engines are made for the `players` named, so that a method
+with `players = (GENERATOR,)` has one.
+"""
+
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..draws import Draws
+from ..engines import Players
+from ..method_config import MethodConfig, W2SConfig
+from .base import Loss, Method, MicroBatch
+from .w2s import WeakToStrong
+
+__all__ = ["Loss", "Method", "MicroBatch", "build_method"]
+
+_METHODS: dict[type[MethodConfig], type[Method[Any]]] = {W2SConfig: WeakToStrong}
+
+
+def build_method(config: TrainConfig, players: Players, draws: Draws, device: torch.device) -> Method[Any]:
+    """The method that a configuration names."""
+    return _METHODS[type(config.method)](config.method, config, players, draws, device)

@@ -1,0 +1,100 @@
+"""What a training method is: an order of updates, and a loss for each player."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.objectives.rollout import rollout
+
+from ..config import TrainConfig
+from ..draws import Draws
+from ..engines import Players
+from ..method_config import MethodConfig
+
+S = TypeVar("S", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward on one process sees.
+
+    Attributes:
+        condition: what the network is shown besides the noisy latent, `[B, 17, T, H, W]`.
+        positions: places in the update's global batch.
+        update: number of the optimizer update, over all players.
+        shape: of one latent, `(C, T, H, W)`.
+        read_latents: reads the clean latents from the dataset.
+    """
+
+    condition: Tensor
+    positions: list[int]
+    update: int
+    shape: tuple[int, ...]
+    read_latents: Callable[[], Tensor]
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """The clean latents `[B, C, T, H, W]`, read when first asked for."""
+        return self.read_latents()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A differentiable value, and scalars for the log."""
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Method(ABC, Generic[S]):
+    """One method over the shared loop. Without state of its own: what must survive a resume is in the engines."""
+
+    # Metrics that the progress bar shows.
+    headline: ClassVar[tuple[str, ...]]
+
+    def __init__(self, settings: S, config: TrainConfig, players: Players, draws: Draws, device: torch.device) -> None:
+        self.settings = settings
+        self.config = config
+        self.schedule = config.schedule
+        self.sigmas = few_step_sigmas(config.schedule.steps, config.schedule.shift)
+        self.players = players
+        self.draws = draws
+        self.device = device
+
+    @property
+    @abstractmethod
+    def order(self) -> tuple[str, ...]:
+        """Who is updated, in order, in one round; a round is one update of the generator."""
+
+    @abstractmethod
+    def loss(self, player: str, batch: MicroBatch) -> Loss:
+        """The loss of one player on one micro-batch; its backward reaches that player's parameters alone."""
+
+    def _noise(self, purpose: str, batch: MicroBatch) -> Tensor:
+        """Noise `[B, C, T, H, W]`, its own for each purpose."""
+        return self.draws.noise(purpose, batch.update, batch.positions, batch.shape).to(self.device)
+
+    def _level(self, purpose: str, batch: MicroBatch) -> Tensor:
+        """Noise levels `[B]` of a loss."""
+        return self.draws.sigma(purpose, batch.update, batch.positions, self.schedule.shift).to(self.device)
+
+    def _rollout(self, batch: MicroBatch) -> Tensor:
+        """The generator's sample `x_hat` from a random node of its schedule."""
+        exit_index = self.draws.exit_index(batch.update, self.schedule.steps)
+        fresh = []
+        if self.schedule.sampler == "renoise":
+            fresh = [self._noise(f"renoise-{step}", batch) for step in range(exit_index)]
+        return rollout(
+            self.players.generator_velocity(batch.condition),
+            self._noise("rollout", batch),
+            self.sigmas,
+            exit_index,
+            self.schedule.sampler,
+            fresh,
+        )

@@ -1,0 +1,24 @@
+"""What the parts of the configuration are made of."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.0, 0.999)
+    eps: float = Field(1e-8, gt=0, description="1e-15 lets gradients near 1e-9 through, as a LoRA of a 13B model has.")
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0, description="Updates of this optimizer over which lr rises from 0.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
