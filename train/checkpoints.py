@@ -1,28 +1,48 @@
-"""Saving and loading a run: both engines and what was trained, under one tag that exists only when it is complete.
+"""Saving and loading a run: everything that is trained, under one tag that exists only when it is complete.
 
-`RUN/checkpoints/step-000200/` (see `run_folder`) holds the engines' states, the trained weights as files that can be
-used at once, and a manifest. A save goes to a hidden folder first, reaches the disk, is renamed, and only then becomes
-`latest`: a killed run keeps its last good checkpoint.
+`RUN/checkpoints/step-000200/` (see `run_folder`) holds the state of every engine, the trained weights as files that can
+be used at once, and a manifest with the size and checksum of every file. A save goes to a hidden folder first, reaches
+the disk, is renamed, and only then becomes `latest`: a killed run keeps its last good checkpoint.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.files import write_text
+from magicdistill_core.files import atomic_file, write_text
 
-from .distributed import barrier, is_main
-from .engines import FAKE, GENERATOR, Engine, Players
-from .run_folder import FOLDER, LATEST, checkpoint_folder, step_name
+from .distributed import barrier, first_error, from_all, is_main, rank, world_size
+from .run_folder import (
+    BEST,
+    FOLDER,
+    LATEST,
+    MANIFEST,
+    Manifest,
+    StoredFile,
+    checkpoint_folder,
+    checkpoint_steps,
+    read_manifest,
+    step_name,
+)
+from .shards import Keeper, Overlaps, Shard
 
-MANIFEST = "manifest.json"
-_TAG = "state"
+_TEMPORARY, _STATE = ".tmp-", "state"
+# What is copied to main memory and written at a time.
+_FILE_BYTES = 2 * 1024**3
+_READ_BYTES = 16 * 1024**2
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,88 +50,227 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            value = zlib.crc32(block, value)
+    return value
 
 
-def save(run: Path, step: int, players: Players, export: Callable[[Path], None], keep: int) -> Path:
-    """Save both engines after generator update `step`; a collective call.
+def save(
+    run: Path,
+    keepers: Mapping[str, Keeper],
+    export: Callable[[Path], None],
+    *,
+    step: int,
+    keep: int,
+    measure: float | None,
+    healthy: bool,
+    notes: dict[str, object],
+) -> Path:
+    """Save everything after generator update `step`; a collective call.
 
     Args:
+        keepers: what is saved, by name.
         export: writes the trained weights into a folder (called by every process).
-        keep: how many checkpoints to keep, this one included.
+        keep: how many of the newest checkpoints to keep. The best one, and the newest healthy one, stay besides.
+        measure: how good the run is at this point, lower is better.
+        healthy: whether the guard had nothing to say.
+        notes: what else a resumed run needs to know (JSON); `load` gives it back.
+
+    Raises:
+        CheckpointError: on every process, if one of them could not write. The checkpoints before are untouched.
     """
     root = run / FOLDER
-    temporary, final = root / f".tmp-{step_name(step)}", root / step_name(step)
+    temporary = root / f"{_TEMPORARY}{step_name(step)}"
+    if is_main():
+        for left in root.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(left)
+    barrier()
+    error, files = None, {}
+    try:
+        files = _write_states(temporary, keepers)
+    except (OSError, SafetensorError) as problem:
+        error = str(problem)
+    _check_written(run, temporary, error)
+    try:
+        export(temporary)
+        if is_main():
+            files |= {p.name: StoredFile(p.stat().st_size, _checksum(p)) for p in temporary.iterdir() if p.is_file()}
+    except (OSError, SafetensorError) as problem:
+        error = str(problem)
+    _check_written(run, temporary, error)
+    counters = {name: keeper.counter() for name, keeper in keepers.items()}
+    all_files = {name: file for part in from_all(files) for name, file in part.items()}
+    if is_main():
+        manifest = Manifest(step, all_files, counters, measure, healthy, notes)
+        try:
+            _publish(root, temporary, manifest, keep)
+        except OSError as problem:
+            error = str(problem)
+    _check_written(run, temporary, error)
+    return root / step_name(step)
+
+
+def _write_states(folder: Path, keepers: Mapping[str, Keeper]) -> dict[str, StoredFile]:
+    """Write what this process holds; returns what it wrote, by path inside the folder."""
+    files: dict[str, StoredFile] = {}
+    for name, keeper in keepers.items():
+        tensors: dict[str, Tensor] = {}
+        bytes_held, number = 0, 0
+
+        def flush(name: str = name) -> None:
+            nonlocal tensors, bytes_held, number
+            if tensors:
+                path = folder / _STATE / name / f"process-{rank():05d}-{number:03d}.safetensors"
+                with atomic_file(path) as temporary:
+                    save_file(tensors, temporary)
+                files[str(path.relative_to(folder))] = StoredFile(path.stat().st_size, _checksum(path))
+            tensors, bytes_held, number = {}, 0, number + 1
+
+        for shard in keeper.shards():
+            for kind, tensor in shard.tensors.items() if shard.written else ():
+                tensors[f"{kind}:{shard.start}:{shard.name}"] = tensor.detach().to("cpu", copy=True)
+                bytes_held += tensor.numel() * tensor.element_size()
+            if bytes_held >= _FILE_BYTES:
+                flush()
+        flush()
+    return files
+
+
+def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int) -> None:
+    """Bring a complete folder to the disk, give it its name, let `latest` and `best` say so, and remove old ones."""
+    write_text(temporary / MANIFEST, manifest.to_json())
+    for path in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
+        fsync(path)
+    final = root / step_name(manifest.step)
+    if final.exists():
+        # Of a future that this run went back from: out of the way in one step, so that no half of it keeps the name.
+        final.rename(root / f"{_TEMPORARY}old")
+    temporary.rename(final)
+    fsync(root)
+    _point(root, LATEST, final)
+    shutil.rmtree(root / f"{_TEMPORARY}old", ignore_errors=True)
+    # Later ones are of a future that this run went back from; they stay until they are written anew.
+    steps = [step for step in checkpoint_steps(root) if step <= manifest.step]
+    manifests = {step: read_manifest(root / step_name(step)) for step in steps}
+    measured = {step: m.measure for step, m in manifests.items() if m.measure is not None and m.healthy}
+    best = min(measured, key=lambda step: measured[step], default=None)
+    if best is not None:
+        _point(root, BEST, root / step_name(best))
+    healthy = [step for step, m in manifests.items() if m.healthy]
+    kept = {*steps[-keep:], best, *healthy[-1:]}
+    for step in set(manifests) - kept:
+        shutil.rmtree(root / step_name(step))
+
+
+def _point(root: Path, pointer: str, folder: Path) -> None:
+    write_text(root / pointer, folder.name)
+    fsync(root)
+
+
+def _check_written(run: Path, temporary: Path, error: str | None) -> None:
+    """All processes agree on whether one of them failed to write."""
+    error = first_error(error)
+    if error is None:
+        return
     if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
-    for name in (GENERATOR, FAKE):
-        players.engine(name).engine.save_checkpoint(
-            str(temporary / name),
-            tag=_TAG,
-            client_state={"step": step},
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
-    export(temporary)
-    barrier()
-    if is_main():
-        for path in temporary.rglob("*"):
-            _fsync(path)
-        write_text(temporary / MANIFEST, json.dumps({"step": step, "files": _sizes(temporary)}, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _fsync(root)
-        write_text(root / LATEST, final.name)
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    barrier()
-    return final
+    steps = checkpoint_steps(run / FOLDER)
+    last = f"The checkpoint of step {steps[-1]} is intact" if steps else "There is no checkpoint yet"
+    free = shutil.disk_usage(run).free / 1e9
+    raise CheckpointError(
+        f"A checkpoint could not be written to {run / FOLDER} ({error}; {free:.1f} GB are free there). {last}. Make "
+        "room or mend the disk, then continue with --resume."
+    )
+
+
+def point_to(run: Path, step: int) -> None:
+    """Let `latest` name an earlier checkpoint. Called by the main process alone."""
+    root = run / FOLDER
+    _point(root, LATEST, root / step_name(step))
+
+
+def go_back(run: Path, step: int) -> None:
+    """Make an earlier checkpoint the newest: later ones are removed. Called by the main process alone."""
+    point_to(run, step)
+    root = run / FOLDER
+    for later in checkpoint_steps(root):
+        if later > step:
+            shutil.rmtree(root / step_name(later))
+
+
+def last_healthy(run: Path) -> int | None:
+    """The step of the newest checkpoint that was saved while the guard had nothing to say."""
+    root = run / FOLDER
+    return next((s for s in reversed(checkpoint_steps(root)) if read_manifest(root / step_name(s)).healthy), None)
 
 
 def verified(run: Path) -> Path:
-    """The folder of a run's newest checkpoint, its files checked against the manifest.
+    """The folder of a run's newest checkpoint, its files' sizes checked against the manifest.
 
     Raises:
         CheckpointError: if there is none, or if a file of it is missing or has another size.
     """
     folder = checkpoint_folder(run)
-    advice = f"Write the name of another step-* folder into {run / FOLDER / LATEST}."
-    try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"The checkpoint {folder} has no readable manifest. {advice}") from error
-    found = _sizes(folder)
+    manifest = read_manifest(folder)
+    found = {name: _size(folder / name) for name in manifest.files}
     wrong = [
-        f"{name} ({found.get(name, 'missing')} of {size} bytes)"
-        for name, size in expected.items()
-        if found.get(name) != size
+        f"{name} ({'missing' if found[name] is None else found[name]} of {file.bytes} bytes)"
+        for name, file in manifest.files.items()
+        if found[name] != file.bytes
     ]
     if wrong:
-        raise CheckpointError(f"The checkpoint {folder.name} is damaged: {', '.join(wrong[:5])}. {advice}")
+        raise _damaged(folder, wrong)
     return folder
 
 
-def load(run: Path, players: Players) -> int:
-    """Bring both engines back to the newest checkpoint; returns its step. A collective call.
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _damaged(folder: Path, files: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {folder.name} is damaged: {', '.join(files[:5])}. Write the name of another step-* folder "
+        f"into {folder.parent / LATEST}, and resume from that."
+    )
+
+
+def load(run: Path, keepers: Mapping[str, Keeper]) -> Manifest:
+    """Bring everything back to the newest checkpoint; returns its manifest. A collective call.
+
+    Any number of processes, at any ZeRO stage, takes up what any other number saved.
 
     Raises:
-        CheckpointError: as `verified`, or if an engine's state does not load.
+        CheckpointError: as `verified`; if a checksum is wrong; or if the state is of another network or method.
     """
     folder = verified(run)
-    steps = {name: _load_engine(players.engine(name), folder / name) for name in (GENERATOR, FAKE)}
-    if len(set(steps.values())) != 1:
-        raise CheckpointError(f"The engines in {folder} are of different steps ({steps}). Use another checkpoint.")
-    return steps[GENERATOR]
+    manifest = read_manifest(folder)
+    mine = list(manifest.files.items())[rank() :: world_size()]
+    wrong = [name for name, file in mine if _checksum(folder / name) != file.crc32]
+    if wrong := [name for part in from_all(wrong) for name in part]:
+        raise _damaged(folder, [f"{name} (other contents than were written)" for name in wrong])
+    if set(manifest.counters) != set(keepers):
+        raise CheckpointError(
+            f"The checkpoint {folder} holds the state of {', '.join(manifest.counters)}; this run needs "
+            f"{', '.join(keepers)}. Restore the method and settings that the run was started with."
+        )
+    for name, keeper in keepers.items():
+        keeper.restore(manifest.counters[name], partial(_read, folder / _STATE / name))
+    return manifest
 
 
-def _load_engine(engine: Engine, folder: Path) -> int:
-    # DeepSpeed answers a missing file with (None, None), and unpickles: the manifest has vouched for our own files.
-    path, client = engine.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed could not load {folder}. Was it saved with this many processes and stage?")
-    return int(client["step"])
+def _reader(part: Any) -> Callable[[int, int], Tensor]:
+    return lambda first, last: part[first:last]
+
+
+def _read(folder: Path, shards: list[Shard]) -> None:
+    overlaps = Overlaps()
+    for path in sorted(folder.glob("*.safetensors")):
+        file = safe_open(path, framework="pt")
+        for key in file.keys():  # noqa: SIM118 - not a dictionary
+            kind, start, name = key.split(":", 2)
+            part = file.get_slice(key)
+            overlaps.add(name, kind, int(start), part.get_shape()[0], _reader(part))
+    overlaps.fill(shards)

@@ -29,6 +29,10 @@ class ModelConfig(Section):
     null_prompt: Path | None = Field(
         None, description="File with `null_prompt.*` tensors, for a teacher whose own file has none."
     )
+    negative_prompt: Path | None = Field(
+        None,
+        description="A second file like null_prompt, for what is unconditional: guidance of the real score, and cfg.",
+    )
     mode: Literal["full", "lora"] = Field(
         "full",
         description="`full` trains a copy of the teacher; `lora` a branch, and one frozen base serves all.",
@@ -102,7 +106,18 @@ class TrainConfig(Section):
         return {"name": W2SConfig.model_fields["name"].default} | value if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _optimizers_fit(self) -> Self:
+    def _parts_fit(self) -> Self:
+        needs, has = self.method.uses_negative_prompt, self.model.negative_prompt is not None
+        if needs and not has:
+            raise ValueError(
+                f"the method {self.method.name} needs model.negative_prompt: guidance moves away from an unconditional "
+                "prompt, and with the null prompt alone there is nothing to move away from (guidance_scale 1 is none)"
+            )
+        if has and not needs:
+            raise ValueError(
+                f"the method {self.method.name} as configured has no use for model.negative_prompt: remove it, or set "
+                "method.guidance_scale"
+            )
         trains_fake = FAKE in self.method.players
         if trains_fake and self.fake_optimizer is None:
             raise ValueError(f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer.lr")

@@ -2,10 +2,14 @@
 
 import os
 import socket
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def prepare_environment() -> None:
@@ -22,15 +26,23 @@ def prepare_environment() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def init_distributed() -> torch.device:
-    """Join the process group; returns this process's device."""
+def init_distributed(timeout: float = 30.0) -> torch.device:
+    """Join the process group; returns this process's device.
+
+    Args:
+        timeout: minutes that a process waits for the others in one collective call before it gives up with an error.
+    """
     prepare_environment()
     import deepspeed
 
     if not torch.cuda.is_available():
         # Compiling the shared-memory backend at start-up needs a compiler and a writable cache; gloo needs neither.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(minutes=timeout),
+        verbose=False,
+    )
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -53,6 +65,28 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_all(value: T) -> list[T]:
+    """Every process's value, in order of rank (a collective call)."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def first_error(error: str | None) -> str | None:
+    """The error of the first process that has one: all processes agree on what went wrong (a collective call)."""
+    return next((text for text in from_all(error) if text is not None), None)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error of a collective call says that another process is gone or does not answer."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def mean_over_processes(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:

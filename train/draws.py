@@ -6,6 +6,7 @@ communication, and the same global batch sees the same draws on any number of pr
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,10 +15,16 @@ from magicdistill_core.objectives.noise_levels import sample_sigma
 
 
 class Draws:
-    """The draws of one run."""
+    """The draws of one run.
+
+    Attributes:
+        attempt: a run that went back after a collapse draws other noise, levels and exits than the first time; the
+            order of the data stays.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.attempt = 0
 
     def generator(self, *key: str | int) -> torch.Generator:
         """A CPU generator for one purpose and place; equal keys give equal streams."""
@@ -25,17 +32,26 @@ class Draws:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
+    def _of_attempt(self, *key: str | int) -> torch.Generator:
+        return self.generator(*key, f"attempt-{self.attempt}") if self.attempt else self.generator(*key)
+
+    def each(
+        self, purpose: str, update: int, positions: list[int], draw: Callable[[torch.Generator], Tensor]
+    ) -> Tensor:
+        """What `draw` draws from one stream for each position in the global batch, stacked: `[len(positions), ...]`."""
+        return torch.stack([draw(self._of_attempt(purpose, update, position)) for position in positions])
+
     def noise(self, purpose: str, update: int, positions: list[int], shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise `[len(positions), *shape]`, one stream for each position in the global batch."""
-        return torch.stack([torch.randn(shape, generator=self.generator(purpose, update, p)) for p in positions])
+        return self.each(purpose, update, positions, lambda generator: torch.randn(shape, generator=generator))
 
     def sigma(self, purpose: str, update: int, positions: list[int], shift: float) -> Tensor:
         """Noise levels `[len(positions)]` of the losses (see `sample_sigma`)."""
-        return torch.cat([sample_sigma(1, shift, self.generator(purpose, update, p)) for p in positions])
+        return self.each(purpose, update, positions, lambda generator: sample_sigma(1, shift, generator)[0])
 
     def exit_index(self, update: int, nodes: int) -> int:
         """The rollout's exit node, uniform and one for the whole update: every process makes as many calls."""
-        return int(torch.randint(nodes, (), generator=self.generator("exit", update)))
+        return int(torch.randint(nodes, (), generator=self._of_attempt("exit", update)))
 
     def sample_indices(self, batch_number: int, positions: list[int], batch_size: int, length: int) -> list[int]:
         """Which samples the positions of global batch `batch_number` hold: epochs are shuffled, without repeats."""

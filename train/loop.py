@@ -1,7 +1,9 @@
 """The training loop: rounds of updates, logging, samples, checkpoints."""
 
 import json
-from dataclasses import replace
+import logging
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from magicdistill_core.checkpoint import (
     save_checkpoint,
     save_lora,
 )
-from magicdistill_core.errors import CheckpointError, ConfigError
+from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
 from magicdistill_core.families.hunyuan_video import NullPrompt, check_concat, concat_condition
 from magicdistill_core.files import write_text
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
@@ -25,19 +27,56 @@ from magicdistill_core.recipe import Recipe
 
 from . import checkpoints
 from .config import BranchConfig, TrainConfig
-from .distributed import barrier, init_distributed, is_main, mean_over_processes, rank, world_size
+from .distributed import (
+    barrier,
+    first_error,
+    init_distributed,
+    is_lost_process,
+    is_main,
+    mean_over_processes,
+    rank,
+    world_size,
+)
 from .draws import Draws
 from .engines import build_players, collect_state
+from .guard import Verdict
 from .latents import LatentDataset
+from .machine import machine_facts
 from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
-from .progress import RunLog
+from .progress import RunLog, check_trackers
 from .roles import branch_modules
-from .run_folder import FAKE_LORA_FILE, FOLDER, GENERATOR_FILE, GENERATOR_LORA_FILE, RUN_FILE
+from .run_folder import (
+    CONFIG_FILE,
+    FAKE_LORA_FILE,
+    FOLDER,
+    GENERATOR_FILE,
+    GENERATOR_LORA_FILE,
+    LATEST,
+    RUN_FILE,
+    VALIDATION,
+    run_facts,
+)
+from .run_state import RunState
+from .signals import StopRequest
 from .validation import Validation
 from .weights import null_prompt_of
 
+logger = logging.getLogger(__name__)
+
 POCKET = "pocket"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: at which update, and by which signal if it was told to stop."""
+
+    step: int
+    stopped_by: str | None
+
+
+class RunError(MagicDistillError):
+    """A run that ended before its time, for a reason outside its configuration."""
 
 
 class Trainer:
@@ -45,7 +84,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool) -> None:
         self.config = config
-        self.device = init_distributed()
+        self.device = init_distributed(config.timeout)
         teacher_path = TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
         teacher = load_checkpoint(teacher_path)
         check_concat(teacher.shape, teacher.source)
@@ -58,9 +97,11 @@ class Trainer:
         self.players = build_players(config, teacher, self.prompt, self.device)
         self.method = build_method(config, self.players, self.draws, self.device)
         self.validation = Validation(
-            config.validation, config.schedule, self.dataset, config.run / "validation", self.device
+            config.validation, config.schedule, self.dataset, config.run / VALIDATION, self.device
         )
-        self.step = checkpoints.load(config.run, self.players) if resume else 0
+        self.state = RunState(config, self.players.engines, self.draws, self.export)
+        if resume:
+            self.state.resume()
 
     def _recipe(self, teacher_hash: str) -> Recipe:
         schedule, dataset = self.config.schedule, self.dataset
@@ -85,7 +126,9 @@ class Trainer:
             "mode": self.config.model.mode,
         }
         if resume:
-            checkpoints.verified(run)
+            run_facts(run)
+            if (run / FOLDER / LATEST).is_file():
+                checkpoints.verified(run)
             before = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
             for name, value in facts.items():
                 if name != "teacher" and before.get(name) != value:
@@ -101,30 +144,63 @@ class Trainer:
         if is_main():
             run.mkdir(parents=True, exist_ok=True)
             write_text(run / RUN_FILE, json.dumps(facts, indent=1))
-            write_text(run / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+            write_text(run / CONFIG_FILE, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         barrier()
 
-    def train(self) -> None:
-        """Train to the configured number of updates, saving and sampling on the way."""
-        config = self.config
-        with RunLog(config.run, config.updates, self.step, config.method.name, self.method.headline) as log:
-            while self.step < config.updates:
+    def train(self) -> Outcome:
+        """Train to the configured number of updates, or until told to stop, saving and sampling on the way."""
+        config, state = self.config, self.state
+        with StopRequest() as stop, RunLog(config, state.step, self.method.headline) as log:
+            log.event("resumed" if state.step else "started", state.step, **machine_facts())
+            while state.step < config.updates:
+                began = time.monotonic()
                 metrics = self._round()
-                self.step += 1
-                log.log(self.step, metrics)
-                if self.validation.due(self.step):
-                    self.validation.run(self.players, self.step)
-                if self.step % config.checkpoint.every == 0 or self.step == config.updates:
-                    checkpoints.save(config.run, self.step, self.players, self.export, config.checkpoint.keep)
+                verdict, new = state.advance(metrics)
+                log.log(state.step, metrics | state.guard.ratios(), time.monotonic() - began)
+                for finding in new:
+                    log.event("warning", state.step, finding=finding)
+                    logger.warning("Update %d: %s", state.step, finding)
+                if verdict.act and self._act(verdict, log):
+                    continue
+                if self.validation.due(state.step):
+                    self.validation.run(self.players, state.step)
+                stopped_by = first_error(stop.name)
+                if state.step % config.checkpoint.every == 0 or state.step == config.updates or stopped_by:
+                    state.save()
+                    log.event("saved", state.step)
+                if stopped_by:
+                    log.event("stopped", state.step, by=stopped_by)
+                    return Outcome(state.step, stopped_by)
+            log.event("finished", state.step)
+        return Outcome(state.step, None)
+
+    def _act(self, verdict: Verdict, log: RunLog) -> bool:
+        """Do what is configured when the guard says that a run must not go on; whether the run went back.
+
+        Raises:
+            GuardError: if the run ends here.
+        """
+        state = self.state
+        if state.may_go_back():
+            failed = state.step
+            state.go_back()
+            log.go_back(state.step)
+            log.event("went back", state.step, failed=failed, findings=verdict.findings)
+            logger.warning("Update %d: back to the last good checkpoint, of update %d", failed, state.step)
+            return True
+        if state.guard.broken or self.config.guard.action in ("stop", "rollback"):
+            log.event("ended by the guard", state.step, findings=verdict.findings)
+            raise state.stop(verdict.findings)
+        return False
 
     def _round(self) -> dict[str, float]:
         """All updates of one round, in the method's order."""
         metrics: dict[str, torch.Tensor | float] = {}
-        order = self.method.order
+        order, step = self.method.order, self.state.step
         counts = {player: order.count(player) for player in order}
         for place, player in enumerate(order):
             number = order[:place].count(player)
-            metrics |= self._update(player, self.step * len(order) + place, self.step * counts[player] + number)
+            metrics |= self._update(player, step * len(order) + place, step * counts[player] + number)
         return mean_over_processes(metrics, self.device)
 
     def _update(self, player: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
@@ -160,7 +236,7 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """Write the trained weights as they stand into `folder`; a collective call."""
         model = self.config.model
-        recipe = self.recipe.model_copy(update={"training_step": self.step})
+        recipe = self.recipe.model_copy(update={"training_step": self.state.step})
         generator = collect_state(self.players.generator.network.transformer)
         shared = model.mode == "lora"
         trains_fake = FAKE in self.players.engines
@@ -179,7 +255,7 @@ class Trainer:
         recipe = self.recipe.model_copy(
             update={
                 "kind": f"{name}_lora",
-                "training_step": self.step,
+                "training_step": self.state.step,
                 "base_hash": self.recipe.teacher_hash,
                 "lora_rank": size.rank,
                 "lora_alpha": size.alpha,
@@ -194,10 +270,29 @@ def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:
     return null_prompt_of(teacher)
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> None:
-    """Run or resume a training (every process of the launcher calls this).
+def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
+    """Run or resume a training (every process of the launcher calls this), and write its report.
 
     Raises:
-        MagicDistillError: for anything in the configuration, the files or the run's folder that cannot work.
+        MagicDistillError: for anything in the configuration, the files or the run's folder that cannot work; if the
+            guard ends the run; or if another process has died.
     """
-    Trainer(config, resume=resume).train()
+    check_trackers(config)
+    trainer = Trainer(config, resume=resume)
+    try:
+        return trainer.train()
+    except (RuntimeError, OSError) as error:
+        raise _explained(error, config) from error
+
+
+def _explained(error: RuntimeError | OSError, config: TrainConfig) -> Exception:
+    """An error of the surroundings as a paragraph for the user; any other one as it is."""
+    again = f"The last checkpoint is intact: continue with magicdistill train {config.run / CONFIG_FILE} --resume."
+    if is_lost_process(error):
+        return RunError(
+            f"Another process of this run has died, or has not answered for {config.timeout:g} minutes ({error}). What "
+            f"it said last tells the cause. {again}"
+        )
+    if isinstance(error, OSError):
+        return RunError(f"The run's folder cannot be written ({error}). Make room or mend the disk. {again}")
+    return error

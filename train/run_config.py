@@ -28,12 +28,12 @@ class GuardConfig(Section):
 
     action: Literal["off", "warn", "stop", "rollback"] = Field(
         "stop",
-        description="Once something has been wrong for `patience` rounds: `stop` ends the run, `rollback` continues from "
-        "the last good checkpoint with other draws and a lower learning rate, `warn` only says so. What is not finite "
-        "always ends a round: with `rollback` it goes back, else it stops.",
+        description="Once something has been wrong for `patience` rounds: `stop` ends the run, `rollback` continues "
+        "from the last good checkpoint with other draws and a lower learning rate, `warn` only says so. What is not "
+        "finite always ends a round: with `rollback` it goes back, else it stops.",
     )
     warmup: int = Field(10, ge=0, description="First rounds that do not count: the fake score is still new.")
-    window: Positive = Field(20, description="Rounds of which medians are taken; the baseline's come after the warm-up.")
+    window: Positive = Field(20, description="Rounds of which medians are taken; the baseline is after the warm-up.")
     patience: Positive = Field(10, description="Rounds in a row that something must be wrong.")
     rollbacks: int = Field(2, ge=0, description="How often a run may go back before it stops instead.")
     lr_factor: float = Field(0.5, gt=0, le=1, description="Of all learning rates, at every rollback.")

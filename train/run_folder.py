@@ -1,17 +1,19 @@
-"""Where a run keeps what: `run.json`, and checkpoints by step of which `latest` names the newest.
+"""Where a run keeps what: `run.json`, and checkpoints by step of which `latest` names the newest and `best` the best.
 
 Apart from the trainer, so that reading a run needs none of what training needs.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from magicdistill_core.errors import CheckpointError
 
-RUN_FILE = "run.json"
-FOLDER, LATEST = "checkpoints", "latest"
+RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
+METRICS_FILE, ABANDONED_FILE, EVENTS_FILE = "metrics.jsonl", "metrics-abandoned.jsonl", "events.jsonl"
+VALIDATION, REPORT = "validation", "report"
+FOLDER, LATEST, BEST, MANIFEST = "checkpoints", "latest", "best", "manifest.json"
 GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
     "generator.safetensors",
     "generator_lora.safetensors",
@@ -22,6 +24,56 @@ GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
 def step_name(step: int) -> str:
     """The folder name of a step's checkpoint."""
     return f"step-{step:06d}"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Size and CRC-32 of a file as it was written."""
+
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is, and every file of it.
+
+    Attributes:
+        step: generator updates made.
+        files: by path inside the checkpoint.
+        counters: how many updates each kept state has seen.
+        measure: how good the run was, lower is better; None if that was not known yet.
+        healthy: whether the guard had nothing to say.
+        notes: what else a resumed run needs to know.
+    """
+
+    step: int
+    files: dict[str, StoredFile]
+    counters: dict[str, int]
+    measure: float | None
+    healthy: bool
+    notes: dict[str, Any]
+
+    def to_json(self) -> str:
+        """As text, for `read_manifest`."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest.
+
+    Raises:
+        CheckpointError: if there is none that can be read.
+    """
+    try:
+        tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {name: StoredFile(**file) for name, file in tree.pop("files").items()}
+        return Manifest(files=files, **tree)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The checkpoint {folder} has no readable manifest. Write the name of another step-* folder into "
+            f"{folder.parent / LATEST}, and resume from that."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -53,22 +105,27 @@ def run_facts(run: Path) -> RunFacts:
     return RunFacts(teacher, mode)
 
 
-def checkpoint_folder(run: Path, step: int | None = None) -> Path:
-    """The folder of a run's newest checkpoint, or of the one of a step.
+def checkpoint_steps(root: Path) -> list[int]:
+    """The steps whose checkpoints lie in a run's folder of checkpoints, in order."""
+    return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
+
+
+def checkpoint_folder(run: Path, step: int | None = None, *, best: bool = False) -> Path:
+    """The folder of a run's newest checkpoint, of the best one, or of the one of a step.
 
     Raises:
-        CheckpointError: listing the steps that exist, if there is no such checkpoint or `latest` names none.
+        CheckpointError: listing the steps that exist, if there is no such checkpoint.
     """
     root = run / FOLDER
-    steps = sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
+    steps = checkpoint_steps(root)
     there = f"Name one of its steps: {', '.join(map(str, steps))}." if steps else "It has saved no step yet."
     if step is not None:
         if step not in steps:
             raise CheckpointError(f"The run {run} has no checkpoint of step {step}. {there}")
         return root / step_name(step)
-    pointer = root / LATEST
+    pointer = root / (BEST if best else LATEST)
     if not pointer.is_file():
-        raise CheckpointError(f"The run {run} has no file {FOLDER}/{LATEST}. {there}")
+        raise CheckpointError(f"The run {run} has no file {FOLDER}/{pointer.name}. {there}")
     folder = root / pointer.read_text(encoding="utf-8").strip()
     if folder.parent != root or not folder.is_dir():
         raise CheckpointError(f"{pointer} names {folder.name!r}, which does not exist. {there}")

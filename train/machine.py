@@ -1,0 +1,21 @@
+"""What a run was made with: the machine and the versions, for its report."""
+
+import os
+import platform
+from importlib.metadata import version
+
+import torch
+
+from .distributed import world_size
+
+
+def machine_facts() -> dict[str, object]:
+    """Hardware and versions of this process, as JSON."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "processes": world_size(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "deepspeed", "diffusers", "peft")},
+    }

@@ -1,0 +1,179 @@
+"""Where a run stands, and everything that takes it up again: checkpoints, the guard's memory, going back."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from magicdistill_core.errors import CheckpointError, MagicDistillError
+
+from . import checkpoints
+from .config import TrainConfig
+from .distributed import barrier, from_all, is_main, world_size
+from .draws import Draws
+from .engines import Engine
+from .guard import Guard, Verdict
+from .run_folder import FOLDER, LATEST
+from .shards import EngineState, Keeper
+
+logger = logging.getLogger(__name__)
+
+_FALLBACK_MEASURE = "generator/loss"
+
+
+class GuardError(MagicDistillError):
+    """The guard ended a run; the last good checkpoint is what a resumed run starts from."""
+
+
+class RunState:
+    """The state of a run: what is trained, how many rounds it has had, how often it went back.
+
+    Attributes:
+        step: generator updates made.
+        attempt: how often the run went back to an earlier checkpoint.
+        keepers: what checkpoints keep, by name. The engines are in it; more may be added before `resume`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, engines: Mapping[str, Engine], draws: Draws, export: Callable[[Path], None]
+    ) -> None:
+        self.config = config
+        self.step = 0
+        self.attempt = 0
+        self.guard = Guard(config.guard)
+        self.keepers: dict[str, Keeper] = {name: EngineState(e.engine) for name, e in engines.items()}
+        self._engines = engines
+        self._draws = draws
+        self._export = export
+        self._measured: list[float] = []
+        self._saved: int | None = None
+        self._findings: tuple[str, ...] = ()
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one update over all processes."""
+        data = self.config.data
+        return data.micro_batch * data.accumulation * world_size()
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint; a run that has saved none begins anew. A collective call.
+
+        Raises:
+            CheckpointError: if it is damaged or another run's, or if an update would now see another number of samples.
+        """
+        root = self.config.run / FOLDER
+        if not (root / LATEST).is_file() and not checkpoints.checkpoint_steps(root):
+            logger.info("%s has saved no checkpoint yet: beginning anew", self.config.run)
+            return
+        manifest = checkpoints.load(self.config.run, self.keepers)
+        notes = manifest.notes
+        if notes["global_batch"] != self.global_batch:
+            data = self.config.data
+            width = data.micro_batch * world_size()
+            fits = notes["global_batch"] % width == 0
+            advice = "Choose micro-batch, accumulation and processes so that they multiply to that number"
+            if fits:
+                advice = f"Set data.accumulation={notes['global_batch'] // width}"
+            raise CheckpointError(
+                f"{self.config.run} was trained with {notes['global_batch']} samples in an update; {world_size()} "
+                f"processes x micro-batch {data.micro_batch} x accumulation {data.accumulation} make "
+                f"{self.global_batch}. {advice} to continue it as it would have gone on."
+            )
+        self._take(manifest)
+
+    def _take(self, manifest: checkpoints.Manifest) -> None:
+        notes = manifest.notes
+        self.step = self._saved = manifest.step
+        self.guard.restore(notes["guard"])
+        self._measured = list(notes["measured"])
+        self._set_attempt(notes["attempt"])
+
+    def _set_attempt(self, attempt: int) -> None:
+        self.attempt = self._draws.attempt = attempt
+        for engine in self._engines.values():
+            engine.lr_factor = self.config.guard.lr_factor**attempt
+
+    def save(self) -> Path | None:
+        """Save a checkpoint, unless this very step is saved already. A collective call.
+
+        Raises:
+            CheckpointError: if it could not be written.
+        """
+        if self._saved == self.step:
+            return None
+        notes: dict[str, Any] = {
+            "attempt": self.attempt,
+            "global_batch": self.global_batch,
+            "processes": world_size(),
+            "guard": self.guard.notes(),
+            "measured": self._measured,
+        }
+        folder = checkpoints.save(
+            self.config.run,
+            self.keepers,
+            self._export,
+            step=self.step,
+            keep=self.config.checkpoint.keep,
+            measure=median(self._measured) if self._measured else None,
+            healthy=self.guard.healthy,
+            notes=notes,
+        )
+        self._saved = self.step
+        return folder
+
+    def advance(self, metrics: dict[str, float]) -> tuple[Verdict, tuple[str, ...]]:
+        """Count a round and let the guard see it.
+
+        Returns:
+            The verdict, alike on every process, and those of its findings that are new.
+        """
+        self.step += 1
+        measure = metrics.get(self.config.checkpoint.measure, metrics.get(_FALLBACK_MEASURE))
+        if measure is not None:
+            self._measured = [*self._measured, measure][-self.config.guard.window :]
+        # One process decides: a rounding difference must not send them different ways.
+        verdict = from_all(self.guard.observe(metrics))[0]
+        if self.config.guard.action == "off" and not self.guard.broken:
+            verdict = Verdict()
+        kinds = {finding.partition(":")[0] for finding in self._findings}
+        new = tuple(finding for finding in verdict.findings if finding.partition(":")[0] not in kinds)
+        self._findings = verdict.findings
+        return verdict, new
+
+    def may_go_back(self) -> bool:
+        """Whether a run that the guard wants to end may go back instead."""
+        settings = self.config.guard
+        return settings.action == "rollback" and self.attempt < settings.rollbacks and self.last_good() is not None
+
+    def last_good(self) -> int | None:
+        """The step of the newest checkpoint that the guard had nothing to say about, alike on every process."""
+        return from_all(checkpoints.last_healthy(self.config.run))[0]
+
+    def go_back(self) -> None:
+        """Continue from the last good checkpoint, with other draws and lower learning rates. A collective call."""
+        good = self.last_good()
+        assert good is not None
+        attempt = self.attempt + 1
+        barrier()
+        if is_main():
+            checkpoints.go_back(self.config.run, good)
+        barrier()
+        self._take(checkpoints.load(self.config.run, self.keepers))
+        self._set_attempt(attempt)
+        self._findings = ()
+
+    def stop(self, findings: tuple[str, ...]) -> GuardError:
+        """What to raise when the guard ends the run; `latest` becomes the last good checkpoint. A collective call."""
+        good = self.last_good()
+        if is_main() and good is not None:
+            checkpoints.point_to(self.config.run, good)
+        barrier()
+        if good is None:
+            where = "No good checkpoint was saved before: change the settings and start again in another folder"
+        else:
+            where = (
+                f"The last good checkpoint is of step {good}; --resume continues from there, with settings that you "
+                f"change. Export it with: magicdistill export {self.config.run} --step {good}"
+            )
+        return GuardError(f"The run was stopped at update {self.step}: {'; '.join(findings)}. {where}.")
