@@ -1,13 +1,14 @@
-"""Single-file checkpoints: safetensors in the file layout, with the Recipe and the null prompt inside.
+"""Checkpoints: single files in the file layout with the Recipe and the null prompt inside, and whatever else is read.
 
-Reading is safe: safetensors only, never a pickle. Writing is atomic: a killed run leaves either the old file or the
-new one.
+Reading is safe: safetensors, or pickles of nothing but tensors and plain values. Writing is atomic: a killed run leaves
+either the old file or the new one.
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,19 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .branch import LowRank
+from .diffusers_folder import folder_i2v_mode, weight_files
 from .errors import CheckpointError
-from .families.hunyuan_video import NetworkShape, NullPrompt, network_shape
+from .families import all_architectures, architecture_of, choose_family
+from .families.base import Architecture, Family, NullPrompt
 from .files import atomic_file
-from .layouts.hunyuan_video import HUNYUAN_VIDEO
-from .layouts.lora import lora_state, parse_lora, to_file_layout
+from .layouts.lora import known_modules, lora_state, parse_lora, to_file_layout
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
+from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
 
 NULL_TEXT_KEY = "null_prompt.text_states"
 NULL_POOLED_KEY = "null_prompt.pooled"
-_WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "model.model.", "transformer.")
-_PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
-_DIFFUSERS_MARK = "x_embedder.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,31 @@ class Checkpoint:
     """A transformer's weights in the file layout, with what the file says of itself."""
 
     state: dict[str, Tensor]
-    shape: NetworkShape
+    shape: Any  # a `families.base.Shape`, of the architecture's own kind
     recipe: Recipe | None
     null_prompt: NullPrompt | None
     source: str
+    # How the start image enters, where the source says it beside the weights (diffusers' config.json).
+    i2v_mode: str | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The transformer's."""
+        found = architecture_of(self.state.keys())
+        assert found is not None
+        return found
+
+    def family(self, asked: str | None = None) -> Family:
+        """The family, by the weights and by what the source says of itself.
+
+        Args:
+            asked: how a user says that the start image enters, for weights that leave it open.
+
+        Raises:
+            CheckpointError: if it is open and nobody says it, or what is said does not fit.
+        """
+        said = self.recipe.i2v_mode if self.recipe is not None else self.i2v_mode
+        return choose_family(self.architecture, self.shape.in_channels, said, asked, self.source)
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,17 @@ def file_sha256(path: str | Path) -> str:
     """sha256 of a file's bytes: how recipes name a teacher or a base."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(path: str | Path) -> str:
+    """`file_sha256` of a file; of a diffusers folder, the sha256 over its files' names and hashes."""
+    path = Path(path)
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -82,10 +114,16 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         head = file.read(4)
     # Judged only now: a safetensors file begins with a length, which may look like the start of a bare pickle.
     bare = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    if path.suffix in _PICKLE_SUFFIXES or head == b"PK\x03\x04" or bare:
+    if is_pickle_name(path) or head == b"PK\x03\x04" or bare:
         return CheckpointError(
             f"{path.name} is a pickle, which can run any code when it is opened. Expected a .safetensors file: "
-            f"convert it once in an environment that you trust, and use the result."
+            f"convert it once in an environment that you trust, and use the result. (A whole transformer is read from "
+            f".pt and .pth too, if the name says so and nothing but tensors is in it.)"
+        )
+    if path.suffix.lower() == ".gguf":
+        return CheckpointError(
+            f"{path.name} is a GGUF file, whose weights are quantised. Use the bf16, fp16 or fp32 release of the same "
+            f"model here; ComfyUI's GGUF loaders run such files."
         )
     return CheckpointError(
         f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as safetensors ({error}). It is truncated or "
@@ -126,90 +164,104 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
 
 
 def is_lora(path: str | Path) -> bool:
-    """Whether a file holds low-rank pairs, judged by its tensors' names. Errors as in `read_metadata`."""
+    """Whether a safetensors file holds low-rank pairs, by its tensors' names; pickles and folders hold none.
+
+    Raises:
+        CheckpointError: as `read_metadata`.
+    """
+    path = Path(path)
+    if path.is_dir() or (is_pickle_name(path) and path.is_file()):
+        return False
     return any(".lora_" in key for key in read_header(path))
 
 
-def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPERS:
-        inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-        if inner:
-            return inner | {key: value for key, value in state.items() if key.startswith("null_prompt.")}
-    return state
-
-
 def parse_checkpoint(
-    state: dict[str, Tensor], recipe: Recipe | None, source: str, *, allow_quantised: bool = False
+    state: dict[str, Tensor],
+    recipe: Recipe | None,
+    source: str,
+    *,
+    i2v_mode: str | None = None,
+    allow_quantised: bool = False,
 ) -> Checkpoint:
-    """Tensors of a HunyuanVideo transformer under any known spelling, checked and brought to the file layout.
+    """Tensors of a known transformer under any known spelling, checked and brought to the file layout.
 
     Args:
+        i2v_mode: how the start image enters, if something beside the weights says it.
         allow_quantised: take fp8 and int8 weights too, for a reader that can compute with them.
 
     Raises:
         CheckpointError: naming what is missing, unknown or of the wrong family.
     """
-    state = _unwrap(state)
+    architectures = all_architectures()
+    state = unwrapped(state, [mark for a in architectures for mark in (a.file_mark, a.diffusers_mark)], source)
     text, pooled = state.pop(NULL_TEXT_KEY, None), state.pop(NULL_POOLED_KEY, None)
     if any(".lora_" in key for key in state):
         raise CheckpointError(
             f"{source} is a LoRA, expected a whole transformer. Load its base first and apply the LoRA to it."
         )
-    quantised = [k for k, v in state.items() if v.dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn)]
-    if quantised and not allow_quantised:
+    if not allow_quantised:
+        refuse_quantised(state, source)
+    architecture = architecture_of(state.keys())
+    if architecture is None:
         raise CheckpointError(
-            f"{source} holds quantised weights ({listing(quantised, 2)}). Expected bf16, fp16 or fp32: use the "
-            f"unquantised checkpoint here."
+            f"{source}: These are not the weights of a transformer that is known here "
+            f"({', '.join(a.title for a in architectures)}): found {listing(list(state), 4) or 'nothing'}. Load a "
+            f"whole checkpoint of one of these, in the names of its release, of ComfyUI or of diffusers."
         )
-    if _DIFFUSERS_MARK in state:
-        state = diffusers_to_file(HUNYUAN_VIDEO, state)
+    if recipe is not None and recipe.family != architecture.name:
+        raise CheckpointError(
+            f"{source} holds a {architecture.title} transformer, but its recipe is for {recipe.family}. Export it "
+            f"again from its training run."
+        )
+    layout = architecture.layout
+    if architecture.diffusers_mark in state:
+        state = diffusers_to_file(layout, state)
     else:
-        state = {HUNYUAN_VIDEO.canonical(key): value for key, value in state.items()}
+        state = {layout.canonical(key): value for key, value in state.items()}
     try:
-        shape = network_shape(state)
+        shape = architecture.shape(state)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    unknown = [k for k in state if HUNYUAN_VIDEO.file_module(k.rpartition(".")[0]) is None]
-    missing = missing_keys(HUNYUAN_VIDEO, state)
+    unknown = [key for key in state if not layout.knows(key)]
+    missing = missing_keys(layout, state)
     if unknown or missing:
         raise CheckpointError(
-            f"{source} is not a complete HunyuanVideo transformer: {len(missing)} tensors are missing"
+            f"{source} is not a complete {architecture.title} transformer: {len(missing)} tensors are missing"
             f"{f' ({listing(missing)})' if missing else ''} and {len(unknown)} are unknown"
             f"{f' ({listing(unknown)})' if unknown else ''}. Use a complete checkpoint of the first generation."
         )
-    null_prompt = NullPrompt(text, pooled) if text is not None and pooled is not None else None
-    return Checkpoint(state, shape, recipe, null_prompt, source)
+    whole = text is not None and (pooled is not None or not architecture.prompt_has_pooled)
+    null_prompt = NullPrompt(text, pooled) if text is not None and whole else None
+    return Checkpoint(state, shape, recipe, null_prompt, source, i2v_mode)
 
 
-def weight_files(path: Path) -> list[Path]:
-    """A weights file itself, or the safetensors files of a diffusers folder.
-
-    Raises:
-        CheckpointError: if a folder holds none.
-    """
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise CheckpointError(
-            f"The folder {path} holds no .safetensors file. Expected a weights file or a diffusers transformer folder; "
-            f"what a training run made is exported first (`magicdistill export RUN --out FILE.safetensors`)."
-        )
-    return files
-
-
-def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
-    """Read a transformer from a single file, or from a diffusers folder of safetensors files.
+def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], Recipe | None]:
+    """The tensors, as they are named, and the recipe of a safetensors file, a pickle or a diffusers folder.
 
     Raises:
-        CheckpointError: if the file is no safetensors, damaged, a LoRA, or not a complete HunyuanVideo transformer.
+        CheckpointError: as `load_checkpoint`, but for what the tensors are.
     """
     path = Path(path)
+    if path.is_file() and is_pickle_name(path):
+        return read_pickle(path), None
     state: dict[str, Tensor] = {}
     recipe = None
     for file in weight_files(path):
         tensors, metadata = read_tensors(file, device)
         state |= tensors
         recipe = recipe or Recipe.from_metadata(metadata, file.name)
-    return parse_checkpoint(state, recipe, path.name)
+    return state, recipe
+
+
+def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
+    """Read a transformer: a safetensors file, a `.pt` or `.pth` of nothing but tensors, or a diffusers folder.
+
+    Raises:
+        CheckpointError: if it cannot be read safely, is damaged, quantised, a LoRA, or no complete transformer of a
+            known family.
+    """
+    state, recipe = read_weights(path, device)
+    return parse_checkpoint(state, recipe, Path(path).name, i2v_mode=folder_i2v_mode(Path(path)))
 
 
 def load_null_prompt(path: str | Path) -> NullPrompt:
@@ -219,11 +271,20 @@ def load_null_prompt(path: str | Path) -> NullPrompt:
         CheckpointError: if the file is unreadable or has no `null_prompt.*` tensors.
     """
     tensors, _ = read_tensors(path)
-    if NULL_TEXT_KEY not in tensors or NULL_POOLED_KEY not in tensors:
+    if NULL_TEXT_KEY not in tensors:
         raise CheckpointError(
-            f"{Path(path).name} holds no null prompt. Expected the tensors {NULL_TEXT_KEY} and {NULL_POOLED_KEY}."
+            f"{Path(path).name} holds no null prompt. Expected the tensors {NULL_TEXT_KEY} and {NULL_POOLED_KEY} (the "
+            f"latter not for Wan)."
         )
-    return NullPrompt(tensors[NULL_TEXT_KEY], tensors[NULL_POOLED_KEY])
+    return NullPrompt(tensors[NULL_TEXT_KEY], tensors.get(NULL_POOLED_KEY))
+
+
+def null_prompt_tensors(prompt: NullPrompt | None) -> dict[str, Tensor]:
+    """A null prompt as the tensors by which a file carries it."""
+    if prompt is None:
+        return {}
+    pooled = {} if prompt.pooled is None else {NULL_POOLED_KEY: prompt.pooled}
+    return {NULL_TEXT_KEY: prompt.text_states} | pooled
 
 
 def load_lora(path: str | Path, hidden: int) -> LoraFile:
@@ -237,8 +298,11 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
     """
     tensors, metadata = read_tensors(path)
     recipe = Recipe.from_metadata(metadata, Path(path).name)
-    branches = to_file_layout(HUNYUAN_VIDEO, parse_lora(tensors), hidden)
-    return LoraFile(branches, recipe, Path(path).name)
+    parsed = parse_lora(tensors)
+    layouts = [architecture.layout for architecture in all_architectures()]
+    # The layout that knows most of its modules; the rest are then named in the error.
+    layout = max(layouts, key=lambda layout: known_modules(layout, parsed))
+    return LoraFile(to_file_layout(layout, parsed, hidden), recipe, Path(path).name)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -263,12 +327,12 @@ def save_checkpoint(
     Raises:
         CheckpointError: if the weights are incomplete.
     """
-    missing = missing_keys(HUNYUAN_VIDEO, state)
+    architecture = architecture_of(state.keys())
+    missing = ["every tensor"] if architecture is None else missing_keys(architecture.layout, state)
     if missing:
         raise CheckpointError(f"The weights to be written lack {len(missing)} tensors: {listing(missing)}.")
     tensors = {key: value.to(dtype) if dtype else value for key, value in state.items()}
-    if null_prompt is not None:
-        tensors |= {NULL_TEXT_KEY: null_prompt.text_states, NULL_POOLED_KEY: null_prompt.pooled}
+    tensors |= null_prompt_tensors(null_prompt)
     # Split or tied weights may be views of one storage, which safetensors refuses.
     write_safetensors(path, {key: value.clone() for key, value in tensors.items()}, recipe.to_metadata())
 

@@ -5,16 +5,15 @@ the number of steps, the shift, the sampler or the image-to-video mode from a fi
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import CheckpointError
+from .families import family_named
 
 METADATA_KEY = "magicdistill.recipe"
 
-Family = Literal["hunyuan_video"]
-I2VMode = Literal["concat"]
 Sampler = Literal["euler", "renoise"]
 Kind = Literal["teacher", "generator", "generator_lora", "fake_lora"]
 
@@ -26,12 +25,17 @@ class Recipe(BaseModel):
 
     format_version: Literal[1] = 1
     kind: Kind = Field(description="Role of the weights: a many-step teacher, a few-step generator, or a LoRA.")
-    family: Family = "hunyuan_video"
-    i2v_mode: I2VMode = Field("concat", description="How the start image enters: channel concatenation.")
+    family: str = Field("hunyuan_video", description="Architecture of the transformer.")
+    i2v_mode: str = Field("concat", description="How the start image enters: concat, token_replace or none.")
     steps: int = Field(ge=1, description="Number of model calls the weights are meant for.")
     shift: float = Field(gt=0, description="Timestep shift of the schedule.")
     sampler: Sampler = "euler"
     guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance at sampling; 1 means none.")
+    embedded_guidance: float | None = Field(
+        None,
+        gt=0,
+        description="Guidance that a network with a guidance embedding is given; not classifier-free guidance.",
+    )
     width: int = Field(gt=0, description="Width of the training videos in pixels.")
     height: int = Field(gt=0, description="Height of the training videos in pixels.")
     frames: int = Field(gt=0, description="Frames of the training videos, 4n + 1.")
@@ -44,6 +48,12 @@ class Recipe(BaseModel):
     base_hash: str | None = Field(None, description="For a LoRA: sha256 of the file it is to be applied to.")
     lora_rank: int | None = Field(None, ge=1, description="For a LoRA: rank before q, k and v are fused.")
     lora_alpha: float | None = Field(None, gt=0, description="For a LoRA: alpha before q, k and v are fused.")
+
+    @model_validator(mode="after")
+    def _family_is_known(self) -> Self:
+        if family_named(self.family, self.i2v_mode) is None:
+            raise ValueError(f"there is no family {self.family!r} with i2v_mode {self.i2v_mode!r}")
+        return self
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors metadata that carries this recipe."""
@@ -62,7 +72,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
             raise CheckpointError(
                 f"The recipe in {source} cannot be understood ({fields}). It was probably written by a newer version "
                 f"of MagicDistillation: update this installation, or export the checkpoint again."

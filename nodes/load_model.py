@@ -20,12 +20,11 @@ from ..magicdistill_core.checkpoint import (
 from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families.hunyuan_video import NullPrompt, check_concat
 from ..magicdistill_core.recipe import Recipe
+from ..magicdistill_core.wrappers import QUANTISATION_MARKS
 from .attached import Attached, attach, attached_to, file_stamp, report
 from .low_rank import apply_branches
 
 _NO_LORA = "none"
-# Tensors that ComfyUI's quantised formats put beside the weights.
-_QUANTISATION = (".weight_scale", ".input_scale", ".scale_weight", ".scale_input", ".comfy_quant", "scaled_fp8")
 _DTYPES = {
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
@@ -43,7 +42,7 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     name = Path(path).name
     recipe = Recipe.from_metadata(read_metadata(path), name)
     state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    plain = {key: tensor for key, tensor in state.items() if not key.endswith(_QUANTISATION)}
+    plain = {key: tensor for key, tensor in state.items() if not key.endswith(QUANTISATION_MARKS)}
     # ComfyUI finds a quantised weight's scale by name, so such a file keeps its own spelling.
     own_names = len(plain) < len(state)
     checkpoint = parse_checkpoint(plain, recipe, name, allow_quantised=True)

@@ -1,7 +1,7 @@
 """What a weights file is and says of itself, from its header alone."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from rich.table import Table
 from safetensors import safe_open
 
 from magicdistill_core.checkpoint import (
-    NULL_POOLED_KEY,
     NULL_TEXT_KEY,
     Checkpoint,
     TensorInfo,
@@ -18,23 +17,21 @@ from magicdistill_core.checkpoint import (
     parse_checkpoint,
     read_header,
     read_metadata,
-    weight_files,
 )
+from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, LATENT_CHANNELS
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import lora_part
+from magicdistill_core.families import all_architectures, all_families
+from magicdistill_core.families.base import Architecture
+from magicdistill_core.layouts.lora import file_name, known_modules, lora_part
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.taehv import TAEHV
+from magicdistill_core.wrappers import is_pickle_name, read_pickle
 
 from .latents import INDEX_NAME, read_index
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "U8": torch.uint8}
-_IMAGE_MODES = {
-    CONCAT_CHANNELS: "image-to-video by concatenation (noise 16 + image 16 + mask 1)",
-    LATENT_CHANNELS: "text-to-video, or image-to-video by token replacement",
-}
+_NAMES = defaultdict(lambda: "other", {dtype: name for name, dtype in _TORCH.items()})
 
 Header = Mapping[str, TensorInfo]
 
@@ -43,20 +40,23 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
     """Facts about a transformer, a LoRA, a TAEHV VAE or a dataset, by label, the most telling first.
 
     Args:
-        path: a safetensors file, a diffusers folder of them, or a latent dataset.
+        path: a safetensors file, a pickle of tensors, a diffusers folder, or a latent dataset.
         with_hash: add the sha256, by which recipes name a teacher or base; it reads the whole file.
 
     Raises:
-        MagicDistillError: if a file is absent, a pickle or damaged, or a folder holds weights of several networks.
+        MagicDistillError: if a file is absent, unsafe or damaged, or a folder holds weights of several networks.
     """
     if (path / INDEX_NAME).is_file():
         return _dataset(path)
     files = weight_files(path)
     header: dict[str, TensorInfo] = {}
     recipe = None
-    for file in files:
-        header |= read_header(file)
-        recipe = recipe or Recipe.from_metadata(read_metadata(file), file.name)
+    if path.is_file() and is_pickle_name(path):
+        header = {key: TensorInfo(_NAMES[v.dtype], tuple(v.shape)) for key, v in read_pickle(path).items()}
+    else:
+        for file in files:
+            header |= read_header(file)
+            recipe = recipe or Recipe.from_metadata(read_metadata(file), file.name)
     is_lora = any(".lora_" in key for key in header)
     if is_lora and len(files) > 1:
         names = ", ".join(file.name for file in files)
@@ -67,7 +67,7 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
     elif header.keys() == (vae := _taehv_shapes()).keys() and all(header[k].shape == vae[k] for k in vae):
         facts |= {"kind": "video autoencoder", "layout": "TAEHV"}
     else:
-        facts |= _transformer(header, path.name)
+        facts |= _transformer(header, recipe, path)
     facts |= {"parameters": _parameters(header), "dtypes": _dtypes(header)}
     if recipe is not None:
         facts |= {f"recipe: {name}": f"{value}" for name, value in recipe.model_dump(exclude_none=True).items()}
@@ -130,40 +130,53 @@ def _taehv_shapes() -> dict[str, tuple[int, ...]]:
         return {key: tuple(value.shape) for key, value in TAEHV().state_dict().items()}
 
 
-def _transformer(header: Header, source: str) -> dict[str, str]:
+def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str, str]:
     meta = {
         key: torch.empty(info.shape, dtype=_TORCH.get(info.dtype, torch.float32), device="meta")
         for key, info in header.items()
     }
     try:
-        checkpoint = parse_checkpoint(meta, None, source, allow_quantised=True)
+        mode = folder_i2v_mode(path)
+        checkpoint = parse_checkpoint(meta, recipe, path.name, i2v_mode=mode, allow_quantised=True)
     except CheckpointError as error:
         return {"kind": "unknown", "why": str(error)}
-    shape = checkpoint.shape
     return {
-        "kind": "HunyuanVideo transformer",
+        "kind": f"{checkpoint.architecture.title} transformer",
         "layout": _layout(header, checkpoint),
-        "conditioning": _IMAGE_MODES.get(shape.in_channels, "unknown") + f"; {shape.in_channels} channels",
-        "width": f"{shape.hidden} ({shape.heads} x {HEAD_DIM})",
-        "blocks": f"{shape.double_blocks} double + {shape.single_blocks} single, {shape.refiner_blocks} text refiner",
-        "text": f"{shape.text_dim} wide, pooled {shape.pooled_dim}",
-        "guidance embedding": "yes" if shape.guidance_embed else "no",
+        "conditioning": _conditioning(checkpoint),
+        **checkpoint.shape.facts(),
         "null prompt": _null_prompt(header),
     }
 
 
+def _conditioning(checkpoint: Checkpoint) -> str:
+    channels = checkpoint.shape.in_channels
+    try:
+        said = checkpoint.family().title
+    except CheckpointError:
+        fitting = [
+            f"{family.title} (i2v_mode={family.i2v_mode})"
+            for family in all_families()
+            if family.architecture is checkpoint.architecture and family.in_channels == channels
+        ]
+        said = " or ".join(fitting) or "unknown"
+    return f"{said}; {channels} channels"
+
+
 def _layout(header: Header, checkpoint: Checkpoint) -> str:
-    if any(key.endswith("x_embedder.proj.weight") for key in header):
+    architecture = checkpoint.architecture
+    if any(key.endswith(architecture.diffusers_mark) for key in header):
         return "diffusers"
     # Every wrapper's prefix ends in a dot before a name of the file layout.
-    first = next(key for key in header if key.endswith("img_in.proj.weight"))
-    prefix = first.removesuffix("img_in.proj.weight")
-    spelling = "Tencent" if all(f"{prefix}{key}" in header for key in checkpoint.state) else "ComfyUI"
+    first = next(key for key in header if key.endswith(architecture.file_mark))
+    prefix = first.removesuffix(architecture.file_mark)
+    own = all(f"{prefix}{key}" in header for key in checkpoint.state)
+    spelling = architecture.file_spelling if own else "ComfyUI"
     return f"{spelling}, under {prefix}" if prefix else spelling
 
 
 def _null_prompt(header: Header) -> str:
-    if NULL_TEXT_KEY not in header or NULL_POOLED_KEY not in header:
+    if NULL_TEXT_KEY not in header:
         return "none"
     return f"{header[NULL_TEXT_KEY].shape[1]} tokens"
 
@@ -171,22 +184,23 @@ def _null_prompt(header: Header) -> str:
 def _lora(header: Header, files: list[Path]) -> dict[str, str]:
     downs = {parts[:2]: header[key] for key in header if (parts := lora_part(key)) is not None and parts[2] == "down"}
     prefixes = sorted({prefix or "no prefix" for prefix, _ in downs})
-    in_file = sum(_in_file_layout(module) for _, module in downs)
-    in_diffusers = sum(HUNYUAN_VIDEO.diffusers_module(module) is not None for _, module in downs)
-    known = max(in_file, in_diffusers)
-    names = "unknown" if not known else "Tencent/ComfyUI" if in_file == known else "diffusers"
+    names = {module for _, module in downs}
+    architecture = max(all_architectures(), key=lambda architecture: known_modules(architecture.layout, names))
+    known = known_modules(architecture.layout, names)
+    spelling = "unknown" if not known else _lora_spelling(architecture, names)
     halves = "lora_A/lora_B" if any(".lora_A." in key for key in header) else "lora_down/lora_up"
     return {
         "kind": "LoRA",
-        "layout": f"{names} names under {', '.join(prefixes)}; {halves}",
-        "modules": f"{len(downs)}, of which {known} belong to HunyuanVideo",
+        "layout": f"{spelling} names under {', '.join(prefixes)}; {halves}",
+        "modules": f"{len(downs)}, of which {known} belong to {architecture.title}",
         "ranks": ", ".join(map(str, sorted({info.shape[0] for info in downs.values()}))),
         "alpha": _alphas(files),
     }
 
 
-def _in_file_layout(name: str) -> bool:
-    return HUNYUAN_VIDEO.file_module(HUNYUAN_VIDEO.canonical(f"{name}.weight").removesuffix(".weight")) is not None
+def _lora_spelling(architecture: Architecture, names: Collection[str]) -> str:
+    in_file = sum(file_name(architecture.layout, name) is not None for name in names)
+    return f"{architecture.file_spelling}/ComfyUI" if in_file == len(names) else "diffusers"
 
 
 def _alphas(files: list[Path]) -> str:

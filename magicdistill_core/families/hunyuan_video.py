@@ -1,4 +1,7 @@
-"""HunyuanVideo image-to-video: geometry of its latents, its conditioning, and what its weights say of its size."""
+"""HunyuanVideo: geometry of its latents, its ways of taking a start image, and what its weights say of its size.
+
+Magic 1-For-1's teachers are of this family's concat kind: they differ in the file (see `wrappers`), not in the network.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +11,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import CheckpointError, VideoError
+from ..layouts.hunyuan_video import HUNYUAN_VIDEO
+from .base import Architecture, Family, NullPrompt, StartImage
+
+__all__ = ["NullPrompt"]
 
 LATENT_CHANNELS = 16
 # cat[noisy latent, image latent, mask] (Magic 1-For-1, Sec. 3; HunyuanVideo-I2V "concat").
@@ -21,6 +28,8 @@ SIDE_MULTIPLE = SPACE_STRIDE * PATCH
 HEAD_DIM = 128
 ROPE_AXES = (16, 56, 56)
 ROPE_THETA = 256.0
+# What a network with a guidance embedding is given unless told otherwise (the releases' and ComfyUI's default).
+EMBEDDED_GUIDANCE = 6.0
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,14 @@ class NetworkShape:
     def heads(self) -> int:
         return self.hidden // HEAD_DIM
 
-
-@dataclass(frozen=True)
-class NullPrompt:
-    """The text conditioning of image-to-video without a prompt, kept beside the weights.
-
-    `text_states` is `[1, L, text_dim]`, `pooled` is `[1, pooled_dim]`; every token counts (no padding).
-    """
-
-    text_states: Tensor
-    pooled: Tensor
+    def facts(self) -> dict[str, str]:
+        """The sizes in words, by label."""
+        return {
+            "width": f"{self.hidden} ({self.heads} x {HEAD_DIM})",
+            "blocks": f"{self.double_blocks} double + {self.single_blocks} single, {self.refiner_blocks} text refiner",
+            "text": f"{self.text_dim} wide, pooled {self.pooled_dim}",
+            "guidance embedding": "yes" if self.guidance_embed else "no",
+        }
 
 
 def check_geometry(frames: int, height: int, width: int) -> None:
@@ -160,3 +167,55 @@ def check_concat(shape: NetworkShape, source: str) -> None:
             f"{source} takes {shape.in_channels} input channels, which is {guess}; expected {CONCAT_CHANNELS} "
             f"(noise 16 + image 16 + mask 1). Use a HunyuanVideo-I2V checkpoint of the concat kind (v1)."
         )
+
+
+def _concat(image: StartImage, latent_frames: int) -> Tensor:
+    return concat_condition(image.latents, latent_frames)
+
+
+def _start_frame(image: StartImage, latent_frames: int) -> Tensor:
+    """The clean latent `[B, 16, 1, H, W]` that stands in frame 0, modulated as at noise level 0."""
+    return image.latents
+
+
+def _no_image(image: StartImage, latent_frames: int) -> Tensor:
+    raise CheckpointError(
+        "A text-to-video network takes no start image. Widen it to image-to-video first (method sft with widening)."
+    )
+
+
+ARCHITECTURE = Architecture(
+    name="hunyuan_video",
+    title="HunyuanVideo",
+    layout=HUNYUAN_VIDEO,
+    file_mark="img_in.proj.weight",
+    diffusers_mark="x_embedder.proj.weight",
+    file_spelling="Tencent",
+    shape=network_shape,
+)
+CONCAT = Family(
+    ARCHITECTURE,
+    i2v_mode="concat",
+    title="image-to-video by concatenation (noise 16 + image 16 + mask 1)",
+    in_channels=CONCAT_CHANNELS,
+    condition=_concat,
+    diffusers_mode="latent_concat",
+)
+TOKEN_REPLACE = Family(
+    ARCHITECTURE,
+    i2v_mode="token_replace",
+    title="image-to-video by token replacement (frame 0 is the clean image)",
+    in_channels=LATENT_CHANNELS,
+    condition=_start_frame,
+    kept_frames=1,
+    diffusers_mode="token_replace",
+)
+TEXT_ONLY = Family(
+    ARCHITECTURE,
+    i2v_mode="none",
+    title="text-to-video",
+    in_channels=LATENT_CHANNELS,
+    condition=_no_image,
+    takes_image=False,
+)
+FAMILIES = (CONCAT, TOKEN_REPLACE, TEXT_ONLY)

@@ -12,8 +12,8 @@ def _double(stream: str, attention: tuple[str, str, str], out: str, norms: tuple
     return [
         Module(f"{file}_mod.linear", (f"{block}.norm1{rest}.linear",)),
         Module(f"{file}_attn_qkv", tuple(f"{block}.attn.{name}" for name in attention)),
-        Module(f"{file}_attn_q_norm", (f"{block}.attn.{norms[0]}",)),
-        Module(f"{file}_attn_k_norm", (f"{block}.attn.{norms[1]}",)),
+        Module(f"{file}_attn_q_norm", (f"{block}.attn.{norms[0]}",), bias=False),
+        Module(f"{file}_attn_k_norm", (f"{block}.attn.{norms[1]}",), bias=False),
         Module(f"{file}_attn_proj", (f"{block}.attn.{out}",)),
         Module(f"{file}_mlp.fc1", (f"{block}.ff{rest}.net.0.proj",)),
         Module(f"{file}_mlp.fc2", (f"{block}.ff{rest}.net.2",)),
@@ -40,8 +40,8 @@ def _single() -> list[Module]:
     return [
         Module(f"{file}.linear1", fused),
         Module(f"{file}.linear2", (f"{block}.proj_out",)),
-        Module(f"{file}.q_norm", (f"{block}.attn.norm_q",)),
-        Module(f"{file}.k_norm", (f"{block}.attn.norm_k",)),
+        Module(f"{file}.q_norm", (f"{block}.attn.norm_q",), bias=False),
+        Module(f"{file}.k_norm", (f"{block}.attn.norm_k",), bias=False),
         Module(f"{file}.modulation.linear", (f"{block}.norm.linear",)),
     ]
 

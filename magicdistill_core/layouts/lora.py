@@ -1,7 +1,7 @@
 """LoRA files: the dialects that name a branch, and its way between diffusers' split and the file's fused modules."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -63,6 +63,17 @@ def parse_lora(state: Mapping[str, Tensor]) -> dict[str, LowRank]:
     return branches
 
 
+def known_modules(layout: LayoutMap, names: Iterable[str]) -> int:
+    """How many of these module names the family has, in either layout."""
+    return sum(file_name(layout, name) is not None or layout.diffusers_module(name) is not None for name in names)
+
+
+def file_name(layout: LayoutMap, name: str) -> str | None:
+    """A module's name in the file layout if it is one of its spellings; None for other names."""
+    canonical = layout.canonical(f"{name}.weight").removesuffix(".weight")
+    return canonical if layout.file_module(canonical) is not None else None
+
+
 def to_file_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: int) -> dict[str, LowRank]:
     """Branches named in either layout to branches of the file layout's modules; split q, k, v are fused exactly.
 
@@ -76,8 +87,7 @@ def to_file_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: i
     groups: dict[str, tuple[Module, dict[int, LowRank]]] = {}
     unknown = []
     for name, branch in branches.items():
-        canonical = layout.canonical(f"{name}.weight").removesuffix(".weight")
-        if layout.file_module(canonical) is not None:
+        if (canonical := file_name(layout, name)) is not None:
             out[canonical] = branch
         elif (hit := layout.diffusers_module(name)) is not None:
             module, part, block = hit

@@ -19,12 +19,13 @@ class Module:
     """One module of the file layout and the diffusers module(s) it consists of; `{i}` stands for a block number.
 
     With several `parts` the file's rows are the parts' rows stacked in order. `swap_halves` says that the two halves
-    of the rows stand in opposite order (AdaLN [shift, scale] against [scale, shift]).
+    of the rows stand in opposite order (AdaLN [shift, scale] against [scale, shift]). RMS norms have no bias.
     """
 
     file: str
     parts: tuple[str, ...]
     swap_halves: bool = False
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class LayoutMap:
     modules: tuple[Module, ...]
     aliases: tuple[tuple[str, str], ...] = ()  # regular expression -> replacement, applied to whole keys in order
     optional: tuple[str, ...] = ()  # file modules that some checkpoints of the family do not have
+    parameters: tuple[tuple[str, str], ...] = ()  # bare parameters, which have no module: file key, diffusers key
+    ignored: tuple[str, ...] = ()  # ends of diffusers keys that old releases have and no network reads
     leaves: tuple[str, ...] = ("weight", "bias")
     _by_file: dict[str, Module] = field(init=False, repr=False, compare=False)
     _by_part: dict[str, tuple[Module, int]] = field(init=False, repr=False, compare=False)
@@ -53,6 +56,22 @@ class LayoutMap:
         template, block = _template(name)
         module = self._by_file.get(template)
         return None if module is None else (module, block)
+
+    def file_parameter(self, key: str) -> str | None:
+        """The diffusers key of a bare parameter of the file layout."""
+        template, block = _template(key)
+        return next((fill(other, block) for file, other in self.parameters if file == template), None)
+
+    def diffusers_parameter(self, key: str) -> str | None:
+        """The file key of a bare parameter of the diffusers layout."""
+        template, block = _template(key)
+        return next((fill(file, block) for file, other in self.parameters if other == template), None)
+
+    def knows(self, key: str) -> bool:
+        """Whether a tensor of the file layout belongs to the family."""
+        name, _, leaf = key.rpartition(".")
+        known = self.file_module(name) is not None and leaf in self.leaves
+        return known or self.file_parameter(key) is not None
 
     def diffusers_module(self, name: str) -> tuple[Module, int, str] | None:
         """The map entry that holds a diffusers module, which part of it that is, and the block number."""
@@ -111,8 +130,14 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
     """
     groups: dict[tuple[str, str], dict[int, Tensor]] = {}
     owners: dict[tuple[str, str], tuple[Module, str]] = {}
+    bare: dict[str, Tensor] = {}
     unknown = []
     for key, tensor in state.items():
+        if key.endswith(layout.ignored) and layout.ignored:
+            continue
+        if (parameter := layout.diffusers_parameter(key)) is not None:
+            bare[parameter] = tensor
+            continue
         name, _, leaf = key.rpartition(".")
         hit = layout.diffusers_module(name)
         if hit is None or leaf not in layout.leaves:
@@ -127,7 +152,7 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
             f"{len(unknown)} tensors have names that this family does not have: {listing(unknown)}. "
             f"Check that the weights are those of the family named in the recipe."
         )
-    out = {}
+    out = bare
     for (name, leaf), parts in groups.items():
         module, block = owners[name, leaf]
         lacking = [fill(part, block) for n, part in enumerate(module.parts) if n not in parts]
@@ -150,6 +175,9 @@ def file_to_diffusers(layout: LayoutMap, state: Mapping[str, Tensor], hidden: in
     out: dict[str, Tensor] = {}
     unknown = []
     for key, tensor in state.items():
+        if (parameter := layout.file_parameter(key)) is not None:
+            out[parameter] = tensor
+            continue
         name, _, leaf = key.rpartition(".")
         hit = layout.file_module(name)
         if hit is None or leaf not in layout.leaves:
@@ -176,14 +204,17 @@ def missing_keys(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str]:
         if match:
             stem = key[: match.end(1)]
             blocks[stem] = max(blocks.get(stem, 0), int(match.group(2)) + 1)
-    missing = []
+
+    def numbers(template: str) -> list[str]:
+        stem = template.partition(".{i}.")[0]
+        return [str(i) for i in range(max(1, blocks.get(stem, 0)))] if "{i}" in template else [""]
+
+    wanted = []
     for module in layout.modules:
-        stem = module.file.partition(".{i}.")[0]
-        numbers = [str(i) for i in range(max(1, blocks.get(stem, 0)))] if "{i}" in module.file else [""]
-        for number in numbers:
-            name = fill(module.file, number)
-            if module.file in layout.optional and not any(f"{name}.{leaf}" in state for leaf in layout.leaves):
-                continue
-            wanted = ("weight",) if name.endswith("_norm") else layout.leaves
-            missing += [f"{name}.{leaf}" for leaf in wanted if f"{name}.{leaf}" not in state]
-    return missing
+        leaves = layout.leaves if module.bias else ("weight",)
+        for number in numbers(module.file):
+            keys = [f"{fill(module.file, number)}.{leaf}" for leaf in leaves]
+            if module.file not in layout.optional or any(key in state for key in keys):
+                wanted += keys
+    wanted += [fill(file, number) for file, _ in layout.parameters for number in numbers(file)]
+    return [key for key in wanted if key not in state]

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import file_sha256, load_checkpoint, read_tensors, save_lora
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import file_to_diffusers
 from train.inspect import facts_table, inspect_file
-from train.network import load_network
+from train.network import build_network, load_network
 
 
 def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
@@ -123,3 +124,18 @@ def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, teacher_file: Path
     (tmp_path / "b.safetensors").write_bytes(teacher_file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
         inspect_file(tmp_path / "b.safetensors")
+
+
+def test_what_frameworks_and_diffusers_write_is_inspected_too(tmp_path: Path, teacher_file: Path) -> None:
+    state = load_checkpoint(teacher_file).state
+    torch.save({"module": {f"model.{key}": value for key, value in state.items()}}, tmp_path / "a.pt")
+    facts = inspect_file(tmp_path / "a.pt")
+    assert (facts["layout"], facts["dtypes"]) == ("Tencent, under model.", "F32 (100% of the bytes)")
+    network = build_network(NetworkShape(16, 128, 1, 1, 1, 16, 24, guidance_embed=True))
+    network.save_pretrained(tmp_path / "folder")
+    facts = inspect_file(tmp_path / "folder")
+    assert facts["conditioning"].endswith("text-to-video (i2v_mode=none); 16 channels")
+    assert facts["guidance embedding"] == "yes"
+    network.register_to_config(image_condition_type="token_replace")
+    network.save_pretrained(tmp_path / "folder")
+    assert inspect_file(tmp_path / "folder")["conditioning"].startswith("image-to-video by token replacement")

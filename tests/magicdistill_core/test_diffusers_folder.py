@@ -1,0 +1,71 @@
+"""Folders as diffusers itself writes them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from magicdistill_core.checkpoint import load_checkpoint, weights_sha256
+from magicdistill_core.diffusers_folder import WEIGHTS, weight_files
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import NetworkShape
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.modules import diffusers_to_file
+from train.network import build_network
+
+
+def network(in_channels: int = 33) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_network(NetworkShape(in_channels, 128, 1, 1, 1, 16, 24, guidance_embed=False))
+
+
+@pytest.mark.parametrize("inner", ["", "transformer"])
+@pytest.mark.parametrize("shard", ["10GB", "1MB"])
+def test_saved_folders_are_read_whole_or_in_shards(tmp_path: Path, shard: str, inner: str) -> None:
+    made = network()
+    made.save_pretrained(tmp_path / inner, max_shard_size=shard)
+    made.save_pretrained(tmp_path / inner, variant="fp16")  # beside it, and not to be mixed in
+    found = load_checkpoint(tmp_path)
+    expected = diffusers_to_file(HUNYUAN_VIDEO, made.state_dict())
+    assert found.state.keys() == expected.keys()
+    assert all(torch.equal(found.state[key], expected[key]) for key in expected)
+    assert (len(weight_files(tmp_path)) > 1) == (shard == "1MB")
+
+
+def test_a_missing_shard_and_a_damaged_index_are_named(tmp_path: Path) -> None:
+    network().save_pretrained(tmp_path, max_shard_size="1MB")
+    gone = weight_files(tmp_path)[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of the \d files.*{gone.name}"):
+        load_checkpoint(tmp_path)
+    (tmp_path / f"{WEIGHTS}.index.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"index\.json is damaged"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("said", "mode"), [("token_replace", "token_replace"), (None, None)])
+def test_the_configuration_tells_the_image_mode(tmp_path: Path, said: str | None, mode: str | None) -> None:
+    network(in_channels=16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_condition_type": said}))
+    found = load_checkpoint(tmp_path)
+    assert found.i2v_mode == mode
+    if mode is None:
+        with pytest.raises(CheckpointError, match=r"weights do not tell.*token_replace.*none.*Say it"):
+            found.family()
+        assert found.family("none").i2v_mode == "none"
+    else:
+        assert found.family().kept_frames == 1
+        with pytest.raises(CheckpointError, match=r"says that its start image enters as 'token_replace', but 'none'"):
+            found.family("none")
+
+
+def test_a_folders_hash_is_that_of_its_files(tmp_path: Path) -> None:
+    network().save_pretrained(tmp_path / "a")
+    network().save_pretrained(tmp_path / "b")
+    assert weights_sha256(tmp_path / "a") == weights_sha256(tmp_path / "b")
+    file = tmp_path / "b" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert weights_sha256(tmp_path / "a") != weights_sha256(tmp_path / "b")
