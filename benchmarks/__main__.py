@@ -21,8 +21,8 @@ from .worker import MACHINE
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
-# The most seconds that each may take, in the order in which they run.
-LIMITS = {"forward": 160, "iteration": 255, "sampling": 90, "loading": 150, "autoencoder": 40, "data": 30}
+# The most seconds that each may take while others wait; the order is that in which all of them run.
+LIMITS = {"forward": 160, "iteration": 340, "sampling": 120, "loading": 150, "autoencoder": 40, "data": 30}
 _MACHINE_SECONDS = 60
 # Between a benchmark's time being up, after which it begins no new case, and its being ended.
 _GRACE = 30
@@ -43,7 +43,10 @@ def measure(names: list[str], results: Path, minutes: float, pocket: bool, commi
             store.end(name, "not run: out of time", 0)
             continue
         began = time.monotonic()
-        status = _run(store, name, min(LIMITS[name], left - _GRACE / 2), pocket)
+        seconds = left - _GRACE / 2
+        if name != names[-1]:
+            seconds = min(LIMITS[name], seconds)
+        status = _run(store, name, seconds, pocket)
         store.end(name, status, time.monotonic() - began)
         logger.info("%s: %s after %.0f s", name, status, time.monotonic() - began)
         write_text(results.with_suffix(".md"), render(store.read()))
@@ -72,7 +75,7 @@ def _run(store: Store, name: str, seconds: float, pocket: bool) -> str:
 
 def _commit() -> str | None:
     done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty=, changed"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return done.stdout.strip() or None
 

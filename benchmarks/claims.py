@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from .kernels import by_kind
+
 Document = dict[str, Any]
 Row = dict[str, Any]
 
@@ -12,6 +14,7 @@ TARGETS = (
     ("iteration", "iteration, computed", 1.05),
     ("iteration", "rounds of", 1.05),
 )
+PROFILE = "where the time goes"
 
 
 def claims(document: Document) -> Iterator[str]:
@@ -22,14 +25,26 @@ def claims(document: Document) -> Iterator[str]:
         for row in rows.get(benchmark, []):
             if part in row["case"] and "ratio" in row:
                 verdict = "met" if row["ratio"] <= target else "not met"
-                yield f"{row['case']}: {row['ratio']:.4f} times its bare calls, target at most {target}: **{verdict}**"
-    yield from _memory(document["machine"], rows.get("iteration", []))
+                once = ", one repeat" if _repeats(row, rows[benchmark]) == 1 else ""
+                yield (
+                    f"{row['case']}: {row['ratio']:.4f} times its bare calls, target at most {target}: "
+                    f"**{verdict}**{once}"
+                )
+    yield from _sampling(rows.get("sampling", []))
+    yield from _iteration(document["machine"], rows.get("iteration", []))
     for row in rows.get("loading", []):
         if "host_peak_gb" in row and row["case"].startswith("load"):
             yield (
                 f"{row['case']}: {row['file_gb']:.3g} GB in {row['seconds']:.3g} s with at most "
                 f"{row['host_peak_gb']:.3g} GB of the host's own memory"
             )
+
+
+def _repeats(row: Row, rows: list[Row]) -> int | None:
+    """How often a row was measured; a computed one as often as those of its clip that it comes from."""
+    clip = row["case"].partition(": ")[0]
+    known = [other["repeats"] for other in rows if other["case"].startswith(f"{clip}: bare") and "repeats" in other]
+    return row.get("repeats", min(known, default=None))
 
 
 def _forwards(rows: list[Row]) -> Iterator[str]:
@@ -45,14 +60,38 @@ def _forwards(rows: list[Row]) -> Iterator[str]:
             )
         elif variant:
             groups.setdefault(group, {})[variant] = row["seconds"]
+    if profile := by_kind(row for row in rows if "part" in row):
+        parts = ", ".join(f"{row['case'].partition(': ')[2]} {100 * row['part']:.0f} %" for row in profile)
+        yield f"{profile[0]['case'].partition(': ')[0]}: {parts}"
     for group, variants in groups.items():
         if len(variants) > 1:
             (fast, least), *_, (slow, most) = sorted(variants.items(), key=lambda item: item[1])
             yield f"{group}: fastest is {fast} ({least:.3g} s), slowest {slow} ({most / least:.3g} times as long)"
 
 
-def _memory(machine: dict[str, Any], rows: list[Row]) -> Iterator[str]:
-    """The longest clip of which a whole iteration ran."""
+def _sampling(rows: list[Row]) -> Iterator[str]:
+    """Peers: diffusers' loop as a multiple of the bare calls, our node as one of ComfyUI's own sampler."""
+    for row in rows:
+        if "scheduler loop" in row["case"] and "ratio" in row:
+            yield f"{row['case']}: {row['ratio']:.4f} times the bare calls"
+        elif "sampler node" in row["case"] and "ratio" in row:
+            yield (
+                f"{row['case']}: {row['ratio']:.3f} times ComfyUI's stock sampler (spread of the repeats "
+                f"{100 * row['spread']:.0f} %), results {row['relative_difference']:.2g} apart"
+            )
+
+
+def _iteration(machine: dict[str, Any], rows: list[Row]) -> Iterator[str]:
+    """The optimizer's part, what choices cost or save, and the longest clip of which a whole iteration ran."""
+    for row in rows:
+        if "optimizer_seconds" in row:
+            part = row["optimizer_seconds"] / row["seconds"]
+            yield f"{row['case']}: the optimizer takes {100 * part:.1f} % of it"
+    for row in rows:
+        for choice in ("forward without a branch", "backward, attention kept"):
+            if row["case"].endswith(choice) and "ratio" in row:
+                peak = f", {row['peak_gb']:.1f} GB at most" if "peak_gb" in row else ""
+                yield f"{row['case']}: {row['ratio']:.3f} of the usual time{peak}"
     held = [row for row in rows if "iteration, computed" in row["case"] and "peak_gb" in row]
     if held and "device_memory_gb" in machine:
         longest = max(held, key=lambda row: row["tokens"])

@@ -1,12 +1,15 @@
-"""Results as Markdown: what a run's rows say, and a table for every benchmark."""
+"""The performance page: every machine's newest run, what it says, its tables; predictions and their outcomes."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .claims import Document, Row, claims
+from .claims import Document, claims
+from .predictions import outcomes
 from .store import Store
+from .tables import missing, number, tables
 
+NOTES = Path(__file__).with_name("NOTES.md")
 _TITLES = {
     "forward": "One forward of the transformer",
     "iteration": "One iteration of training",
@@ -15,53 +18,83 @@ _TITLES = {
     "autoencoder": "Encoding and decoding",
     "data": "The latent dataset",
 }
-_HEADINGS = {
-    "case": "what",
-    "of_matmul": "of a plain product",
-    "seconds": "median s",
-    "peak_gb": "device peak GB",
-    "host_peak_gb": "host peak GB",
-    "host_peak_with_mapped_gb": "with mapped files GB",
-    "pflop": "PFLOP",
-    "tflops": "TFLOP/s",
-    "gb_per_s": "GB/s",
-    "file_gb": "file GB",
-    "weights_gb": "weights GB",
-    "error": "not measured because",
+_EXPLANATIONS = {
+    "forward": "TFLOP are counted from the shape: matrix products and attention. Masked attention is given a mask that "
+    "hides nothing, as diffusers' transformer makes it.",
+    "iteration": "Weak-to-strong distillation by the 13B preset, in mode `lora` with activation checkpointing: five "
+    "updates of the fake branch, one of the generator. Bare calls are the same calls of the network with everything "
+    "prepared and nothing around them; ratio is the time over theirs.",
+    "sampling": "Ratio is the time over that of as many bare calls of the network with prepared inputs. Relative "
+    "difference is that of the results from our sampler's (for our node: from the stock sampler's).",
+    "loading": "The host's peak is the process's own memory; pages of mapped files, which the system can take back, "
+    "are counted in the column after it.",
+    "data": "Encoding by the small autoencoder, storing and reading shards; `prepare` is the whole command.",
 }
-_PERCENT = {"spread", "part", "of_matmul"}
-_TEXTS = ("note", "error")
-# The files have them; the spread says enough here.
-_HIDDEN = {"seconds_min", "seconds_max"}
 _INTRODUCTION = """# Performance
 
 Written by `python -m benchmarks report` from the files in `benchmarks/results/`; `python -m benchmarks` makes such a
-file on any machine. Compared variants ran interleaved, in one process, after a warm-up. Times are medians; the spread
-is the range of the repeats as a part of the median. All weights and inputs are random numbers.
+file on any machine (see [`benchmarks/README.md`](../benchmarks/README.md)). Compared variants ran interleaved, in one
+process, after a warm-up. Times are medians; the spread is the range of the repeats as a part of the median, and is
+left empty where there was one repeat. GB are 10^9 bytes. All weights and inputs are random numbers. Sentences with
+numbers are computed from the files.
 """
 
 
 def performance_page(folder: Path) -> str:
-    """The page of all results of a folder, newest first."""
-    documents = [Store(path).read() for path in sorted(folder.glob("*.json"))]
-    documents.sort(key=lambda document: document["machine"].get("date", ""), reverse=True)
-    return "\n".join([_INTRODUCTION, *(render(document) for document in documents)])
+    """The page of the newest run of every machine and size: 13B first, then predictions, then pocket sizes."""
+    runs = {path.stem: Store(path).read() for path in sorted(folder.glob("*.json"), reverse=True)}
+    newest: dict[tuple[Any, ...], str] = {}
+    for name, document in sorted(runs.items(), key=lambda run: run[1]["machine"].get("date", ""), reverse=True):
+        newest.setdefault(_subject(document), name)
+    full = [runs[name] for name in newest.values() if not _is_pocket(runs[name])]
+    pocket = [runs[name] for name in newest.values() if _is_pocket(runs[name])]
+    parts = [_INTRODUCTION, *(render(document) for document in full)]
+    everything = [document for document in runs.values() if not _is_pocket(document)]
+    if everything:
+        parts.append("\n".join(["## Expected and measured", "", *outcomes(everything)]) + "\n")
+        parts.append(NOTES.read_text(encoding="utf-8"))
+    parts += [render(document) for document in pocket]
+    older = [name for name in runs if name not in newest.values()]
+    if older:
+        links = ", ".join(f"[{name}](../benchmarks/results/{name}.md)" for name in older)
+        parts.append(f"## Earlier runs\n\n{links}\n")
+    return "\n".join(parts)
+
+
+def _subject(document: Document) -> tuple[Any, ...]:
+    return document["machine"].get("device"), document["machine"].get("sizes")
+
+
+def _is_pocket(document: Document) -> bool:
+    return document["machine"].get("sizes") == "pocket"
 
 
 def render(document: Document) -> str:
-    """One run as Markdown: the machine, what its rows say, the rows."""
+    """One run as Markdown: the machine, what its rows say, what was not measured, the rows."""
     machine = document["machine"]
     lines = [f"## {machine.get('device', 'Unknown device')}, {machine.get('sizes', '')} sizes", ""]
     lines += [f"- {line}" for line in machine_lines(machine)]
-    if machine.get("sizes") == "pocket":
+    if _is_pocket(document):
         lines.append("- Pocket sizes: they show that everything runs and guard ratios; they say nothing of 13B's speed")
     lines += ["", "What the rows below say:", "", *(f"- {line}" for line in claims(document))]
+    if unmeasured := list(_unmeasured(document["benchmarks"])):
+        lines += ["", "Not measured:", "", *(f"- {line}" for line in unmeasured)]
     for name, benchmark in document["benchmarks"].items():
         lines += ["", f"### {_TITLES.get(name, name)}", ""]
-        if benchmark["status"] != "done":
-            lines += [f"This benchmark is incomplete ({benchmark['status']}).", ""]
+        if name in _EXPLANATIONS:
+            lines += [_EXPLANATIONS[name], ""]
         lines += tables(benchmark["rows"])
     return "\n".join(lines) + "\n"
+
+
+def _unmeasured(benchmarks: dict[str, Any]) -> Iterator[str]:
+    yield from missing(benchmarks)
+    for name, entry in benchmarks.items():
+        if entry["status"] != "done":
+            yield f"{name} is incomplete: {entry['status']}"
+    absent = [name for name in _TITLES if name not in benchmarks]
+    if absent:
+        yield f"{', '.join(absent)}: not asked for in this run"
 
 
 def machine_lines(machine: dict[str, Any]) -> Iterator[str]:
@@ -75,56 +108,6 @@ def machine_lines(machine: dict[str, Any]) -> Iterator[str]:
         yield f"Python {machine['python']}, {versions}{cuda}"
     if "matmul_tflops" in machine:
         yield (
-            f"It reaches {_number(machine['matmul_tflops'])} TFLOP/s at a plain matrix product of random numbers and "
-            f"{_number(machine['copy_gb_per_s'])} GB/s at a plain copy"
+            f"It reaches {number(machine['matmul_tflops'])} TFLOP/s at a plain matrix product of random numbers and "
+            f"{number(machine['copy_gb_per_s'])} GB/s at a plain copy"
         )
-
-
-def tables(rows: list[Row]) -> Iterator[str]:
-    """Rows as Markdown tables, of which a new one begins where a row has columns that the one before it lacks."""
-    if not rows:
-        yield "No case was measured."
-    part: list[Row] = []
-    columns: set[str] = set()
-    for row in rows:
-        new = row.keys() - _HIDDEN - {"case", "error"}
-        if columns and new - columns:
-            yield from (*table(part), "")
-            part, columns = [], set()
-        part.append(row)
-        columns |= new
-    if part:
-        yield from table(part)
-
-
-def table(rows: list[Row]) -> list[str]:
-    """Rows as one Markdown table with the columns that any of them has, in the order of their first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in _HIDDEN))
-    # Texts are few and long: last.
-    columns.sort(key=lambda column: column in _TEXTS)
-    lines = [_line(_HEADINGS.get(column, column.replace("_", " ")) for column in columns)]
-    lines.append(_line("---" if column in ("case", *_TEXTS) else "---:" for column in columns))
-    return lines + [_line(_cell(column, row.get(column)) for column in columns) for row in rows]
-
-
-def _line(cells: Iterator[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float) and column in _PERCENT:
-        return f"{100 * value:.1f} %"
-    return _number(value) if isinstance(value, (int, float)) else str(value).replace("|", "\\|")
-
-
-def _number(value: float) -> str:
-    """A number with four digits, or as a power of ten when it is tiny."""
-    if isinstance(value, int):
-        return str(value)
-    if value and abs(value) < 1e-3:
-        return f"{value:.2e}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

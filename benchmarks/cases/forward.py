@@ -164,7 +164,7 @@ def _profile(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
         }
         total = sum(time for time, _ in times.values())
         for name, (time, count) in sorted(times.items(), key=lambda item: -item[1][0])[:_KERNELS_SHOWN]:
-            bench.record(f"{group}: {name[:80]}", part=time / total, seconds=time / 1e6, calls=count)
+            bench.record(f"{group}: {name[:300]}", part=time / total, seconds=time / 1e6, calls=count)
 
 
 def _precision(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
-from magicdistill_core.families.hunyuan_video import NullPrompt
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
-from train.network import load_network
+from train.network import load_network, prompt_on
 from train.weights import load_weights
 
 from ..harness import GB, Bench, HostMemory, Row
@@ -44,7 +43,7 @@ def _write(bench: Bench, file: Path) -> None:
     generator = bench.generator()
     network = random_network(bench.sizes.shape, bench.device, torch.bfloat16, generator)
     on_device = random_prompt(bench.sizes.shape, bench.sizes.text_tokens, bench.device, generator)
-    prompt = NullPrompt(on_device.text_states.cpu(), on_device.pooled.cpu())
+    prompt = prompt_on(on_device, torch.device("cpu"))
     clip = bench.sizes.usual
     recipe = Recipe(
         kind="teacher", steps=28, shift=5.0, width=clip.width, height=clip.height, frames=clip.frames, fps=24

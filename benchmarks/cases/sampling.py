@@ -43,7 +43,7 @@ def run(bench: Bench) -> None:
         forward = 0.0
         name = f"{sizes.small.name}, {MANY} steps"
         with bench.case(name):
-            forward = measure_samplers(bench, network, prompt, sizes.small, MANY, repeats=1 if bench.full else 5)
+            forward = measure_samplers(bench, network, prompt, sizes.small, MANY, repeats=3 if bench.full else 5)
         work, known = (
             forward_flops(sizes.shape, clip.tokens, sizes.text_tokens) for clip in (sizes.usual, sizes.small)
         )

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.claims import claims
-from benchmarks.report import performance_page, render, table, tables
+from benchmarks.kernels import by_kind, kind_of
+from benchmarks.predictions import PREDICTIONS, outcomes
+from benchmarks.report import performance_page, render
 from benchmarks.store import Store
+from benchmarks.tables import missing, table, tables
 
 
 @pytest.fixture
@@ -37,20 +41,74 @@ def test_rows_are_on_disk_as_soon_as_they_are_added(results: Path) -> None:
     assert document["benchmarks"]["forward"]["whole_seconds"] == 12.3
 
 
-def test_a_table_has_every_column_and_errors_last() -> None:
-    lines = table([{"case": "a", "error": "no"}, {"case": "b", "seconds": 0.5, "part": 0.25}])
-    assert lines == [
-        "| what | median s | part | not measured because |",
-        "| --- | ---: | ---: | --- |",
-        "| a |  |  | no |",
-        "| b | 0.5 | 25.0 % |  |",
+def test_a_table_has_every_column_and_one_repeat_has_no_spread() -> None:
+    rows = [
+        {"case": "a", "ratio": 1.5, "seconds": 0.25, "spread": 0.0, "repeats": 1},
+        {"case": "b", "pflop": 0.5, "spread": 0.25, "repeats": 2, "seconds_min": 0.1},
+    ]
+    assert table(rows) == [
+        "| what | median s | spread | repeats | TFLOP | ratio |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| a | 0.25 |  | 1 |  | 1.5 |",
+        "| b |  | 25.0 % | 2 | 500 |  |",
     ]
 
 
-def test_a_new_table_begins_with_new_columns() -> None:
-    rows = [{"case": "a", "seconds": 1.0}, {"case": "b", "error": "no"}, {"case": "c", "part": 0.5}]
-    assert list(tables(rows)) == [*table(rows[:2]), "", *table(rows[2:])]
+def test_every_group_has_its_table() -> None:
+    rows = [
+        {"case": "clip: one", "tokens": 7, "seconds": 1.0, "note": "a note"},
+        {"case": "alone", "seconds": 3.0},
+        {"case": "clip: failed", "error": "out of memory"},
+        {"case": "clip: two", "tokens": 7, "ratio": 2.0},
+    ]
+    assert list(tables(rows)) == [
+        *table([rows[1]]),
+        "",
+        "**clip** (7 tokens)",
+        "",
+        *table([{"case": "one", "seconds": 1.0}, {"case": "two", "ratio": 2.0}]),
+        "",
+        "- one: a note",
+    ]
     assert list(tables([])) == ["No case was measured."]
+
+
+def test_what_was_not_measured_is_told_by_reason() -> None:
+    benchmarks = {
+        "forward": {"rows": [{"case": "a", "error": "not run: no GPU"}, {"case": "b", "seconds": 1.0}]},
+        "sampling": {"rows": [{"case": "c", "error": "not run: no GPU"}, {"case": "d", "error": "out of memory"}]},
+    }
+    assert list(missing(benchmarks)) == ["a (forward); c (sampling): no GPU", "d (sampling): out of memory"]
+
+
+def test_kernels_are_summed_by_what_they_do() -> None:
+    rows = [
+        {"case": "time: nvjet_sm90_tst_192x208_64x4_TNT", "part": 0.25, "seconds": 1.0, "calls": 3},
+        {
+            "case": "time: void at::native::unrolled_elementwise_kernel<direct_copy_k",
+            "part": 0.125,
+            "seconds": 0.5,
+            "calls": 4,
+        },
+        {"case": "time: sm80_xmma_gemm_bf16", "part": 0.25, "seconds": 1.0, "calls": 2},
+    ]
+    assert by_kind(rows) == [
+        {"case": "time: matrix products", "part": 0.5, "seconds": 2.0, "calls": 5},
+        {"case": "time: everything else", "part": 0.375, "seconds": 1.5},
+        {"case": "time: casts, copies and concatenations", "part": 0.125, "seconds": 0.5, "calls": 4},
+    ]
+    assert kind_of("cudnn_generated_fort_native_sdpa_sm90_flash_fprop") == "attention"
+    assert kind_of("aten::addmm") == kind_of("ampere_bf16_s16816gemm") == "matrix products"
+
+
+def test_outcomes_are_the_newest_numbers_or_not_measured(results: Path) -> None:
+    def run(date: str, seconds: float) -> dict[str, Any]:
+        rows = [{"case": f"{n} frames at 544x960", "seconds": n * seconds, "of_matmul": 0.5} for n in (81, 129)]
+        return {"machine": {"date": date}, "benchmarks": {"forward": {"rows": rows}}}
+
+    table = "\n".join(outcomes([run("2026-01-02", 2.0), run("2026-01-01", 1.0), Store(results).read()]))
+    assert "| 162.00 s and 258.00 s, 50 % and 50 % of a plain product's rate |" in table
+    assert table.count("| not measured |") == len(PREDICTIONS) - 1
 
 
 def test_claims_follow_the_numbers(results: Path) -> None:
@@ -77,9 +135,21 @@ def test_a_page_names_the_machine_and_what_is_incomplete(results: Path) -> None:
     assert "## Card X, 13B sizes" in page
     assert "780.1 TFLOP/s" in page
     assert "4300 GB/s" in page
-    assert "| 81 frames | 4.25 | 1.2 % | 60.0 % | 3 |  |" in page
-    assert "out of memory \\| 141 GB" in page
-    assert "This benchmark is incomplete (begun)." in page
+    assert "| 81 frames | 4.25 | 1.2 % | 60.0 % | 3 |" in page
+    assert "- 129 frames (forward): out of memory | 141 GB" in page
+    assert "- iteration is incomplete: begun" in page
+    assert "- loading, autoencoder, data: not asked for in this run" in page
+    assert page.index("## Card X") < page.index("## Expected and measured") < page.index("## Notes")
+
+
+def test_a_page_shows_the_newest_run_of_a_machine_and_links_to_others(results: Path) -> None:
+    store = Store(results.with_name("later.json"))
+    store.set_machine(device="Card X", sizes="13B", date="2026-02-01", cpu="C", cores=1, memory_gb=1, system="S")
+    store.set_machine(python="3", versions={})
+    page = performance_page(results.parent)
+    assert page.count("## Card X, 13B sizes") == 1
+    assert "- 2026-02-01, commit unknown" in page
+    assert "[run](../benchmarks/results/run.md)" in page
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,243 @@
+"""What was expected of 13B on one large GPU before it was measured, and what came of it.
+
+Expectations are typed; outcomes are computed from the results, and say "not measured" until there are rows for them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .claims import PROFILE, Document, Row
+from .kernels import by_kind
+from .sizes import FULL_SIZES
+
+_SMALL, _MEDIUM, _USUAL, _LONGEST = (clip.name for clip in FULL_SIZES.clips)
+_ATTENTION = f"attention in the forward, {_MEDIUM}"
+_WEIGHTS = f"weights, {_MEDIUM}"
+_ITERATION = "iteration, computed from one update of each"
+
+
+class NotMeasuredError(LookupError):
+    """No result has the row."""
+
+
+class Measured:
+    """Rows by benchmark and case, out of the newest result that has them."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self._documents = sorted(documents, key=lambda document: document["machine"].get("date", ""), reverse=True)
+
+    def rows(self, benchmark: str, start: str) -> list[Row]:
+        """The measured rows of one result whose cases begin so.
+
+        Raises:
+            NotMeasuredError: if there are none.
+        """
+        for document in self._documents:
+            entry = document["benchmarks"].get(benchmark, {"rows": []})
+            found = [row for row in entry["rows"] if row["case"].startswith(start) and "error" not in row]
+            if found:
+                return found
+        raise NotMeasuredError(f"{benchmark}: {start}")
+
+    def row(self, benchmark: str, case: str) -> Row:
+        """One row.
+
+        Raises:
+            NotMeasuredError: if there is none.
+        """
+        for row in self.rows(benchmark, case):
+            if row["case"] == case:
+                return row
+        raise NotMeasuredError(f"{benchmark}: {case}")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An expectation or a target, how its outcome is told, and what follows from that."""
+
+    expected: str
+    outcome: Callable[[Measured], str]
+    follows: str
+
+
+def outcomes(documents: Sequence[Document]) -> Iterator[str]:
+    """The table of all predictions, as lines of Markdown."""
+    measured = Measured(documents)
+    yield "| expected, or asked | measured | what follows |"
+    yield "| --- | --- | --- |"
+    for prediction in PREDICTIONS:
+        try:
+            outcome = prediction.outcome(measured)
+        except NotMeasuredError:
+            outcome = "not measured"
+        yield f"| {prediction.expected} | {outcome} | {prediction.follows} |"
+
+
+def _once(row: Row) -> str:
+    return " (one repeat)" if row.get("repeats") == 1 else ""
+
+
+def _forwards(measured: Measured) -> str:
+    usual, longest = (measured.row("forward", name) for name in (_USUAL, _LONGEST))
+    return (
+        f"{usual['seconds']:.2f} s and {longest['seconds']:.2f} s, {100 * usual['of_matmul']:.0f} % and "
+        f"{100 * longest['of_matmul']:.0f} % of a plain product's rate"
+    )
+
+
+def _mask(measured: Measured) -> str:
+    masked, unmasked = (
+        measured.row("forward", f"{_ATTENTION}: {name}") for name in ("PyTorch's choice, masked", "as it is")
+    )
+    seconds = masked["seconds"], unmasked["seconds"]
+    less = 100 * (1 - seconds[1] / seconds[0])
+    return f"{seconds[0]:.3f} s with it, {seconds[1]:.3f} s without at {_MEDIUM}: {less:.0f} % less"
+
+
+def _back_ends(measured: Measured) -> str:
+    ours, cudnn, flash = (
+        measured.row("forward", f"{_ATTENTION}: {name}")["seconds"] for name in ("as it is", "cuDNN", "flash")
+    )
+    return f"{ours:.3f} s by PyTorch's own choice, {cudnn:.3f} s by cuDNN, {flash:.3f} s by PyTorch's flash kernel"
+
+
+def _compiled(measured: Measured) -> str:
+    eager, compiled = (measured.row("forward", f"compiled blocks, {_MEDIUM}: {name}") for name in ("eager", "compiled"))
+    return (
+        f"{eager['seconds'] / compiled['seconds']:.2f} times as fast at {_MEDIUM} ({compiled['seconds']:.3f} s instead "
+        f"of {eager['seconds']:.3f} s); the first call takes {compiled['first_call_seconds']:.0f} s"
+    )
+
+
+def _weights(measured: Measured) -> str:
+    exact, expanded, multiplied = (
+        measured.row("forward", f"{_WEIGHTS}: {name}")
+        for name in ("bfloat16", "int8, expanded at every call", "fp8, multiplied in fp8")
+    )
+    products = next(
+        row["part"]
+        for row in by_kind(measured.rows("forward", f"{PROFILE}, {_MEDIUM}"))
+        if row["case"].endswith("matrix products")
+    )
+    return (
+        f"{multiplied['weights_gb']:.1f} GB instead of {exact['weights_gb']:.1f}; {multiplied['seconds']:.3f} s "
+        f"multiplied in fp8, {expanded['seconds']:.3f} s with int8 expanded at every call, {exact['seconds']:.3f} s in "
+        f"bf16. Matrix products are {100 * products:.0f} % of a forward's time"
+    )
+
+
+def _casts(measured: Measured) -> str:
+    rows = measured.rows("forward", f"{PROFILE}, {_MEDIUM}")
+    (casts,) = (row for row in by_kind(rows) if "casts" in row["case"])
+    calls = " and ".join(str(row["calls"]) for row in rows if "copy" in row["case"])
+    return f"{100 * casts['part']:.1f} % of a forward's time are casts and copies ({calls} calls)"
+
+
+def _branch(measured: Measured) -> str:
+    row = measured.row("iteration", f"{_USUAL}: forward without a branch")
+    return f"{100 * (1 - row['ratio']):.1f} % of a forward at {_USUAL}{_once(row)}"
+
+
+def _kept(measured: Measured) -> str:
+    row = measured.row("iteration", f"{_USUAL}: backward, attention kept")
+    return (
+        f"{100 * (1 - row['ratio']):.1f} % less (ratio {row['ratio']:.3f}) at {_USUAL}, {row['peak_gb']:.1f} GB at most"
+        f"{_once(row)}"
+    )
+
+
+def _sampler(measured: Measured) -> str:
+    usual, small = (
+        measured.row("sampling", f"{name}: our Euler sampler") for name in (f"{_USUAL}, 4 steps", f"{_SMALL}, 28 steps")
+    )
+    peer = measured.row("sampling", f"{_SMALL}, 28 steps: diffusers' scheduler loop")
+    return (
+        f"{usual['ratio']:.4f} at {_USUAL}, 4 steps{_once(usual)}; {small['ratio']:.4f} at {_SMALL}, 28 steps"
+        f"{_once(small)}, where diffusers' loop takes {peer['ratio']:.4f}"
+    )
+
+
+def _overhead(measured: Measured) -> str:
+    row = measured.row("iteration", f"{_MEDIUM}: {_ITERATION}")
+    fake, generator = (
+        measured.row("iteration", f"{_MEDIUM}: {player} update, exit at the first node")
+        for player in ("fake", "generator")
+    )
+    parts = sorted(100 * update["optimizer_seconds"] / update["seconds"] for update in (fake, generator))
+    return (
+        f"{row['ratio']:.3f} at {_MEDIUM}{_once(fake)}: {fake['ratio']:.3f} for a fake update, "
+        f"{generator['ratio']:.3f} for a generator's; the optimizer takes {parts[0]:.1f} to {parts[1]:.1f} % "
+        f"of an update"
+    )
+
+
+def _longest(measured: Measured) -> str:
+    try:
+        row = measured.row("iteration", f"{_LONGEST}: {_ITERATION}")
+    except NotMeasuredError:
+        lower = measured.row("iteration", f"{_MEDIUM}: {_ITERATION}")
+        return f"not measured, for lack of time; {lower['peak_gb']:.1f} GB at {_MEDIUM}"
+    return f"{row['peak_gb']:.1f} GB at {_LONGEST}"
+
+
+def _loading(measured: Measured) -> str:
+    row = measured.row("loading", "load from disk")
+    return f"{row['file_gb']:.1f} GB in {row['seconds']:.1f} s, {row['host_peak_gb']:.1f} GB of the host's memory"
+
+
+PREDICTIONS = (
+    Prediction(
+        "One forward takes about 4 s at 81 and 8 s at 129 frames",
+        _forwards,
+        "What is left to the plain rate lies in attention and in everything that is neither product nor attention",
+    ),
+    Prediction(
+        "Without the mask that diffusers' transformer makes, which hides nothing, a forward is faster",
+        _mask,
+        "The trainer's network passes no mask",
+    ),
+    Prediction(
+        "Some attention kernel is faster than what PyTorch chooses",
+        _back_ends,
+        "No: without a mask the choice is cuDNN's. Nothing to set",
+    ),
+    Prediction(
+        "Compiled blocks are faster",
+        _compiled,
+        "The largest gain left. The trainer does not compile yet: its blocks run under activation checkpointing and "
+        "change branches between calls, and that was not tried compiled",
+    ),
+    Prediction(
+        "Weights in 8 bits halve the memory, and products in fp8 are faster",
+        _weights,
+        "Memory yes, speed no: bringing activations to fp8 costs what the products gain. Of use where memory is short; "
+        "the trainer's weights stay in bf16",
+    ),
+    Prediction(
+        "Casts between precisions cost time that our wrappers could save",
+        _casts,
+        "No: by their number they are diffusers' rotary embedding and norms of queries and keys in float32. Compiling "
+        "fuses them",
+    ),
+    Prediction(
+        "An unmerged branch costs a few percent of a forward", _branch, "Branches stay unmerged: roles switch for free"
+    ),
+    Prediction(
+        "Attention kept through activation checkpointing: forward and backward take 17 % less at 81 frames",
+        _kept,
+        "`model.keep_attention`, off by default since it takes memory",
+    ),
+    Prediction(
+        "The sampler takes at most 1.01 times its bare calls",
+        _sampler,
+        "It copied two numbers to the device at every step and waited each time. It no longer does; not measured since",
+    ),
+    Prediction(
+        "An iteration takes at most 1.05 times its bare calls",
+        _overhead,
+        "Barely missed, with every length's first call, in which kernels are chosen, counted to the fake update. "
+        "The next run warms up first",
+    ),
+    Prediction("129 frames at 544x960 can be trained in 141 GB", _longest, "Open. First in the next run"),
+    Prediction("A 26-GB file loads without as much memory of the host", _loading, "Open for 13B"),
+)
