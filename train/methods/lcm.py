@@ -1,0 +1,49 @@
+"""Latent consistency distillation, the recipe of FastVideo that MagicDistillation compares itself with (MD App. B)."""
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.objectives.consistency import consistency_loss
+
+from ..method_config import GENERATOR, LCMConfig
+from .base import Loss, Method, MicroBatch
+
+
+class LatentConsistency(Method[LCMConfig]):
+    """The generator learns to jump to the end of the teacher's ODE from anywhere on its many-step schedule."""
+
+    headline = ("generator/loss", "generator/gradient_norm")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The generator alone."""
+        return (GENERATOR,)
+
+    def loss(self, player: str, batch: MicroBatch) -> Loss:
+        """The Huber distance to where the target ends after one Euler step of the teacher."""
+        sigma, sigma_next = self._neighbours(batch)
+        student = self.players.generator_velocity(batch.condition)
+        teacher = self.players.teacher(batch.condition)
+        value = consistency_loss(
+            student,
+            teacher,
+            teacher if self.settings.target == "teacher" else student,
+            batch.latents,
+            self._noise("loss", batch),
+            sigma,
+            sigma_next,
+            self.settings.huber_width,
+        )
+        return Loss(value, {"generator/loss": value.detach()})
+
+    def _neighbours(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Neighbouring levels `[B]` of the teacher's schedule, another pair for every sample."""
+        steps = self.settings.ode_steps
+        sigmas = few_step_sigmas(steps, self.schedule.shift)
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return torch.randint(steps, (), generator=generator)
+
+        index = self.draws.each("node", batch.update, batch.positions, draw)
+        return sigmas[index].to(self.device), sigmas[index + 1].to(self.device)

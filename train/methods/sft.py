@@ -1,0 +1,39 @@
+"""Fine-tuning of a teacher by flow matching on real videos: how the portrait teacher of MagicDistillation was made."""
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.objectives.flow_matching import flow_matching_loss
+from magicdistill_core.objectives.noise_levels import logit_normal_sigma
+
+from ..method_config import GENERATOR, SFTConfig
+from .base import Loss, Method, MicroBatch
+
+
+class FineTuning(Method[SFTConfig]):
+    """The generator is the teacher, and learns from the data alone."""
+
+    headline = ("generator/loss", "generator/gradient_norm")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The generator alone."""
+        return (GENERATOR,)
+
+    def loss(self, player: str, batch: MicroBatch) -> Loss:
+        """Flow matching (M141 Eq. 9) at logit-normal levels."""
+        value = flow_matching_loss(
+            self.players.generator_velocity(batch.condition),
+            batch.latents,
+            self._noise("loss", batch),
+            self._logit_normal(batch),
+        )
+        return Loss(value, {"generator/loss": value.detach()})
+
+    def _logit_normal(self, batch: MicroBatch) -> Tensor:
+        settings, shift = self.settings, self.schedule.shift
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return logit_normal_sigma(1, shift, generator, settings.level_mean, settings.level_std)[0]
+
+        return self.draws.each("level", batch.update, batch.positions, draw).to(self.device)
