@@ -19,11 +19,11 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from train.config import TrainConfig
 from train.distributed import mean_over_processes
 from train.draws import Draws
-from train.engines import Players, build_players
 from train.method_config import FAKE, GENERATOR, W2SConfig
 from train.methods import MicroBatch
-from train.methods.w2s import WeakToStrong
+from train.methods.matching import DistributionMatching
 from train.network import network_inputs
+from train.players import Players, build_players
 from train.roles import BASE, Role, branch_parameters, checkpoint_activations
 
 from .models import random_clip, random_network
@@ -64,8 +64,8 @@ class TimedPlayers(Players):
 
     watch: Stopwatch
 
-    def score(self, condition: Tensor, weight: float) -> Velocity:
-        velocity = super().score(condition, weight)
+    def score(self, condition: Tensor, weight: float, *, unconditional: bool = False) -> Velocity:
+        velocity = super().score(condition, weight, unconditional=unconditional)
 
         def timed(x: Tensor, sigma: Tensor) -> Tensor:
             with self.watch.phase(FORWARD if torch.is_grad_enabled() else SCORES):
@@ -74,7 +74,7 @@ class TimedPlayers(Players):
         return timed
 
 
-class TimedMethod(WeakToStrong):
+class TimedMethod(DistributionMatching[W2SConfig]):
     """The method with its rollouts timed."""
 
     def __init__(self, config: TrainConfig, players: TimedPlayers, draws: Draws, device: torch.device) -> None:
@@ -125,8 +125,17 @@ class Subject:
     @property
     def strong(self) -> Role:
         """The role in which the bare calls are made; every role costs the same."""
+        return Role(FAKE, self._method.a_strong)
+
+    @property
+    def fake_updates(self) -> int:
+        """Fake updates in one round."""
+        return self._method.fake_updates
+
+    @property
+    def _method(self) -> W2SConfig:
         assert isinstance(self.config.method, W2SConfig)
-        return Role(FAKE, self.config.method.a_strong)
+        return self.config.method
 
 
 class Course:

@@ -1,31 +1,23 @@
-"""The DeepSpeed engines of a training: the generator, and what else its method trains beside it.
+"""DeepSpeed engines: what is trained, each with an optimizer of its own, and networks that are only asked."""
 
-Mode `full`: the generator is a copy of the teacher; the fake branch, if there is one, sits on a second, frozen one.
-Mode `lora`: generator branch, fake branch, real score and teacher share one frozen base.
-"""
-
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
-from magicdistill_core.checkpoint import Checkpoint
-from magicdistill_core.families.hunyuan_video import NullPrompt
+from magicdistill_core.families.base import Condition
 from magicdistill_core.flow import Velocity
 
 from .config import TrainConfig
+from .discriminator import Discriminator, Features
 from .distributed import is_main
-from .method_config import FAKE, GENERATOR
-from .network import load_network
-from .roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
+from .roles import BASE, Role, RoleNetwork
 from .section import OptimizerConfig
 
 
-def deepspeed_config(config: TrainConfig, clip: float) -> dict[str, Any]:
-    """DeepSpeed's settings for one engine whose gradients are clipped to a norm."""
-    stage = config.zero.stage
+def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, Any]:
+    """DeepSpeed's settings for one engine whose gradients are clipped to a norm, at a stage of ZeRO."""
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
@@ -50,15 +42,18 @@ class Engine:
 
     def __init__(
         self,
-        network: RoleNetwork,
+        network: nn.Module,
         parameters: list[nn.Parameter],
         config: TrainConfig,
         optimizer: OptimizerConfig,
+        *,
+        stage: int,
         loss_scale: float = 1.0,
     ) -> None:
-        self.network = network
         self.loss_scale = loss_scale
         self._settings = optimizer
+        # Lowered when a run goes back after a collapse.
+        self.lr_factor = 1.0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network,
             model_parameters=parameters,
@@ -72,12 +67,8 @@ class Engine:
                 fused=parameters[0].is_cuda,
             ),
             # Raised by the factor that the loss is, so that clipping sees the unscaled norm.
-            config=deepspeed_config(config, optimizer.clip * loss_scale),
+            config=deepspeed_config(config, optimizer.clip * loss_scale, stage),
         )
-
-    def velocity(self, condition: Tensor, role: Role) -> Velocity:
-        """The engine's network in a role, as a velocity for one batch's conditioning."""
-        return lambda x, sigma: self.engine(x, sigma, condition, role)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Backward of one micro-batch; `last` marks the one after which `step` follows.
@@ -87,115 +78,80 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.loss_scale)
 
-    def step(self, update: int) -> float:
-        """One optimizer step, the `update`-th (from 0) of this engine; returns the unscaled gradient norm."""
+    def step(self, update: int) -> float | None:
+        """One optimizer step, the `update`-th (from 0) of this engine; returns the unscaled gradient norm.
+
+        None where DeepSpeed keeps it to itself: without ZeRO in fp32.
+        """
         warmup = self._settings.warmup
         lr = self._settings.lr * min(1.0, (update + 1) / warmup) if warmup else self._settings.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self.lr_factor
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return float(norm) / self.loss_scale if norm is not None else float("nan")
+        return float(norm) / self.loss_scale if norm is not None else None
 
 
-class Frozen:
+class Holder:
+    """Who holds a network of several roles and is asked for its velocities."""
+
+    network: RoleNetwork
+    # The network, or what DeepSpeed made of it: under ZeRO-3 only that gathers the weights.
+    called: nn.Module
+
+    def velocity(
+        self, condition: Condition, role: Role, *, unconditional: bool = False, guidance: Tensor | None = None
+    ) -> Velocity:
+        """The network in a role, as a velocity for one batch's conditioning.
+
+        Args:
+            unconditional: with the negative prompt in place of the prompt.
+            guidance: `[B]`, for a network with a guidance embedding; None is `model.embedded_guidance`.
+        """
+        given = {"unconditional": unconditional, "guidance": guidance}
+        return lambda x, sigma: self.called(x, sigma, condition, role, **given)
+
+    def features(self, x: Tensor, sigma: Tensor, condition: Condition) -> Features:
+        """What the base's last double block gives (see `discriminator`).
+
+        Not by way of the engine, which takes every backward through what it gave for one of its own.
+        """
+        features: Features = self.network(x, sigma, condition, BASE, features=True)
+        return features
+
+
+class NetworkEngine(Engine, Holder):
+    """The engine of a generator or of a branch."""
+
+    def __init__(
+        self,
+        network: RoleNetwork,
+        parameters: list[nn.Parameter],
+        config: TrainConfig,
+        optimizer: OptimizerConfig,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__(network, parameters, config, optimizer, stage=config.zero.stage, loss_scale=loss_scale)
+        self.network = network
+        self.called = self.engine
+
+
+class DiscriminatorEngine(Engine):
+    """The engine of a discriminator; never sharded, for its one block is small and is asked without the engine."""
+
+    def __init__(self, discriminator: Discriminator, config: TrainConfig, optimizer: OptimizerConfig) -> None:
+        parameters = list(discriminator.parameters())
+        super().__init__(discriminator, parameters, config, optimizer, stage=min(config.zero.stage, 2))
+
+
+class Frozen(Holder):
     """A network that is only asked; under ZeRO-3 its weights are sharded like those of the trained ones."""
 
     def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:
         self.network = network.requires_grad_(False)
-        self._called: nn.Module = network
+        self.called = network
         if config.zero.stage == 3:
-            self._called = deepspeed.initialize(model=network, config=deepspeed_config(config, 0.0))[0]
-
-    def velocity(self, condition: Tensor, role: Role) -> Velocity:
-        """As `Engine.velocity`."""
-        return lambda x, sigma: self._called(x, sigma, condition, role)
-
-
-class Holder(Protocol):
-    """Who holds a network that is asked for velocities."""
-
-    network: RoleNetwork
-
-    def velocity(self, condition: Tensor, role: Role) -> Velocity:
-        """The network in a role, as a velocity for one batch's conditioning."""
-        ...
-
-
-@dataclass(frozen=True)
-class Players:
-    """The engines, and who plays which role with which weights.
-
-    Attributes:
-        engines: by name, as the method's `players` say; the generator's is always there.
-        generator_role: the role in which the generator's network is the generator.
-        base: who holds the frozen teacher; None where the method needs none.
-    """
-
-    engines: dict[str, Engine]
-    generator_role: Role
-    base: Holder | None
-
-    @property
-    def generator(self) -> Engine:
-        return self.engines[GENERATOR]
-
-    @property
-    def fake(self) -> Engine:
-        return self.engines[FAKE]
-
-    def engine(self, name: str) -> Engine:
-        return self.engines[name]
-
-    def generator_velocity(self, condition: Tensor) -> Velocity:
-        return self.generator.velocity(condition, self.generator_role)
-
-    def score(self, condition: Tensor, weight: float) -> Velocity:
-        """`theta + weight * zeta`: the fake score at the strong weight, the real one at the weak (MD Eq. 5, 6)."""
-        return self.fake.velocity(condition, Role(FAKE, weight))
-
-    def teacher(self, condition: Tensor) -> Velocity:
-        """The frozen teacher theta; to be asked without gradient."""
-        assert self.base is not None
-        return self.base.velocity(condition, BASE)
-
-
-def build_players(config: TrainConfig, teacher: Checkpoint, prompt: NullPrompt, device: torch.device) -> Players:
-    """Load the teacher once or twice, add the branches, and wrap what is trained into engines."""
-    dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    method, model = config.method, config.model
-    shared = model.mode == "lora"
-    base = load_network(teacher, dtype, device) if shared or FAKE in method.players or method.uses_teacher else None
-    if base is not None and shared:
-        add_branch(base, GENERATOR, model.generator_branch.rank, model.generator_branch.alpha, config.seed)
-    if base is not None and FAKE in method.players:
-        add_branch(base, FAKE, model.fake_branch.rank, model.fake_branch.alpha, config.seed + 1)
-    if base is not None and shared:
-        trained = branch_parameters(base, GENERATOR)
-        generator_network, role = RoleNetwork(base, prompt), Role(GENERATOR, 1.0)
-    else:
-        student = load_network(teacher, dtype, device)
-        trained = list(student.parameters())
-        generator_network, role = RoleNetwork(student, prompt), BASE
-    for network in {id(n): n for n in (base, generator_network.transformer) if n is not None}.values():
-        network.train()
-        if model.activation_checkpointing:
-            checkpoint_activations(network, model.keep_attention)
-    engines = {GENERATOR: Engine(generator_network, trained, config, config.generator_optimizer)}
-    holder: Holder | None = engines[GENERATOR] if shared else None
-    if base is not None and FAKE in method.players:
-        assert config.fake_optimizer is not None
-        engines[FAKE] = Engine(
-            RoleNetwork(base, prompt),
-            branch_parameters(base, FAKE),
-            config,
-            config.fake_optimizer,
-            method.fake_loss_scale,
-        )
-        holder = engines[FAKE]
-    elif base is not None and not shared:
-        holder = Frozen(RoleNetwork(base, prompt), config)
-    return Players(engines, role, holder)
+            self.called = deepspeed.initialize(model=network, config=deepspeed_config(config, 0.0, 3))[0]
 
 
 def collect_state(network: nn.Module) -> dict[str, Tensor]:

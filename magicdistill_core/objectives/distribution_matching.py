@@ -18,7 +18,8 @@ class GeneratorLoss(NamedTuple):
 
     loss: Tensor
     gradient_norm: Tensor  # mean |g|, as used
-    real_fake_distance: Tensor  # mean |r - f|
+    real_fake_distance: Tensor  # mean |r - f|, before guidance
+    guidance_ratio: Tensor  # mean |what guidance adds to r| / mean |r - f|; 0 without guidance
 
 
 class Guidance(NamedTuple):
@@ -82,11 +83,15 @@ def generator_loss(
     with torch.no_grad():
         x_sigma = add_noise(x_hat, eps, sigma)
         r = real(x_sigma, sigma)
-        if guidance is not None:
-            r = guided_velocity(r, guidance.unconditional(x_sigma, sigma), guidance.scale)
         f = fake(x_sigma, sigma)
+        distance = (r - f).abs().mean()
+        ratio = torch.zeros_like(distance)
+        if guidance is not None:
+            guided = guided_velocity(r, guidance.unconditional(x_sigma, sigma), guidance.scale)
+            ratio = (guided - r).abs().mean() / distance.clamp_min(NORMALIZER_FLOOR)
+            r = guided
         gradient = matching_gradient(x_hat, eps, sigma, r.float(), f.float(), normalize=normalize)
-    return GeneratorLoss(surrogate_loss(x_hat, gradient), gradient.abs().mean(), (r - f).abs().mean())
+    return GeneratorLoss(surrogate_loss(x_hat, gradient), gradient.abs().mean(), distance, ratio)
 
 
 def fake_loss(x_hat: Tensor, eps: Tensor, sigma: Tensor, fake: Velocity) -> Tensor:

@@ -3,8 +3,8 @@
 To add one:
 
 1. its settings in `train/method_config.py`: a `MethodConfig` with `name: Literal[...]`, the `players` it trains,
-   `uses_teacher` if it asks the frozen teacher, `recipe_fields` if its export is not a few-step generator; joined to
-   `AnyMethod`;
+   `uses_teacher` if it asks the frozen teacher, `uses_negative_prompt` if it asks somebody without the prompt,
+   `recipe_fields` if its export is not a few-step generator; joined to `AnyMethod`;
 2. its class in a module here: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see `base.py`); noise and
    levels come from `_noise` and `_level` with a purpose of their own, clean latents from `batch.latents`, weights from
    `self.players` (`generator_velocity`, `score`, `teacher`);
@@ -20,14 +20,22 @@ import torch
 
 from ..config import TrainConfig
 from ..draws import Draws
-from ..engines import Players
-from ..method_config import MethodConfig, W2SConfig
+from ..method_config import DMD2Config, DMDConfig, LCMConfig, MethodConfig, SFTConfig, W2SConfig
+from ..players import Players
 from .base import Loss, Method, MicroBatch
-from .w2s import WeakToStrong
+from .lcm import LatentConsistency
+from .matching import DistributionMatching
+from .sft import FineTuning
 
 __all__ = ["Loss", "Method", "MicroBatch", "build_method"]
 
-_METHODS: dict[type[MethodConfig], type[Method[Any]]] = {W2SConfig: WeakToStrong}
+_METHODS: dict[type[MethodConfig], type[Method[Any]]] = {
+    W2SConfig: DistributionMatching,
+    DMDConfig: DistributionMatching,
+    DMD2Config: DistributionMatching,
+    LCMConfig: LatentConsistency,
+    SFTConfig: FineTuning,
+}
 
 
 def build_method(config: TrainConfig, players: Players, draws: Draws, device: torch.device) -> Method[Any]:

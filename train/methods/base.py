@@ -9,13 +9,14 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from magicdistill_core.families.base import Condition
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.objectives.rollout import rollout
 
 from ..config import TrainConfig
 from ..draws import Draws
-from ..engines import Players
 from ..method_config import MethodConfig
+from ..players import Players
 
 S = TypeVar("S", bound=MethodConfig)
 
@@ -25,14 +26,15 @@ class MicroBatch:
     """What one forward on one process sees.
 
     Attributes:
-        condition: what the network is shown besides the noisy latent, `[B, 17, T, H, W]`.
+        condition: what the family made of the start images, for its network alone to understand.
         positions: places in the update's global batch.
         update: number of the optimizer update, over all players.
-        shape: of one latent, `(C, T, H, W)`.
-        read_latents: reads the clean latents from the dataset.
+        shape: of what noise, losses and samplers work on, `(C, T, H, W)`: a latent without the frames that the start
+            image gives.
+        read_latents: reads the clean latents of this shape from the dataset.
     """
 
-    condition: Tensor
+    condition: Condition
     positions: list[int]
     update: int
     shape: tuple[int, ...]

@@ -1,0 +1,79 @@
+"""The tailored discriminator (MagicDistillation, Sec. 3.4): what the frozen teacher's double blocks see, judged by a
+trained copy of its first single block and a pooled linear logit.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor, nn
+
+from magicdistill_core.errors import ConfigError
+
+
+class Features(NamedTuple):
+    """What a single block is given."""
+
+    video: Tensor  # [B, tokens, hidden], as `text` the output of the last double block
+    text: Tensor  # [B, text tokens, hidden]
+    context: tuple[Any, ...]  # what modulates and places them, in the order of a block's arguments
+
+
+def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Features:
+    """The transformer's forward up to its last double block.
+
+    Args:
+        transformer: diffusers' HunyuanVideo transformer.
+        inputs: the keyword arguments of its forward.
+    """
+    x, timestep = inputs["hidden_states"], inputs["timestep"]
+    rotary = transformer.rope(x)
+    time, token_replace = transformer.time_text_embed(timestep, inputs["pooled_projections"], inputs.get("guidance"))
+    first_frame_tokens = (x.shape[3] // transformer.config.patch_size) * (x.shape[4] // transformer.config.patch_size)
+    text = transformer.context_embedder(inputs["encoder_hidden_states"], timestep, inputs["encoder_attention_mask"])
+    video = transformer.x_embedder(x)
+    recompute = torch.is_grad_enabled() and transformer.gradient_checkpointing
+    # No attention mask: the prompts have no padding (see `network.UnmaskedAttention`).
+    context = (time, None, rotary, token_replace, first_frame_tokens)
+    for block in transformer.transformer_blocks:
+        if recompute:
+            video, text = transformer._gradient_checkpointing_func(block, video, text, *context)
+        else:
+            video, text = block(video, text, *context)
+    return Features(video, text, context)
+
+
+class Discriminator(nn.Module):
+    """A single block of its own on the features, and one logit for each sample."""
+
+    def __init__(self, transformer: HunyuanVideoTransformer3DModel, seed: int) -> None:
+        """Copy the first single block; it shares nothing with `transformer` afterwards.
+
+        Raises:
+            ConfigError: if the teacher has no single blocks.
+        """
+        super().__init__()
+        blocks: Any = getattr(transformer, "single_transformer_blocks", ())
+        if not len(blocks):
+            raise ConfigError(
+                "The discriminator continues a teacher's double blocks with a copy of its first single block, and this "
+                "teacher has no single blocks. Use a method without a discriminator, such as w2s or dmd."
+            )
+        self.block = copy.deepcopy(blocks[0]).requires_grad_()
+        weight = self.block.proj_out.weight
+        hidden = weight.shape[0]
+        initial = torch.randn(1, hidden, generator=torch.Generator().manual_seed(seed)) / hidden**0.5
+        self.head = nn.Linear(hidden, 1, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            self.head.weight.copy_(initial)
+            self.head.bias.zero_()
+
+    def forward(self, features: Features) -> Tensor:
+        """Logits `[B]` in float32."""
+        video, _ = self.block(features.video, features.text, *features.context)
+        # The residual stream of a large teacher has a few huge channels, which would be all that the mean shows.
+        pooled = F.layer_norm(video, video.shape[-1:]).mean(dim=1)
+        logit: Tensor = self.head(pooled)[:, 0]
+        return logit.float()

@@ -1,0 +1,139 @@
+"""Distribution matching in all its forms: weak-to-strong (MagicDistillation), DMD, DMD2, ground-truth supervision."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.objectives.adversarial import adversarial_gradient, discriminator_loss
+from magicdistill_core.objectives.distribution_matching import Guidance, fake_loss, generator_loss
+from magicdistill_core.objectives.supervision import supervision_loss
+
+from ..method_config import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
+from .base import Loss, Method, MicroBatch
+
+M = TypeVar("M", bound=MatchingConfig)
+
+
+class DistributionMatching(Method[M]):
+    """One branch, strong as the fake score and weak (or, for DMD, at weight 0) as the real one.
+
+    Besides, as configured: guidance of the real score, ground-truth supervision, a discriminator.
+    """
+
+    headline = ("fake/loss", "generator/matching_gradient")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The fake branch some times, the discriminator if there is one, then the generator."""
+        adversary = self.settings.adversary
+        judged = () if adversary is None else (DISCRIMINATOR,) * adversary.updates
+        return (FAKE,) * self.settings.fake_updates + judged + (GENERATOR,)
+
+    def loss(self, player: str, batch: MicroBatch) -> Loss:
+        """Flow matching for the fake branch, real or fake for the discriminator, matching for the generator."""
+        if player == FAKE:
+            return self._fake(batch)
+        return self._discriminator(batch) if player == DISCRIMINATOR else self._generator(batch)
+
+    def _round(self, batch: MicroBatch) -> int:
+        """The number of the round, from 0."""
+        return batch.update // len(self.order)
+
+    def _fake(self, batch: MicroBatch) -> Loss:
+        with torch.no_grad():
+            x_hat = self._rollout(batch)
+        score = self.players.score(batch.condition, self.settings.a_strong)
+        value = fake_loss(x_hat, self._noise("loss", batch), self._level("level", batch), score)
+        return Loss(value, {"fake/loss": value.detach()})
+
+    def _generator(self, batch: MicroBatch) -> Loss:
+        x_hat = self._rollout(batch)
+        return self._total(batch, x_hat, self._matching(batch, x_hat))
+
+    def _matching(self, batch: MicroBatch, x_hat: Tensor) -> Loss:
+        """The matching loss by itself (MD Eq. 2, 5 and 6)."""
+        settings, condition = self.settings, batch.condition
+        guidance = None
+        if settings.uses_negative_prompt:
+            negative = self.players.score(condition, settings.real_weight, unconditional=True)
+            guidance = Guidance(settings.guidance_scale, negative)
+        result = generator_loss(
+            x_hat,
+            self._noise("loss", batch),
+            self._level("level", batch),
+            real=self.players.score(condition, settings.real_weight),
+            fake=self.players.score(condition, settings.a_strong),
+            normalize=settings.normalize,
+            guidance=guidance,
+        )
+        metrics = {
+            "generator/loss": result.loss.detach(),
+            "generator/matching_gradient": result.gradient_norm,
+            "generator/real_fake_distance": result.real_fake_distance,
+            # Motion and saturation of the samples: where collapse shows first.
+            "generator/motion": x_hat.detach().diff(dim=2).abs().mean(),
+            "generator/deviation": x_hat.detach().std(),
+        }
+        if guidance is not None:
+            metrics["generator/guidance_ratio"] = result.guidance_ratio
+        return Loss(result.loss, metrics)
+
+    def _total(self, batch: MicroBatch, x_hat: Tensor, matching: Loss) -> Loss:
+        """The matching loss, and the parts that are configured besides."""
+        value, metrics = matching.value, dict(matching.metrics)
+        if self.settings.supervision is not None:
+            supervision = self._supervision(batch)
+            value = value + self.settings.supervision.weight * supervision
+            metrics["generator/supervision"] = supervision.detach()
+        adversary = self.settings.adversary
+        if adversary is not None:
+            loss, gradient = adversarial_gradient(
+                self.players.critic(batch.condition), x_hat, self._noise("judged", batch), self._level("judged", batch)
+            )
+            taught = adversary.weight if self._round(batch) >= adversary.warmup else 0.0
+            value = value + taught * (x_hat * gradient).sum()
+            metrics["generator/adversarial_loss"] = loss
+            metrics["generator/adversarial_gradient"] = adversary.weight * gradient.abs().mean() * gradient.numel()
+        return Loss(value, metrics)
+
+    def _supervision(self, batch: MicroBatch) -> Tensor:
+        """MD Eq. 7 at a random node of the schedule for each sample."""
+        settings = self.settings.supervision
+        assert settings is not None
+        nodes = self.draws.each(
+            "node",
+            batch.update,
+            batch.positions,
+            lambda generator: torch.randint(self.schedule.steps, (), generator=generator),
+        )
+        return supervision_loss(
+            self.players.generator_velocity(batch.condition),
+            batch.latents,
+            self._noise("supervision", batch),
+            self.sigmas[nodes].to(self.device),
+            distance=settings.distance,
+            xi=settings.xi,
+        )
+
+    def _discriminator(self, batch: MicroBatch) -> Loss:
+        adversary = self.settings.adversary
+        assert adversary is not None
+        with torch.no_grad():
+            x_hat = self._rollout(batch)
+        result = discriminator_loss(
+            self.players.critic(batch.condition),
+            batch.latents,
+            x_hat,
+            self._noise("judged", batch),
+            self._level("judged", batch),
+            r1=adversary.r1,
+            perturbation=adversary.r1_noise * self._noise("r1", batch) if adversary.r1 else None,
+        )
+        metrics = {
+            "discriminator/loss": result.loss.detach(),
+            "discriminator/real_logit": result.real_logit,
+            "discriminator/fake_logit": result.fake_logit,
+            "discriminator/penalty": result.penalty,
+        }
+        return Loss(result.loss, metrics)
