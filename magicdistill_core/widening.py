@@ -34,14 +34,21 @@ def widen_to_image(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     return {**state, _PATCH_EMBED: torch.cat([weight, rest], dim=1)}
 
 
-def add_guidance_embedding(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def add_guidance_embedding(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """A network that takes its guidance scale as an input, beside the timestep; one that does so already stays.
 
     The embedding begins as the timestep's first layer, which knows such numbers, before a zero output layer: until that
     has been trained, nothing is added to the modulation.
+
+    Raises:
+        CheckpointError: if a network of this kind has no place for one.
     """
     if f"{_GUIDANCE}.0.weight" in state:
         return dict(state)
+    if f"{_TIME}.0.weight" not in state:
+        raise CheckpointError(
+            f"{source} is of a kind that takes no guidance as an input. Use a HunyuanVideo or Magic 1-For-1 network."
+        )
     added = {}
     for leaf in ("weight", "bias"):
         added[f"{_GUIDANCE}.0.{leaf}"] = state[f"{_TIME}.0.{leaf}"].clone()

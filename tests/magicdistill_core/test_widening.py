@@ -76,7 +76,7 @@ def test_only_text_to_video_networks_are_widened() -> None:
 
 def test_a_new_guidance_embedding_changes_nothing_until_it_is_trained() -> None:
     original = network(33, False)
-    guided = loaded(add_guidance_embedding(file_state(original)), 33, True)
+    guided = loaded(add_guidance_embedding(file_state(original), "teacher"), 33, True)
     given = inputs(33)
     with torch.no_grad():
         expected = original(**given, return_dict=False)[0]
@@ -93,8 +93,13 @@ def test_a_new_guidance_embedding_changes_nothing_until_it_is_trained() -> None:
     assert not torch.allclose(gradients[0], gradients[1])
 
 
+def test_a_network_without_a_place_for_guidance_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="wan.safetensors is of a kind that takes no guidance"):
+        add_guidance_embedding({"patch_embedding.weight": torch.zeros(1)}, "wan.safetensors")
+
+
 def test_an_embedding_that_is_there_stays() -> None:
     state = file_state(network(16, True))
-    again = add_guidance_embedding(state)
+    again = add_guidance_embedding(state, "teacher")
     assert again.keys() == state.keys()
     assert all(again[key] is state[key] for key in state)
