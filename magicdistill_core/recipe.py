@@ -15,7 +15,7 @@ from .families import family_named
 METADATA_KEY = "magicdistill.recipe"
 
 Sampler = Literal["euler", "renoise"]
-Kind = Literal["teacher", "generator", "generator_lora", "fake_lora"]
+Kind = Literal["teacher", "generator", "teacher_lora", "generator_lora", "fake_lora"]
 
 
 class Recipe(BaseModel):
