@@ -94,7 +94,7 @@ def test_a_new_guidance_embedding_changes_nothing_until_it_is_trained() -> None:
 
 
 def test_a_network_without_a_place_for_guidance_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="wan.safetensors is of a kind that takes no guidance"):
+    with pytest.raises(CheckpointError, match=r"wan\.safetensors is of a kind that takes no guidance"):
         add_guidance_embedding({"patch_embedding.weight": torch.zeros(1)}, "wan.safetensors")
 
 
