@@ -6,7 +6,7 @@ either the old file or the new one.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from .branch import LowRank
 from .diffusers_folder import folder_i2v_mode, weight_files
 from .errors import CheckpointError
-from .families import all_architectures, architecture_of, choose_family
+from .families import all_architectures, architecture_knowing, architecture_of, choose_family
 from .families.base import Architecture, Family, NullPrompt
 from .files import atomic_file
-from .layouts.lora import known_modules, lora_state, parse_lora, to_file_layout
+from .layouts.lora import lora_state, parse_lora, to_file_layout
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
 from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
@@ -60,6 +60,28 @@ class Checkpoint:
         """
         said = self.recipe.i2v_mode if self.recipe is not None else self.i2v_mode
         return choose_family(self.architecture, self.shape.in_channels, said, asked, self.source)
+
+    def resolved(self, asked: str | None) -> "Checkpoint":
+        """The checkpoint with `asked` taken into account once and for all, so that `family()` needs no argument.
+
+        Raises:
+            CheckpointError: as `family`.
+        """
+        return replace(self, i2v_mode=self.family(asked).i2v_mode)
+
+    def teacher(self, asked: str | None = None) -> "Checkpoint":
+        """`resolved`, for a network that is to take a start image.
+
+        Raises:
+            CheckpointError: as `family`, or if it is a text-to-video network.
+        """
+        resolved = self.resolved(asked)
+        if not resolved.family().takes_image:
+            raise CheckpointError(
+                f"{self.source} is a text-to-video network, which takes no start image. Widen it by fine-tuning first "
+                f"(method sft with widen), or use an image-to-video checkpoint."
+            )
+        return resolved
 
 
 @dataclass(frozen=True)
@@ -299,9 +321,7 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
     tensors, metadata = read_tensors(path)
     recipe = Recipe.from_metadata(metadata, Path(path).name)
     parsed = parse_lora(tensors)
-    layouts = [architecture.layout for architecture in all_architectures()]
-    # The layout that knows most of its modules; the rest are then named in the error.
-    layout = max(layouts, key=lambda layout: known_modules(layout, parsed))
+    layout = architecture_knowing(parsed.keys()).layout
     return LoraFile(to_file_layout(layout, parsed, hidden), recipe, Path(path).name)
 
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from magicdistill_core.errors import ConfigError
+from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.recipe import Sampler
 
 from .method_config import FAKE, AnyMethod, W2SConfig
@@ -32,6 +33,14 @@ class ModelConfig(Section):
     negative_prompt: Path | None = Field(
         None,
         description="A second file like null_prompt, for what is unconditional: guidance of the real score, and cfg.",
+    )
+    i2v_mode: Literal["concat", "token_replace", "none"] | None = Field(
+        None,
+        description="How the start image enters, for a teacher whose weights leave it open and whose file does not say "
+        "it: with 16 input channels, `token_replace` (HunyuanVideo-I2V v2) or `none` (text-to-video).",
+    )
+    embedded_guidance: float = Field(
+        EMBEDDED_GUIDANCE, gt=0, description="What a teacher with a guidance embedding is given, in every role."
     )
     mode: Literal["full", "lora"] = Field(
         "full",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import frames_to_unit, unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.pocket.files import TEACHER, VAE
@@ -100,7 +101,7 @@ def _clip(vae: Vae, file: Path, start: Tensor, steps: int, seed: int = 0) -> Ten
     latents = generate(
         load_network(checkpoint),
         null_prompt_of(checkpoint),
-        vae.encode_image(frames_to_unit(start[None])[:, 0]),
+        StartImage(vae.encode_image(frames_to_unit(start[None])[:, 0])),
         (settings.frames - 1) // 4 + 1,
         few_step_sigmas(steps, settings.shift),
         settings.sampler,

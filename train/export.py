@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 
 from magicdistill_core.checkpoint import (
-    NULL_POOLED_KEY,
-    NULL_TEXT_KEY,
     Checkpoint,
     load_checkpoint,
+    null_prompt_tensors,
     read_tensors,
     save_checkpoint,
     write_safetensors,
 )
+from magicdistill_core.diffusers_folder import COMPANION
 from magicdistill_core.errors import CheckpointError
 
 from .network import load_network
@@ -22,8 +22,6 @@ from .run_folder import GENERATOR_FILE, GENERATOR_LORA_FILE, RunFacts, checkpoin
 from .weights import merge_lora
 
 ExportFormat = Literal["comfyui", "lora", "diffusers"]
-# Beside the weights of a diffusers folder: the recipe and the null prompt, which diffusers has no place for.
-COMPANION = "magicdistill.safetensors"
 
 
 def export_run(
@@ -41,7 +39,7 @@ def export_run(
         out: a `.safetensors` file, or for diffusers a folder that does not exist yet.
         format: `comfyui` is one file in the file layout with recipe and null prompt, a LoRA being merged into the
             teacher at weight 1; `lora` is the generator LoRA alone; `diffusers` is a transformer folder for
-            `HunyuanVideoTransformer3DModel.from_pretrained`.
+            `from_pretrained` of the family's class.
         step: which checkpoint; None means the newest.
         dtype: of the stored weights; None keeps what the run stored.
         teacher: for a LoRA run whose teacher's file has moved: where it is now.
@@ -57,7 +55,7 @@ def export_run(
         _export_lora(run, folder, facts, out, dtype)
         return
     generator = _whole_generator(folder, facts, teacher)
-    if generator.recipe is None or generator.recipe.kind != "generator":
+    if generator.recipe is None or generator.recipe.kind not in ("generator", "teacher"):
         found = "no recipe" if generator.recipe is None else f"the recipe of a {generator.recipe.kind}"
         raise CheckpointError(
             f"{generator.source} of {folder.name} carries {found}, expected that of a generator. It was not written "
@@ -103,9 +101,8 @@ def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: tor
 
 
 def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
-    stored = generator.state["img_in.proj.weight"].dtype
+    stored = generator.state[generator.architecture.file_mark].dtype
     network = load_network(generator, dtype or stored)
-    network.register_to_config(image_condition_type="latent_concat")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -114,8 +111,7 @@ def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | Non
         for file in temporary.glob("*.safetensors"):
             file.chmod(mode)  # safetensors leaves its files to their owner alone
         assert generator.recipe is not None
-        prompt = generator.null_prompt
-        tensors = {} if prompt is None else {NULL_TEXT_KEY: prompt.text_states, NULL_POOLED_KEY: prompt.pooled}
+        tensors = null_prompt_tensors(generator.null_prompt)
         write_safetensors(temporary / COMPANION, tensors, generator.recipe.to_metadata())
         temporary.rename(out)
     finally:

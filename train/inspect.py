@@ -20,7 +20,7 @@ from magicdistill_core.checkpoint import (
 )
 from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families import all_architectures, all_families
+from magicdistill_core.families import all_families, architecture_knowing
 from magicdistill_core.families.base import Architecture
 from magicdistill_core.layouts.lora import file_name, known_modules, lora_part
 from magicdistill_core.recipe import Recipe
@@ -185,7 +185,7 @@ def _lora(header: Header, files: list[Path]) -> dict[str, str]:
     downs = {parts[:2]: header[key] for key in header if (parts := lora_part(key)) is not None and parts[2] == "down"}
     prefixes = sorted({prefix or "no prefix" for prefix, _ in downs})
     names = {module for _, module in downs}
-    architecture = max(all_architectures(), key=lambda architecture: known_modules(architecture.layout, names))
+    architecture = architecture_knowing(names)
     known = known_modules(architecture.layout, names)
     spelling = "unknown" if not known else _lora_spelling(architecture, names)
     halves = "lora_A/lora_B" if any(".lora_A." in key for key in header) else "lora_down/lora_up"

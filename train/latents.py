@@ -18,6 +18,7 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import write_safetensors
 from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import latent_shape
 from magicdistill_core.files import write_text
 
@@ -268,6 +269,10 @@ class LatentDataset:
     def image_latents(self, indices: Sequence[int]) -> Tensor:
         """Latents of start images `[B, 16, 1, H, W]` alone; errors as in `latents`."""
         return self._read(IMAGE_LATENTS, indices)
+
+    def start_image(self, indices: Sequence[int]) -> StartImage:
+        """Start images as a family takes them, on the CPU; errors as in `latents`."""
+        return StartImage(self.image_latents(indices))
 
     def _read(self, key: str, indices: Sequence[int]) -> Tensor:
         rows = []

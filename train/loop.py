@@ -11,16 +11,15 @@ import yaml
 
 from magicdistill_core.checkpoint import (
     Checkpoint,
-    file_sha256,
     load_checkpoint,
     load_null_prompt,
     save_checkpoint,
     save_lora,
+    weights_sha256,
 )
 from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
-from magicdistill_core.families.hunyuan_video import NullPrompt, check_concat, concat_condition
+from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.files import write_text
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.recipe import Recipe
@@ -38,12 +37,13 @@ from .distributed import (
     world_size,
 )
 from .draws import Draws
-from .engines import build_players, collect_state
+from .engines import collect_state
 from .guard import Verdict
 from .latents import LatentDataset
 from .machine import machine_facts
 from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
+from .players import build_players
 from .progress import RunLog, check_trackers
 from .roles import branch_modules
 from .run_folder import (
@@ -86,18 +86,18 @@ class Trainer:
         self.config = config
         self.device = init_distributed(config.timeout)
         teacher_path = TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
-        teacher = load_checkpoint(teacher_path)
-        check_concat(teacher.shape, teacher.source)
+        teacher = load_checkpoint(teacher_path).teacher(config.model.i2v_mode)
+        self.family = teacher.family()
         self.prompt = _prompt(config, teacher)
-        self.hidden = teacher.shape.hidden
+        self.shape = teacher.shape
         self.dataset = LatentDataset(config.data.dataset)
         self.draws = Draws(config.seed)
-        self.recipe = self._recipe(file_sha256(teacher_path))
+        self.recipe = self._recipe(weights_sha256(teacher_path))
         self._prepare_folder(teacher_path, resume)
         self.players = build_players(config, teacher, self.prompt, self.device)
         self.method = build_method(config, self.players, self.draws, self.device)
         self.validation = Validation(
-            config.validation, config.schedule, self.dataset, config.run / VALIDATION, self.device
+            config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
         )
         self.state = RunState(config, self.players.engines, self.draws, self.export)
         if resume:
@@ -107,6 +107,8 @@ class Trainer:
         schedule, dataset = self.config.schedule, self.dataset
         fields = {
             "kind": "generator",
+            "family": self.family.architecture.name,
+            "i2v_mode": self.family.i2v_mode,
             "steps": schedule.steps,
             "shift": schedule.shift,
             "sampler": schedule.sampler,
@@ -116,6 +118,8 @@ class Trainer:
             "fps": dataset.fps,
             "teacher_hash": teacher_hash,
         }
+        if self.shape.guidance_embed:
+            fields["embedded_guidance"] = self.config.model.embedded_guidance
         return Recipe.model_validate(fields | self.config.method.recipe_fields())
 
     def _prepare_folder(self, teacher_path: Path, resume: bool) -> None:
@@ -223,14 +227,14 @@ class Trainer:
         first = micro * width + rank() * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
         indices = self.draws.sample_indices(update, positions, width * data.accumulation, len(self.dataset))
-        images = self.dataset.image_latents(indices).to(self.device)
+        images = self.dataset.start_image(indices).to(self.device)
         shape = self.dataset.latent_shape
         return MicroBatch(
-            concat_condition(images, shape[1]),
+            self.family.condition(images, shape[1]),
             positions,
             update,
-            shape,
-            lambda: self.dataset.latents(indices).to(self.device),
+            self.family.free_shape(shape),
+            lambda: self.family.free(self.dataset.latents(indices)).to(self.device),
         )
 
     def export(self, folder: Path) -> None:
@@ -246,7 +250,7 @@ class Trainer:
         if shared:
             self._save_branch(folder / GENERATOR_LORA_FILE, GENERATOR, model.generator_branch, generator)
         else:
-            state = diffusers_to_file(HUNYUAN_VIDEO, generator)
+            state = diffusers_to_file(self.family.architecture.layout, generator)
             save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
         if trains_fake:
             self._save_branch(folder / FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
@@ -261,7 +265,7 @@ class Trainer:
                 "lora_alpha": size.alpha,
             }
         )
-        save_lora(path, branch_modules(state, name, size.alpha, self.hidden), recipe)
+        save_lora(path, branch_modules(state, name, size.alpha, self.shape.hidden), recipe)
 
 
 def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:

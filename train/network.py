@@ -1,82 +1,41 @@
-"""The trainer's network: diffusers' HunyuanVideo transformer, filled from a checkpoint in the file layout."""
+"""The trainer's network: a family's transformer as diffusers has it, filled from a checkpoint, called as a velocity."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import HunyuanVideoTransformer3DModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
-from torch import Tensor
+from torch import Tensor, nn
 
 from magicdistill_core.checkpoint import Checkpoint
-from magicdistill_core.families.hunyuan_video import (
-    HEAD_DIM,
-    LATENT_CHANNELS,
-    PATCH,
-    ROPE_AXES,
-    ROPE_THETA,
-    NetworkShape,
-    NullPrompt,
-)
-from magicdistill_core.flow import TIMESTEPS, Velocity
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.families.base import Condition, Family, NullPrompt, map_condition
+from magicdistill_core.families.hunyuan_video import CONCAT, EMBEDDED_GUIDANCE
+from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.modules import file_to_diffusers
 
+from .families import kind_for, kind_of
+from .families.hunyuan_video import network_inputs
 
-class UnmaskedAttention(HunyuanVideoAttnProcessor2_0):
-    """Attention of every token to every token.
-
-    diffusers' transformer always makes a mask out of the prompt's, and any mask, even one that hides nothing, keeps
-    PyTorch from its flash kernels and costs the others time. A `NullPrompt` has no padding: there is nothing to hide.
-    Which of the unmasked kernels runs is PyTorch's choice (cuDNN's on Hopper), or that of `sdpa_kernel` around a call.
-    """
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, None, image_rotary_emb)
+__all__ = ["build_network", "call_inputs", "load_network", "network_inputs", "network_velocity", "prompt_on"]
 
 
-def build_network(shape: NetworkShape) -> HunyuanVideoTransformer3DModel:
+def build_network(shape: Any, family: Family = CONCAT) -> Any:
     """A randomly initialised transformer of the given sizes, for prompts without padding."""
-    network = HunyuanVideoTransformer3DModel(
-        in_channels=shape.in_channels,
-        out_channels=LATENT_CHANNELS,
-        num_attention_heads=shape.heads,
-        attention_head_dim=HEAD_DIM,
-        num_layers=shape.double_blocks,
-        num_single_layers=shape.single_blocks,
-        num_refiner_layers=shape.refiner_blocks,
-        patch_size=PATCH,
-        patch_size_t=1,
-        guidance_embeds=shape.guidance_embed,
-        text_embed_dim=shape.text_dim,
-        pooled_projection_dim=shape.pooled_dim,
-        rope_theta=ROPE_THETA,
-        rope_axes_dim=ROPE_AXES,
-        image_condition_type=None,
-    )
-    for block in (*network.transformer_blocks, *network.single_transformer_blocks):
-        block.attn.set_processor(UnmaskedAttention())
-    return network
+    assert shape.in_channels == family.in_channels
+    return kind_for(family).build(shape)
 
 
-def load_network(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> HunyuanVideoTransformer3DModel:
+def load_network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
     """The transformer with a checkpoint's weights, in eval mode; never holds the weights twice.
 
     The tensors are copied, so that training the network leaves `checkpoint` as it was.
+
+    Raises:
+        CheckpointError: if it is open which family the checkpoint is of (see `Checkpoint.resolved`).
     """
     with init_empty_weights():
-        network = build_network(checkpoint.shape)
-    weights = file_to_diffusers(HUNYUAN_VIDEO, checkpoint.state, checkpoint.shape.hidden)
+        network = build_network(checkpoint.shape, checkpoint.family())
+    weights = file_to_diffusers(checkpoint.architecture.layout, checkpoint.state, checkpoint.shape.hidden)
     copies = {key: value.to(device=device, dtype=dtype, copy=True).contiguous() for key, value in weights.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
@@ -84,37 +43,49 @@ def load_network(
 
 def prompt_on(prompt: NullPrompt, device: torch.device) -> NullPrompt:
     """The prompt on a device."""
-    return replace(prompt, text_states=prompt.text_states.to(device), pooled=prompt.pooled.to(device))
+    pooled = None if prompt.pooled is None else prompt.pooled.to(device)
+    return replace(prompt, text_states=prompt.text_states.to(device), pooled=pooled)
 
 
-def network_inputs(x: Tensor, sigma: Tensor, condition: Tensor, prompt: NullPrompt) -> dict[str, Tensor]:
-    """The keyword arguments of one call of the transformer.
+def has_guidance_embedding(network: nn.Module) -> bool:
+    """Whether a network takes guidance as an input."""
+    return bool(getattr(network.config, "guidance_embeds", False))
+
+
+def call_inputs(
+    network: nn.Module,
+    x: Tensor,
+    sigma: Tensor,
+    condition: Condition,
+    prompt: NullPrompt,
+    guidance: Tensor | float = EMBEDDED_GUIDANCE,
+) -> dict[str, Any]:
+    """The keyword arguments of one call of a network of any family.
 
     Args:
-        x: noisy latent `[B, 16, T, H, W]`.
+        x: noisy frames `[B, 16, T, H, W]`, without those that the start image gives.
         sigma: `[B]`.
-        condition: the concatenated channels `[B, 17, T, H, W]`.
+        condition: what the family made of the start images.
         prompt: text conditioning, repeated over the batch.
+        guidance: for a network with a guidance embedding: one for all, or `[B]`.
     """
-    batch = x.shape[0]
-    text = prompt.text_states.to(x).expand(batch, -1, -1)
-    return {
-        "hidden_states": torch.cat([x, condition.to(x)], dim=1),
-        # In float32 whatever the network computes in: bf16 would round 937.5 away.
-        "timestep": TIMESTEPS * sigma.to(x.device, torch.float32),
-        "encoder_hidden_states": text,
-        # diffusers demands one; see `UnmaskedAttention`.
-        "encoder_attention_mask": torch.ones(text.shape[:2], device=x.device, dtype=torch.bool),
-        "pooled_projections": prompt.pooled.to(x).expand(batch, -1),
-    }
+    given = None
+    if has_guidance_embedding(network):
+        given = torch.as_tensor(guidance, dtype=torch.float32, device=x.device).expand(x.shape[0])
+    return kind_of(network).inputs(x, sigma, condition, prompt, given)
 
 
-def network_velocity(network: torch.nn.Module, condition: Tensor, prompt: NullPrompt) -> Velocity:
+def network_velocity(
+    network: nn.Module, condition: Condition, prompt: NullPrompt, guidance: float = EMBEDDED_GUIDANCE
+) -> Velocity:
     """The network as a velocity of `(x, sigma)` for one batch's conditioning."""
+    device = next(network.parameters()).device
     # Once, and not from the host at every call.
-    prompt = prompt_on(prompt, condition.device)
+    prompt, condition = prompt_on(prompt, device), map_condition(lambda tensor: tensor.to(device), condition)
+    kind = kind_of(network)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        return network(**network_inputs(x, sigma, condition, prompt), return_dict=False)[0]
+        inputs = call_inputs(network, x, sigma, condition, prompt, guidance)
+        return kind.output(network(**inputs, return_dict=False)[0])
 
     return velocity

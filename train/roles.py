@@ -16,18 +16,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from magicdistill_core.branch import LowRank, branch_scale
-from magicdistill_core.families.hunyuan_video import NullPrompt
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.families import architecture_knowing
+from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.layouts.lora import to_file_layout
 
-from .network import network_inputs, prompt_on
-
-# All linears of the blocks; embedders, modulations and the output layer stay as they are.
-LORA_TARGETS = (
-    r".*transformer_blocks\.\d+\."
-    r"(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
-)
-
+from .discriminator import double_block_features
+from .families import kind_of
+from .network import call_inputs, prompt_on
 
 # The kernels of PyTorch's attention, without the one that multiplies matrices out.
 _ATTENTION = {
@@ -91,25 +87,59 @@ class RoleNetwork(nn.Module):
     Several `RoleNetwork`s may share one transformer, each for another engine.
     """
 
-    def __init__(self, transformer: nn.Module, prompt: NullPrompt) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        prompt: NullPrompt,
+        negative: NullPrompt | None = None,
+        guidance: float = EMBEDDED_GUIDANCE,
+    ) -> None:
+        """
+        Args:
+            negative: the prompt of calls that are made `unconditional`.
+            guidance: what a network with a guidance embedding is given where a call does not say it.
+        """
         super().__init__()
+        self.kind = kind_of(transformer)
+        self.guidance = guidance
         self.transformer = transformer
+        device = next(transformer.parameters()).device
         # On the network's device from the start, and not copied there at every call.
-        self.prompt = prompt_on(prompt, next(transformer.parameters()).device)
+        self.prompt = prompt_on(prompt, device)
+        self.negative = None if negative is None else prompt_on(negative, device)
         self.switch = RoleSwitch(transformer)
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, role: Role) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        role: Role,
+        *,
+        unconditional: bool = False,
+        guidance: Tensor | None = None,
+        features: bool = False,
+    ) -> Any:
         """The velocity `[B, 16, T, H, W]` of the role's weights, in float32.
 
         Args:
-            x: noisy latent `[B, 16, T, H, W]`; cast to the network's dtype here.
+            x: noisy frames `[B, 16, T, H, W]`, without those that the start image gives; cast to the network's dtype
+                here.
             sigma: `[B]`.
-            condition: concatenated channels `[B, 17, T, H, W]`.
+            condition: what the family made of the start images.
+            guidance: `[B]`, for a network with a guidance embedding; None is the usual one.
+            unconditional: with the negative prompt in place of the prompt.
+            features: give the `Features` after the last double block instead, and compute no more than those.
         """
         dtype = next(self.transformer.parameters()).dtype
+        prompt = self.negative if unconditional else self.prompt
+        assert prompt is not None
         with self.switch.held(self.switch.state_of(role)):
-            inputs = network_inputs(x.to(dtype), sigma, condition, self.prompt)
-            return self.transformer(**inputs, return_dict=False)[0].float()
+            given = self.guidance if guidance is None else guidance
+            inputs = call_inputs(self.transformer, x.to(dtype), sigma, condition, prompt, given)
+            if features:
+                return double_block_features(self.transformer, inputs)
+            return self.kind.output(self.transformer(**inputs, return_dict=False)[0]).float()
 
 
 def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> None:
@@ -120,9 +150,7 @@ def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> No
             only the rest: one more hidden state a block is held.
     """
     # One switch a block: it is held once a block, and a 13B network has hundreds of layers.
-    switches = {
-        block: RoleSwitch(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    }
+    switches = {block: RoleSwitch(block) for block in kind_of(transformer).blocks(transformer)}
 
     def run(block: nn.Module, *args: Any) -> Any:
         switch = switches[block]
@@ -153,7 +181,8 @@ def _both(first: AbstractContextManager[None], second: AbstractContextManager[No
 
 def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed: int) -> None:
     """Add a low-rank branch (zero at first) to all linears of the blocks; from then on only branches are trainable."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, init_lora_weights=True)
+    targets = kind_of(transformer).lora_targets
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, transformer, adapter_name=name)
@@ -174,4 +203,4 @@ def branch_modules(state: Mapping[str, Tensor], name: str, alpha: float, hidden:
         module, found, _ = key.partition(f".lora_A.{name}.weight")
         if found:
             split[module] = LowRank(down, state[f"{module}.lora_B.{name}.weight"], alpha)
-    return to_file_layout(HUNYUAN_VIDEO, split, hidden)
+    return to_file_layout(architecture_knowing(split).layout, split, hidden)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import CheckpointError, VideoError
-from magicdistill_core.families.hunyuan_video import NullPrompt, check_geometry, concat_condition, unit_to_frames
+from magicdistill_core.families.base import NullPrompt, StartImage
+from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE, check_geometry, unit_to_frames
 from magicdistill_core.flow import (
     SamplerCallback,
     Velocity,
@@ -25,6 +26,7 @@ from magicdistill_core.pocket.files import VAE as POCKET_VAE
 from magicdistill_core.recipe import Recipe, Sampler
 from magicdistill_core.video import crop_note, read_image, resize_crop, write_video
 
+from .families import kind_of
 from .network import load_network, network_velocity
 from .vae import load_vae
 from .weights import load_weights, null_prompt_of
@@ -62,8 +64,9 @@ def sample_latents(
     seed: int,
     device: torch.device | str,
     callback: SamplerCallback | None = None,
+    kept_frames: int = 0,
 ) -> Tensor:
-    """Latents `[B, 16, T, H, W]` in the network's scale, from noise of a seed.
+    """The generated frames `[B, 16, T - kept_frames, H, W]` of latents in the network's scale, from noise of a seed.
 
     The noise is drawn in float32 on the CPU, so that it is the same on every device, and the same that ComfyUI draws
     for the seed.
@@ -73,41 +76,52 @@ def sample_latents(
         shape: `(B, 16, T, H, W)`.
         sigmas: `[N + 1]`, from 1 to 0.
         callback: sees every model call, as in `magicdistill_core.flow`.
+        kept_frames: leading frames that a start image gives; noise is drawn for them too, and not used.
     """
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    noise = whole[:, :, kept_frames:].to(device)
     if sampler == "euler":
         return sample_euler(velocity, noise, sigmas, callback)
-    return sample_renoise(velocity, noise, sigmas, seeded_noise(seed), callback)
+    draw = seeded_noise(seed)
+
+    def fresh(step: int, like: Tensor) -> Tensor:
+        return draw(step, whole)[:, :, kept_frames:].to(like)
+
+    return sample_renoise(velocity, noise, sigmas, fresh, callback)
 
 
 @torch.no_grad()
 def generate(
     network: torch.nn.Module,
     prompt: NullPrompt,
-    image_latent: Tensor,
+    image: StartImage,
     latent_frames: int,
     sigmas: Tensor,
     sampler: Sampler,
     seed: int,
     callback: SamplerCallback | None = None,
+    guidance: float | None = None,
 ) -> Tensor:
     """Latents of a video that starts with an image; the state is kept in float32 whatever the network computes in.
 
     Args:
-        image_latent: `[B, 16, 1, H, W]` on the network's device.
+        image: on the network's device.
+        guidance: for a network with a guidance embedding; None is its family's usual one.
 
     Returns:
         `[B, 16, latent_frames, H, W]` float32.
     """
-    batch, channels, _, rows, columns = image_latent.shape
-    model = network_velocity(network, concat_condition(image_latent, latent_frames), prompt)
+    batch, channels, _, rows, columns = image.latents.shape
+    family = kind_of(network).family
+    model = network_velocity(network, family.condition(image, latent_frames), prompt, guidance or EMBEDDED_GUIDANCE)
     dtype = next(network.parameters()).dtype
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         return model(x.to(dtype), sigma).float()
 
     shape = (batch, channels, latent_frames, rows, columns)
-    return sample_latents(velocity, shape, sigmas, sampler, seed, image_latent.device, callback)
+    free = sample_latents(velocity, shape, sigmas, sampler, seed, image.latents.device, callback, family.kept_frames)
+    return family.whole(free, image)
 
 
 def resolve_settings(
@@ -156,6 +170,7 @@ def sample_file(
     width: int | None = None,
     height: int | None = None,
     frames: int | None = None,
+    i2v_mode: str | None = None,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
     callback: SamplerCallback | None = None,
@@ -170,6 +185,7 @@ def sample_file(
         vae: what `load_vae` takes; None means the pocket VAE, for pocket networks only.
         seed: of the starting noise.
         steps, shift, width, height, frames: None takes the recipe's.
+        i2v_mode: how the start image enters, for a file that leaves it open.
 
     Returns:
         The settings used.
@@ -180,7 +196,7 @@ def sample_file(
     if out.suffix.lower() != ".mp4":
         raise VideoError(f"The video is to be written as {out.name}, expected a name that ends in .mp4.")
     picture = read_image(image)
-    checkpoint = load_weights(file, base)
+    checkpoint = load_weights(file, base, i2v_mode)
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
     prompt = null_prompt_of(checkpoint)
     encoder = load_vae(_vae_path(vae, checkpoint), device)
@@ -190,10 +206,13 @@ def sample_file(
         logger.warning(note)
     # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
     unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
-    image_latent = encoder.encode_image(unit.to(device))
+    start = StartImage(encoder.encode_image(unit.to(device)))
     sigmas = few_step_sigmas(settings.steps, settings.shift)
     latent_frames = (settings.frames - 1) // 4 + 1
-    latents = generate(network, prompt, image_latent, latent_frames, sigmas, settings.sampler, settings.seed, callback)
+    guidance = checkpoint.recipe.embedded_guidance if checkpoint.recipe is not None else None
+    latents = generate(
+        network, prompt, start, latent_frames, sigmas, settings.sampler, settings.seed, callback, guidance
+    )
     video = unit_to_frames(encoder.decode(latents).cpu())
     write_video(out, video, settings.fps, _tags(checkpoint, settings))
     return settings

@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
+from magicdistill_core.families.base import Family
+from magicdistill_core.families.hunyuan_video import unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.video import contact_sheet, write_video
 
 from .config import ScheduleConfig, ValidationConfig
 from .distributed import is_main
-from .engines import Players
 from .latents import LatentDataset
+from .players import Players
 from .sample import sample_latents
 from .vae import load_vae, vae_sha256
 
@@ -29,19 +30,21 @@ class Validation:
         settings: ValidationConfig,
         schedule: ScheduleConfig,
         dataset: LatentDataset,
+        family: Family,
         folder: Path,
         device: torch.device,
     ) -> None:
         self.settings = settings
         self.schedule = schedule
+        self.family = family
         self.folder = folder
         self.device = device
         self.fps = dataset.fps
         # Spread out, because neighbours in a dataset are windows of the same clip.
         count = min(settings.samples, len(dataset))
-        batch = dataset.batch([number * len(dataset) // count for number in range(count)])
-        self.image_latents = batch.image_latents.to(device)
-        self.shape = (1, *batch.latents.shape[1:])
+        chosen = [number * len(dataset) // count for number in range(count)]
+        self.images = dataset.start_image(chosen).to(device)
+        self.shape = (1, *dataset.latent_shape)
         vae = VAE if settings.vae == "pocket" else settings.vae
         self.vae = load_vae(vae, device) if settings.every and is_main() else None
         if self.vae is not None and vae_sha256(vae) != dataset.index.vae_sha256:
@@ -61,12 +64,14 @@ class Validation:
         """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`."""
         sigmas = few_step_sigmas(self.schedule.steps, self.schedule.shift)
         clips = []
-        for number, image_latent in enumerate(self.image_latents.split(1)):
-            velocity = players.generator_velocity(concat_condition(image_latent, self.shape[2]))
-            seed = self.settings.seed + number
-            latents = sample_latents(velocity, self.shape, sigmas, self.schedule.sampler, seed, self.device)
+        for number in range(len(self.images)):
+            image = self.images[number : number + 1]
+            velocity = players.generator_velocity(self.family.condition(image, self.shape[2]))
+            seed, kept = self.settings.seed + number, self.family.kept_frames
+            sampler = self.schedule.sampler
+            free = sample_latents(velocity, self.shape, sigmas, sampler, seed, self.device, kept_frames=kept)
             if self.vae is not None:
-                clips.append(unit_to_frames(self.vae.decode(latents).cpu()))
+                clips.append(unit_to_frames(self.vae.decode(self.family.whole(free, image)).cpu()))
         if clips:
             self._write(clips, step)
 

@@ -1,28 +1,30 @@
 """Files of weights as the commands take them: a whole transformer, or a LoRA with its base."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from magicdistill_core.branch import merge
-from magicdistill_core.checkpoint import Checkpoint, file_sha256, is_lora, load_checkpoint, load_lora
+from magicdistill_core.checkpoint import Checkpoint, is_lora, load_checkpoint, load_lora, weights_sha256
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import NullPrompt, check_concat
+from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
-def load_weights(file: Path, base: Path | None = None) -> Checkpoint:
-    """A transformer that takes its image by concatenation; a LoRA is merged into its base at weight 1.
+def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = None) -> Checkpoint:
+    """A transformer that takes a start image; a LoRA is merged into its base at weight 1.
 
     Args:
         base: the file a LoRA is to be applied to.
+        i2v_mode: how the start image enters, for weights that leave it open and a file that does not say it.
 
     Raises:
         CheckpointError: if a LoRA comes without its base, or a whole transformer with one; or if a file is damaged, of
-            another family, or of another kind of conditioning.
+            no known family, takes no start image, or leaves open how.
     """
-    if file.is_dir() or not is_lora(file):
+    if not is_lora(file):
         if base is not None:
             raise CheckpointError(
                 f"{file.name} is a whole transformer, so it needs no base. Leave the base out, or name a LoRA file."
@@ -35,8 +37,7 @@ def load_weights(file: Path, base: Path | None = None) -> Checkpoint:
         )
     else:
         checkpoint = merge_lora(base, file)
-    check_concat(checkpoint.shape, checkpoint.source)
-    return checkpoint
+    return checkpoint.teacher(i2v_mode)
 
 
 def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
@@ -50,12 +51,12 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     lora = load_lora(lora_file, theta.shape.hidden)
     recipe = lora.recipe
     if recipe is not None:
-        if recipe.kind != "generator_lora":
+        if recipe.kind not in ("generator_lora", "teacher_lora"):
             raise CheckpointError(
                 f"{lora_file.name} is a {recipe.kind}, expected a generator_lora: a fake branch scores samples and "
                 f"makes none. Use the LoRA of the generator."
             )
-        if recipe.base_hash is not None and recipe.base_hash != (found := file_sha256(base)):
+        if recipe.base_hash is not None and recipe.base_hash != (found := weights_sha256(base)):
             raise CheckpointError(
                 f"{lora_file.name} belongs to a base with sha256 {recipe.base_hash}, but {base.name} has {found}. "
                 f"Use the file that the LoRA was trained on."
@@ -64,26 +65,21 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
         logger.warning("%s carries no recipe: whether %s is its base cannot be checked", lora_file.name, base.name)
     state = merge(theta.state, lora.branches, 1.0, lora_file.name)
     merged = None if recipe is None else whole_recipe(recipe)
-    return Checkpoint(state, theta.shape, merged, theta.null_prompt, f"{base.name} with {lora_file.name}")
+    return replace(theta, state=state, recipe=merged, source=f"{base.name} with {lora_file.name}")
 
 
 def whole_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the generator that a merged generator LoRA gives."""
+    """The recipe of the generator (or of the fine-tuned teacher) that a merged LoRA gives."""
     cleared = {"base_hash": None, "lora_rank": None, "lora_alpha": None}
-    return recipe.model_copy(update={"kind": "generator", **cleared})
+    return recipe.model_copy(update={"kind": recipe.kind.removesuffix("_lora"), **cleared})
 
 
 def null_prompt_of(checkpoint: Checkpoint) -> NullPrompt:
     """The null prompt with which a checkpoint can be run without any text encoder.
 
     Raises:
-        CheckpointError: if it carries none, or wants its guidance as an embedding.
+        CheckpointError: if it carries none.
     """
-    if checkpoint.shape.guidance_embed:
-        raise CheckpointError(
-            f"{checkpoint.source} takes its guidance as an embedding, which only token-replace (v2) and text-to-video "
-            f"models do. Expected a concat (v1) image-to-video model."
-        )
     if checkpoint.null_prompt is None:
         raise CheckpointError(
             f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and there "

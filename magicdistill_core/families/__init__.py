@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import cache
 
 from ..errors import CheckpointError
+from ..layouts.lora import known_modules
 from .base import Architecture, Family
 
 
@@ -27,6 +28,11 @@ def architecture_of(keys: Collection[str]) -> Architecture | None:
         if architecture.file_mark in keys or architecture.diffusers_mark in keys:
             return architecture
     return None
+
+
+def architecture_knowing(modules: Collection[str]) -> Architecture:
+    """The transformer that knows most of these module names, in either spelling: whose a LoRA is."""
+    return max(all_architectures(), key=lambda architecture: known_modules(architecture.layout, modules))
 
 
 def family_named(architecture: str, i2v_mode: str) -> Family | None:

@@ -6,14 +6,12 @@ A family is one module here, which names its `Family` objects in `FAMILIES`, and
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..layouts.modules import LayoutMap
-
-T = TypeVar("T")
 
 # What a family makes of a start image, for its network alone to understand. The batch is every tensor's first axis.
 Condition = Tensor | tuple[Tensor, ...]
@@ -62,6 +60,21 @@ class StartImage:
 
     latents: Tensor
     features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, rows: slice) -> "StartImage":
+        return self.map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str) -> "StartImage":
+        """The images on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "StartImage":
+        """The images with a function applied to each of their tensors."""
+        features = None if self.features is None else function(self.features)
+        return StartImage(function(self.latents), features)
 
 
 @dataclass(frozen=True)

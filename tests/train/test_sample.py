@@ -9,6 +9,7 @@ from PIL import Image
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint, save_lora
 from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.recipe import METADATA_KEY, Recipe
@@ -62,7 +63,7 @@ def test_generate_equals_the_diffusers_scheduler(teacher_file: Path) -> None:
     mine = generate(
         network,
         checkpoint.null_prompt,
-        image_latent,
+        StartImage(image_latent),
         2,
         few_step_sigmas(4, 5.0),
         "euler",

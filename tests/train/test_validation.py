@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from magicdistill_core.families.hunyuan_video import CONCAT
 from train.config import ScheduleConfig, ValidationConfig
 from train.latents import DatasetIndex, LatentDataset, LatentWriter
 from train.vae import vae_sha256
@@ -25,14 +26,14 @@ def dataset(folder: Path, vae_hash: str) -> LatentDataset:
 
 def validation(data: LatentDataset, vae: Path, samples: int, folder: Path) -> Validation:
     settings = ValidationConfig(every=1, samples=samples, vae=str(vae))
-    return Validation(settings, ScheduleConfig(), data, folder, torch.device("cpu"))
+    return Validation(settings, ScheduleConfig(), data, CONCAT, folder, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(1, [0]), (3, [0, 3, 6]), (20, list(range(9)))])
 def test_start_images_are_spread_over_the_dataset(
     samples: int, expected: list[int], tmp_path: Path, taehv_file: Path
 ) -> None:
-    found = validation(dataset(tmp_path / "data", "x"), taehv_file, samples, tmp_path).image_latents
+    found = validation(dataset(tmp_path / "data", "x"), taehv_file, samples, tmp_path).images.latents
     assert found[:, 0, 0, 0, 0].tolist() == expected
 
 
