@@ -22,3 +22,11 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0, description="Updates of this optimizer over which lr rises from 0.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+
+
+class EmaConfig(Section):
+    """A moving average of the generator's weights, which is then what is validated and exported."""
+
+    decay: float = Field(0.99, gt=0, lt=1)
+    start: int = Field(0, ge=0, description="First updates, after which averaging begins.")
+    on_cpu: bool = Field(False, description="Keep it in main memory: 4 bytes per trained weight, over all processes.")

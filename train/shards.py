@@ -115,7 +115,7 @@ class EngineState:
                         **{kind: torch.zeros_like(part.flat.data) for kind in MOMENTS},
                     }
         read(self.shards())
-        self._refresh_network()
+        self.refresh_network()
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self.engine.module.named_parameters()}
@@ -165,8 +165,8 @@ class EngineState:
                     flat = wrapper.fp32_partitioned_groups_flat[index]
                     yield _Part(names[id(p)], p, start, p.ds_numel, flat, offset, length)
 
-    def _refresh_network(self) -> None:
-        """Let the network's weights, which may be bf16, be those that were just read in fp32."""
+    def refresh_network(self) -> None:
+        """Let the network's weights, which may be bf16, be the fp32 ones, which somebody has changed."""
         stage = self.engine.zero_optimization_stage()
         if self._wrapper is not None and stage in (1, 2):
             self._wrapper.update_lp_params()
