@@ -11,9 +11,9 @@ from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.recipe import Sampler
 
-from .method_config import FAKE, AnyMethod, W2SConfig
+from .method_config import FAKE, AnyMethod, CFGConfig, W2SConfig
 from .run_config import CheckpointConfig, GuardConfig, LoggingConfig
-from .section import OptimizerConfig, Positive, Section
+from .section import EmaConfig, OptimizerConfig, Positive, Section
 
 
 class BranchConfig(Section):
@@ -99,6 +99,7 @@ class TrainConfig(Section):
     method: AnyMethod = W2SConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     generator_optimizer: OptimizerConfig
+    generator_ema: EmaConfig | None = None
     fake_optimizer: OptimizerConfig | None = Field(None, description="For the methods that train a fake branch.")
     zero: ZeroConfig = ZeroConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -127,6 +128,8 @@ class TrainConfig(Section):
                 f"the method {self.method.name} as configured has no use for model.negative_prompt: remove it, or set "
                 "method.guidance_scale"
             )
+        if isinstance(self.method, CFGConfig):
+            self.method.check_scale(self.model.embedded_guidance)
         trains_fake = FAKE in self.method.players
         if trains_fake and self.fake_optimizer is None:
             raise ValueError(f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer.lr")
