@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--commit", help="what the results are of, where git does not know")
     options = parser.parse_args()
     if options.names == ["report"]:
+        for results in options.out.glob("*.json"):
+            write_text(results.with_suffix(".md"), render(Store(results).read()))
         write_text(PAGE, performance_page(options.out))
         return
     unknown = [name for name in options.names if name not in LIMITS]

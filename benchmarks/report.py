@@ -41,24 +41,30 @@ numbers are computed from the files.
 
 
 def performance_page(folder: Path) -> str:
-    """The page of the newest run of every machine and size: 13B first, then predictions, then pocket sizes."""
+    """The page of the newest run of every machine and size: 13B first, then predictions, then pocket sizes.
+
+    Of pocket sizes it has no tables: they are beside the results.
+    """
     runs = {path.stem: Store(path).read() for path in sorted(folder.glob("*.json"), reverse=True)}
     newest: dict[tuple[Any, ...], str] = {}
     for name, document in sorted(runs.items(), key=lambda run: run[1]["machine"].get("date", ""), reverse=True):
         newest.setdefault(_subject(document), name)
-    full = [runs[name] for name in newest.values() if not _is_pocket(runs[name])]
-    pocket = [runs[name] for name in newest.values() if _is_pocket(runs[name])]
-    parts = [_INTRODUCTION, *(render(document) for document in full)]
+    parts = [_INTRODUCTION, *(render(runs[name]) for name in newest.values() if not _is_pocket(runs[name]))]
     everything = [document for document in runs.values() if not _is_pocket(document)]
     if everything:
         parts.append("\n".join(["## Expected and measured", "", *outcomes(everything)]) + "\n")
         parts.append(NOTES.read_text(encoding="utf-8"))
-    parts += [render(document) for document in pocket]
+    for name in newest.values():
+        if _is_pocket(runs[name]):
+            parts.append(f"{summary(runs[name])}\nTables: {_link(name)}\n")
     older = [name for name in runs if name not in newest.values()]
     if older:
-        links = ", ".join(f"[{name}](../benchmarks/results/{name}.md)" for name in older)
-        parts.append(f"## Earlier runs\n\n{links}\n")
+        parts.append(f"## Earlier runs\n\n{', '.join(_link(name) for name in older)}\n")
     return "\n".join(parts)
+
+
+def _link(name: str) -> str:
+    return f"[{name}](../benchmarks/results/{name}.md)"
 
 
 def _subject(document: Document) -> tuple[Any, ...]:
@@ -70,20 +76,27 @@ def _is_pocket(document: Document) -> bool:
 
 
 def render(document: Document) -> str:
-    """One run as Markdown: the machine, what its rows say, what was not measured, the rows."""
+    """One run as Markdown: its summary, and the rows as tables."""
+    lines = [summary(document)]
+    for name, benchmark in document["benchmarks"].items():
+        found = list(tables(benchmark["rows"]))
+        if found:
+            about = [_EXPLANATIONS[name], ""] if name in _EXPLANATIONS else []
+            lines += [f"### {_TITLES.get(name, name)}", "", *about, *found, ""]
+    return "\n".join(lines)
+
+
+def summary(document: Document) -> str:
+    """The machine, what a run's rows say, and what was not measured."""
     machine = document["machine"]
     lines = [f"## {machine.get('device', 'Unknown device')}, {machine.get('sizes', '')} sizes", ""]
     lines += [f"- {line}" for line in machine_lines(machine)]
     if _is_pocket(document):
         lines.append("- Pocket sizes: they show that everything runs and guard ratios; they say nothing of 13B's speed")
-    lines += ["", "What the rows below say:", "", *(f"- {line}" for line in claims(document))]
+    if said := list(claims(document)):
+        lines += ["", "What the rows say:", "", *(f"- {line}" for line in said)]
     if unmeasured := list(_unmeasured(document["benchmarks"])):
         lines += ["", "Not measured:", "", *(f"- {line}" for line in unmeasured)]
-    for name, benchmark in document["benchmarks"].items():
-        lines += ["", f"### {_TITLES.get(name, name)}", ""]
-        if name in _EXPLANATIONS:
-            lines += [_EXPLANATIONS[name], ""]
-        lines += tables(benchmark["rows"])
     return "\n".join(lines) + "\n"
 
 

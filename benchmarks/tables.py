@@ -40,11 +40,9 @@ def tables(rows: list[Row]) -> Iterator[str]:
     """Lines of Markdown: cases without a group first, then a table for every group "group: variant"."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if "error" not in row:
+        if "error" not in row and len(row) > 1:
             group, _, variant = row["case"].partition(": ")
             groups.setdefault(group if variant else "", []).append(row)
-    if not groups:
-        yield "No case was measured."
     for number, (group, members) in enumerate(sorted(groups.items(), key=lambda item: item[0] != "")):
         if number:
             yield ""

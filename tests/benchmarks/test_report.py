@@ -70,7 +70,7 @@ def test_every_group_has_its_table() -> None:
         "",
         "- one: a note",
     ]
-    assert list(tables([])) == ["No case was measured."]
+    assert list(tables([{"case": "nothing but its name"}])) == []
 
 
 def test_what_was_not_measured_is_told_by_reason() -> None:
@@ -140,6 +140,16 @@ def test_a_page_names_the_machine_and_what_is_incomplete(results: Path) -> None:
     assert "- iteration is incomplete: begun" in page
     assert "- loading, autoencoder, data: not asked for in this run" in page
     assert page.index("## Card X") < page.index("## Expected and measured") < page.index("## Notes")
+
+
+def test_pocket_sizes_have_a_summary_without_targets_and_a_link(results: Path) -> None:
+    store = Store(results)
+    store.set_machine(sizes="pocket")
+    page = performance_page(results.parent)
+    assert "- clip, 4 steps: our Euler sampler: 1.0040 times its bare calls\n" in page
+    assert "Tables: [run](../benchmarks/results/run.md)" in page
+    assert "| --- |" not in page
+    assert "| --- |" in render(store.read())
 
 
 def test_a_page_shows_the_newest_run_of_a_machine_and_links_to_others(results: Path) -> None:
