@@ -6,12 +6,13 @@ To be imported after `train.distributed.prepare_environment`: DeepSpeed reads th
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint
+from magicdistill_core.families.base import Condition
 from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
 from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
@@ -62,9 +63,9 @@ class Stopwatch:
 class TimedPlayers(Players):
     """Players whose scores are timed: without gradient as scores, with it as the fake update's forward."""
 
-    watch: Stopwatch
+    watch: Stopwatch = field(kw_only=True)
 
-    def score(self, condition: Tensor, weight: float, *, unconditional: bool = False) -> Velocity:
+    def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
         velocity = super().score(condition, weight, unconditional=unconditional)
 
         def timed(x: Tensor, sigma: Tensor) -> Tensor:
@@ -113,7 +114,9 @@ class Subject:
         self, config: TrainConfig, teacher: Checkpoint, prompt: NullPrompt, device: torch.device, watch: Stopwatch
     ) -> None:
         players = build_players(config, teacher, prompt, device)
-        self.players = TimedPlayers(players.engines, players.generator_role, players.base, watch)
+        self.players = TimedPlayers(
+            players.engines, players.generator_role, players.base, players.few_step, watch=watch
+        )
         self.config = config
         self.device = device
         self.watch = watch
@@ -174,7 +177,7 @@ class Course:
             engine.backward(loss.value, last=True)
         with watch.phase(OPTIMIZER):
             norm = engine.step(number)
-        return {**loss.metrics, f"{player}/gradient_norm": norm}
+        return {**loss.metrics, f"{player}/gradient_norm": float("nan") if norm is None else norm}
 
     def round(self) -> dict[str, float]:
         """A whole round: the fake updates, the generator's, and the metrics averaged."""

@@ -11,7 +11,7 @@ from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.recipe import Sampler
 
-from .method_config import FAKE, AnyMethod, CFGConfig, W2SConfig
+from .method_config import FAKE, AnyMethod, CFGConfig, OneStepConfig, W2SConfig
 from .run_config import CheckpointConfig, GuardConfig, LoggingConfig
 from .section import EmaConfig, OptimizerConfig, Positive, Section
 
@@ -130,6 +130,11 @@ class TrainConfig(Section):
             )
         if isinstance(self.method, CFGConfig):
             self.method.check_scale(self.model.embedded_guidance)
+        if isinstance(self.method, OneStepConfig) and (self.schedule.steps != 1 or self.model.mode != "full"):
+            raise ValueError(
+                "the method one_step trains a whole generator of one step, so it needs schedule.steps=1 and "
+                f"model.mode=full; found {self.schedule.steps} and {self.model.mode}"
+            )
         trains_fake = FAKE in self.method.players
         if trains_fake and self.fake_optimizer is None:
             raise ValueError(f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer.lr")

@@ -4,9 +4,10 @@ Apart from the methods themselves, so that a configuration is read without DeepS
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from magicdistill_core.branch import A_STRONG, A_WEAK
 from magicdistill_core.checkpoint import Checkpoint
@@ -45,6 +46,11 @@ class MethodConfig(Section):
     def uses_negative_prompt(self) -> bool:
         """Whether `model.negative_prompt` must be given."""
         return False
+
+    @property
+    def start_file(self) -> Path | None:
+        """A few-step generator that the generator starts from in place of the teacher, and that makes samples."""
+        return None
 
     def recipe_fields(self) -> dict[str, Any]:
         """What the recipe of the exported files says beyond schedule and data (fields of `Recipe`)."""
@@ -123,10 +129,9 @@ class MatchingConfig(MethodConfig):
         return super().recipe_fields() | {"a_weak": self.real_weight, "a_strong": self.a_strong}
 
 
-class W2SConfig(MatchingConfig):
-    """Weak-to-strong distribution matching (MagicDistillation)."""
+class _WeakConfig(MatchingConfig):
+    """A real score that is pulled a little towards the fake one, and a discriminator if wanted."""
 
-    name: Literal["w2s"] = "w2s"
     a_weak: float = Field(A_WEAK, ge=0, description="Branch weight of the real score (MD Eq. 6).")
     discriminator: DiscriminatorConfig | None = None
 
@@ -139,6 +144,32 @@ class W2SConfig(MatchingConfig):
     def adversary(self) -> DiscriminatorConfig | None:
         """Optional."""
         return self.discriminator
+
+
+class W2SConfig(_WeakConfig):
+    """Weak-to-strong distribution matching (MagicDistillation)."""
+
+    name: Literal["w2s"] = "w2s"
+
+
+class OneStepConfig(_WeakConfig):
+    """One-step distillation with the help of a few-step generator (MD 3.4); needs `schedule.steps` 1."""
+
+    name: Literal["one_step"] = "one_step"
+    few_step_generator: Path = Field(
+        description="File of a generator of several steps: it makes the pairs, and is where the one-step one starts."
+    )
+    pair_weight: tuple[float, float] = Field(
+        (1.0, 0.25), description="Weight of the distance to the pairs, in the first and in the last update."
+    )
+    matching_weight: tuple[float, float] = Field(
+        (0.25, 1.0), description="Weight of the matching loss, in the first and in the last update."
+    )
+
+    @property
+    def start_file(self) -> Path:
+        """The generator of several steps."""
+        return self.few_step_generator
 
 
 class DMDConfig(MatchingConfig):
@@ -210,9 +241,6 @@ class CFGConfig(MethodConfig):
     name: Literal["cfg"] = "cfg"
     scale_min: float = Field(1.0, ge=1, description="Smallest guidance scale that is learned.")
     scale_max: float = Field(8.0, gt=1, description="Largest guidance scale that is learned.")
-    scale: float = Field(
-        6.0, ge=1, description="Scale at which the exported file is to be sampled unless told otherwise."
-    )
     weight: float = Field(1.0, gt=0, description="lambda of M141 Eq. 8, beside flow matching without guidance.")
 
     @property
@@ -221,8 +249,8 @@ class CFGConfig(MethodConfig):
         return True
 
     def recipe_fields(self) -> dict[str, Any]:
-        """A many-step teacher that is told its guidance."""
-        return super().recipe_fields() | {"kind": "teacher", "embedded_guidance": self.scale}
+        """A many-step teacher."""
+        return super().recipe_fields() | {"kind": "teacher"}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
         """With a guidance embedding, which changes nothing at first."""
@@ -232,16 +260,19 @@ class CFGConfig(MethodConfig):
         state = add_guidance_embedding(teacher.state, teacher.source)
         return replace(teacher, state=state, shape=network_shape(state))
 
-    @model_validator(mode="after")
-    def _scales_are_ordered(self) -> Self:
-        if not self.scale_min <= self.scale <= self.scale_max or self.scale_min == self.scale_max:
+    def check_scale(self, scale: float) -> None:
+        """Refuse a scale (`model.embedded_guidance`, at which the export is sampled) that would not be learned.
+
+        Raises:
+            ValueError: if it lies outside of the range, or the range is empty.
+        """
+        if not self.scale_min <= scale <= self.scale_max or self.scale_min == self.scale_max:
             raise ValueError(
-                f"scale must lie between scale_min and scale_max, which differ; found {self.scale:g}, "
-                f"{self.scale_min:g} and {self.scale_max:g}"
+                f"model.embedded_guidance must lie between method.scale_min and method.scale_max, which differ; found "
+                f"{scale:g}, {self.scale_min:g} and {self.scale_max:g}"
             )
-        return self
 
 
 AnyMethod = Annotated[
-    W2SConfig | DMDConfig | DMD2Config | LCMConfig | CFGConfig | SFTConfig, Field(discriminator="name")
+    W2SConfig | DMDConfig | DMD2Config | OneStepConfig | LCMConfig | CFGConfig | SFTConfig, Field(discriminator="name")
 ]

@@ -17,6 +17,7 @@ from magicdistill_core.objectives.adversarial import Critic
 from .config import TrainConfig
 from .discriminator import Discriminator
 from .engines import DiscriminatorEngine, Engine, Frozen, Holder, NetworkEngine
+from .few_step import FewStep, load_few_step
 from .method_config import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from .network import load_network
 from .roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
@@ -30,11 +31,13 @@ class Players:
         engines: by name, as the method's `players` say; the generator's is always there.
         generator_role: the role in which the generator's network is the generator.
         base: who holds the frozen teacher; None where the method needs none.
+        few_step: the frozen generator that the method's `start_file` names.
     """
 
     engines: dict[str, Engine]
     generator_role: Role
     base: Holder | None
+    few_step: FewStep | None = None
 
     @property
     def generator(self) -> NetworkEngine:
@@ -47,16 +50,17 @@ class Players:
     def engine(self, name: str) -> Engine:
         return self.engines[name]
 
-    def generator_velocity(self, condition: Condition) -> Velocity:
-        return self.generator.velocity(condition, self.generator_role)
+    def generator_velocity(self, condition: Condition, *, guidance: Tensor | None = None) -> Velocity:
+        """The generator, with gradient where gradients are enabled; `guidance` as for `Holder.velocity`."""
+        return self.generator.velocity(condition, self.generator_role, guidance=guidance)
 
     def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
         """`theta + weight * zeta`: the fake score at the strong weight, the real one at the weak (MD Eq. 5, 6)."""
         return self.fake.velocity(condition, Role(FAKE, weight), unconditional=unconditional)
 
-    def teacher(self, condition: Condition, *, unconditional: bool = False) -> Velocity:
-        """The frozen teacher theta; to be asked without gradient."""
-        return self._holder.velocity(condition, BASE, unconditional=unconditional)
+    def teacher(self, condition: Condition, *, unconditional: bool = False, guidance: Tensor | None = None) -> Velocity:
+        """The frozen teacher theta; to be asked without gradient, `guidance` as for `Holder.velocity`."""
+        return self._holder.velocity(condition, BASE, unconditional=unconditional, guidance=guidance)
 
     def critic(self, condition: Condition) -> Critic:
         """The discriminator on the features of the frozen teacher (MD 3.4), which get gradients to `x` alone."""
@@ -96,6 +100,11 @@ def build_players(
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     method, model = config.method, config.model
     shared, guidance = model.mode == "lora", model.embedded_guidance
+    start, few_step = teacher, None
+    if method.start_file is not None:
+        start, recipe = load_few_step(method.start_file, teacher)
+        maker = Frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
+        few_step = FewStep(maker, recipe)
     base = load_network(teacher, dtype, device) if shared or FAKE in method.players or method.uses_teacher else None
     # Before branches are added, so that its copy of a block has none.
     judge = Discriminator(base, config.seed + 2) if base is not None and DISCRIMINATOR in method.players else None
@@ -107,7 +116,7 @@ def build_players(
         trained = branch_parameters(base, GENERATOR)
         generator_network, role = RoleNetwork(base, prompt, negative, guidance), Role(GENERATOR, 1.0)
     else:
-        student = load_network(teacher, dtype, device)
+        student = load_network(start, dtype, device)
         trained = list(student.parameters())
         generator_network, role = RoleNetwork(student, prompt, negative, guidance), BASE
     for network in {id(n): n for n in (base, generator_network.transformer) if n is not None}.values():
@@ -130,4 +139,4 @@ def build_players(
             engines[DISCRIMINATOR] = DiscriminatorEngine(judge, config, method.adversary.optimizer)
     elif base is not None and not shared:
         holder = Frozen(RoleNetwork(base, prompt, negative, guidance), config)
-    return Players(engines, role, holder)
+    return Players(engines, role, holder, few_step)

@@ -4,7 +4,8 @@ To add one:
 
 1. its settings in `train/method_config.py`: a `MethodConfig` with `name: Literal[...]`, the `players` it trains,
    `uses_teacher` if it asks the frozen teacher, `uses_negative_prompt` if it asks somebody without the prompt,
-   `recipe_fields` if its export is not a few-step generator; joined to `AnyMethod`;
+   `recipe_fields` if its export is not a few-step generator, `start_file` if it does not start from the teacher;
+   joined to `AnyMethod`;
 2. its class in a module here: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see `base.py`); noise and
    levels come from `_noise` and `_level` with a purpose of their own, clean latents from `batch.latents`, weights from
    `self.players` (`generator_velocity`, `score`, `teacher`);
@@ -20,11 +21,22 @@ import torch
 
 from ..config import TrainConfig
 from ..draws import Draws
-from ..method_config import DMD2Config, DMDConfig, LCMConfig, MethodConfig, SFTConfig, W2SConfig
+from ..method_config import (
+    CFGConfig,
+    DMD2Config,
+    DMDConfig,
+    LCMConfig,
+    MethodConfig,
+    OneStepConfig,
+    SFTConfig,
+    W2SConfig,
+)
 from ..players import Players
 from .base import Loss, Method, MicroBatch
+from .cfg import GuidanceDistillation
 from .lcm import LatentConsistency
 from .matching import DistributionMatching
+from .one_step import OneStep
 from .sft import FineTuning
 
 __all__ = ["Loss", "Method", "MicroBatch", "build_method"]
@@ -33,7 +45,9 @@ _METHODS: dict[type[MethodConfig], type[Method[Any]]] = {
     W2SConfig: DistributionMatching,
     DMDConfig: DistributionMatching,
     DMD2Config: DistributionMatching,
+    OneStepConfig: OneStep,
     LCMConfig: LatentConsistency,
+    CFGConfig: GuidanceDistillation,
     SFTConfig: FineTuning,
 }
 

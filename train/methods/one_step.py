@@ -1,0 +1,40 @@
+"""One-step distillation (MagicDistillation, Sec. 3.4): first a few-step generator's samples, then the distribution."""
+
+import torch.nn.functional as F
+
+from ..method_config import OneStepConfig
+from .base import Loss, MicroBatch
+from .matching import DistributionMatching
+
+
+def annealed(ends: tuple[float, float], done: float) -> float:
+    """A weight on its straight way from the first to the second of `ends`, at `done` in [0, 1]."""
+    return ends[0] + (ends[1] - ends[0]) * done
+
+
+class OneStep(DistributionMatching[OneStepConfig]):
+    """Distribution matching, and beside it the distance to what the few-step generator makes of the same noise."""
+
+    headline = ("generator/pair_distance", "generator/matching_gradient")
+
+    def _generator(self, batch: MicroBatch) -> Loss:
+        """`w_d * ||G1(eps) - sg G4(eps)||^2 + w_m * L_dm`; the pair is made here, from the rollout's noise."""
+        settings = self.settings
+        x_hat = self._rollout(batch)
+        few_step = self.players.few_step
+        assert few_step is not None
+        target = few_step.sample(
+            batch.condition, self._noise("rollout", batch), lambda step: self._noise(f"pair-{step}", batch)
+        )
+        distance = F.mse_loss(x_hat.float(), target.float())
+        matching = self._matching(batch, x_hat)
+        done = self._round(batch) / max(1, self.config.updates - 1)
+        pair_weight = annealed(settings.pair_weight, min(1.0, done))
+        matching_weight = annealed(settings.matching_weight, min(1.0, done))
+        value = pair_weight * distance + matching_weight * matching.value
+        metrics = {
+            **matching.metrics,
+            "generator/pair_distance": distance.detach(),
+            "generator/pair_weight": distance.new_tensor(pair_weight),
+        }
+        return self._total(batch, x_hat, Loss(value, metrics))
