@@ -153,9 +153,18 @@ def measure_comfyui(bench: Bench, clip: Clip, steps: int) -> None:
         folder = Path(scratch)
         job = comfyui_job(folder, clip, steps, _COMFYUI_REPEATS)
         command = [sys.executable, str(_COMFYUI_SIDE), str(comfyui), str(job)]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_COMFYUI_SECONDS
-        )
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=min(_COMFYUI_SECONDS, bench.seconds_left()),
+            )
+        except subprocess.TimeoutExpired as late:
+            bench.record(name, error=f"not run: ComfyUI was not done after {late.timeout:.0f} s")
+            return
         if done.returncode != 0:
             reason = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
             bench.record(name, error=f"not run: {reason[0][:200]}")

@@ -1,0 +1,39 @@
+"""How a run's time is shared out among its benchmarks."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks.store import Store
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds that every benchmark is given; none is really run."""
+    seconds: dict[str, float] = {}
+
+    def run(store: Store, name: str, limit: float, pocket: bool) -> str:
+        seconds[name] = limit
+        return "done"
+
+    monkeypatch.setattr(runner, "_run", run)
+    return seconds
+
+
+def test_the_last_benchmark_gets_all_that_is_left(given: dict[str, float], tmp_path: Path) -> None:
+    runner.measure(["iteration", "loading"], tmp_path / "run.json", minutes=10, pocket=True, commit="c")
+    assert given["iteration"] == runner.LIMITS["iteration"]
+    # As nothing took any time here.
+    assert given["loading"] == pytest.approx(10 * 60 - 15, abs=5)
+    document = Store(tmp_path / "run.json").read()
+    assert document["machine"]["commit"] == "c"
+    assert [entry["status"] for entry in document["benchmarks"].values()] == ["done", "done"]
+
+
+def test_what_does_not_fit_is_recorded_as_not_run(given: dict[str, float], tmp_path: Path) -> None:
+    runner.measure(["iteration", "loading"], tmp_path / "run.json", minutes=0.1, pocket=True, commit="c")
+    assert given.keys() == {"machine"}
+    assert {entry["status"] for entry in Store(tmp_path / "run.json").read()["benchmarks"].values()} == {
+        "not run: out of time"
+    }
