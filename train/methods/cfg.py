@@ -1,0 +1,54 @@
+"""CFG distillation (Magic 1-For-1, Sec. 3.1): one call of the student is what the guided teacher needs two for."""
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.objectives.guidance import cfg_distillation_loss
+
+from ..method_config import GENERATOR, CFGConfig
+from .base import Loss, Method, MicroBatch
+
+
+class GuidanceDistillation(Method[CFGConfig]):
+    """The generator learns the teacher's guided velocity, the scale being an input of its guidance embedding.
+
+    A teacher with a guidance embedding of its own is asked at scale 1.
+    """
+
+    headline = ("generator/distillation", "generator/base_loss")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The generator alone."""
+        return (GENERATOR,)
+
+    def loss(self, player: str, batch: MicroBatch) -> Loss:
+        """The distance to the guided teacher at a random scale, and flow matching without guidance."""
+        players, condition, scales = self.players, batch.condition, self._scales(batch)
+        unguided = torch.ones_like(scales)
+        result = cfg_distillation_loss(
+            players.generator_velocity(condition, guidance=scales),
+            players.generator_velocity(condition, guidance=unguided),
+            players.teacher(condition, guidance=unguided),
+            players.teacher(condition, guidance=unguided, unconditional=True),
+            batch.latents,
+            self._noise("loss", batch),
+            self._level("level", batch),
+            scales,
+            self.settings.weight,
+        )
+        metrics = {
+            "generator/loss": result.loss.detach(),
+            "generator/distillation": result.distillation,
+            "generator/base_loss": result.base,
+        }
+        return Loss(result.loss, metrics)
+
+    def _scales(self, batch: MicroBatch) -> Tensor:
+        """Guidance scales `[B]`, uniform over their range, another for every sample."""
+        low, high = self.settings.scale_min, self.settings.scale_max
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return low + (high - low) * torch.rand((), generator=generator)
+
+        return self.draws.each("guidance", batch.update, batch.positions, draw).to(self.device)
