@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import PAGE, RESULTS
 from benchmarks.claims import claims
 from benchmarks.kernels import by_kind, kind_of
 from benchmarks.predictions import PREDICTIONS, outcomes
@@ -167,3 +168,9 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path.write_text('{"format": 0}')
     with pytest.raises(ValueError, match="format 0"):
         Store(path).read()
+
+
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    assert PAGE.read_text(encoding="utf-8") == performance_page(RESULTS)
+    for results in RESULTS.glob("*.json"):
+        assert results.with_suffix(".md").read_text(encoding="utf-8") == render(Store(results).read())
