@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.errors import ConfigError, MagicDistillError
 
 from .pocket.cli import app as pocket_app
 
@@ -79,14 +79,22 @@ def train(
     prepare_environment()
     from .distributed import is_main
     from .loop import train as run
+    from .run_folder import CONFIG_FILE
 
-    run(settings, resume=resume)
-    if is_main():
-        Console().print(
-            f"{settings.run} is at update {settings.updates}. Export it with: "
-            f"magicdistill export {settings.run} --out generator.safetensors",
-            soft_wrap=True,
+    outcome = run(settings, resume=resume)
+    if not is_main():
+        return
+    if outcome.stopped_by:
+        text = (
+            f"Stopped by {outcome.stopped_by} at update {outcome.step} of {settings.updates}, and saved. Continue with: "
+            f"magicdistill train {settings.run / CONFIG_FILE} --resume"
         )
+    else:
+        text = (
+            f"{settings.run} is at update {outcome.step}. Export it with: "
+            f"magicdistill export {settings.run} --out generator.safetensors"
+        )
+    Console().print(text, soft_wrap=True)
 
 
 @app.command()
@@ -138,15 +146,29 @@ def export(
     out: Annotated[Path, typer.Option(help="File (.safetensors) to write; for diffusers a new folder.")],
     format: Annotated[Format, typer.Option(help="comfyui: one whole file; lora: the generator LoRA.")] = Format.COMFYUI,
     step: Annotated[int | None, typer.Option(help="Which checkpoint; by default the newest.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint (see checkpoint.measure).")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; by default as trained.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Where a LoRA run's teacher is now, if it has moved.")] = None,
 ) -> None:
     """Export the generator of a run."""
     from .export import export_run
+    from .run_folder import checkpoint_folder, read_manifest
     from .sample import DTYPES
 
+    if best and step is not None:
+        raise ConfigError("--best and --step name two checkpoints. Give one of them.")
+    if best:
+        step = read_manifest(checkpoint_folder(run, best=True)).step
     export_run(run, out, format.value, step, None if dtype is None else DTYPES[dtype.value], teacher)
     Console().print(f"Wrote {out}", soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a training run.")]) -> None:
+    """Write the report of a run as it stands: curves, samples, settings, how to go on."""
+    from .report import write_report
+
+    Console().print(f"Wrote {write_report(run)}", soft_wrap=True)
 
 
 @app.command()
@@ -162,6 +184,9 @@ def sample(
     width: Annotated[int | None, typer.Option(help="Pixels; by default the recipe's.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; by default the recipe's.")] = None,
     frames: Annotated[int | None, typer.Option(help="4n + 1; by default the recipe's.")] = None,
+    i2v_mode: Annotated[
+        str | None, typer.Option(help="How the start image enters, for a file that leaves it open (see inspect).")
+    ] = None,
     precision: Annotated[Dtype, typer.Option(help="What the network computes in.")] = Dtype.FP32,
     device: DeviceOption = None,
 ) -> None:
@@ -182,6 +207,7 @@ def sample(
             width=width,
             height=height,
             frames=frames,
+            i2v_mode=i2v_mode,
             precision=precision.value,
             device=_device(device),
             callback=lambda state: status.update(f"Step {state.step + 1} done (sigma {state.sigma:.3f})"),
@@ -194,7 +220,9 @@ def sample(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A safetensors file, a diffusers folder, or a dataset.")],
+    file: Annotated[
+        Path, typer.Argument(help="A safetensors file, a .pt or .pth of tensors, a diffusers folder, or a dataset.")
+    ],
     sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file, as recipes name it.")] = False,
 ) -> None:
     """Say what a weights file or a dataset is, and what a recipe says."""
