@@ -9,6 +9,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,22 +148,36 @@ def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int) -> None
     final = root / step_name(manifest.step)
     if final.exists():
         # Of a future that this run went back from: out of the way in one step, so that no half of it keeps the name.
-        final.rename(root / f"{_TEMPORARY}old")
+        _remove(final)
     temporary.rename(final)
     fsync(root)
     _point(root, LATEST, final)
-    shutil.rmtree(root / f"{_TEMPORARY}old", ignore_errors=True)
     # Later ones are of a future that this run went back from; they stay until they are written anew.
-    steps = [step for step in checkpoint_steps(root) if step <= manifest.step]
-    manifests = {step: read_manifest(root / step_name(step)) for step in steps}
+    manifests = {step: known for step, known in _manifests(root).items() if step <= manifest.step}
     measured = {step: m.measure for step, m in manifests.items() if m.measure is not None and m.healthy}
     best = min(measured, key=lambda step: measured[step], default=None)
     if best is not None:
         _point(root, BEST, root / step_name(best))
     healthy = [step for step, m in manifests.items() if m.healthy]
-    kept = {*steps[-keep:], best, *healthy[-1:]}
-    for step in set(manifests) - kept:
-        shutil.rmtree(root / step_name(step))
+    for step in set(manifests) - {*sorted(manifests)[-keep:], best, *healthy[-1:]}:
+        _remove(root / step_name(step))
+
+
+def _manifests(root: Path) -> dict[int, Manifest]:
+    """The manifests of all checkpoints, in order of their steps; what has no readable one is no checkpoint."""
+    found = {}
+    for step in checkpoint_steps(root):
+        with suppress(CheckpointError):
+            found[step] = read_manifest(root / step_name(step))
+    return found
+
+
+def _remove(folder: Path) -> None:
+    # Its name goes at once: a process that is killed while files are removed leaves no half of a checkpoint.
+    away = folder.with_name(f"{_TEMPORARY}removed-{folder.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    folder.rename(away)
+    shutil.rmtree(away)
 
 
 def _point(root: Path, pointer: str, folder: Path) -> None:
@@ -198,13 +213,12 @@ def go_back(run: Path, step: int) -> None:
     root = run / FOLDER
     for later in checkpoint_steps(root):
         if later > step:
-            shutil.rmtree(root / step_name(later))
+            _remove(root / step_name(later))
 
 
-def last_healthy(run: Path) -> int | None:
-    """The step of the newest checkpoint that was saved while the guard had nothing to say."""
-    root = run / FOLDER
-    return next((s for s in reversed(checkpoint_steps(root)) if read_manifest(root / step_name(s)).healthy), None)
+def healthy_steps(run: Path) -> list[int]:
+    """The steps of the checkpoints that were saved while the guard had nothing to say, in order."""
+    return [step for step, manifest in _manifests(run / FOLDER).items() if manifest.healthy]
 
 
 def verified(run: Path) -> Path:

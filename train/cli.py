@@ -86,8 +86,8 @@ def train(
         return
     if outcome.stopped_by:
         text = (
-            f"Stopped by {outcome.stopped_by} at update {outcome.step} of {settings.updates}, and saved. Continue with: "
-            f"magicdistill train {settings.run / CONFIG_FILE} --resume"
+            f"Stopped by {outcome.stopped_by} at update {outcome.step} of {settings.updates}, and saved. Continue it "
+            f"with: magicdistill train {settings.run / CONFIG_FILE} --resume"
         )
     else:
         text = (

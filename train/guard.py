@@ -43,6 +43,7 @@ _CRITIC = "lower generator_optimizer.lr, or raise method.fake_updates or fake_op
 
 RULES = (
     Rule("generator/motion", "motion_floor", True, True, "the samples stop moving", _STRENGTH),
+    Rule("generator/temporal_variance", "variance_floor", True, True, "the samples become stills", _STRENGTH),
     Rule("generator/deviation", "deviation_ceiling", False, True, "the samples saturate", _STRENGTH),
     Rule("generator/deviation", "deviation_floor", True, True, "the samples wash out to one colour", _STRENGTH),
     Rule("generator/saturation", "saturation_ceiling", False, False, "values leave the range of latents", _STRENGTH),

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from .distributed import (
     world_size,
 )
 from .draws import Draws
+from .ema import GeneratorEma
 from .engines import collect_state
 from .guard import Verdict
 from .latents import LatentDataset
@@ -45,6 +47,7 @@ from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
 from .players import build_players
 from .progress import RunLog, check_trackers
+from .report import write_report
 from .roles import branch_modules
 from .run_folder import (
     CONFIG_FILE,
@@ -57,7 +60,7 @@ from .run_folder import (
     VALIDATION,
     run_facts,
 )
-from .run_state import RunState
+from .run_state import GuardError, RunState
 from .signals import StopRequest
 from .validation import Validation
 from .weights import null_prompt_of
@@ -86,20 +89,28 @@ class Trainer:
         self.config = config
         self.device = init_distributed(config.timeout)
         teacher_path = TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
-        teacher = load_checkpoint(teacher_path).teacher(config.model.i2v_mode)
+        teacher = config.method.prepared(load_checkpoint(teacher_path), config.model.mode)
+        teacher = teacher.teacher(config.model.i2v_mode)
         self.family = teacher.family()
         self.prompt = _prompt(config, teacher)
+        negative = config.model.negative_prompt
         self.shape = teacher.shape
         self.dataset = LatentDataset(config.data.dataset)
         self.draws = Draws(config.seed)
         self.recipe = self._recipe(weights_sha256(teacher_path))
         self._prepare_folder(teacher_path, resume)
-        self.players = build_players(config, teacher, self.prompt, self.device)
+        self.players = build_players(
+            config, teacher, self.prompt, self.device, None if negative is None else load_null_prompt(negative)
+        )
         self.method = build_method(config, self.players, self.draws, self.device)
         self.validation = Validation(
             config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
         )
         self.state = RunState(config, self.players.engines, self.draws, self.export)
+        self.ema = None
+        if config.generator_ema is not None:
+            self.ema = GeneratorEma(self.players.generator.engine, config.generator_ema)
+            self.state.keepers["generator_ema"] = self.ema
         if resume:
             self.state.resume()
 
@@ -167,7 +178,8 @@ class Trainer:
                 if verdict.act and self._act(verdict, log):
                     continue
                 if self.validation.due(state.step):
-                    self.validation.run(self.players, state.step)
+                    with self._exported_weights():
+                        self.validation.run(self.players, state.step)
                 stopped_by = first_error(stop.name)
                 if state.step % config.checkpoint.every == 0 or state.step == config.updates or stopped_by:
                     state.save()
@@ -205,6 +217,8 @@ class Trainer:
         for place, player in enumerate(order):
             number = order[:place].count(player)
             metrics |= self._update(player, step * len(order) + place, step * counts[player] + number)
+        if self.ema is not None:
+            self.ema.update()
         return mean_over_processes(metrics, self.device)
 
     def _update(self, player: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
@@ -217,7 +231,9 @@ class Trainer:
             engine.backward(loss.value, last=micro == data.accumulation - 1)
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value / data.accumulation
-        metrics[f"{player}/gradient_norm"] = engine.step(own_update)
+        norm = engine.step(own_update)
+        if norm is not None:
+            metrics[f"{player}/gradient_norm"] = norm
         return metrics
 
     def _micro_batch(self, update: int, micro: int) -> MicroBatch:
@@ -237,11 +253,16 @@ class Trainer:
             lambda: self.family.free(self.dataset.latents(indices)).to(self.device),
         )
 
+    def _exported_weights(self) -> AbstractContextManager[None]:
+        """Within, the generator has the weights that are exported: their average if there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
     def export(self, folder: Path) -> None:
         """Write the trained weights as they stand into `folder`; a collective call."""
         model = self.config.model
         recipe = self.recipe.model_copy(update={"training_step": self.state.step})
-        generator = collect_state(self.players.generator.network.transformer)
+        with self._exported_weights():
+            generator = collect_state(self.players.generator.network.transformer)
         shared = model.mode == "lora"
         trains_fake = FAKE in self.players.engines
         branches = collect_state(self.players.fake.network.transformer) if trains_fake and not shared else generator
@@ -258,7 +279,7 @@ class Trainer:
     def _save_branch(self, path: Path, name: str, size: BranchConfig, state: dict[str, torch.Tensor]) -> None:
         recipe = self.recipe.model_copy(
             update={
-                "kind": f"{name}_lora",
+                "kind": f"{self.recipe.kind if name == GENERATOR else name}_lora",
                 "training_step": self.state.step,
                 "base_hash": self.recipe.teacher_hash,
                 "lora_rank": size.rank,
@@ -284,9 +305,24 @@ def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     check_trackers(config)
     trainer = Trainer(config, resume=resume)
     try:
-        return trainer.train()
+        outcome = trainer.train()
     except (RuntimeError, OSError) as error:
         raise _explained(error, config) from error
+    except GuardError:
+        _report(config)
+        raise
+    _report(config)
+    return outcome
+
+
+def _report(config: TrainConfig) -> None:
+    if not is_main():
+        return
+    try:
+        logger.info("The report of the run: %s", write_report(config.run))
+    except Exception:
+        # Whatever is wrong with a picture, the run itself is saved and sound.
+        logger.warning("The report of the run could not be written", exc_info=True)
 
 
 def _explained(error: RuntimeError | OSError, config: TrainConfig) -> Exception:

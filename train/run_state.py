@@ -63,9 +63,15 @@ class RunState:
             CheckpointError: if it is damaged or another run's, or if an update would now see another number of samples.
         """
         root = self.config.run / FOLDER
-        if not (root / LATEST).is_file() and not checkpoints.checkpoint_steps(root):
-            logger.info("%s has saved no checkpoint yet: beginning anew", self.config.run)
-            return
+        if not (root / LATEST).is_file():
+            steps = from_all(checkpoints.checkpoint_steps(root))[0]
+            if not steps:
+                logger.info("%s has saved no checkpoint yet: beginning anew", self.config.run)
+                return
+            # Killed between the first checkpoint's getting its name and `latest`'s: what has a name is complete.
+            if is_main():
+                checkpoints.point_to(self.config.run, steps[-1])
+            barrier()
         manifest = checkpoints.load(self.config.run, self.keepers)
         notes = manifest.notes
         if notes["global_batch"] != self.global_batch:
@@ -147,8 +153,14 @@ class RunState:
         return settings.action == "rollback" and self.attempt < settings.rollbacks and self.last_good() is not None
 
     def last_good(self) -> int | None:
-        """The step of the newest checkpoint that the guard had nothing to say about, alike on every process."""
-        return from_all(checkpoints.last_healthy(self.config.run))[0]
+        """The step of the newest checkpoint that is known to be good, alike on every process (a collective call).
+
+        The guard had nothing to say about it. If a round has just given what is no number, the checkpoint that it began
+        from may have been spoiled already, and an earlier one is better.
+        """
+        healthy = from_all(checkpoints.healthy_steps(self.config.run))[0]
+        proven = [step for step in healthy if step < self.step - self.guard.broken]
+        return max(proven or healthy, default=None)
 
     def go_back(self) -> None:
         """Continue from the last good checkpoint, with other draws and lower learning rates. A collective call."""

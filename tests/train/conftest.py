@@ -1,16 +1,19 @@
 """A tiny teacher, a tiny dataset and a configuration, for everything that trains."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
-from magicdistill_core.checkpoint import save_checkpoint
+from magicdistill_core.checkpoint import NULL_POOLED_KEY, NULL_TEXT_KEY, save_checkpoint
 from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -55,6 +58,19 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             latent = torch.randn(16, 2, SIDE // 8, SIDE // 8, generator=generator)
             writer.append(f"{number:04d}", latent, latent[:, :1])
     return folder
+
+
+@pytest.fixture(scope="session")
+def negative_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second prompt for the tiny teacher."""
+    path = tmp_path_factory.mktemp("prompt") / "negative.safetensors"
+    generator = torch.Generator().manual_seed(2)
+    tensors = {
+        NULL_TEXT_KEY: torch.randn(1, 3, TINY.text_dim, generator=generator),
+        NULL_POOLED_KEY: torch.randn(1, TINY.pooled_dim, generator=generator),
+    }
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture
@@ -110,3 +126,48 @@ def train_runs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         return done
 
     return launch
+
+
+@dataclass(frozen=True)
+class Life:
+    """How the processes of one training ended, and what they said, by rank."""
+
+    codes: list[int]
+    output: list[str]
+
+    @property
+    def said(self) -> str:
+        """What all of them said, in lines as long as they were meant."""
+        return "\n".join(self.output)
+
+
+@pytest.fixture(scope="session")
+def _lives() -> Iterator[subprocess.Popen[str]]:
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("lives.py"))],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    assert json.loads(server.stdout.readline()) == "ready"
+    yield server
+    server.communicate()
+
+
+@pytest.fixture
+def live(_lives: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Life]:
+    """Trains one configuration in processes that are forked, so that imports cost nothing; see `lives.Request`."""
+
+    def run(config: dict, *flags: str, **request: object) -> Life:
+        path = tmp_path / f"config-{len(list(tmp_path.glob('config-*')))}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        line = json.dumps({"arguments": [str(path), *flags], "log": f"{config['run']}/metrics.jsonl", **request})
+        assert _lives.stdin is not None
+        assert _lives.stdout is not None
+        _lives.stdin.write(line + "\n")
+        _lives.stdin.flush()
+        return Life(**json.loads(_lives.stdout.readline()))
+
+    return run

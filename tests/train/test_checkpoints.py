@@ -1,4 +1,4 @@
-"""Resuming, and refusing to resume from what is damaged or different."""
+"""Resuming exactly, with as many processes and with others, and refusing what is damaged or different."""
 
 import json
 import shutil
@@ -8,16 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill_core.checkpoint import read_tensors
+from magicdistill_core.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
 from train.checkpoints import verified
 from train.config import parse_config
 from train.loop import train
+from train.run_folder import checkpoint_folder, checkpoint_steps, read_manifest
 
 
-def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything that a checkpoint holds: exported weights, and the engines' states by parameter, kind and place."""
     folder = run / "checkpoints" / f"step-{step:06d}"
-    return {f"{f.name}/{k}": v for f in sorted(folder.glob("*.safetensors")) for k, v in read_tensors(f)[0].items()}
+    found = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        of = file.parent.name if file.parent != folder else file.name
+        found |= {f"{of}/{name}": tensor for name, tensor in read_tensors(file)[0].items()}
+    return found
 
 
 def lines(run: Path) -> list[dict]:
@@ -25,45 +31,144 @@ def lines(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.timeout(400)
-def test_resume_continues_bit_exactly(
-    tmp_path: Path, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
-) -> None:
-    """Four updates at once equal two, a new process, and two more: weights, metrics; full in bf16 and lora in fp32."""
-    whole, halves, more = [], [], []
-    for mode, precision in [("full", "bf16"), ("lora", "fp32")]:
-        for kind, target in (("whole", whole), ("parts", halves)):
-            config = tiny_config(tmp_path / f"{mode}-{kind}", updates=4, checkpoint={"every": 2, "keep": 2})
-            config["model"] |= {"mode": mode, "precision": precision}
-            if kind == "parts":
-                more.append(config)
-                config = config | {"updates": 2}
-            target.append(config)
-    train_runs(1, whole + halves)
-    train_runs(1, more, "--resume")
-    for mode in ("full", "lora"):
-        expected, found = weights(tmp_path / f"{mode}-whole", 4), weights(tmp_path / f"{mode}-parts", 4)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
-        assert lines(tmp_path / f"{mode}-whole") == lines(tmp_path / f"{mode}-parts")
-        before = weights(tmp_path / f"{mode}-whole", 2)
-        assert any(not torch.equal(expected[key], before[key]) for key in expected)
+def assert_same_run(found: Path, expected: Path, step: int) -> None:
+    """Bit for bit: weights, masters, moments, and the metrics of every round."""
+    left, right = tensors(found, step), tensors(expected, step)
+    assert left.keys() == right.keys()
+    assert any("exp_avg:" in name for name in left)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert lines(found) == lines(expected)
 
-    # The finished run also serves the refusals: a copy is damaged in different ways.
-    run = tmp_path / "damaged"
-    shutil.copytree(tmp_path / "full-parts", run)
-    shard = next((run / "checkpoints" / "step-000004" / "generator").rglob("*optim_states.pt"))
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"damaged.*optim_states"):
+
+def branch(whole: Path, parts: Path, step: int) -> None:
+    """A copy of a run that stands at an earlier checkpoint."""
+    shutil.copytree(whole, parts)
+    (parts / "checkpoints" / "latest").write_text(f"step-{step:06d}")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("mode", "precision", "stage", "processes"),
+    [("full", "bf16", 2, 1), ("lora", "fp32", 2, 2), ("full", "bf16", 2, 2), ("lora", "bf16", 3, 2)],
+)
+def test_resume_continues_bit_exactly(
+    mode: str, precision: str, stage: int, processes: int, tmp_path: Path, tiny_config: Callable, live: Callable
+) -> None:
+    """Three updates at once equal one, new processes, and two more."""
+    config = tiny_config(tmp_path / "whole", updates=3, zero={"stage": stage}, checkpoint={"every": 1, "keep": 3})
+    config["model"] |= {"mode": mode, "precision": precision}
+    done = live(config, processes=processes)
+    assert done.codes == [0] * processes, done.said
+    branch(tmp_path / "whole", tmp_path / "parts", 1)
+    done = live(config | {"run": str(tmp_path / "parts")}, "--resume", processes=processes)
+    assert done.codes == [0] * processes, done.said
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 3)
+    first, last = tensors(tmp_path / "whole", 1), tensors(tmp_path / "whole", 3)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("before", "after", "stages"), [(2, 1, (2, 2)), (1, 2, (2, 3))])
+def test_another_number_of_processes_goes_on_alike(
+    before: int, after: int, stages: tuple[int, int], tmp_path: Path, tiny_config: Callable, live: Callable
+) -> None:
+    """The same global batch on other processes, and at another ZeRO stage: equal up to the order of sums."""
+
+    def config(run: str, processes: int, stage: int) -> dict:
+        tree = tiny_config(tmp_path / run, updates=3, zero={"stage": stage}, checkpoint={"every": 1, "keep": 3})
+        tree["data"]["accumulation"] = 2 // processes
+        return tree
+
+    done = live(config("whole", before, stages[0]), processes=before)
+    assert done.codes == [0] * before, done.said
+    branch(tmp_path / "whole", tmp_path / "parts", 1)
+    wrong = config("parts", after, stages[1])
+    wrong["data"]["accumulation"] = 3
+    refused = live(wrong, "--resume", processes=after)
+    assert set(refused.codes) == {2}
+    assert f"Set data.accumulation={2 // after}" in refused.said
+    done = live(config("parts", after, stages[1]), "--resume", processes=after)
+    assert done.codes == [0] * after, done.said
+    for name in ("generator.safetensors", "fake_lora.safetensors"):
+        start, *ends = (
+            read_tensors(tmp_path / run / "checkpoints" / f"step-{step:06d}" / name)[0]
+            for run, step in (("whole", 1), ("whole", 3), ("parts", 3))
+        )
+        for key, was in start.items():
+            moved = (ends[0][key] - was).norm()
+            assert (ends[1][key] - ends[0][key]).norm() <= 2e-2 * moved + 1e-9, key
+        assert any((ends[0][key] - was).norm() > 1e-4 for key, was in start.items())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place for one finished run that several tests look at; they copy what they damage."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, tiny_config: Callable, live: Callable) -> Path:
+    """A copy of a run of three updates that keeps two checkpoints."""
+    if not finished.exists():
+        done = live(tiny_config(finished, updates=3, checkpoint={"every": 1, "keep": 1}))
+        assert done.codes == [0], done.said
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_newest_and_the_best_are_kept(run: Path) -> None:
+    values = {row["step"]: row["generator/real_fake_distance"] for row in lines(run)}
+    measures = {1: values[1], 2: (values[1] + values[2]) / 2, 3: sorted(values.values())[1]}
+    best = min(measures, key=lambda step: measures[step])
+    assert checkpoint_folder(run, best=True).name == f"step-{best:06d}"
+    assert checkpoint_steps(run / "checkpoints") == sorted({best, 3})
+    manifest = read_manifest(checkpoint_folder(run, best=True))
+    assert (manifest.step, manifest.healthy) == (best, True)
+    assert manifest.measure == pytest.approx(measures[best])
+    assert manifest.counters == {"generator": best, "fake": 2 * best}
+
+
+def test_damage_is_named(run: Path, tiny_config: Callable, live: Callable) -> None:
+    """A changed byte, a file that is too short, one that is missing, no manifest, no pointer."""
+    shard = next((run / "checkpoints" / "step-000003" / "state" / "fake").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert verified(run).name == "step-000003"  # the size is right: the checksum is what tells
+    refused = live(tiny_config(run, updates=4), "--resume")
+    assert refused.codes == [2]
+    assert "state/fake/process-00000-000.safetensors (other contents" in refused.said
+    shard.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match=r"damaged.*fake/process.*of \d+ bytes"):
         verified(run)
-    (run / "checkpoints" / "latest").write_text("step-000002")
-    assert verified(run).name == "step-000002"
-    (run / "checkpoints" / "step-000002" / "manifest.json").unlink()
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="missing of"):
+        verified(run)
+    (run / "checkpoints" / "step-000003" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="manifest"):
         verified(run)
     (run / "checkpoints" / "latest").unlink()
     with pytest.raises(CheckpointError, match="latest"):
         verified(run)
+
+
+def test_a_teacher_that_changed_is_refused(
+    run: Path, tmp_path: Path, tiny_config: Callable, live: Callable, teacher_file: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    teacher = load_checkpoint(teacher_file)
+    state = {name: tensor + 1e-3 for name, tensor in teacher.state.items()}
+    assert teacher.recipe is not None
+    save_checkpoint(other, state, teacher.recipe, teacher.null_prompt)
+    config = tiny_config(run, updates=4)
+    before = (run / "run.json").read_text()
+    refused = live(config | {"model": config["model"] | {"teacher": str(other)}}, "--resume")
+    assert refused.codes == [2]
+    assert "teacher_hash" in refused.said
+    assert (run / "run.json").read_text() == before
+    assert verified(run).name == "step-000003"
+    done = live(config, "--resume")
+    assert done.codes == [0], done.said
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
@@ -72,6 +177,6 @@ def test_a_run_is_not_overwritten(tmp_path: Path, tiny_config: Callable[..., dic
         train(parse_config(tiny_config(tmp_path), "test"))
 
 
-def test_resume_without_a_checkpoint(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
-    with pytest.raises(CheckpointError, match="latest"):
+def test_resume_without_a_run(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    with pytest.raises(CheckpointError, match="no training run"):
         train(parse_config(tiny_config(tmp_path / "none"), "test"), resume=True)

@@ -12,6 +12,9 @@ from magicdistill_core.objectives.supervision import supervision_loss
 from ..method_config import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from .base import Loss, Method, MicroBatch
 
+# Latents are scaled to a deviation near 1: hardly a value of a natural clip lies beyond this.
+SATURATED = 4.0
+
 M = TypeVar("M", bound=MatchingConfig)
 
 
@@ -73,7 +76,9 @@ class DistributionMatching(Method[M]):
             "generator/real_fake_distance": result.real_fake_distance,
             # Motion and saturation of the samples: where collapse shows first.
             "generator/motion": x_hat.detach().diff(dim=2).abs().mean(),
+            "generator/temporal_variance": x_hat.detach().var(dim=2, correction=0).mean(),
             "generator/deviation": x_hat.detach().std(),
+            "generator/saturation": (x_hat.detach().abs() > SATURATED).float().mean(),
         }
         if guidance is not None:
             metrics["generator/guidance_ratio"] = result.guidance_ratio

@@ -1,0 +1,149 @@
+"""Runs training commands in processes forked from one that has paid for the imports; driven over stdin and stdout.
+
+A request is a line of JSON (see `Request`), the answer another one: exit codes by rank (negative: the signal) and what
+the processes said. The processes are what a launcher would have started, and can be made to meet with misfortune.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.distributed import prepare_environment
+
+prepare_environment()
+
+import train.loop  # noqa: E402, F401 - DeepSpeed reads the environment when it is imported
+from train.cli import main  # noqa: E402
+from train.engines import Engine  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training and its misfortunes.
+
+    Attributes:
+        arguments: of `magicdistill train`.
+        processes: how many take part.
+        die_at: the process `victim` kills itself with SIGKILL at this operation on files below `watched`, from 1.
+        signal_after: seconds from the first logged round after which `signal` goes to the process `victim` (to all of
+            them if that is None).
+        file_limit: bytes beyond which no file of the process `victim` can be written.
+        naive_accumulation: engines are not told where an update ends.
+    """
+
+    arguments: list[str]
+    processes: int = 1
+    victim: int | None = None
+    die_at: int | None = None
+    watched: str = ""
+    signal_after: float | None = None
+    signal: int = signal.SIGKILL
+    log: str = ""
+    file_limit: int | None = None
+    naive_accumulation: bool = False
+
+
+def _die_at(operation: int, watched: str) -> None:
+    """Kill this process at an operation on files, whatever code makes it: before it happens."""
+    left = operation
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
+            return
+        # Only the removal of folders names files relatively, beside the descriptor of their folder.
+        inside = event in ("os.remove", "os.rmdir") and arguments[1] != -1
+        paths = (os.fsdecode(a) for a in arguments if isinstance(a, str | bytes | os.PathLike))
+        if not inside and not any(path.startswith(watched) for path in paths):
+            return
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _live(request: Request, rank: int, port: int, output: str) -> None:
+    """What a forked process does; never returns."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request.processes), MASTER_PORT=str(port))
+    os.environ.update(MASTER_ADDR="127.0.0.1", COLUMNS="200")
+    hit = request.victim is None or request.victim == rank
+    if hit and request.die_at is not None:
+        _die_at(request.die_at, request.watched)
+    if hit and request.file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request.file_limit, request.file_limit))
+    if request.naive_accumulation:
+        Engine.backward = lambda engine, loss, *, last: engine.engine.backward(loss)  # type: ignore[method-assign]
+    sys.argv = ["magicdistill", "train", *request.arguments]
+    code = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait_for_line(log: Path, lines: int, children: list[int]) -> bool:
+    """Wait until `log` has more than so many lines; False if the processes ended before."""
+    while len(log.read_text().splitlines()) <= lines if log.exists() else True:
+        if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def serve(request: Request) -> dict[str, object]:
+    """Carry out one request."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = Path(request.log)
+    lines = len(log.read_text().splitlines()) if request.log and log.exists() else 0
+    children, outputs = [], []
+    for rank in range(request.processes):
+        handle, output = tempfile.mkstemp()
+        os.close(handle)
+        outputs.append(Path(output))
+        child = os.fork()
+        if child == 0:
+            _live(request, rank, port, output)
+        children.append(child)
+    if request.signal_after is not None and _wait_for_line(log, lines, children):
+        time.sleep(request.signal_after)
+        for rank, child in enumerate(children):
+            if request.victim is None or request.victim == rank:
+                os.kill(child, request.signal)
+    codes: dict[int, int] = {}
+    stopped = request.signal == signal.SIGSTOP and request.signal_after is not None
+    for rank, child in sorted(enumerate(children), key=lambda item: stopped and item[0] == request.victim):
+        if stopped and rank == request.victim:
+            os.kill(child, signal.SIGKILL)
+        codes[rank] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = [path.read_text(errors="replace") for path in outputs]
+    for path in outputs:
+        path.unlink()
+    return {"codes": [codes[rank] for rank in range(request.processes)], "output": said}
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(serve(Request(**json.loads(line)))), file=answers, flush=True)

@@ -1,0 +1,183 @@
+"""Whatever happens to a run, it goes on from its last good checkpoint as if nothing had happened."""
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from train.checkpoints import verified
+
+UPDATES = 5
+
+
+def small(tiny_config: Callable[..., dict], run: Path, **sections: object) -> dict:
+    """A run that saves after every round."""
+    checkpoint = {"every": 1, "keep": 2}
+    config = tiny_config(run, updates=UPDATES, checkpoint=checkpoint, method={"fake_updates": 1}) | sections
+    config["model"] |= {"mode": "lora"}
+    return config
+
+
+def contents(run: Path) -> tuple[list[dict], dict[str, bytes]]:
+    """The metrics of every round, and all tensors of the last checkpoint as bytes."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    folder = verified(run)
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                found[f"{file.relative_to(folder)}/{name}"] = opened.get_tensor(name).numpy().tobytes()
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows], found
+
+
+@pytest.fixture(scope="module")
+def whole_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole(whole_folders: Path, tiny_config: Callable, live: Callable) -> Callable[[int], tuple]:
+    """The uninterrupted run on so many processes."""
+
+    def contents_of(processes: int) -> tuple[list[dict], dict[str, bytes]]:
+        run = whole_folders / str(processes)
+        if not run.exists():
+            done = live(small(tiny_config, run), processes=processes)
+            assert done.codes == [0] * processes, done.said
+        return contents(run)
+
+    return contents_of
+
+
+@pytest.mark.timeout(900)
+def test_kill_9_at_any_moment(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """Killed before random operations on the checkpoints' files, and at random times, until it is done."""
+    choose = random.Random(0)
+    run = tmp_path / "run"
+    config = small(tiny_config, run)
+    checkpoints = run / "checkpoints"
+    killed = saving = 0
+    for number in range(14):
+        if number % 3 == 2:
+            fault: dict[str, object] = {"signal_after": choose.uniform(0, 0.4)}
+        else:
+            fault = {"die_at": choose.randint(1, 70), "watched": str(checkpoints)}
+        life = live(config, *(["--resume"] if run.exists() else []), **fault)
+        assert life.codes in ([0], [-signal.SIGKILL]), life.said
+        killed += life.codes == [-signal.SIGKILL]
+        saving += any(checkpoints.glob(".tmp-*"))
+        if life.codes == [0]:
+            break
+    else:
+        assert live(config, "--resume").codes == [0]
+    assert killed >= 4
+    assert saving >= 2
+    assert contents(run) == whole(1)
+    assert not list(checkpoints.glob(".tmp-*"))
+
+
+@pytest.mark.timeout(600)
+def test_one_of_two_processes_is_killed(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """Before a round's end, and amid a save: the other one says so and ends, and the run goes on."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run)
+    for victim, fault in (
+        (1, {"signal_after": 0.1}),
+        (0, {"die_at": 45, "watched": str(run / "checkpoints")}),
+    ):
+        life = live(config, *(["--resume"] if run.exists() else []), processes=2, victim=victim, **fault)
+        assert life.codes[victim] == -signal.SIGKILL, life.said
+        assert life.codes[1 - victim] == 2, life.said
+        assert "Another process of this run has died" in life.output[1 - victim]
+        assert "--resume" in life.output[1 - victim]
+    assert live(config, "--resume", processes=2).codes == [0, 0]
+    assert contents(run) == whole(2)
+
+
+@pytest.mark.timeout(600)
+def test_a_process_that_does_not_answer_is_no_hang(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    config = small(tiny_config, tmp_path / "run", timeout=0.3, updates=100)
+    life = live(config, processes=2, victim=1, signal_after=0.1, signal=signal.SIGSTOP)
+    assert life.codes == [2, -signal.SIGKILL]
+    assert "has not answered for 0.3 minutes" in life.output[0]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "victim"), [(signal.SIGTERM, 1), (signal.SIGINT, None)])
+def test_a_signal_saves_and_stops(
+    number: signal.Signals, victim: int | None, tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
+    """Sent to one process or to both: all stop after the same round, and say how to go on."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 100, "keep": 2})
+    life = live(config, processes=2, victim=victim, signal_after=0.0, signal=number)
+    assert life.codes == [0, 0], life.said
+    assert f"Stopped by {number.name} at update" in life.output[0]
+    assert "--resume" in life.output[0]
+    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert step < UPDATES
+    assert verified(run).name == f"step-{step:06d}"
+    assert live(config, "--resume", processes=2).codes == [0, 0]
+    assert contents(run) == whole(2)
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
+    """One process of two cannot write its share: both say so, and nothing of the new checkpoint stays."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run)
+    assert live(config | {"updates": 2}, processes=2).codes == [0, 0]
+    for victim in (0, 1):
+        life = live(config, "--resume", processes=2, victim=victim, file_limit=30_000)
+        assert life.codes == [2, 2], life.said
+        assert "could not be written" in life.said
+        assert "checkpoint of step 2 is intact" in life.said
+        assert verified(run).name == "step-000002"
+        assert not list((run / "checkpoints").glob(".tmp-*"))
+    assert live(config, "--resume", processes=2).codes == [0, 0]
+    assert contents(run) == whole(2)
+
+
+@pytest.mark.timeout(600)
+def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """Weights explode in update 3, which only update 4 shows: the checkpoint of update 3 is not trusted."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    wild = config | {"generator_optimizer": {"lr": 1e38}}
+    life = live(wild, "--resume")
+    assert life.codes == [2]
+    assert "stopped at update 4" in life.said
+    assert "is nan" in life.said
+    assert "last good checkpoint is of step 2" in life.said
+    assert (run / "report" / "report.md").exists()
+    assert live(config | {"checkpoint": {"every": 1, "keep": 2}}, "--resume").codes == [0]
+    assert contents(run) == whole(1)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """With `rollback` the run takes up the last good checkpoint at a lower rate, which here is still too high."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
+    life = live(wild, "--resume")
+    assert life.codes == [2]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    went_back = [event for event in events if event["event"] == "went back"]
+    assert [(event["step"], event["failed"]) for event in went_back] == [(2, 4)]
+    assert events[-1]["event"] == "ended by the guard"
+    abandoned = (run / "metrics-abandoned.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in abandoned] == [3, 4]
+    mended = wild | {"generator_optimizer": config["generator_optimizer"]}
+    assert live(mended, "--resume").codes == [0]
+    shutil.rmtree(run / "tensorboard")
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == UPDATES
