@@ -47,7 +47,6 @@ from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
 from .players import build_players
 from .progress import RunLog, check_trackers
-from .report import write_report
 from .roles import branch_modules
 from .run_folder import (
     CONFIG_FILE,
@@ -60,7 +59,7 @@ from .run_folder import (
     VALIDATION,
     run_facts,
 )
-from .run_state import GuardError, RunState
+from .run_state import RunState
 from .signals import StopRequest
 from .validation import Validation
 from .weights import null_prompt_of
@@ -311,18 +310,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     except GuardError:
         _report(config)
         raise
-    _report(config)
-    return outcome
-
-
-def _report(config: TrainConfig) -> None:
-    if not is_main():
-        return
-    try:
-        logger.info("The report of the run: %s", write_report(config.run))
-    except Exception:
-        # Whatever is wrong with a picture, the run itself is saved and sound.
-        logger.warning("The report of the run could not be written", exc_info=True)
 
 
 def _explained(error: RuntimeError | OSError, config: TrainConfig) -> Exception:
