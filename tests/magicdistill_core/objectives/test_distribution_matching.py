@@ -126,6 +126,10 @@ def test_guidance_moves_the_real_score_only() -> None:
     guided = generator_loss(x_hat, eps, SIGMA, family(0.5), family(1.0), normalize=False, guidance=Guidance(3.0, none))
     member = generator_loss(x_hat, eps, SIGMA, family(0.2 + 3 * 0.3), family(1.0), normalize=False)
     torch.testing.assert_close(guided.loss, member.loss)
+    # It adds 2 * 0.3 of the branch where real and fake are 0.5 of it apart.
+    torch.testing.assert_close(guided.guidance_ratio, torch.tensor(0.6 / 0.5, dtype=torch.float64))
+    torch.testing.assert_close(guided.real_fake_distance, plain.real_fake_distance)
+    assert plain.guidance_ratio == 0
 
 
 def test_scores_carry_no_gradient() -> None:

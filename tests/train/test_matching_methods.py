@@ -1,0 +1,157 @@
+"""DMD2, one-step distillation, the generator's average: they train, resume to the bit, and refuse what cannot work."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from magicdistill_core.checkpoint import load_checkpoint, read_recipe, read_tensors
+from magicdistill_core.errors import ConfigError
+from train.config import parse_config
+from train.few_step import load_few_step
+from train.methods.one_step import annealed
+
+DISCRIMINATOR = {"optimizer": {"lr": 1e-3}, "weight": 0.5}
+EMA = {"decay": 0.5, "start": 1, "on_cpu": True}
+
+
+def lines(run: Path) -> list[dict]:
+    """The metrics of a run, without the clock."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in read]
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def weights(run: Path, step: int) -> dict[str, Tensor]:
+    files = sorted(checkpoint(run, step).rglob("*.safetensors"))
+    return {f"{file.name}/{key}": value for file in files for key, value in read_tensors(file)[0].items()}
+
+
+def generator(run: Path, step: int) -> dict[str, Tensor]:
+    return load_checkpoint(checkpoint(run, step) / "generator.safetensors").state
+
+
+@pytest.mark.timeout(600)
+def test_discriminator_and_average_train_and_resume_bit_exactly(
+    tmp_path: Path, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
+) -> None:
+    """Four rounds at once equal two, a new process, and two more; the average is the average of the weights."""
+    whole, parts = [], []
+    for mode, precision in [("full", "fp32"), ("lora", "bf16")]:
+        for kind, target in (("whole", whole), ("parts", parts)):
+            config = tiny_config(
+                tmp_path / f"{mode}-{kind}",
+                updates=4 if kind == "whole" else 2,
+                method={"name": "dmd2", "fake_updates": 1, "discriminator": DISCRIMINATOR},
+                generator_ema=EMA,
+                checkpoint={"every": 1 if kind == "whole" else 2, "keep": 4},
+                guard={"action": "off"},
+            )
+            config["model"] |= {"mode": mode, "precision": precision}
+            target.append(config)
+    plain = tiny_config(
+        tmp_path / "plain",
+        updates=4,
+        method=whole[0]["method"],
+        checkpoint={"every": 1, "keep": 4},
+        guard={"action": "off"},
+    )
+    train_runs(1, [*whole, plain, *parts])
+    train_runs(1, [config | {"updates": 4} for config in parts], "--resume")
+    for mode in ("full", "lora"):
+        expected, found = (weights(tmp_path / f"{mode}-{kind}", 4) for kind in ("whole", "parts"))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        assert any("average" in key for key in expected)
+        assert lines(tmp_path / f"{mode}-whole") == lines(tmp_path / f"{mode}-parts")
+        measured = lines(tmp_path / f"{mode}-whole")
+        assert measured[0]["discriminator/loss"] != measured[-1]["discriminator/loss"]
+        assert measured[-1]["generator/adversarial_gradient"] > 0
+
+    # What is learned does not depend on the average, which is what is exported.
+    assert lines(tmp_path / "plain") == lines(tmp_path / "full-whole")
+    average = None
+    for step in range(1, 5):
+        own = generator(tmp_path / "plain", step)
+        kept = 0.0 if step <= EMA["start"] else EMA["decay"]
+        average = own if average is None else {k: kept * average[k] + (1 - kept) * own[k] for k in own}
+        exported = generator(tmp_path / "full-whole", step)
+        assert all(torch.allclose(exported[key], average[key], rtol=1e-5, atol=1e-6) for key in own)
+    assert any(not torch.equal(exported[key], own[key]) for key in own)
+
+
+@pytest.mark.timeout(600)
+def test_one_step_starts_from_the_few_step_generator_and_anneals(
+    tmp_path: Path, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
+) -> None:
+    few = tmp_path / "few"
+    file = checkpoint(few, 1) / "generator.safetensors"
+    one = tiny_config(
+        tmp_path / "one",
+        updates=3,
+        schedule={"steps": 1},
+        method={"name": "one_step", "fake_updates": 1, "few_step_generator": str(file)},
+        generator_optimizer={"lr": 1e-6},
+        checkpoint={"every": 1, "keep": 3},
+        guard={"action": "off"},
+    )
+    few_config = tiny_config(few, updates=1, method={"name": "dmd", "fake_updates": 1}, guard={"action": "off"})
+    # A high rate, so that the few-step generator is far from the teacher.
+    train_runs(1, [few_config | {"generator_optimizer": {"lr": 1e-2}}, one])
+    few_step, teacher = generator(few, 1), load_checkpoint(one["model"]["teacher"]).state
+    first = generator(tmp_path / "one", 1)
+    distance = sum(float((first[key] - few_step[key]).norm()) for key in first)
+    assert 0 < distance < 0.01 * sum(float((teacher[key] - few_step[key]).norm()) for key in first)
+    measured = lines(tmp_path / "one")
+    assert [line["generator/pair_weight"] for line in measured] == [1.0, 0.625, 0.25]
+    assert all(line["generator/pair_distance"] > 0 for line in measured)
+    recipe = read_recipe(checkpoint(tmp_path / "one", 3) / "generator.safetensors")
+    assert recipe is not None
+    assert (recipe.method, recipe.steps, recipe.a_weak) == ("one_step", 1, 0.25)
+    assert read_recipe(file).a_weak == 0
+
+    few_checkpoint, few_recipe = load_few_step(file, load_checkpoint(one["model"]["teacher"]))
+    assert few_recipe.steps == 4
+    with pytest.raises(ConfigError, match="recipe of a teacher"):
+        load_few_step(Path(one["model"]["teacher"]), few_checkpoint)
+
+
+def test_weights_are_annealed_in_a_straight_line() -> None:
+    assert [annealed((1.0, 0.25), done) for done in (0.0, 0.5, 1.0)] == [1.0, 0.625, 0.25]
+    assert annealed((0.25, 1.0), 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "match"),
+    [
+        ({"method": {"guidance_scale": 3.0}}, "w2s needs model.negative_prompt"),
+        ({"method": {"name": "dmd", "a_weak": 0.25}}, r"method\.dmd\.a_weak: there is no such field"),
+        ({"method": {"name": "dmd2"}}, r"method\.dmd2\.discriminator: Field required"),
+        ({"method": {"name": "w2ss"}}, "method: .*w2ss"),
+        ({"method": {"name": "one_step", "few_step_generator": "x"}}, r"schedule\.steps=1"),
+        ({"fake_optimizer": None}, "needs fake_optimizer"),
+        ({"method": {"guidance_scale": 0.5}}, "guidance_scale"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., dict], sections: dict, match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        parse_config(tiny_config(tmp_path, **sections), "x.yaml")
+
+
+def test_a_second_prompt_without_use_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path
+) -> None:
+    tree = tiny_config(tmp_path)
+    tree["model"]["negative_prompt"] = str(negative_prompt)
+    with pytest.raises(ConfigError, match=r"no use for model\.negative_prompt"):
+        parse_config(tree, "x.yaml")
+    tree["method"]["guidance_scale"] = 3.0
+    assert parse_config(tree, "x.yaml").method.uses_negative_prompt
