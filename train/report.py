@@ -118,7 +118,8 @@ def write_report(run: Path) -> Path:
         _table(_facts(record)),
         "## Curves",
         "![losses](losses.png)",
-        "Thin lines are single updates, thick ones the running median; dotted are updates that the run went back from.",
+        "Thin lines are single updates, thick ones the running median; dotted are updates that the run went back from; "
+        "dashed red are the limits of the guard.",
         "## Guard",
         _guard_text(record),
         *(["![guarded quantities](guard.png)"] if guarded else []),

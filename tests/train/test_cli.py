@@ -36,7 +36,7 @@ def still(tmp_path: Path) -> Path:
 def test_help_names_every_command_and_does_not_wait_for_torch(magicdistill) -> None:
     status, out, _ = magicdistill("--help")
     assert status == 0
-    for name in ("train", "prepare", "export", "sample", "inspect", "demo", "comfyui", "pocket"):
+    for name in ("train", "prepare", "export", "report", "sample", "inspect", "demo", "comfyui", "pocket"):
         assert f" {name} " in out
     heavy = "import sys, train.cli; print([m for m in ('torch', 'diffusers', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
