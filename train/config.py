@@ -176,12 +176,20 @@ def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
         ) from error
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML configuration and apply `key.key=value` overrides.
+def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A tree with changes, section by section; a method of another name replaces the one that was there."""
+    merged = dict(tree)
+    for key, value in changes.items():
+        before = merged.get(key)
+        keeps = isinstance(before, dict) and isinstance(value, dict)
+        if keeps and key == "method" and value.get("name", before.get("name")) != before.get("name"):
+            keeps = False
+        merged[key] = _merged(before, value) if keeps else value
+    return merged
 
-    Raises:
-        ConfigError: if the file is absent, no YAML mapping, or not valid.
-    """
+
+def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings, upon those of the file that it `extends`."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -190,6 +198,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path.name} is no YAML file ({error}). Correct it at that place.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path.name} holds no settings. Expected a YAML mapping; see the presets in train/presets.")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    parent = path.parent / str(base)
+    if parent in (*children, path):
+        raise ConfigError(f"{path.name} extends {base}, which extends it again. Let one of them stand by itself.")
+    return _merged(_read(parent, (*children, path)), tree)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML configuration and apply `key.key=value` overrides.
+
+    A file may begin with `extends: OTHER.yaml` (beside it): it then holds only what differs from that one.
+
+    Raises:
+        ConfigError: if a file is absent, no YAML mapping, or not valid.
+    """
+    tree = _read(path)
     for text in overrides:
         _override(tree, text)
     return parse_config(tree, path.name)
