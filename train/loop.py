@@ -47,6 +47,7 @@ from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
 from .players import build_players
 from .progress import RunLog, check_trackers
+from .report import write_report
 from .roles import branch_modules
 from .run_folder import (
     CONFIG_FILE,
@@ -59,7 +60,7 @@ from .run_folder import (
     VALIDATION,
     run_facts,
 )
-from .run_state import RunState
+from .run_state import GuardError, RunState
 from .signals import StopRequest
 from .validation import Validation
 from .weights import null_prompt_of
@@ -138,17 +139,22 @@ class Trainer:
             "teacher": str(teacher_path.resolve()),
             "teacher_hash": self.recipe.teacher_hash,
             "mode": self.config.model.mode,
+            "samples": len(self.dataset),
         }
         if resume:
             run_facts(run)
             if (run / FOLDER / LATEST).is_file():
                 checkpoints.verified(run)
             before = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-            for name, value in facts.items():
-                if name != "teacher" and before.get(name) != value:
+            for name, what in (
+                ("teacher_hash", f"another teacher than {teacher_path} is now: of sha256"),
+                ("mode", "model.mode"),
+                ("samples", f"another dataset than {self.config.data.dataset} is now: of samples"),
+            ):
+                if before.get(name) != facts[name]:
                     raise CheckpointError(
-                        f"{run} was started with {name} {before.get(name)}, now it is {value}. A run "
-                        f"resumes only with what it began with: restore that, or start a new run in another folder."
+                        f"{run} was started with {what} {before.get(name)}, now {facts[name]}. A run resumes only with "
+                        "what it began with: restore that, or start a new run in another folder."
                     )
         elif (run / FOLDER).exists():
             raise ConfigError(
@@ -230,7 +236,7 @@ class Trainer:
             engine.backward(loss.value, last=micro == data.accumulation - 1)
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value / data.accumulation
-        norm = engine.step(own_update)
+        norm = engine.step(own_update, self.state.step / self.config.updates)
         if norm is not None:
             metrics[f"{player}/gradient_norm"] = norm
         return metrics
@@ -310,6 +316,18 @@ def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     except GuardError:
         _report(config)
         raise
+    _report(config)
+    return outcome
+
+
+def _report(config: TrainConfig) -> None:
+    if not is_main():
+        return
+    try:
+        logger.info("The report of the run: %s", write_report(config.run))
+    except Exception:
+        # Whatever is wrong with a picture, the run itself is saved and sound.
+        logger.warning("The report of the run could not be written", exc_info=True)
 
 
 def _explained(error: RuntimeError | OSError, config: TrainConfig) -> Exception:
