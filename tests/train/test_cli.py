@@ -124,6 +124,23 @@ def test_export_takes_its_options(
     assert seen == [tmp_path, out, "diffusers", 7, torch.float16, teacher_file]
 
 
+def test_export_of_the_best_checkpoint(magicdistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import train.export
+    from train.run_folder import Manifest
+
+    folder = tmp_path / "checkpoints" / "step-000007"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(Manifest(7, {}, {}, 0.5, True, {}).to_json())
+    (folder.parent / "best").write_text(folder.name)
+    seen: list[object] = []
+    monkeypatch.setattr(train.export, "export_run", lambda *arguments: seen.extend(arguments))
+    assert magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best")[0] == 0
+    assert seen[3] == 7
+    status, _, err = magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best", "--step", 3)
+    assert status == 2
+    assert "two checkpoints" in err
+
+
 def test_unusable_devices_and_names_are_refused(magicdistill, tmp_path: Path, teacher_file: Path, still: Path) -> None:
     sampling = ["sample", teacher_file, "--image", still, "--out", tmp_path / "a.mp4"]
     status, _, err = magicdistill(*sampling, "--device", "toaster")
