@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..magicdistill_core.families.hunyuan_video import NullPrompt
+from ..magicdistill_core.families.base import Family, NullPrompt
 from ..magicdistill_core.recipe import Recipe
 
 LOGGER = logging.getLogger(__name__)
@@ -19,9 +19,10 @@ _KEY = "magicdistill"
 
 @dataclass(frozen=True)
 class Attached:
-    """A loaded file: where it lies, its recipe and its null prompt, each None if it carries none."""
+    """A loaded file: where it lies, its family, its recipe and its null prompt, each None if it carries none."""
 
     path: Path
+    family: Family
     recipe: Recipe | None
     null_prompt: NullPrompt | None
 

@@ -18,11 +18,13 @@ from ..magicdistill_core.checkpoint import (
     read_metadata,
 )
 from ..magicdistill_core.errors import CheckpointError
-from ..magicdistill_core.families.hunyuan_video import NullPrompt, check_concat
+from ..magicdistill_core.families.base import NullPrompt
+from ..magicdistill_core.families.hunyuan_video import ARCHITECTURE, TOKEN_REPLACE
 from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS
 from .attached import Attached, attach, attached_to, file_stamp, report
 from .low_rank import apply_branches
+from .token_replace import apply_release
 
 _NO_LORA = "none"
 _DTYPES = {
@@ -37,7 +39,7 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     """A file of the family as a MODEL with its recipe's shift, carrying what the file says of itself.
 
     Raises:
-        CheckpointError: if the file is no safetensors, damaged, a LoRA, of another family or no concat I2V.
+        CheckpointError: if the file is no safetensors, damaged, a LoRA, of another family, or takes no start image.
     """
     name = Path(path).name
     recipe = Recipe.from_metadata(read_metadata(path), name)
@@ -45,8 +47,13 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
     plain = {key: tensor for key, tensor in state.items() if not key.endswith(QUANTISATION_MARKS)}
     # ComfyUI finds a quantised weight's scale by name, so such a file keeps its own spelling.
     own_names = len(plain) < len(state)
-    checkpoint = parse_checkpoint(plain, recipe, name, allow_quantised=True)
-    check_concat(checkpoint.shape, name)
+    checkpoint = parse_checkpoint(plain, recipe, name, allow_quantised=True).teacher()
+    if checkpoint.architecture is not ARCHITECTURE:
+        raise CheckpointError(
+            f"{name} holds a {checkpoint.architecture.title} transformer, and this node loads HunyuanVideo. Use "
+            f"ComfyUI's Load Diffusion Model and its nodes for that model, with the steps and shift of the recipe."
+        )
+    family = checkpoint.family()  # asked now: ComfyUI's loader empties the state that it is given
     weights = checkpoint.state
     if own_names:
         weights = {key: tensor for key, tensor in state.items() if key not in (NULL_TEXT_KEY, NULL_POOLED_KEY)}
@@ -60,11 +67,14 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
         )
     if recipe is not None:
         model = ModelSamplingSD3().patch(model, recipe.shift)[0]
+    if family is TOKEN_REPLACE:
+        apply_release(model, checkpoint.shape.single_blocks, checkpoint.shape.guidance_embed)
     null_prompt = checkpoint.null_prompt
     if null_prompt is not None:
         # Not views of the file: it may be unmapped or replaced while the MODEL lives.
-        null_prompt = NullPrompt(null_prompt.text_states.clone(), null_prompt.pooled.clone())
-    attach(model, Attached(Path(path), recipe, null_prompt))
+        pooled = None if null_prompt.pooled is None else null_prompt.pooled.clone()
+        null_prompt = NullPrompt(null_prompt.text_states.clone(), pooled)
+    attach(model, Attached(Path(path), family, recipe, null_prompt))
     # ComfyUI loads anew from the file for a second GPU, or where hooks need unshared weights.
     model.cached_patcher_init = (load_model, (path, model_options))
     return model
@@ -79,16 +89,17 @@ class LoadModel(io.ComfyNode):
             node_id="MagicDistillLoadModel",
             display_name="Load few-step model",
             category="MagicDistillation/loaders",
-            description="Loads a HunyuanVideo-I2V diffusion model (concat kind) through ComfyUI's own loader. Its "
-            "recipe (steps, shift, sampler, size) and its null prompt travel with the MODEL, so that the nodes behind "
-            "it need no settings and no text encoder.",
+            description="Loads a HunyuanVideo-I2V diffusion model (concat or token-replace) through ComfyUI's own "
+            "loader. Its recipe (steps, shift, sampler, size) and its null prompt travel with the MODEL, so that the "
+            "nodes behind it need no settings and no text encoder.",
             search_aliases=["magicdistill", "load distilled", "hunyuan i2v loader", "few step", "magic 1-for-1"],
             inputs=[
                 io.Combo.Input(
                     "unet_name",
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip="File in models/diffusion_models (.safetensors). Files exported by MagicDistillation carry "
-                    "a recipe; other HunyuanVideo-I2V files of the concat kind (33 input channels) load too, without.",
+                    "a recipe; other HunyuanVideo-I2V files of the concat kind (33 input channels) load too, without. "
+                    "Token-replace files (16 channels) need one, or they could be text-to-video.",
                 ),
                 io.Combo.Input(
                     "lora_name",
@@ -143,5 +154,5 @@ def _with_lora(model: ModelPatcher, path: str) -> ModelPatcher:
     if lora.recipe is not None:
         base = attached_to(model)
         model = ModelSamplingSD3().patch(model, lora.recipe.shift)[0]
-        attach(model, Attached(base.path, lora.recipe, base.null_prompt))
+        attach(model, Attached(base.path, base.family, lora.recipe, base.null_prompt))
     return model

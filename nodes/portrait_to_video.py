@@ -3,14 +3,19 @@
 import comfy.model_management
 import node_helpers
 import torch
-from comfy.model_base import HunyuanVideoI2V
+from comfy.model_base import HunyuanVideo, HunyuanVideoI2V
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicdistill_core.errors import CheckpointError, VideoError
-from ..magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, check_geometry, latent_shape
+from ..magicdistill_core.families.hunyuan_video import (
+    EMBEDDED_GUIDANCE,
+    LATENT_CHANNELS,
+    check_geometry,
+    latent_shape,
+)
 from ..magicdistill_core.video import crop_note, resize_crop
 from .attached import Attached, attached_to, report
 
@@ -98,17 +103,13 @@ class PortraitToVideo(io.ComfyNode):
         batch_size: int,
         positive: Conditioning | None = None,
     ) -> io.NodeOutput:
-        if not isinstance(model.model, HunyuanVideoI2V):
-            raise CheckpointError(
-                f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V (33 input channels: noise, "
-                f"image, mask). Load a concat image-to-video model with Load few-step model."
-            )
+        attached = attached_to(model)
+        keeps_frame = _keeps_start_frame(model, attached)
         if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
             raise CheckpointError(
                 f"The VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, expected a video "
                 f"VAE with {LATENT_CHANNELS} (HunyuanVideo's). Choose the VAE that belongs to the model."
             )
-        attached = attached_to(model)
         width, height, length = _size(attached, width, height, length)
         text = positive if positive is not None else _null_prompt(attached)
         shape = latent_shape(length, height, width, batch_size)
@@ -117,13 +118,38 @@ class PortraitToVideo(io.ComfyNode):
         # ComfyUI's mask is 0 where the image is given and turns it round for the network (`mask_inverted`).
         mask = image_latent.new_ones(1, 1, *shape[2:])
         mask[:, :, :1] = 0
-        conditioning = node_helpers.conditioning_set_values(
-            text, {"concat_latent_image": image_latent, "concat_mask": mask}
-        )
-        latent = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+        latent = {"samples": samples}
+        values: dict[str, object] = {"concat_latent_image": image_latent, "concat_mask": mask}
+        if keeps_frame:
+            # The latent itself begins with the image, and no step touches it.
+            samples[:, :, :1] = image_latent
+            latent["noise_mask"] = mask
+            values = {"guiding_frame_index": 0}
+        if not any("guidance" in conditions for _, conditions in text):
+            recipe = attached.recipe if attached is not None else None
+            guidance = recipe.embedded_guidance if recipe is not None else None
+            values["guidance"] = guidance or EMBEDDED_GUIDANCE
+        conditioning = node_helpers.conditioning_set_values(text, values)
         said = f"{width} x {height}, {length} frames, {'text' if positive is not None else 'null prompt'}"
         note = crop_note(*start_image.shape[1:3], height, width)
-        return io.NodeOutput(conditioning, {"samples": latent}, ui=report(cls, said, [note] if note else []))
+        return io.NodeOutput(conditioning, latent, ui=report(cls, said, [note] if note else []))
+
+
+def _keeps_start_frame(model: ModelPatcher, attached: Attached | None) -> bool:
+    """Whether the start image stands in latent frame 0 (token replacement), and not beside the noise (concat).
+
+    Raises:
+        CheckpointError: if the MODEL takes no start image, or it is not known how.
+    """
+    if isinstance(model.model, HunyuanVideoI2V):
+        return False
+    if attached is not None and attached.family.kept_frames and isinstance(model.model, HunyuanVideo):
+        return True
+    raise CheckpointError(
+        f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V (33 input channels: noise, image, "
+        f"mask), or a token-replace model whose recipe says so. Load an image-to-video model with Load few-step model."
+    )
 
 
 def _size(attached: Attached | None, width: int, height: int, length: int) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """Real/fake LoRA weights: the two score models of weak-to-strong distribution matching, from one base and one LoRA."""
 
 import folder_paths
-from comfy.model_base import HunyuanVideoI2V
+from comfy.model_base import HunyuanVideo
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -69,10 +69,10 @@ class RealFakeLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, weight_real: float, weight_fake: float) -> io.NodeOutput:
-        if not isinstance(model.model, HunyuanVideoI2V):
+        if not isinstance(model.model, HunyuanVideo):
             raise CheckpointError(
-                f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V (33 input channels). Load the "
-                f"base with Load few-step model."
+                f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V or another HunyuanVideo. Load "
+                f"the base with Load few-step model."
             )
         path = folder_paths.get_full_path_or_raise("loras", lora_name)
         lora = load_lora(path, model.model.model_config.unet_config["hidden_size"])

@@ -102,7 +102,7 @@ class FewStepSampler(io.ComfyNode):
             attached.recipe if attached is not None else None, steps, shift, sampler
         )
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        _check_start_image(model, conditioning, samples)
+        _check_start_image(model, conditioning, latent, samples)
         sigmas = few_step_sigmas(steps, shift)
         guider = Guider_Basic(model)
         guider.set_conds(conditioning)
@@ -166,12 +166,20 @@ def _sampler_function(name: str, seed: int):
     return magicdistill_sampler
 
 
-def _check_start_image(model: ModelPatcher, conditioning: list[list], samples: Tensor) -> None:
+def _check_start_image(model: ModelPatcher, conditioning: list[list], latent: dict, samples: Tensor) -> None:
     """Refuse what ComfyUI would silently replace by zeros or rescale.
 
     Raises:
         VideoError: if an image-to-video model gets no start image, or one of another size than the latent.
     """
+    attached = attached_to(model)
+    if attached is not None and attached.family.kept_frames:
+        if latent.get("noise_mask") is None or any("guiding_frame_index" not in values for _, values in conditioning):
+            raise VideoError(
+                "This model keeps the start image in the latent's first frame, and CONDITIONING or LATENT do not say "
+                "so. Connect both outputs of Portrait to video."
+            )
+        return
     if not isinstance(model.model, HunyuanVideoI2V):
         return
     for _, values in conditioning:

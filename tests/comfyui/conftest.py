@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import file_sha256, save_checkpoint, save_lora
-from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, NetworkShape, NullPrompt
+from magicdistill_core.families.base import Family, NullPrompt
+from magicdistill_core.families.hunyuan_video import CONCAT, CONCAT_CHANNELS, NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -63,11 +64,11 @@ def tiny_shape(hidden: int = 128, guidance_embed: bool = False, in_channels: int
     return NetworkShape(in_channels, hidden, 2, 2, 2, 32, 768, guidance_embed)
 
 
-def random_network(shape: NetworkShape, seed: int = 0) -> torch.nn.Module:
+def random_network(shape: Any, family: Family = CONCAT, seed: int = 0) -> torch.nn.Module:
     """A network with random weights, biases and norms, so that no path through it is zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_network(shape)
+        network = build_network(shape, family)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, 0.1 if parameter.ndim == 1 else 0.0, 0.08)
     return network.eval()

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI, JOBS = sys.argv[1:3]
@@ -18,6 +18,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.latent_formats  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
@@ -45,7 +46,7 @@ def run_node(node: type[io.ComfyNode], **inputs: object) -> tuple:
     return node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs).result
 
 
-def velocity(model: ModelPatcher, inputs: dict[str, Tensor]) -> Tensor:
+def velocity(model: ModelPatcher, inputs: dict[str, Tensor], **more: object) -> Tensor:
     """The velocity of ComfyUI's network, its conditioning made by ComfyUI's own `extra_conds`."""
     comfy.model_management.load_models_gpu([model])
     x, sigma = inputs["x"], inputs["sigma"]
@@ -53,13 +54,15 @@ def velocity(model: ModelPatcher, inputs: dict[str, Tensor]) -> Tensor:
         noise=x,
         device=x.device,
         cross_attn=inputs["text"],
-        pooled_output=inputs["pooled"],
+        pooled_output=inputs.get("pooled"),
         concat_latent_image=inputs["image"],
         concat_mask=inputs["mask"],
+        **more,
     )
     given = {key: cond.process_cond(batch_size=x.shape[0], area=None).cond for key, cond in conds.items()}
     with torch.inference_mode():
-        denoised = model.model.apply_model(x, sigma, **given)
+        options = model.model_options["transformer_options"]
+        denoised = model.model.apply_model(x, sigma, transformer_options=options, **given)
     return (x - denoised) / sigma.reshape(-1, 1, 1, 1, 1)
 
 
@@ -71,6 +74,33 @@ def job_velocity(job: dict) -> dict[str, Tensor]:
         lora = comfy.utils.load_torch_file(job["lora"], safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(model, None, lora, job["weight"], 0.0)
     return out | {"velocity": velocity(model, load_file(job["inputs"]))}
+
+
+def job_token_replace(job: dict) -> dict[str, Tensor]:
+    """A token-replace model by the stock loader and by the pack's, at every batch size that the stock network takes."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
+    inputs = load_file(job["inputs"])
+    # In the network's scale, as sampling hands the kept frame to it.
+    inputs["x"][:, :, :1] = inputs["image"] * comfy.latent_formats.HunyuanVideo().scale_factor
+    inputs.pop("mask"), inputs.pop("image")
+    inputs |= {"image": None, "mask": None}
+    more = {"guiding_frame_index": 0, "guidance": job["guidance"]}
+    stock = comfy.sd.load_diffusion_model(job["model"])
+    (ours,) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, lora_name="none", weight_dtype="default")
+    return {"stock": velocity(stock, inputs, **more), "ours": velocity(ours, inputs, **more)}
+
+
+def job_wan(job: dict) -> dict[str, Tensor]:
+    """A Wan 2.1 image-to-video model by the stock loaders; the features as CLIP Vision Encode hands them on."""
+    model = comfy.sd.load_diffusion_model(job["model"])
+    out = {"class": torch.tensor([type(model.model).__name__ == "WAN21" and model.model.image_to_video])}
+    if "lora" in job:
+        lora = comfy.utils.load_torch_file(job["lora"], safe_load=True)
+        model, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    inputs = load_file(job["inputs"])
+    seen = SimpleNamespace(penultimate_hidden_states=inputs["features"])
+    return out | {"velocity": velocity(model, inputs, clip_vision_output=seen)}
 
 
 def job_real_fake(job: dict) -> dict[str, Tensor]:
@@ -96,10 +126,16 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     state, metadata = comfy.utils.load_torch_file(job["vae"], return_metadata=True)
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     image = load_file(job["inputs"])["image"]
-    conditioning, latent = run_node(
-        nodes.PortraitToVideo, model=model, vae=vae, start_image=image, width=0, height=0, length=0, batch_size=2
-    )
-    out = {"image_latent": conditioning[0][1]["concat_latent_image"]}
+    settings = {"model": model, "vae": vae, "start_image": image, "width": 0, "height": 0, "length": 0}
+    if "guidance" in job:
+        # Text with a scale, as ComfyUI's guidance node gives it.
+        prompt = model.get_attachment("magicdistill").null_prompt
+        values = {"pooled_output": prompt.pooled, "guidance": job["guidance"]}
+        settings["positive"] = [[prompt.text_states, values]]
+    conditioning, latent = run_node(nodes.PortraitToVideo, **settings, batch_size=2)
+    values = conditioning[0][1]
+    image_latent = values["concat_latent_image"] if "concat_latent_image" in values else latent["samples"][:1, :, :1]
+    out = {"image_latent": image_latent.clone()}
     stock = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
     out["stock_sigmas"] = stock
     # A clone, as every model-patching node between the loader and the sampler makes one.

@@ -32,7 +32,7 @@ def test_a_file_from_elsewhere_has_none(metadata: dict[str, str] | None) -> None
         ({"strps": 4}, "strps"),
         ({"steps": 0}, "steps"),
         ({"sampler": "heun"}, "sampler"),
-        ({"family": "wan"}, "family"),
+        ({"family": "cogvideo"}, "family"),
         ({"format_version": 2}, "format_version"),
         ({"shift": "five"}, "shift"),
     ],

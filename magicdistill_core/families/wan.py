@@ -1,0 +1,139 @@
+"""Wan 2.1 image-to-video: 36 input channels (noise 16 + mask 4 + image 16), and CLIP-vision features of the image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..layouts.wan import WAN
+from .base import Architecture, Family, StartImage
+
+LATENT_CHANNELS = 16
+MASK_CHANNELS = 4  # one for each of the four frames that a latent frame stands for
+IMAGE_CHANNELS = 2 * LATENT_CHANNELS + MASK_CHANNELS
+HEAD_DIM = 128
+PATCH = 2
+TEXT_TOKENS = 512  # prompts are padded with zeros to as many, and the network sees the padding
+FEATURE_SHAPE = (257, 1280)  # of CLIP ViT-H's last hidden layer but one: a class token and 16 x 16 patches
+# Of the VAE's latents, by channel: the network sees (latent - mean) / std.
+LATENT_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+LATENT_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+
+
+@dataclass(frozen=True)
+class WanShape:
+    """The sizes of a Wan transformer, read off its weights."""
+
+    in_channels: int
+    hidden: int
+    mlp: int
+    blocks: int
+    text_dim: int
+    frequencies: int
+    guidance_embed: bool = False
+
+    @property
+    def heads(self) -> int:
+        return self.hidden // HEAD_DIM
+
+    def facts(self) -> dict[str, str]:
+        """The sizes in words, by label."""
+        return {
+            "width": f"{self.hidden} ({self.heads} x {HEAD_DIM}), mlp {self.mlp}",
+            "blocks": f"{self.blocks}",
+            "text": f"{self.text_dim} wide",
+        }
+
+
+def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
+    """Read the sizes off a state dict in the file layout.
+
+    Raises:
+        CheckpointError: if the weights are not those of a Wan 2.1 image-to-video transformer.
+    """
+    patch_embed, mlp = state.get("patch_embedding.weight"), state.get("blocks.0.ffn.0.weight")
+    text, time = state.get("text_embedding.0.weight"), state.get("time_embedding.0.weight")
+    if patch_embed is None or mlp is None or text is None or time is None:
+        raise CheckpointError(
+            "These are not the weights of a Wan transformer: patch_embedding, text_embedding, time_embedding or "
+            "blocks.0.ffn is missing. Load a complete Wan 2.1 image-to-video checkpoint."
+        )
+    hidden = patch_embed.shape[0]
+    if patch_embed.ndim != 5 or tuple(patch_embed.shape[2:]) != (1, PATCH, PATCH) or hidden % HEAD_DIM:
+        raise CheckpointError(
+            f"patch_embedding.weight has shape {list(patch_embed.shape)}, expected [heads * 128, channels, 1, 2, 2]. "
+            f"This is not a Wan 2.1 transformer."
+        )
+    if "img_emb.proj.1.weight" not in state:
+        raise CheckpointError(
+            f"This Wan transformer of {patch_embed.shape[1]} input channels looks at no CLIP features (img_emb is "
+            f"missing): it is text-to-video, or Wan 2.2. Expected Wan 2.1 image-to-video, of {IMAGE_CHANNELS} channels."
+        )
+    return WanShape(
+        in_channels=patch_embed.shape[1],
+        hidden=hidden,
+        mlp=mlp.shape[0],
+        blocks=len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        text_dim=text.shape[1],
+        frequencies=time.shape[1],
+    )
+
+
+def normalised(latents_BCTHW: Tensor) -> Tensor:
+    """The VAE's latents in the network's scale: `(latent - mean) / std` by channel."""
+    mean = latents_BCTHW.new_tensor(LATENT_MEAN).reshape(1, -1, 1, 1, 1)
+    return (latents_BCTHW - mean) / latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1)
+
+
+def image_condition(image: StartImage, latent_frames: int) -> tuple[Tensor, Tensor]:
+    """The 20 channels that are concatenated behind the noise, mask first, and the CLIP features.
+
+    The mask is 1 on latent frame 0 (all four of its frames are the start image's), else 0. The image half is the VAE's
+    encoding of the image followed by gray frames, and not the image's own latent followed by zeros.
+
+    Args:
+        image: latents `[B, 16, T, H, W]` of image and gray frames in the network's scale, and features.
+
+    Raises:
+        CheckpointError: if the latents have not `latent_frames` frames or there are no features.
+    """
+    latents, features = image.latents, image.features
+    if latents.shape[2] != latent_frames or features is None:
+        raise CheckpointError(
+            f"A Wan 2.1 start image has {latents.shape[2]} latent frames and {'no' if features is None else 'its'} "
+            f"CLIP features; expected {latent_frames} (image and gray frames encoded together) and features. Prepare "
+            f"the data for this family."
+        )
+    mask = latents.new_zeros(latents.shape[0], MASK_CHANNELS, latent_frames, *latents.shape[3:])
+    mask[:, :, :1] = 1
+    return torch.cat([mask, latents], dim=1), features
+
+
+ARCHITECTURE = Architecture(
+    name="wan",
+    title="Wan 2.1",
+    layout=WAN,
+    file_mark="head.modulation",
+    diffusers_mark="condition_embedder.time_proj.weight",
+    file_spelling="Wan",
+    shape=wan_shape,
+    prompt_has_pooled=False,
+)
+IMAGE_TO_VIDEO = Family(
+    ARCHITECTURE,
+    i2v_mode="concat",
+    title="image-to-video by concatenation (noise 16 + mask 4 + image 16) and CLIP features",
+    in_channels=IMAGE_CHANNELS,
+    condition=image_condition,
+    image_covers_video=True,
+    feature_shape=FEATURE_SHAPE,
+)
+FAMILIES = (IMAGE_TO_VIDEO,)

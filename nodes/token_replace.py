@@ -1,0 +1,49 @@
+"""Token replacement as the release has it: only the start frame's tokens are modulated as clean, and never guided.
+
+ComfyUI's network (0.30) differs in two places. Its single blocks see text before video, yet count the start frame's
+tokens from the beginning, so that text tokens are taken for them; and the guidance embedding reaches the start frame.
+"""
+
+from collections.abc import Callable
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+Dims = list[tuple[int, int | None, int]]
+_CLEAN, _NOISY = 0, 1
+_GUIDANCE = "diffusion_model.guidance_in.forward"
+
+
+def apply_release(model: ModelPatcher, single_blocks: int, guidance_embed: bool) -> None:
+    """Patch a MODEL, which is changed, so that its velocities are those of the release and of the trainer."""
+    for number in range(single_blocks):
+        model.set_model_patch_replace(_single_block, "dit", "single_block", number)
+    if guidance_embed:
+        model.add_object_patch(_GUIDANCE, _for_generated_frames(model.get_model_object(_GUIDANCE)))
+
+
+def _single_block(args: dict, extra: dict) -> dict:
+    return extra["original_block"](args | {"modulation_dims": _behind_text(args)})
+
+
+def _behind_text(args: dict) -> Dims | None:
+    """Which tokens are modulated how: ComfyUI's ranges, moved behind the text where they stand at the beginning."""
+    dims: Dims | None = args["modulation_dims"]
+    text_tokens = args["transformer_options"]["img_slice"][0]
+    if dims is None or not text_tokens or dims[0][2] != _CLEAN:
+        return dims
+    frame_tokens = dims[0][1]
+    assert frame_tokens is not None
+    start = text_tokens + frame_tokens
+    return [(0, text_tokens, _NOISY), (text_tokens, start, _CLEAN), (start, None, _NOISY)]
+
+
+def _for_generated_frames(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The guidance embedding for a modulation `[B, 2, C]` of clean and of noisy tokens: nothing for the clean ones."""
+
+    def forward(features: Tensor) -> Tensor:
+        generated = embed(features)
+        return torch.stack([torch.zeros_like(generated), generated], dim=1)
+
+    return forward

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from torch import Tensor
+
+from magicdistill_core.checkpoint import parse_checkpoint
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.base import StartImage
+from magicdistill_core.families.wan import (
+    FEATURE_SHAPE,
+    IMAGE_TO_VIDEO,
+    LATENT_MEAN,
+    LATENT_STD,
+    WanShape,
+    normalised,
+)
+from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers, missing_keys
+from magicdistill_core.layouts.wan import WAN
+from train.network import build_network, load_network
+
+SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=32, frequencies=256)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """In diffusers' names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(build_network(SHAPE, IMAGE_TO_VIDEO).state_dict())
+
+
+def test_names_are_those_of_diffusers_own_converter(state: dict[str, Tensor]) -> None:
+    file = diffusers_to_file(WAN, state)
+    assert missing_keys(WAN, file) == []
+    for converted in (convert_wan_transformer_to_diffusers(dict(file)), file_to_diffusers(WAN, file, SHAPE.hidden)):
+        assert converted.keys() == state.keys()
+        assert all(torch.equal(converted[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "model."])
+def test_both_spellings_are_recognised_with_their_sizes(prefix: str, state: dict[str, Tensor]) -> None:
+    old = {"blocks.0.attn2.norm_added_q.weight": torch.ones(128)}  # of early releases, and read by nobody
+    for spelt in (state | old, diffusers_to_file(WAN, state)):
+        found = parse_checkpoint({f"{prefix}{key}": value for key, value in spelt.items()}, None, "x")
+        assert (found.shape, found.family()) == (SHAPE, IMAGE_TO_VIDEO)
+        again = load_network(found).state_dict()
+        assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_relatives_and_fragments_are_refused(state: dict[str, Tensor]) -> None:
+    file = diffusers_to_file(WAN, state)
+    text_only = {key: value for key, value in file.items() if not key.startswith("img_emb.")}
+    with pytest.raises(CheckpointError, match=r"x: This Wan transformer of 36 .*text-to-video, or Wan 2\.2"):
+        parse_checkpoint(text_only, None, "x")
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing \(blocks\.1\.modulation\)"):
+        parse_checkpoint({key: value for key, value in file.items() if key != "blocks.1.modulation"}, None, "x")
+    with pytest.raises(CheckpointError, match=r"1 are unknown \(img_emb\.emb_pos\)"):
+        parse_checkpoint(file | {"img_emb.emb_pos": torch.zeros(1, 514, 1280)}, None, "x")
+
+
+def test_latents_are_normalised_as_the_release_does() -> None:
+    config = AutoencoderKLWan(base_dim=4, num_res_blocks=1).config
+    assert (list(LATENT_MEAN), list(LATENT_STD)) == (config.latents_mean, config.latents_std)
+    raw = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    found = normalised(raw)
+    assert found[1, 5, 2, 1, 0] == pytest.approx(float((raw[1, 5, 2, 1, 0] - 0.9653) / 1.7708), abs=1e-6)
+
+
+def test_the_condition_is_mask_then_image_and_features() -> None:
+    latents, features = torch.full((2, 16, 3, 4, 6), 2.0), torch.full((2, *FEATURE_SHAPE), 5.0)
+    channels, seen = IMAGE_TO_VIDEO.condition(StartImage(latents, features), 3)
+    assert channels.shape == (2, 20, 3, 4, 6)
+    assert channels[:, :4, 0].unique().tolist() == [1.0]
+    assert channels[:, :4, 1:].unique().tolist() == [0.0]
+    assert torch.equal(channels[:, 4:], latents)
+    assert torch.equal(seen, features)
+    for image in (StartImage(latents[:, :, :1], features), StartImage(latents)):
+        with pytest.raises(CheckpointError, match=r"expected 3 .*features"):
+            IMAGE_TO_VIDEO.condition(image, 3)

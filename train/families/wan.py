@@ -1,0 +1,71 @@
+"""Wan 2.1's transformer in diffusers: built and called for image-to-video."""
+
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.wan import (
+    FEATURE_SHAPE,
+    HEAD_DIM,
+    IMAGE_CHANNELS,
+    IMAGE_TO_VIDEO,
+    LATENT_CHANNELS,
+    PATCH,
+    TEXT_TOKENS,
+    WanShape,
+)
+from magicdistill_core.flow import TIMESTEPS
+
+from .base import NetworkKind
+
+_LORA_TARGETS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)|ffn\.net\.(0\.proj|2))"
+
+
+def _build(shape: WanShape) -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        patch_size=(1, PATCH, PATCH),
+        num_attention_heads=shape.heads,
+        attention_head_dim=HEAD_DIM,
+        in_channels=shape.in_channels,
+        out_channels=LATENT_CHANNELS,
+        text_dim=shape.text_dim,
+        freq_dim=shape.frequencies,
+        ffn_dim=shape.mlp,
+        num_layers=shape.blocks,
+        image_dim=FEATURE_SHAPE[1],
+        added_kv_proj_dim=shape.hidden,
+    )
+
+
+def _built(network: nn.Module) -> bool:
+    return isinstance(network, WanTransformer3DModel) and network.config.in_channels == IMAGE_CHANNELS
+
+
+def _blocks(network: Any) -> list[Any]:
+    return list(network.blocks)
+
+
+def _inputs(
+    x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
+) -> dict[str, Tensor]:
+    """`condition` is mask and image `[B, 20, T, H, W]`, and CLIP features `[B, 257, 1280]`."""
+    assert isinstance(condition, tuple)
+    channels, features = condition
+    text = prompt.text_states.to(x)
+    # diffusers takes the last 512 tokens for text, whatever there are: padded, as the network was trained.
+    text = nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1]))
+    return {
+        "hidden_states": torch.cat([x, channels.to(x)], dim=1),
+        # In float32 whatever the network computes in: bf16 would round 937.5 away.
+        "timestep": TIMESTEPS * sigma.to(x.device, torch.float32),
+        "encoder_hidden_states": text.expand(x.shape[0], -1, -1),
+        "encoder_hidden_states_image": features.to(x),
+    }
+
+
+KINDS = (
+    NetworkKind(IMAGE_TO_VIDEO, build=_build, built=_built, inputs=_inputs, blocks=_blocks, lora_targets=_LORA_TARGETS),
+)
