@@ -37,6 +37,13 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
     }
 
 
+def learning_rate(settings: OptimizerConfig, update: int, progress: float) -> float:
+    """The learning rate of an optimizer's `update`-th step (from 0) with `progress` of the run done (0 to 1)."""
+    final = settings.lr if settings.final_lr is None else settings.final_lr
+    lr = settings.lr + (final - settings.lr) * progress
+    return lr * min(1.0, (update + 1) / settings.warmup) if settings.warmup else lr
+
+
 class Engine:
     """One trained player: its DeepSpeed engine, its optimizer's warm-up, and the loss scale of its updates."""
 
@@ -78,15 +85,14 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.loss_scale)
 
-    def step(self, update: int) -> float | None:
-        """One optimizer step, the `update`-th (from 0) of this engine; returns the unscaled gradient norm.
+    def step(self, update: int, progress: float = 0.0) -> float | None:
+        """One optimizer step, the `update`-th (from 0) of this engine, with `progress` of the run done (0 to 1).
 
-        None where DeepSpeed keeps it to itself: without ZeRO in fp32.
+        Returns:
+            The unscaled gradient norm; None where DeepSpeed keeps it to itself: without ZeRO in fp32.
         """
-        warmup = self._settings.warmup
-        lr = self._settings.lr * min(1.0, (update + 1) / warmup) if warmup else self._settings.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * self.lr_factor
+            group["lr"] = learning_rate(self._settings, update, progress) * self.lr_factor
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm) / self.loss_scale if norm is not None else None

@@ -21,6 +21,9 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0, description="1e-15 lets gradients near 1e-9 through, as a LoRA of a 13B model has.")
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0, description="Updates of this optimizer over which lr rises from 0.")
+    final_lr: float | None = Field(
+        None, gt=0, description="What lr falls to in a straight line until the last update of the run; none: it stays."
+    )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
 

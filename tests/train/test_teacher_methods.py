@@ -10,17 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.func import functional_call
 
-from magicdistill_core.checkpoint import load_checkpoint, load_lora, load_null_prompt, null_prompt_tensors
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_lora, load_null_prompt, null_prompt_tensors
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import concat_condition
-from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.flow import few_step_sigmas, sample_euler
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 from train.config import TrainConfig, parse_config
 from train.draws import Draws
 from train.latents import LatentDataset
-from train.network import load_network, network_inputs
+from train.network import load_network, network_inputs, network_velocity
 from train.roles import add_branch, branch_modules
 
 BATCH = 4  # 2 processes x accumulation 2
@@ -171,3 +171,100 @@ def test_two_processes_equal_plain_pytorch(
     train_runs(2, list(cases.values()))
     for run, config in cases.items():
         assert_as_trained(parse_config(config, run.name), run / "checkpoints" / "step-000002")
+
+
+def _flow_error(checkpoint: Checkpoint, latents: Tensor) -> float:
+    """Mean squared error of the velocity on clips that were not trained on, at fixed noise."""
+    velocity = network_velocity(load_network(checkpoint), _condition(latents), checkpoint.null_prompt)
+    eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(21))
+    errors = []
+    with torch.no_grad():
+        for sigma in (0.3, 0.6, 0.9):
+            x = (1 - sigma) * latents + sigma * eps
+            errors.append((velocity(x, torch.full((len(x),), sigma)) - (eps - latents)).pow(2).mean())
+    return float(torch.stack(errors).mean())
+
+
+def _condition(latents: Tensor) -> Tensor:
+    return concat_condition(latents[:, :, :1], latents.shape[2])
+
+
+def _sample(checkpoint: Checkpoint, latents: Tensor, steps: int) -> Tensor:
+    velocity = network_velocity(load_network(checkpoint), _condition(latents), checkpoint.null_prompt)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(22))
+    with torch.no_grad():
+        return sample_euler(velocity, noise, few_step_sigmas(steps, 5.0))
+
+
+def _guided_error(teacher: Checkpoint, student: Checkpoint, negative: NullPrompt, latents: Tensor) -> float:
+    """Root mean squared distance of one call of the student to the teacher's two, over scales and levels."""
+    condition, scales = _condition(latents), (2.0, 4.0, 6.0)
+    none, cond = (
+        network_velocity(load_network(teacher), condition, prompt) for prompt in (negative, teacher.null_prompt)
+    )
+    errors = []
+    with torch.no_grad():
+        for sigma in (0.3, 0.6, 0.9):
+            level = torch.full((len(latents),), sigma)
+            eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(23))
+            x = (1 - sigma) * latents + sigma * eps
+            for scale in scales:
+                ours = network_velocity(load_network(student), condition, teacher.null_prompt, scale)(x, level)
+                goal = none(x, level) + scale * (cond(x, level) - none(x, level))
+                errors.append((ours - goal).pow(2).mean())
+    return float(torch.stack(errors).mean().sqrt())
+
+
+@pytest.mark.timeout(600)
+def test_each_improves_its_own_measure(
+    tmp_path: Path,
+    teacher_file: Path,
+    dataset_folder: Path,
+    tiny_config: Callable[..., dict],
+    train_runs: Callable[..., object],
+) -> None:
+    """A teacher is fine-tuned, the other methods start from what it exports, and all begin better than they began."""
+    negative = NullPrompt(torch.ones(1, 2, 16), torch.zeros(1, 768))
+    save_file(null_prompt_tensors(negative), tmp_path / "negative.safetensors")
+    tuned = _exported(tmp_path / "sft")
+
+    def config(name: str, method: dict, lr: float, teacher: Path, **model: object) -> dict:
+        run = tiny_config(
+            tmp_path / name,
+            method=method,
+            updates=60,
+            data={"dataset": str(dataset_folder), "micro_batch": 12},
+            generator_optimizer={"lr": lr, "betas": [0.9, 0.99], "warmup": 5},
+        )
+        run["model"] |= {"teacher": str(teacher)} | model
+        del run["fake_optimizer"]
+        return run
+
+    train_runs(
+        1,
+        [
+            config("sft", {"name": "sft"}, 3e-3, teacher_file) | {"generator_ema": {"decay": 0.9}},
+            config("lcm-teacher", {"name": "lcm"}, 3e-4, tuned),
+            config("lcm-student", {"name": "lcm", "target": "student"}, 3e-5, tuned),
+            config("cfg", {"name": "cfg"}, 3e-3, tuned, negative_prompt=str(tmp_path / "negative.safetensors")),
+        ],
+    )
+    latents = torch.randn(24, 16, 2, 4, 4, generator=torch.Generator().manual_seed(20))
+    teacher = load_checkpoint(tuned)
+    assert _flow_error(teacher, latents) < 0.9 * _flow_error(load_checkpoint(teacher_file), latents)
+    truth = _sample(teacher, latents, 28)
+    before = (_sample(teacher, latents, 4) - truth).pow(2).mean()
+    for name, share in (("lcm-teacher", 0.95), ("lcm-student", 0.75)):
+        student = load_checkpoint(_exported(tmp_path / name))
+        assert (_sample(student, latents, 4) - truth).pow(2).mean() < share * before, name
+        assert student.recipe is not None
+        assert (student.recipe.kind, student.recipe.method) == ("generator", "lcm")
+    guided = load_checkpoint(_exported(tmp_path / "cfg"))
+    one_call, unguided = (_guided_error(teacher, c, negative, latents) for c in (guided, teacher))
+    assert one_call < 0.85 * unguided
+    assert guided.recipe is not None
+    assert (guided.recipe.kind, guided.recipe.embedded_guidance) == ("teacher", 6.0)
+
+
+def _exported(run: Path) -> Path:
+    return run / "checkpoints" / "step-000060" / "generator.safetensors"
