@@ -8,7 +8,7 @@ the disk, is renamed, and only then becomes `latest`: a killed run keeps its las
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -118,26 +118,27 @@ def _write_states(folder: Path, keepers: Mapping[str, Keeper]) -> dict[str, Stor
     """Write what this process holds; returns what it wrote, by path inside the folder."""
     files: dict[str, StoredFile] = {}
     for name, keeper in keepers.items():
-        tensors: dict[str, Tensor] = {}
-        bytes_held, number = 0, 0
-
-        def flush(name: str = name) -> None:
-            nonlocal tensors, bytes_held, number
-            if tensors:
-                path = folder / _STATE / name / f"process-{rank():05d}-{number:03d}.safetensors"
-                with atomic_file(path) as temporary:
-                    save_file(tensors, temporary)
-                files[str(path.relative_to(folder))] = StoredFile(path.stat().st_size, _checksum(path))
-            tensors, bytes_held, number = {}, 0, number + 1
-
-        for shard in keeper.shards():
-            for kind, tensor in shard.tensors.items() if shard.written else ():
-                tensors[f"{kind}:{shard.start}:{shard.name}"] = tensor.detach().to("cpu", copy=True)
-                bytes_held += tensor.numel() * tensor.element_size()
-            if bytes_held >= _FILE_BYTES:
-                flush()
-        flush()
+        for number, tensors in enumerate(_portions(keeper)):
+            path = folder / _STATE / name / f"process-{rank():05d}-{number:03d}.safetensors"
+            with atomic_file(path) as temporary:
+                save_file(tensors, temporary)
+            files[str(path.relative_to(folder))] = StoredFile(path.stat().st_size, _checksum(path))
     return files
+
+
+def _portions(keeper: Keeper) -> Iterator[dict[str, Tensor]]:
+    """Copies in main memory of what this process writes of a state, a file's worth at a time."""
+    tensors: dict[str, Tensor] = {}
+    held = 0
+    for shard in keeper.shards():
+        for kind, tensor in shard.tensors.items() if shard.written else ():
+            tensors[f"{kind}:{shard.start}:{shard.name}"] = tensor.detach().to("cpu", copy=True)
+            held += tensor.numel() * tensor.element_size()
+        if held >= _FILE_BYTES:
+            yield tensors
+            tensors, held = {}, 0
+    if tensors:
+        yield tensors
 
 
 def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int) -> None:

@@ -162,6 +162,24 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, l
 
 
 @pytest.mark.timeout(600)
+def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """With a limit that the second round must break; to be warned only changes nothing of what is learned."""
+    run = tmp_path / "run"
+    guard = {"warmup": 1, "window": 1, "patience": 2, "distance_ceiling": 1e-6}
+    config = small(tiny_config, run, guard=guard)
+    life = live(config)
+    assert life.codes == [2]
+    assert "stopped at update 3: real and fake score drift apart" in life.said
+    assert verified(run).name == "step-000001"
+    assert "Ended by the guard" in (run / "report" / "report.md").read_text()
+    life = live(config | {"guard": guard | {"action": "warn"}}, "--resume")
+    assert life.codes == [0]
+    assert life.said.count("drift apart") == 1
+    assert contents(run)[1] == whole(1)[1]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["guard/real_fake_distance"] > 0
+
+
+@pytest.mark.timeout(600)
 def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
     """With `rollback` the run takes up the last good checkpoint at a lower rate, which here is still too high."""
     run = tmp_path / "run"
