@@ -181,11 +181,15 @@ def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(tree)
     for key, value in changes.items():
         before = merged.get(key)
-        keeps = isinstance(before, dict) and isinstance(value, dict)
-        if keeps and key == "method" and value.get("name", before.get("name")) != before.get("name"):
-            keeps = False
-        merged[key] = _merged(before, value) if keeps else value
+        if isinstance(before, dict) and isinstance(value, dict) and not _is_another_method(key, before, value):
+            value = _merged(before, value)
+        merged[key] = value
     return merged
+
+
+def _is_another_method(key: str, before: dict[str, Any], value: dict[str, Any]) -> bool:
+    usual = W2SConfig.model_fields["name"].default
+    return key == "method" and "name" in value and value["name"] != before.get("name", usual)
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
