@@ -225,8 +225,8 @@ class SFTConfig(MethodConfig):
         if not self.widen:
             return teacher
         _needs_full(mode, "Widening", "the patch embedding")
-        teacher.family(asked=TEXT_ONLY.i2v_mode)
         state = widen_to_image(teacher.state, teacher.source)
+        teacher.family(asked=TEXT_ONLY.i2v_mode)  # refuses one that says that it is something else
         return replace(teacher, state=state, shape=network_shape(state), recipe=None, i2v_mode=CONCAT.i2v_mode)
 
 

@@ -223,7 +223,7 @@ def test_each_improves_its_own_measure(
     tiny_config: Callable[..., dict],
     train_runs: Callable[..., object],
 ) -> None:
-    """A teacher is fine-tuned, the other methods start from what it exports, and all begin better than they began."""
+    """A teacher is fine-tuned, the other methods start from what it exports, and all end better than they began."""
     negative = NullPrompt(torch.ones(1, 2, 16), torch.zeros(1, 768))
     save_file(null_prompt_tensors(negative), tmp_path / "negative.safetensors")
     tuned = _exported(tmp_path / "sft")
