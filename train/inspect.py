@@ -100,6 +100,7 @@ def _dataset(folder: Path) -> dict[str, str]:
         "file": str(folder),
         "size": _size(sum(shard.bytes for shard in index.shards)),
         "kind": "latent dataset",
+        "family": index.family,
         "samples": f"{index.count}{videos}",
         "geometry": f"{index.width} x {index.height}, {index.frames} frames, {index.fps:g} fps",
         "dtypes": index.dtype,

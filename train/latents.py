@@ -1,8 +1,9 @@
 """Latent datasets: a folder with `dataset.json` and safetensors shards, written resumably and read by memory map.
 
 A shard holds `latents` `[N, 16, T, H, W]` and `image_latents` `[N, 16, 1, H, W]` (the first frame encoded as a still
-image), both in the network's scale. The index is replaced only after the shard it names is on disk, so that an
-interrupted run loses at most the samples of one unfinished shard.
+image), both in the network's scale. For Wan 2.1 `image_latents` are `[N, 16, T, H, W]` (the first frame and gray frames
+encoded together), and `image_features` `[N, 257, 1280]` are CLIP's of the first frame. The index is replaced only after
+the shard it names is on disk, so that an interrupted run loses at most the samples of one unfinished shard.
 """
 
 import logging
@@ -18,14 +19,15 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import write_safetensors
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.families.base import StartImage
+from magicdistill_core.families import all_families
+from magicdistill_core.families.base import Family, StartImage
 from magicdistill_core.families.hunyuan_video import latent_shape
 from magicdistill_core.files import write_text
 
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = "dataset.json"
-LATENTS, IMAGE_LATENTS = "latents", "image_latents"
+LATENTS, IMAGE_LATENTS, IMAGE_FEATURES = "latents", "image_latents", "image_features"
 _SHARD_SAMPLES = 256
 _SHARD_BYTES = 256 * 1024**2
 
@@ -59,6 +61,7 @@ class DatasetIndex(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
+    family: str = Field("hunyuan_video", description="Architecture for which the start images were encoded.")
     frames: int = Field(description="Frames of every clip, 4n + 1.")
     height: int
     width: int
@@ -75,6 +78,23 @@ class DatasetIndex(BaseModel):
     def count(self) -> int:
         """Samples in all shards."""
         return sum(len(shard.samples) for shard in self.shards)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of one sample and their shapes.
+
+        Raises:
+            DatasetError: if the family is not known here.
+        """
+        of_kind = [f for f in all_families() if f.architecture.name == self.family and f.takes_image]
+        if not of_kind:
+            raise DatasetError(
+                f"The dataset is for {self.family!r}, which is not known here. Correct the index, or update."
+            )
+        channels, frames, rows, columns = latent_shape(self.frames, self.height, self.width)[1:]
+        image = (channels, of_kind[0].image_frames(frames), rows, columns)
+        shapes: dict[str, tuple[int, ...]] = {LATENTS: (channels, frames, rows, columns), IMAGE_LATENTS: image}
+        features = of_kind[0].feature_shape
+        return shapes if features is None else shapes | {IMAGE_FEATURES: features}
 
 
 def read_index(folder: Path) -> DatasetIndex:
@@ -110,16 +130,16 @@ class LatentWriter:
 
     def __init__(self, folder: Path, index: DatasetIndex) -> None:
         self._folder = folder
-        self._shape = latent_shape(index.frames, index.height, index.width)[1:]
+        self._shapes = index.tensor_shapes()
         self._dtype = getattr(torch, index.dtype)
         if (folder / INDEX_NAME).exists():
             index = _continued(folder, read_index(folder), index)
         self._index = index
-        sample_bytes = self._dtype.itemsize * torch.Size(self._shape).numel()
+        sample_bytes = self._dtype.itemsize * sum(torch.Size(shape).numel() for shape in self._shapes.values())
         self._shard_samples = max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // sample_bytes))
         self._keys = {key for shard in index.shards for key in shard.samples}
         self._sources = set(index.sources)
-        self._pending: dict[str, tuple[Tensor, Tensor]] = {}
+        self._pending: dict[str, dict[str, Tensor]] = {}
         self._pending_sources: list[str] = []
 
     def __enter__(self) -> Self:
@@ -140,27 +160,26 @@ class LatentWriter:
         """Whether `finish_source` was called for this source, now or in an earlier run."""
         return source in self._sources
 
-    def append(self, key: str, latent: Tensor, image_latent: Tensor) -> None:
+    def append(self, key: str, latent: Tensor, image_latent: Tensor, features: Tensor | None = None) -> None:
         """Add one sample; writes a shard when enough have gathered.
 
         Args:
             key: the sample's unique name, such as the source file and its window.
             latent: `[16, T, H, W]`.
-            image_latent: `[16, 1, H, W]`.
+            image_latent: `[16, 1, H, W]`, or `[16, T, H, W]` for Wan 2.1.
+            features: `[257, 1280]`, for Wan 2.1.
 
         Raises:
             ValueError: if the key is in already, or a shape is not that of the dataset's geometry.
         """
-        image_shape = (self._shape[0], 1, *self._shape[2:])
+        given = {LATENTS: latent, IMAGE_LATENTS: image_latent} | (
+            {} if features is None else {IMAGE_FEATURES: features}
+        )
         if key in self._keys:
             raise ValueError(f"Sample {key} is in the dataset already; ask `key in writer` first.")
-        if tuple(latent.shape) != self._shape or tuple(image_latent.shape) != image_shape:
-            raise ValueError(
-                f"Sample {key} has latents {list(latent.shape)} and {list(image_latent.shape)}, expected "
-                f"{list(self._shape)} and {list(image_shape)}."
-            )
-        stored = (latent.detach().cpu().to(self._dtype), image_latent.detach().cpu().to(self._dtype))
-        self._pending[key] = stored
+        if (shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != self._shapes:
+            raise ValueError(f"Sample {key} has tensors {shapes}, expected {self._shapes}.")
+        self._pending[key] = {name: tensor.detach().cpu().to(self._dtype) for name, tensor in given.items()}
         self._keys.add(key)
         if len(self._pending) >= self._shard_samples:
             self.flush()
@@ -178,9 +197,9 @@ class LatentWriter:
         shards = list(self._index.shards)
         if self._pending:
             name = f"shard-{len(shards):05d}.safetensors"
-            latents, images = zip(*self._pending.values(), strict=True)
+            samples = self._pending.values()
             write_safetensors(
-                self._folder / name, {LATENTS: torch.stack(latents), IMAGE_LATENTS: torch.stack(images)}, {}
+                self._folder / name, {key: torch.stack([s[key] for s in samples]) for key in self._shapes}, {}
             )
             shards.append(Shard(file=name, bytes=(self._folder / name).stat().st_size, samples=list(self._pending)))
         sources = [*self._index.sources, *self._pending_sources]
@@ -190,7 +209,7 @@ class LatentWriter:
 
 
 def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
-    settings = ("frames", "height", "width", "fps", "stride", "dtype", "vae_sha256")
+    settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256")
     differing = [
         f"{n} {getattr(found, n)} (asked: {getattr(wanted, n)})"
         for n in settings
@@ -217,7 +236,7 @@ class LatentDataset:
         self.index = read_index(self.folder)
         self._files: dict[int, safe_open] = {}
         self._places = [(s, row) for s, shard in enumerate(self.index.shards) for row in range(len(shard.samples))]
-        self._shape = latent_shape(self.frames, self.height, self.width)[1:]
+        self._shapes = self.index.tensor_shapes()
         if not self._places:
             raise DatasetError(
                 f"The dataset {self.folder} holds no samples. Run `magicdistill prepare` on usable clips."
@@ -251,7 +270,26 @@ class LatentDataset:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """`(16, T, H, W)` of every latent."""
-        return self._shape
+        return self._shapes[LATENTS]
+
+    def check_family(self, family: Family) -> None:
+        """Refuse a teacher of another kind than the dataset was made for, or that clips are too short for.
+
+        Raises:
+            DatasetError: naming both.
+        """
+        if family.architecture.name != self.index.family:
+            raise DatasetError(
+                f"{self.folder} holds latents and start images for {self.index.family}, but the teacher is of "
+                f"{family.architecture.name} ({family.architecture.title}), whose autoencoder and start images are "
+                f"others. Use data prepared for it."
+            )
+        if family.kept_frames and self.latent_shape[1] - family.kept_frames < 2:
+            raise DatasetError(
+                f"Clips of {self.frames} frames leave a teacher that is given the first latent frame "
+                f"{self.latent_shape[1] - family.kept_frames} to generate, which has no motion. Prepare clips of 9 "
+                f"frames or more."
+            )
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
         """The samples of the given numbers, stacked in that order; errors as in `latents`."""
@@ -267,12 +305,13 @@ class LatentDataset:
         return self._read(LATENTS, indices)
 
     def image_latents(self, indices: Sequence[int]) -> Tensor:
-        """Latents of start images `[B, 16, 1, H, W]` alone; errors as in `latents`."""
+        """Latents of start images `[B, 16, 1, H, W]` alone (Wan 2.1: T frames); errors as in `latents`."""
         return self._read(IMAGE_LATENTS, indices)
 
     def start_image(self, indices: Sequence[int]) -> StartImage:
         """Start images as a family takes them, on the CPU; errors as in `latents`."""
-        return StartImage(self.image_latents(indices))
+        features = self._read(IMAGE_FEATURES, indices) if IMAGE_FEATURES in self._shapes else None
+        return StartImage(self.image_latents(indices), features)
 
     def _read(self, key: str, indices: Sequence[int]) -> Tensor:
         rows = []
@@ -310,12 +349,10 @@ class LatentDataset:
             raise self._damaged(number, f"it has {size:,} bytes where {shard.bytes:,} were written, so it is truncated")
         try:
             file = safe_open(path, framework="pt")
-            shapes = [tuple(file.get_slice(key).get_shape()) for key in (LATENTS, IMAGE_LATENTS)]
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in self._shapes}
         except (SafetensorError, OSError) as error:
             raise self._damaged(number, str(error)) from error
-        channels, _, rows, columns = self._shape
-        count = len(shard.samples)
-        expected = [(count, *self._shape), (count, channels, 1, rows, columns)]
+        expected = {key: (len(shard.samples), *shape) for key, shape in self._shapes.items()}
         if shapes != expected:
             raise self._damaged(number, f"its tensors are {shapes}, but the index says {expected}")
         self._files[number] = file

@@ -96,6 +96,7 @@ class Trainer:
         negative = config.model.negative_prompt
         self.shape = teacher.shape
         self.dataset = LatentDataset(config.data.dataset)
+        self.dataset.check_family(self.family)
         self.draws = Draws(config.seed)
         self.recipe = self._recipe(weights_sha256(teacher_path))
         self._prepare_folder(teacher_path, resume)
@@ -249,6 +250,7 @@ class Trainer:
         positions = list(range(first, first + data.micro_batch))
         indices = self.draws.sample_indices(update, positions, width * data.accumulation, len(self.dataset))
         images = self.dataset.start_image(indices).to(self.device)
+        images = self.method.shown(images, update, positions)
         shape = self.dataset.latent_shape
         return MicroBatch(
             self.family.condition(images, shape[1]),

@@ -197,6 +197,12 @@ def sample_file(
         raise VideoError(f"The video is to be written as {out.name}, expected a name that ends in .mp4.")
     picture = read_image(image)
     checkpoint = load_weights(file, base, i2v_mode)
+    if checkpoint.family().image_covers_video:
+        raise CheckpointError(
+            f"{checkpoint.source} is a {checkpoint.architecture.title} network, whose autoencoder and CLIP are not "
+            f"loaded here. Sample it in ComfyUI: Load Diffusion Model, WanImageToVideo and SamplerCustomAdvanced, with "
+            f"the steps and shift that `magicdistill inspect` shows."
+        )
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
     prompt = null_prompt_of(checkpoint)
     encoder = load_vae(_vae_path(vae, checkpoint), device)

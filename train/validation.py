@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.base import Family
 from magicdistill_core.families.hunyuan_video import unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
@@ -34,6 +35,15 @@ class Validation:
         folder: Path,
         device: torch.device,
     ) -> None:
+        """
+        Raises:
+            MagicDistillError: if the family's samples cannot be decoded here, or the VAE is unusable.
+        """
+        if settings.every and family.image_covers_video:
+            raise ConfigError(
+                f"Validation decodes samples with a HunyuanVideo autoencoder, which {family.architecture.title} has "
+                f"not. Set validation.every=0, and look at what checkpoints export in ComfyUI."
+            )
         self.settings = settings
         self.schedule = schedule
         self.family = family

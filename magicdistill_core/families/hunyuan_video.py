@@ -155,20 +155,6 @@ def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:
     )
 
 
-def check_concat(shape: NetworkShape, source: str) -> None:
-    """Refuse a transformer that does not take its image by channel concatenation.
-
-    Raises:
-        CheckpointError: unless the patch embedding has 33 input channels.
-    """
-    if shape.in_channels != CONCAT_CHANNELS:
-        guess = {16: "text-to-video or token-replace (v2)", 32: "SkyReels"}.get(shape.in_channels, "another model")
-        raise CheckpointError(
-            f"{source} takes {shape.in_channels} input channels, which is {guess}; expected {CONCAT_CHANNELS} "
-            f"(noise 16 + image 16 + mask 1). Use a HunyuanVideo-I2V checkpoint of the concat kind (v1)."
-        )
-
-
 def _concat(image: StartImage, latent_frames: int) -> Tensor:
     return concat_condition(image.latents, latent_frames)
 

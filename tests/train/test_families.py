@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,15 +16,17 @@ from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_check
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import TEXT_ONLY, TOKEN_REPLACE, NetworkShape
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.recipe import Recipe
 from train.draws import Draws
 from train.export import export_run
-from train.latents import DatasetIndex, LatentDataset, LatentWriter
+from train.latents import DatasetError, DatasetIndex, LatentDataset, LatentWriter
 from train.network import build_network, load_network
-from train.sample import generate, sample_latents
+from train.sample import generate, sample_file, sample_latents
 from train.weights import load_weights
 
 SHAPE = NetworkShape(16, 128, 1, 1, 1, 16, 768, guidance_embed=True)
@@ -196,3 +198,97 @@ def test_a_token_replace_run_counts_the_generated_frames_alone_and_exports_whole
     again = HunyuanVideoTransformer3DModel.from_pretrained(tmp_path / "folder")
     assert again.config.image_condition_type == "token_replace"
     assert load_weights(tmp_path / "folder").family() is TOKEN_REPLACE
+
+
+WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=16, frequencies=256)
+
+
+@pytest.fixture(scope="module")
+def wan_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan")
+    index = DatasetIndex(
+        family="wan", frames=FRAMES, height=SIDE, width=SIDE, fps=16, vae_sha256="0" * 64, dtype="float32"
+    )
+    generator = torch.Generator().manual_seed(4)
+    with LatentWriter(folder, index) as writer:
+        for number in range(3):
+            latents = torch.randn(2, 16, 3, 4, 4, generator=generator)
+            writer.append(f"{number}", *latents, torch.randn(FEATURE_SHAPE, generator=generator))
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_wan_run_sees_mask_image_and_features_and_exports_whole(
+    mode: str,
+    tmp_path: Path,
+    prompt: NullPrompt,
+    wan_dataset: Path,
+    dataset: Path,
+    tiny_config: Callable[..., dict],
+    train_runs: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(WAN_SHAPE, IMAGE_TO_VIDEO)
+    state = diffusers_to_file(WAN, network.state_dict())
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(state | {"null_prompt.text_states": prompt.text_states}, teacher)
+    config = tiny_config(
+        tmp_path / "run", updates=1, data={"dataset": str(wan_dataset)}, method={"fake_updates": 1}, seed=3
+    )
+    config["model"] |= {"teacher": str(teacher), "mode": mode, "activation_checkpointing": True}
+    train_runs(1, [config])
+
+    draws, data = Draws(3), LatentDataset(wan_dataset)
+    sigmas, index = few_step_sigmas(4, 5.0), draws.sample_indices(0, [0], 1, 3)
+    image, features = data.image_latents(index), data.start_image(index).features
+    reference = WanTransformer3DModel(
+        num_attention_heads=1,
+        in_channels=36,
+        out_channels=16,
+        text_dim=16,
+        ffn_dim=192,
+        num_layers=2,
+        image_dim=1280,
+        added_kv_proj_dim=128,
+    )
+    reference.load_state_dict(network.state_dict())
+    mask = torch.zeros(1, 4, 3, 4, 4)
+    mask[:, :, 0] = 1
+    text = torch.cat([prompt.text_states, torch.zeros(1, 509, 16)], dim=1)
+
+    def v(x: Tensor, sigma: Tensor) -> Tensor:
+        seen = torch.cat([x, mask, image], dim=1)
+        return reference(seen, 1000 * sigma.reshape(1), text, features, return_dict=False)[0]
+
+    x = draws.noise("rollout", 0, [0], (16, 3, 4, 4))
+    exit_index = draws.exit_index(0, 4)
+    with torch.no_grad():
+        for sigma, after in pairwise(sigmas[: exit_index + 1]):
+            x = x + (after - sigma) * v(x, sigma)
+        x = x - sigmas[exit_index] * v(x, sigmas[exit_index])
+        eps, level = draws.noise("loss", 0, [0], (16, 3, 4, 4)), draws.sigma("level", 0, [0], 5.0)
+        expected = (v((1 - level) * x + level * eps, level) - (eps - x)).square().mean()
+    logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["fake/loss"] == pytest.approx(float(expected), rel=1e-4)
+
+    export_run(tmp_path / "run", tmp_path / "generator.safetensors")
+    made = load_weights(tmp_path / "generator.safetensors")
+    assert made.family() is IMAGE_TO_VIDEO
+    assert made.recipe is not None
+    assert made.recipe.family == "wan"
+    assert made.state.keys() == state.keys()
+    assert any(not torch.equal(made.state[key], state[key]) for key in state)
+    export_run(tmp_path / "run", tmp_path / "folder", "diffusers")
+    again = WanTransformer3DModel.from_pretrained(tmp_path / "folder").state_dict()
+    assert all(torch.equal(diffusers_to_file(WAN, again)[key], made.state[key]) for key in state)
+    still = Path(__file__).parents[2] / "workflows" / "portrait_pocket.jpg"
+    with pytest.raises(CheckpointError, match=r"Sample it in ComfyUI"):
+        sample_file(tmp_path / "generator.safetensors", still, tmp_path / "out.mp4")
+    with pytest.raises(DatasetError, match="start images for hunyuan_video, but the teacher is of wan"):
+        LatentDataset(dataset).check_family(made.family())
+
+
+def test_clips_without_motion_are_refused(dataset_folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"Clips of 5 frames.*1 to generate.*9 frames or more"):
+        LatentDataset(dataset_folder).check_family(TOKEN_REPLACE)

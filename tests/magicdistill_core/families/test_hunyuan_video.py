@@ -2,9 +2,13 @@ import pytest
 import torch
 
 from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.families import choose_family
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import (
+    ARCHITECTURE,
+    CONCAT,
+    TOKEN_REPLACE,
     NetworkShape,
-    check_concat,
     check_geometry,
     concat_condition,
     frames_to_unit,
@@ -91,9 +95,46 @@ def test_relatives_and_strangers_are_refused() -> None:
         network_shape(state | {"img_in.proj.weight": torch.zeros(100, 33, 1, 2, 2)})
 
 
-@pytest.mark.parametrize(("channels", "guess"), [(16, "token-replace"), (32, "SkyReels"), (36, "another model")])
-def test_only_concat_models_take_an_image(channels: int, guess: str) -> None:
-    shape = NetworkShape(channels, 128, 1, 1, 1, 16, 768, guidance_embed=False)
-    with pytest.raises(CheckpointError, match=rf"a\.safetensors takes {channels} input channels.*{guess}"):
-        check_concat(shape, "a.safetensors")
-    check_concat(NetworkShape(33, 128, 1, 1, 1, 16, 768, guidance_embed=False), "a.safetensors")
+@pytest.mark.parametrize(
+    ("channels", "said", "asked", "mode"),
+    [
+        (33, None, None, "concat"),
+        (33, "concat", "concat", "concat"),
+        (16, "token_replace", None, "token_replace"),
+        (16, None, "token_replace", "token_replace"),
+        (16, "none", None, "none"),
+    ],
+)
+def test_the_family_is_what_the_weights_and_the_file_say(
+    channels: int, said: str | None, asked: str | None, mode: str
+) -> None:
+    assert choose_family(ARCHITECTURE, channels, said, asked, "a.safetensors").i2v_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("channels", "said", "asked", "why"),
+    [
+        (32, None, None, r"a\.safetensors is a HunyuanVideo transformer of 32 input channels.*Known are 33"),
+        (16, None, None, r"do not tell which model it is.*i2v_mode=token_replace or none"),
+        (16, "concat", None, r"does not go with i2v_mode 'concat'"),
+        (33, None, "token_replace", r"does not go with i2v_mode 'token_replace'.*go with concat"),
+        (16, "none", "token_replace", r"enters as 'none', but 'token_replace' was asked for"),
+    ],
+)
+def test_what_does_not_fit_or_is_left_open_is_refused(
+    channels: int, said: str | None, asked: str | None, why: str
+) -> None:
+    with pytest.raises(CheckpointError, match=why):
+        choose_family(ARCHITECTURE, channels, said, asked, "a.safetensors")
+
+
+def test_token_replace_keeps_the_start_frame() -> None:
+    latents = torch.randn(2, 16, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    image = StartImage(torch.ones(2, 16, 1, 2, 2))
+    free = TOKEN_REPLACE.free(latents)
+    assert torch.equal(free, latents[:, :, 1:])
+    assert TOKEN_REPLACE.free_shape(tuple(latents.shape)) == free.shape
+    whole = TOKEN_REPLACE.whole(free, image)
+    assert torch.equal(whole, torch.cat([image.latents, free], dim=2))
+    assert torch.equal(CONCAT.whole(latents, image), latents)
+    assert CONCAT.free_shape((16, 4, 2, 2)) == (16, 4, 2, 2)
