@@ -215,6 +215,11 @@ class SFTConfig(MethodConfig):
     )
     level_mean: float = Field(0.0, description="Mean of the noise levels' logits, before `schedule.shift`.")
     level_std: float = Field(1.0, gt=0, description="Standard deviation of the noise levels' logits.")
+    reference_noise: tuple[float, Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="Mean and standard deviation of the logarithm of the noise on start images, which keeps a teacher "
+        "from clinging to them; Magic 1-For-1 used [-3, 0.5]. None is no noise.",
+    )
 
     def recipe_fields(self) -> dict[str, Any]:
         """A many-step teacher."""

@@ -10,12 +10,16 @@ from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, null_prompt_tensors, save_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
-from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT, network_shape
 from magicdistill_core.recipe import Recipe
 from train.config import parse_config
+from train.draws import Draws
 from train.engines import learning_rate
 from train.method_config import CFGConfig, SFTConfig, W2SConfig
+from train.methods.sft import FineTuning
+from train.players import Players
+from train.roles import BASE
 from train.section import OptimizerConfig
 
 TRAINED = "double_blocks.0.img_attn_qkv.weight"
@@ -82,6 +86,22 @@ def test_the_learning_rate_rises_then_falls_in_a_straight_line() -> None:
     assert learning_rate(OptimizerConfig(lr=4.0), 100, 1.0) == 4.0
 
 
+def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    def shown(noise: list[float] | None) -> torch.Tensor:
+        tree = tiny_config(tmp_path, method={"name": "sft", "reference_noise": noise})
+        del tree["fake_optimizer"]
+        config = parse_config(tree, "x.yaml")
+        players = Players(engines={}, generator_role=BASE, base=None)
+        method = FineTuning(config.method, config, players, Draws(0), torch.device("cpu"))
+        return method.shown(StartImage(torch.ones(3, 16, 1, 40, 40)), 5, [0, 1, 2]).latents
+
+    assert torch.equal(shown(None), torch.ones(3, 16, 1, 40, 40))
+    for spread in (0.0, 0.5):
+        strengths = (shown([-2.0, spread]) - 1).flatten(1).std(dim=1)
+        drawn = [Draws(0).each("reference level", 5, [p], lambda g: torch.randn((), generator=g)) for p in range(3)]
+        torch.testing.assert_close(strengths, (-2.0 + spread * torch.cat(drawn)).exp(), rtol=0.03, atol=0)
+
+
 @pytest.mark.timeout(600)
 def test_runs_resume_bit_exactly_and_what_they_export_loads(
     tmp_path: Path, teacher: Checkpoint, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
@@ -96,7 +116,10 @@ def test_runs_resume_bit_exactly_and_what_they_export_loads(
     def configs(name: str, updates: int) -> list[dict]:
         made = []
         for method, model in (
-            ({"name": "sft", "widen": True}, {"teacher": str(tmp_path / "t2v.safetensors")}),
+            (
+                {"name": "sft", "widen": True, "reference_noise": [-3.0, 0.5]},
+                {"teacher": str(tmp_path / "t2v.safetensors")},
+            ),
             ({"name": "cfg"}, {"negative_prompt": str(tmp_path / "negative.safetensors")}),
         ):
             config = tiny_config(tmp_path / name / method["name"], method=method, updates=updates)

@@ -9,7 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from magicdistill_core.families.base import Condition
+from magicdistill_core.families.base import Condition, StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.objectives.rollout import rollout
 
@@ -77,6 +77,10 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def loss(self, player: str, batch: MicroBatch) -> Loss:
         """The loss of one player on one micro-batch; its backward reaches that player's parameters alone."""
+
+    def shown(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
+        """The start images as the network is to see them: as they are, unless a method wants it otherwise."""
+        return images
 
     def _noise(self, purpose: str, batch: MicroBatch) -> Tensor:
         """Noise `[B, C, T, H, W]`, its own for each purpose."""

@@ -1,9 +1,12 @@
 """Fine-tuning of a teacher by flow matching on real videos: how the portrait teacher of MagicDistillation was made."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from magicdistill_core.objectives.flow_matching import flow_matching_loss
+from magicdistill_core.families.base import StartImage
+from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 
 from ..method_config import GENERATOR, SFTConfig
@@ -29,6 +32,19 @@ class FineTuning(Method[SFTConfig]):
             self._logit_normal(batch),
         )
         return Loss(value, {"generator/loss": value.detach()})
+
+    def shown(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
+        """With a little noise on them, if configured."""
+        if self.settings.reference_noise is None:
+            return images
+        mean, std = self.settings.reference_noise
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return mean + std * torch.randn((), generator=generator)
+
+        log_std = self.draws.each("reference level", update, positions, draw).to(self.device)
+        eps = self.draws.noise("reference", update, positions, images.latents.shape[1:]).to(self.device)
+        return replace(images, latents=noise_reference(images.latents, log_std, eps))
 
     def _logit_normal(self, batch: MicroBatch) -> Tensor:
         settings, shift = self.settings, self.schedule.shift
