@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import file_sha256, save_checkpoint, save_lora
 from magicdistill_core.families.base import Family, NullPrompt
-from magicdistill_core.families.hunyuan_video import CONCAT, CONCAT_CHANNELS, NetworkShape
+from magicdistill_core.families.hunyuan_video import CONCAT, CONCAT_CHANNELS, TEXT_ONLY, NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -206,7 +206,7 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     plain = {key: tensor for key, tensor in state.items() if not key.startswith("null_prompt.")}
     save_file(plain, folder / "no_recipe.safetensors")
     save_file(state, folder / "strange_recipe.safetensors", {METADATA_KEY: '{"format_version": 1, "flux": 2}'})
-    t2v = random_network(tiny_shape(in_channels=16))
+    t2v = random_network(tiny_shape(in_channels=16), TEXT_ONLY)
     tiny.write_model(folder / "channels16.safetensors", t2v, recipe, prompt)
     save_file({"blocks.0.weight": torch.zeros(4, 4)}, folder / "other_family.safetensors", metadata)
     null = {key: tensor for key, tensor in state.items() if key.startswith("null_prompt.")}
