@@ -1,6 +1,11 @@
 """Fixtures that every test may use."""
 
 import os
+
+# Two test processes share the machine, and some tests start more: threads that wait for each other would stall all.
+# Read when PyTorch is first imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
