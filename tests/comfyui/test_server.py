@@ -234,7 +234,7 @@ def test_photograph_is_cropped_and_said(server: Any, shared_data: Path) -> None:
 
 
 BAD = {
-    "wrong family": (chain(load={"unet_name": "other_family.safetensors"}), "not the weights of a transformer that is known"),
+    "wrong family": (chain(load={"unet_name": "other_family.safetensors"}), "not the weights of a transformer"),
     "16 channels": (chain(load={"unet_name": "channels16.safetensors"}), "has 16 input channels"),
     "incomplete": (chain(load={"unet_name": "incomplete.safetensors"}), "tensors are missing"),
     "truncated": (chain(load={"unet_name": "truncated.safetensors"}), "truncated or damaged"),
