@@ -50,6 +50,18 @@ def init_distributed(timeout: float = 30.0) -> torch.device:
     return device
 
 
+def bound_waiting(timeout: float) -> None:
+    """Give every process group that exists the timeout of `init_distributed`.
+
+    DeepSpeed makes groups of its own without one, and PyTorch then waits for half an hour in their collective calls.
+
+    Args:
+        timeout: minutes.
+    """
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=timeout), group)
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 

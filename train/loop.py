@@ -29,6 +29,7 @@ from . import checkpoints
 from .config import BranchConfig, TrainConfig
 from .distributed import (
     barrier,
+    bound_waiting,
     first_error,
     init_distributed,
     is_lost_process,
@@ -103,6 +104,7 @@ class Trainer:
         self.players = build_players(
             config, teacher, self.prompt, self.device, None if negative is None else load_null_prompt(negative)
         )
+        bound_waiting(config.timeout)
         self.method = build_method(config, self.players, self.draws, self.device)
         self.validation = Validation(
             config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device

@@ -159,7 +159,6 @@ def test_two_processes_equal_plain_pytorch(
     for method, mode, stage in [
         ("sft", "full", 2),
         ("sft", "lora", 3),
-        ("lcm-teacher", "full", 3),
         ("lcm-teacher", "lora", 2),
         ("lcm-student", "full", 2),
         ("cfg", "full", 3),
