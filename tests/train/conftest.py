@@ -110,7 +110,9 @@ def _train(processes: int, folder: Path, configs: list[dict], *flags: str) -> su
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # A training in this very process has left its own world in the environment.
+    world = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in world} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*launcher, script, *files, *flags], env=environment, capture_output=True, text=True, timeout=500, check=False
     )
