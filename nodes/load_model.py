@@ -1,5 +1,6 @@
 """Load few-step model: a diffusion model through ComfyUI's own loader, with its recipe and null prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.sd
@@ -23,6 +24,7 @@ from ..magicdistill_core.families.hunyuan_video import ARCHITECTURE, TOKEN_REPLA
 from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS
 from .attached import Attached, attach, attached_to, file_stamp, report
+from .file_hash import background_hash
 from .low_rank import apply_branches
 from .token_replace import apply_release
 
@@ -74,7 +76,7 @@ def load_model(path: str, model_options: dict, disable_dynamic: bool = False) ->
         # Not views of the file: it may be unmapped or replaced while the MODEL lives.
         pooled = None if null_prompt.pooled is None else null_prompt.pooled.clone()
         null_prompt = NullPrompt(null_prompt.text_states.clone(), pooled)
-    attach(model, Attached(Path(path), family, recipe, null_prompt))
+    attach(model, Attached(Path(path), family, recipe, null_prompt, background_hash(Path(path))))
     # ComfyUI loads anew from the file for a second GPU, or where hooks need unshared weights.
     model.cached_patcher_init = (load_model, (path, model_options))
     return model
@@ -154,5 +156,5 @@ def _with_lora(model: ModelPatcher, path: str) -> ModelPatcher:
     if lora.recipe is not None:
         base = attached_to(model)
         model = ModelSamplingSD3().patch(model, lora.recipe.shift)[0]
-        attach(model, Attached(base.path, base.family, lora.recipe, base.null_prompt))
+        attach(model, replace(base, recipe=lora.recipe))
     return model

@@ -6,13 +6,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..magicdistill_core.branch import A_STRONG, A_WEAK
-from ..magicdistill_core.checkpoint import LoraFile, file_sha256, load_lora
+from ..magicdistill_core.checkpoint import LoraFile, load_lora
 from ..magicdistill_core.errors import CheckpointError
 from .attached import attached_to, file_stamp, report
 from .low_rank import apply_branches
-
-# A larger base is not hashed at every load: 26 GB would take a minute.
-_HASH_LIMIT = 200 * 2**20
 
 
 class RealFakeLora(io.ComfyNode):
@@ -87,10 +84,8 @@ def _base_warnings(model: ModelPatcher, lora: LoraFile) -> list[str]:
     """Whether the LoRA names another base than the one loaded, as far as that is cheap to know."""
     wanted = lora.recipe.base_hash if lora.recipe is not None else None
     base = attached_to(model)
-    if wanted is None or base is None or base.path.stat().st_size > _HASH_LIMIT:
-        return []
-    found = file_sha256(base.path)
-    if found == wanted:
+    found = base.sha256() if wanted is not None and base is not None else None
+    if wanted is None or found is None or found == wanted:
         return []
     return [
         f"{lora.source} was trained on a base with sha256 {wanted[:12]}..., but {base.path.name} has {found[:12]}...: "
