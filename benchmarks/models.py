@@ -4,7 +4,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt, concat_condition
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import NetworkShape, concat_condition
 from train.network import build_network
 
 from .sizes import Clip

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint
-from magicdistill_core.families.base import Condition
-from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
+from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from train.config import TrainConfig
 from train.distributed import mean_over_processes
 from train.draws import Draws
+from train.families.hunyuan_video import network_inputs
 from train.method_config import FAKE, GENERATOR, W2SConfig
 from train.methods import MicroBatch
 from train.methods.matching import DistributionMatching
-from train.network import network_inputs
 from train.players import Players, build_players
 from train.roles import BASE, Role, branch_parameters, checkpoint_activations
 

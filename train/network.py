@@ -14,9 +14,6 @@ from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.modules import file_to_diffusers
 
 from .families import kind_for, kind_of
-from .families.hunyuan_video import network_inputs
-
-__all__ = ["build_network", "call_inputs", "load_network", "network_inputs", "network_velocity", "prompt_on"]
 
 
 def build_network(shape: Any, family: Family = CONCAT) -> Any:

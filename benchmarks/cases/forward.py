@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from magicdistill_core.families.hunyuan_video import HEAD_DIM, NullPrompt
-from train.network import network_inputs
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import HEAD_DIM
+from train.families.hunyuan_video import network_inputs
 
 from ..attention import (
     FLASH_PACKAGE,

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, VideoError
 from ..layouts.hunyuan_video import HUNYUAN_VIDEO
-from .base import Architecture, Family, NullPrompt, StartImage
-
-__all__ = ["NullPrompt"]
+from .base import Architecture, Family, StartImage
 
 LATENT_CHANNELS = 16
 # cat[noisy latent, image latent, mask] (Magic 1-For-1, Sec. 3; HunyuanVideo-I2V "concat").

@@ -1,6 +1,8 @@
 """The sampling benchmark: what is compared gives the same result, and the sampler costs next to nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -46,11 +48,13 @@ def test_without_comfyui_the_row_says_so(
     assert str(tmp_path) not in row["error"]
 
 
-def test_node_gives_the_stock_samplers_result(bench: tuple[Bench, list[Row]]) -> None:
+def test_node_gives_the_stock_samplers_result(
+    bench: tuple[Bench, list[Row]], lacking: Callable[[str, str], NoReturn]
+) -> None:
     try:
-        find_comfyui(fetch=False)
+        find_comfyui()
     except ComfyUIError as error:
-        pytest.skip(f"no ComfyUI to test against: {error}")
+        lacking("comfyui", f"there is no ComfyUI to test against: {error}")
     tools, rows = bench
     measure_comfyui(tools, CLIP, 4)
     stock, ours = rows

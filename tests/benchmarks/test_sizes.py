@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import random_clip, random_network, random_prompt
 from benchmarks.sizes import FULL_SIZES, POCKET_SIZES, Sizes, forward_flops
-from train.network import build_network, network_inputs
+from train.families.hunyuan_video import network_inputs
+from train.network import build_network
 
 
 def counted(sizes: Sizes) -> int:
@@ -18,7 +19,7 @@ def counted(sizes: Sizes) -> int:
     with init_empty_weights():
         network = build_network(sizes.shape).eval()
     x = torch.empty(sizes.usual.latent, device=meta)
-    from magicdistill_core.families.hunyuan_video import NullPrompt
+    from magicdistill_core.families.base import NullPrompt
 
     prompt = NullPrompt(
         torch.empty(1, sizes.text_tokens, sizes.shape.text_dim, device=meta),

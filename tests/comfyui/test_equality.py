@@ -14,7 +14,8 @@ from torch import Tensor
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise, seeded_noise
 from magicdistill_core.taehv import TAEHV, load_taehv
-from train.network import network_inputs, network_velocity
+from train.families.hunyuan_video import network_inputs
+from train.network import network_velocity
 
 NETWORKS = {"hidden128": (128, False), "hidden256": (256, False), "guidance": (128, True)}
 GUIDANCE = 6.0  # what ComfyUI gives a network with a guidance embedding by default

@@ -25,7 +25,8 @@ from magicdistill_core.checkpoint import (
     write_safetensors,
 )
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe

@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import NULL_POOLED_KEY, NULL_TEXT_KEY, save_checkpoint
-from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe

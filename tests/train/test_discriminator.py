@@ -10,7 +10,8 @@ from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.hunyuan_video import concat_condition
 from train.discriminator import Discriminator, double_block_features
-from train.network import load_network, network_inputs
+from train.families.hunyuan_video import network_inputs
+from train.network import load_network
 from train.roles import BASE, RoleNetwork, add_branch, checkpoint_activations
 
 

@@ -21,8 +21,9 @@ from magicdistill_core.objectives.rollout import rollout
 from train.config import TrainConfig, parse_config
 from train.discriminator import Discriminator, double_block_features
 from train.draws import Draws
+from train.families.hunyuan_video import network_inputs
 from train.latents import LatentDataset
-from train.network import load_network, network_inputs
+from train.network import load_network
 from train.roles import add_branch, branch_modules
 
 

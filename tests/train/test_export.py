@@ -18,7 +18,8 @@ from magicdistill_core.checkpoint import (
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.recipe import Recipe
 from train.export import export_run
-from train.network import load_network, network_inputs
+from train.families.hunyuan_video import network_inputs
+from train.network import load_network
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
 
 MODULES = {"double_blocks.0.img_attn_qkv": (384, 128), "single_blocks.0.linear2": (128, 640)}

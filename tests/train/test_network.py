@@ -4,8 +4,10 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
-from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
-from train.network import build_network, network_inputs, network_velocity
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import NetworkShape
+from train.families.hunyuan_video import network_inputs
+from train.network import build_network, network_velocity
 
 SHAPE = NetworkShape(33, 128, 1, 2, 1, 16, 768, False)
 

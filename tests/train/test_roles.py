@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magicdistill_core.families.hunyuan_video import NetworkShape, NullPrompt
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import NetworkShape
 from train.network import build_network
 from train.roles import BASE, Role, RoleNetwork, RoleSwitch, add_branch, checkpoint_activations
 

@@ -19,8 +19,9 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 from train.config import TrainConfig, parse_config
 from train.draws import Draws
+from train.families.hunyuan_video import network_inputs
 from train.latents import LatentDataset
-from train.network import load_network, network_inputs, network_velocity
+from train.network import load_network, network_velocity
 from train.roles import add_branch, branch_modules
 
 BATCH = 4  # 2 processes x accumulation 2

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
+from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import (
     CONCAT_CHANNELS,
     HEAD_DIM,
     LATENT_CHANNELS,
     NetworkShape,
-    NullPrompt,
     concat_condition,
 )
 from magicdistill_core.flow import few_step_sigmas, sample_euler, shift_sigma
@@ -32,8 +32,9 @@ from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 from magicdistill_core.pocket.render import FRAMES_PER_SECOND
 from magicdistill_core.recipe import Recipe
 
+from ..families.hunyuan_video import network_inputs
 from ..latents import LatentDataset
-from ..network import build_network, load_network, network_inputs, network_velocity
+from ..network import build_network, load_network, network_velocity
 from ..vae import Vae, load_vae
 from .dataset import held_out_clips, to_unit_frames
 from .pictures import plot_losses, save_strips
