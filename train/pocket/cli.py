@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from magicdistill_core.errors import ConfigError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 
 from .settings import parse_settings
@@ -30,6 +32,12 @@ def _bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
             bar.update(task, completed=done, total=total, note="" if value is None else f"{value:.4f}")
 
         yield advance
+
+
+def _counter(advance: Callable[[int, int, float | None], None], total: int) -> Callable[[], None]:
+    """A callback that counts its calls into a bar."""
+    numbers = count(1)
+    return lambda: advance(next(numbers), total, None)
 
 
 @app.command()
@@ -86,15 +94,14 @@ def train_teacher_command(
 
     config = parse_settings(TeacherConfig, settings or [])
     with _bar("Encoding") as advance:
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            advance(done, clips, None)
-
         write_latents(
-            latents, clips, first_seed=0, advance=count, vae_file=vae, processes=processes, portraits=portraits
+            latents,
+            clips,
+            first_seed=0,
+            advance=_counter(advance, clips),
+            vae_file=vae,
+            processes=processes,
+            portraits=portraits,
         )
     with _bar("Training the teacher") as advance:
         train_teacher(config, latents, vae, run, out, advance, start)
@@ -111,14 +118,7 @@ def latents_command(
     from .latents import write_latents
 
     with _bar("Portraits") as advance:
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            advance(done, clips, None)
-
-        write_latents(out, clips, advance=count, processes=processes)
+        write_latents(out, clips, advance=_counter(advance, clips), processes=processes)
 
 
 @app.command("evaluate")
@@ -138,12 +138,24 @@ def evaluate_command(
         Contender("distilled, 4 steps", generator, 4),
     ]
     with _bar("Sampling") as advance:
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            advance(done, len(contenders) * seeds, None)
-
-        table = evaluate(contenders, clips, list(range(seeds)), out, count)
+        count_one = _counter(advance, len(contenders) * seeds)
+        table = evaluate(contenders, clips, list(range(seeds)), out, count_one)
     typer.echo(table)
+
+
+@app.command("methods")
+def methods_command(
+    out: Annotated[Path, typer.Option(help="JSON file to write; what it already holds of other methods is kept.")],
+    dataset: Annotated[Path, typer.Option(help="Dataset made by `latents`.")] = Path("out/portraits"),
+    runs: Annotated[Path, typer.Option(help="Folder for the runs and their exports.")] = Path("runs/methods"),
+    clips: Annotated[int, typer.Option(help="Held-out start images, and as many clips of data.", min=8)] = 48,
+    seeds: Annotated[int, typer.Option(help="Noise seeds.", min=1)] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="A method; may be repeated. By default all.")] = None,
+) -> None:
+    """Train every method by its preset, export it, and measure what it did."""
+    from .methods import TRIALS, compare_methods
+
+    names = only or list(TRIALS)
+    if unknown := sorted(set(names) - set(TRIALS)):
+        raise ConfigError(f"There is no method {', '.join(unknown)} to compare. Known: {', '.join(TRIALS)}.")
+    typer.echo(compare_methods(names, dataset, runs, out, clips, seeds, lambda text: typer.echo(text, err=True)))

@@ -45,7 +45,8 @@ class Contender:
 
 
 @torch.no_grad()
-def _encode(vae: Vae, frames: Tensor) -> Tensor:
+def encode(vae: Vae, frames: Tensor) -> Tensor:
+    """Latents `[N, 16, T, H, W]` of clips `[N, T, 3, H, W]` in [0, 1], in bf16 arithmetic."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return torch.cat([vae.encode(clip) for clip in frames.split(1)]).float()
 
@@ -124,7 +125,7 @@ def evaluate(
     loaded = [load_contender(contender) for contender in contenders]
     vae = load_vae(VAE)
     frames = to_unit_frames(held_out_clips(2 * clips))
-    latents = _encode(vae, frames)
+    latents = encode(vae, frames)
     looked_at = min(clips, _DECODED)
     # Data, too, is looked at through the autoencoder: what it blurs is not the generator's fault.
     decoded = _decode(vae, torch.cat([latents[:looked_at], latents[clips : clips + looked_at]]))
