@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import VideoError
 from .files import atomic_file
+from .sizes import kept_share
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ _EXACT = 0x40000 | 0x2000 | 4
 # In a portrait that is taller than the video the face is above the middle: of the rows to be cut off, one part of so
 # many goes at the top, the rest at the bottom.
 _TOP_PART = 4
+# A face that is given comes to lie in the middle of the width and this far down: heads leave more room below.
+_FACE_DEPTH = 0.4
 _KEPT_UNSAID = 0.95
 _SHEET_MIN_CELL = 160
 _SHEET_LABEL_HEIGHT = 24
@@ -220,14 +223,30 @@ def read_tags(path: str | Path) -> dict[str, str]:
         raise _unreadable(path, error) from error
 
 
-def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in a picture, in pixels from its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return self.x + self.width / 2, self.y + self.height / 2
+
+
+def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None) -> Tensor:
     """Cut the largest region of the wanted aspect and resize it, antialiased (bicubic).
 
     What is too wide loses as much on the left as on the right; what is too tall loses a quarter of the surplus at the
-    top and the rest at the bottom, so that heads stay in the picture.
+    top and the rest at the bottom, so that heads stay in the picture. With a face the region is moved to it.
 
     Args:
         frames: `[..., H, W, 3]`, uint8, or floating point in [0, 1].
+        face: where the face is; the region moves, as far as the picture reaches, until the face's centre is in the
+            middle of its width and two fifths down its height.
 
     Returns:
         `[..., height, width, 3]` of the same dtype.
@@ -236,6 +255,10 @@ def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
     crop_rows = min(rows, max(1, round(columns * height / width)))
     crop_columns = min(columns, max(1, round(rows * width / height)))
     top, left = (rows - crop_rows) // _TOP_PART, (columns - crop_columns) // 2
+    if face is not None:
+        x, y = face.centre
+        left = min(max(round(x - crop_columns / 2), 0), columns - crop_columns)
+        top = min(max(round(y - crop_rows * _FACE_DEPTH), 0), rows - crop_rows)
     region = frames[..., top : top + crop_rows, left : left + crop_columns, :]
     if (crop_rows, crop_columns) == (height, width):
         return region.contiguous()
@@ -256,7 +279,7 @@ def resize_crop(frames: Tensor, height: int, width: int) -> Tensor:
 
 def crop_note(rows: int, columns: int, height: int, width: int) -> str | None:
     """What to tell whoever gave `resize_crop` a picture of another shape; None if next to nothing of it is cut off."""
-    kept = min(width * rows, height * columns) / max(width * rows, height * columns)
+    kept = kept_share(rows, columns, height, width)
     if kept > _KEPT_UNSAID:
         return None
     return f"the start image is {columns} x {rows}; {1 - kept:.0%} of it is cropped to fit {width} x {height}."

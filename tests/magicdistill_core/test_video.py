@@ -9,6 +9,7 @@ from PIL import Image
 
 from magicdistill_core.errors import VideoError
 from magicdistill_core.video import (
+    Box,
     contact_sheet,
     crop_note,
     read_image,
@@ -247,6 +248,26 @@ def test_resize_crop_keeps_the_upper_part_of_a_tall_picture_and_the_middle_of_a_
     assert torch.equal(resize_crop(rows[:41], 40, 40), rows[:40])
     wide = rows.transpose(0, 1)
     assert torch.equal(resize_crop(wide, 40, 40), wide[:, 40:80])
+
+
+@pytest.mark.parametrize(
+    ("face", "rows"),
+    [
+        (Box(10, 60, 20, 20), (54, 94)),  # its centre, row 70, two fifths down the 40
+        (Box(0, 0, 40, 10), (0, 40)),
+        (Box(5, 110, 10, 10), (80, 120)),
+        (Box(0, 0, 40, 120), (44, 84)),
+    ],
+)
+def test_resize_crop_follows_a_face_as_far_as_the_picture_reaches(face: Box, rows: tuple[int, int]) -> None:
+    tall = torch.arange(120, dtype=torch.uint8)[:, None, None].expand(120, 40, 3)
+    assert torch.equal(resize_crop(tall, 40, 40, face), tall[slice(*rows)])
+
+
+@pytest.mark.parametrize(("x", "columns"), [(0, (0, 40)), (50, (35, 75)), (100, (80, 120))])
+def test_resize_crop_puts_a_face_in_the_middle_of_the_width(x: int, columns: tuple[int, int]) -> None:
+    wide = torch.arange(120, dtype=torch.uint8)[None, :, None].expand(40, 120, 3)
+    assert torch.equal(resize_crop(wide, 40, 40, Box(x, 3, 10, 10)), wide[:, slice(*columns)])
 
 
 def test_resize_crop_leaves_fitting_frames_alone() -> None:
