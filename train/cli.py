@@ -33,6 +33,7 @@ class Format(StrEnum):
     """What an export is for."""
 
     COMFYUI = "comfyui"
+    INT8 = "int8"
     LORA = "lora"
     DIFFUSERS = "diffusers"
 
@@ -144,7 +145,9 @@ def prepare(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     out: Annotated[Path, typer.Option(help="File (.safetensors) to write; for diffusers a new folder.")],
-    format: Annotated[Format, typer.Option(help="comfyui: one whole file; lora: the generator LoRA.")] = Format.COMFYUI,
+    format: Annotated[
+        Format, typer.Option(help="comfyui: one whole file; int8: half of it; lora: the generator LoRA.")
+    ] = Format.COMFYUI,
     step: Annotated[int | None, typer.Option(help="Which checkpoint; by default the newest.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint (see checkpoint.measure).")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; by default as trained.")] = None,
@@ -159,8 +162,8 @@ def export(
         raise ConfigError("--best and --step name two checkpoints. Give one of them.")
     if best:
         step = read_manifest(checkpoint_folder(run, best=True)).step
-    export_run(run, out, format.value, step, None if dtype is None else DTYPES[dtype.value], teacher)
-    Console().print(f"Wrote {out}", soft_wrap=True)
+    done = export_run(run, out, format.value, step, None if dtype is None else DTYPES[dtype.value], teacher)
+    Console().print(f"Wrote {out}{f': {done.summary()}' if done else ''}", soft_wrap=True)
 
 
 @app.command()

@@ -16,12 +16,13 @@ from magicdistill_core.checkpoint import (
 )
 from magicdistill_core.diffusers_folder import COMPANION
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.quantise import Quantised, save_quantised
 
 from .network import load_network
 from .run_folder import GENERATOR_FILE, GENERATOR_LORA_FILE, RunFacts, checkpoint_folder, run_facts
 from .weights import merge_lora
 
-ExportFormat = Literal["comfyui", "lora", "diffusers"]
+ExportFormat = Literal["comfyui", "int8", "lora", "diffusers"]
 
 
 def export_run(
@@ -31,18 +32,21 @@ def export_run(
     step: int | None = None,
     dtype: torch.dtype | None = None,
     teacher: Path | None = None,
-) -> None:
+) -> Quantised | None:
     """Export a run's generator.
 
     Args:
         run: the folder of a training run.
         out: a `.safetensors` file, or for diffusers a folder that does not exist yet.
         format: `comfyui` is one file in the file layout with recipe and null prompt, a LoRA being merged into the
-            teacher at weight 1; `lora` is the generator LoRA alone; `diffusers` is a transformer folder for
-            `from_pretrained` of the family's class.
+            teacher at weight 1; `int8` is the same with its blocks' matrices rounded, for ComfyUI alone; `lora` is
+            the generator LoRA alone; `diffusers` is a transformer folder for `from_pretrained` of the family's class.
         step: which checkpoint; None means the newest.
         dtype: of the stored weights; None keeps what the run stored.
         teacher: for a LoRA run whose teacher's file has moved: where it is now.
+
+    Returns:
+        For `int8`: what the rounding did.
 
     Raises:
         CheckpointError: if the run, the checkpoint or the teacher is absent or damaged, the teacher is another file
@@ -53,7 +57,7 @@ def export_run(
     folder = checkpoint_folder(run, step)
     if format == "lora":
         _export_lora(run, folder, facts, out, dtype)
-        return
+        return None
     generator = _whole_generator(folder, facts, teacher)
     if generator.recipe is None or generator.recipe.kind not in ("generator", "teacher"):
         found = "no recipe" if generator.recipe is None else f"the recipe of a {generator.recipe.kind}"
@@ -61,10 +65,13 @@ def export_run(
             f"{generator.source} of {folder.name} carries {found}, expected that of a generator. It was not written "
             f"by a training run: use another checkpoint."
         )
+    if format == "int8":
+        return save_quantised(out, generator, dtype)
     if format == "comfyui":
         save_checkpoint(out, generator.state, generator.recipe, generator.null_prompt, dtype)
     else:
         _export_diffusers(generator, out, dtype)
+    return None
 
 
 def _check_target(out: Path, format: ExportFormat) -> None:

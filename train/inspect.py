@@ -25,7 +25,7 @@ from magicdistill_core.families.base import Architecture
 from magicdistill_core.layouts.lora import file_name, known_modules, lora_part
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.taehv import TAEHV
-from magicdistill_core.wrappers import is_pickle_name, read_pickle
+from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 
 from .latents import INDEX_NAME, read_index
 
@@ -114,7 +114,7 @@ def _parameters(header: Header) -> str:
 
 
 def _beside(key: str) -> bool:
-    return key.startswith("null_prompt.") or key.endswith(".alpha")
+    return key.startswith("null_prompt.") or key.endswith((".alpha", *QUANTISATION_MARKS))
 
 
 def _dtypes(header: Header) -> str:
@@ -132,9 +132,11 @@ def _taehv_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str, str]:
+    scales = [key for key in header if key.endswith(QUANTISATION_MARKS)]
     meta = {
         key: torch.empty(info.shape, dtype=_TORCH.get(info.dtype, torch.float32), device="meta")
         for key, info in header.items()
+        if key not in scales
     }
     try:
         mode = folder_i2v_mode(path)
@@ -146,6 +148,7 @@ def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str,
         "layout": _layout(header, checkpoint),
         "conditioning": _conditioning(checkpoint),
         **checkpoint.shape.facts(),
+        **({"quantised": f"yes ({len(scales)} scales): for ComfyUI alone"} if scales else {}),
         "null prompt": _null_prompt(header),
     }
 

@@ -12,6 +12,7 @@ from magicdistill_core.checkpoint import (
     load_lora,
     read_header,
     read_metadata,
+    read_tensors,
     save_checkpoint,
     save_lora,
 )
@@ -94,6 +95,23 @@ def test_dtype_is_as_asked(tmp_path: Path, run: Path) -> None:
 
 
 @both_modes
+def test_int8_file_is_the_generator_rounded(tmp_path: Path, run: Path) -> None:
+    done = export_run(run, tmp_path / "q.safetensors", "int8", dtype=torch.bfloat16)
+    export_run(run, tmp_path / "g.safetensors")
+    assert done is not None
+    assert done.error < 0.01
+    exact, (got, _) = load_checkpoint(tmp_path / "g.safetensors"), read_tensors(tmp_path / "q.safetensors")
+    assert Recipe.from_metadata(read_metadata(tmp_path / "q.safetensors")) == exact.recipe
+    assert "null_prompt.text_states" in got
+    assert {value.dtype for key, value in got.items() if key.removesuffix(".weight") in done.errors} == {torch.int8}
+    for key, weight in exact.state.items():
+        name = key.removesuffix(".weight")
+        back = got[key] * got[f"{key}_scale"] if name in done.errors else got[key]
+        assert back.dtype == (torch.float32 if name in done.errors else torch.bfloat16)
+        assert (back - weight).norm() <= 0.012 * weight.norm(), key
+
+
+@both_modes
 def test_diffusers_folder_loads_there_and_here_with_equal_velocities(tmp_path: Path, run: Path) -> None:
     export_run(run, tmp_path / "transformer", "diffusers")
     export_run(run, tmp_path / "g.safetensors")
@@ -164,6 +182,8 @@ def test_missing_pieces_are_named(tmp_path: Path, run: Path) -> None:
         export_run(run, out, step=3)
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
         export_run(run, tmp_path / "g.ckpt")
+    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+        export_run(run, tmp_path / "g.ckpt", "int8")
     latest = run / "checkpoints" / "latest"
     latest.write_text("step-000009")
     with pytest.raises(CheckpointError, match="names 'step-000009', which does not exist"):

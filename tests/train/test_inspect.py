@@ -14,6 +14,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import TEXT_ONLY, NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import file_to_diffusers
+from magicdistill_core.quantise import quantise_file
 from train.inspect import facts_table, inspect_file
 from train.network import build_network, load_network
 
@@ -32,6 +33,15 @@ def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
     assert (facts["recipe: kind"], facts["recipe: steps"], facts["recipe: shift"]) == ("teacher", "28", "5.0")
     assert facts["sha256"] == file_sha256(teacher_file)
     assert facts["size"].startswith(f"{teacher_file.stat().st_size:,} bytes")
+
+
+def test_an_int8_file_is_the_same_network_and_says_what_it_is_for(tmp_path: Path, teacher_file: Path) -> None:
+    done = quantise_file(teacher_file, tmp_path / "q.safetensors")
+    facts, exact = inspect_file(tmp_path / "q.safetensors"), inspect_file(teacher_file)
+    assert facts.pop("quantised") == f"yes ({len(done.errors)} scales): for ComfyUI alone"
+    assert "I8 (" in facts["dtypes"]
+    own = ("file", "size", "dtypes")
+    assert {key: facts[key] for key in facts if key not in own} == {k: exact[k] for k in exact if k not in own}
 
 
 @pytest.mark.parametrize(
