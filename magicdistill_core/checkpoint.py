@@ -6,7 +6,7 @@ either the old file or the new one.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .errors import CheckpointError
 from .families import all_architectures, architecture_knowing, architecture_of, choose_family
 from .families.base import Architecture, Family, NullPrompt
 from .files import atomic_file
-from .layouts.lora import lora_state, parse_lora, to_file_layout
+from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
 from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
@@ -86,11 +86,25 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA's branches by file-layout module name, with its recipe."""
+    """A LoRA in the names of the file layout.
+
+    Attributes:
+        branches: by module.
+        recipe: what the file says of itself, or None.
+        source: the file's name.
+        differences: whole differences of single tensors, by key; only some files of Wan have them.
+        origins: for each key of `branches` and `differences`, the modules of the file that it was made from.
+        misses: modules and tensors of the file that have no place in the family.
+        alpha_stated: False where alpha had to be taken as the rank.
+    """
 
     branches: dict[str, LowRank]
     recipe: Recipe | None
     source: str
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    misses: tuple[str, ...] = ()
+    alpha_stated: bool = True
 
 
 def file_sha256(path: str | Path) -> str:
@@ -100,8 +114,14 @@ def file_sha256(path: str | Path) -> str:
 
 
 def weights_sha256(path: str | Path) -> str:
-    """`file_sha256` of a file; of a diffusers folder, the sha256 over its files' names and hashes."""
+    """`file_sha256` of a file; of a diffusers folder, the sha256 over its files' names and hashes.
+
+    Raises:
+        CheckpointError: if there is nothing at the path.
+    """
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist. Check the path.")
     if not path.is_dir():
         return file_sha256(path)
     digest = hashlib.sha256()
@@ -316,13 +336,45 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
         hidden: hidden size of the network it is meant for.
 
     Raises:
-        CheckpointError: if it is no LoRA, damaged, or has modules that the family does not have.
+        CheckpointError: if it is no LoRA, damaged, holds more than pairs, or has modules that the family does not have.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, Path(path).name)
-    parsed = parse_lora(tensors)
+    parsed = parse_lora(tensors, metadata, Path(path).name)
     layout = architecture_knowing(parsed.keys()).layout
     return LoraFile(to_file_layout(layout, parsed, hidden), recipe, Path(path).name)
+
+
+def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> LoraFile:
+    """Read what a LoRA of any known dialect has for a transformer; what it has beside that is named in `misses`.
+
+    Args:
+        hidden: hidden size of the network it is meant for.
+
+    Raises:
+        CheckpointError: if it is no LoRA, damaged, or has nothing for the transformer.
+    """
+    source = Path(path).name
+    tensors, metadata = _lora_tensors(Path(path))
+    recipe = Recipe.from_metadata(metadata, source)
+    parsed = read_lora(tensors, metadata, source)
+    placed = place_lora(architecture.layout, parsed, hidden)
+    if not placed.branches:
+        names = [*placed.unknown, *placed.misfits]
+        whose = architecture_knowing(parsed.branches)
+        other = whose is not architecture and known_modules(whose.layout, parsed.branches)
+        raise CheckpointError(
+            f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
+            f"found {listing(names, 3)}. "
+            + (f"It is a LoRA for {whose.title}: " if other else "It belongs to another model: ")
+            + "load the base that it was trained on."
+        )
+    misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
+    return LoraFile(placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated)
+
+
+def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return (read_pickle(path), {}) if path.is_file() and is_pickle_name(path) else read_tensors(path)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

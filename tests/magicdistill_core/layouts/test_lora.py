@@ -8,8 +8,9 @@ from torch import Tensor
 from magicdistill_core.branch import LowRank, merge
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import NetworkShape
+from magicdistill_core.layouts.dialects import lora_part
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import lora_part, lora_state, parse_lora, to_diffusers_layout, to_file_layout
+from magicdistill_core.layouts.lora import lora_state, parse_lora, to_diffusers_layout, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from train.network import build_network
 
