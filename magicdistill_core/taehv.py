@@ -12,6 +12,7 @@ equals what a single still image encodes to, and latent k covers frames 4k - 3 .
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import MagicDistillError
+from .families.hunyuan_video import ARCHITECTURE
 
 LATENT_CHANNELS = 16
 LATENT_SCALE = 0.476986
@@ -120,6 +122,9 @@ def run_stack(stack: nn.Module, clips: Tensor) -> Tensor:
 
 class TAEHV(nn.Module):
     """The autoencoder. Frames are ``[B, T, 3, H, W]`` in [0, 1], latents ``[B, 16, t, H / 8, W / 8]``."""
+
+    # Whose latents it makes.
+    architecture: ClassVar[str] = ARCHITECTURE.name
 
     def __init__(self) -> None:
         super().__init__()

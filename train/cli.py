@@ -48,6 +48,9 @@ class Dtype(StrEnum):
 
 _STORED = {Dtype.FP32: "float32", Dtype.BF16: "bfloat16", Dtype.FP16: "float16"}
 
+ImageEncoderOption = Annotated[
+    Path | None, typer.Option(help="For Wan 2.1: the image_encoder folder (CLIP) of its diffusers release.")
+]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
 ]
@@ -103,6 +106,7 @@ def prepare(
     videos: Annotated[Path, typer.Option(help="Folder of videos (searched with its subfolders), or one video.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")],
     vae: VaeOption = None,
+    image_encoder: ImageEncoderOption = None,
     frames: Annotated[int, typer.Option(help="Frames of a sample, 4n + 1.")] = 17,
     height: Annotated[int, typer.Option(help="Height in pixels, a multiple of 16.")] = 96,
     width: Annotated[int, typer.Option(help="Width in pixels, a multiple of 16.")] = 96,
@@ -130,6 +134,7 @@ def prepare(
         _STORED[dtype],  # type: ignore[arg-type]
         _device(device),
         Console(stderr=True),
+        image_encoder,
     )
     console = Console()
     console.print(
@@ -181,6 +186,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="The mp4 to write.")],
     base: Annotated[Path | None, typer.Option(help="For a LoRA: the file it was trained on.")] = None,
     vae: VaeOption = None,
+    image_encoder: ImageEncoderOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the starting noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Model calls; by default the recipe's.")] = None,
     shift: Annotated[float | None, typer.Option(min=0.01, help="Timestep shift; by default the recipe's.")] = None,
@@ -204,6 +210,7 @@ def sample(
             out,
             base=base,
             vae=vae,
+            image_encoder=image_encoder,
             seed=seed,
             steps=steps,
             shift=shift,

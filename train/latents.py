@@ -71,6 +71,7 @@ class DatasetIndex(BaseModel):
     )
     dtype: StoredDtype
     vae_sha256: str = Field(description="sha256 of the VAE that made the latents.")
+    image_encoder_sha256: str | None = Field(None, description="sha256 of the CLIP that made the features, if any.")
     shards: list[Shard] = []
     sources: list[str] = Field(default=[], description="Source files of which every sample is in.")
 
@@ -160,21 +161,20 @@ class LatentWriter:
         """Whether `finish_source` was called for this source, now or in an earlier run."""
         return source in self._sources
 
-    def append(self, key: str, latent: Tensor, image_latent: Tensor, features: Tensor | None = None) -> None:
+    def append(self, key: str, latent: Tensor, image: StartImage) -> None:
         """Add one sample; writes a shard when enough have gathered.
 
         Args:
             key: the sample's unique name, such as the source file and its window.
             latent: `[16, T, H, W]`.
-            image_latent: `[16, 1, H, W]`, or `[16, T, H, W]` for Wan 2.1.
-            features: `[257, 1280]`, for Wan 2.1.
+            image: one start image, in a batch of one.
 
         Raises:
             ValueError: if the key is in already, or a shape is not that of the dataset's geometry.
         """
-        given = {LATENTS: latent, IMAGE_LATENTS: image_latent} | (
-            {} if features is None else {IMAGE_FEATURES: features}
-        )
+        given = {LATENTS: latent, IMAGE_LATENTS: image.latents[0]}
+        if image.features is not None:
+            given[IMAGE_FEATURES] = image.features[0]
         if key in self._keys:
             raise ValueError(f"Sample {key} is in the dataset already; ask `key in writer` first.")
         if (shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != self._shapes:
@@ -209,7 +209,7 @@ class LatentWriter:
 
 
 def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
-    settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256")
+    settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256")
     differing = [
         f"{n} {getattr(found, n)} (asked: {getattr(wanted, n)})"
         for n in settings

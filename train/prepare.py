@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.errors import MagicDistillError, VideoError
 from magicdistill_core.families.hunyuan_video import check_geometry, frames_to_unit
 from magicdistill_core.video import read_video, resize_crop
 
 from .latents import DatasetIndex, LatentWriter, StoredDtype
-from .vae import Vae, load_vae, vae_sha256
+from .start_images import StartImageEncoder, load_start_images
+from .vae import load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def prepare(
     dtype: StoredDtype = "float16",
     device: torch.device | str = "cpu",
     console: Console | None = None,
+    image_encoder: Path | None = None,
 ) -> PrepareReport:
     """Encode every usable window of every clip into the latent dataset `out`.
 
@@ -69,6 +72,7 @@ def prepare(
         stride: frames from the start of one window to the next; None means `frames`, no overlap.
         dtype: how latents are stored.
         console: where the progress bar goes; None shows none.
+        image_encoder: CLIP's folder, for a family that looks at its features (see `load_start_images`).
 
     Raises:
         MagicDistillError: if there are no videos, none is usable, the geometry does not fit, or `out` holds a dataset
@@ -79,10 +83,16 @@ def prepare(
     if geometry.stride < 1 or not fps > 0:
         raise VideoError(f"stride is {stride} and fps {fps}, expected at least 1 frame and a positive rate.")
     sources = find_videos(videos)
-    index = DatasetIndex(**asdict(geometry), dtype=dtype, vae_sha256=vae_sha256(vae))
+    encoder = load_start_images(load_vae(vae, device), image_encoder, device)
+    index = DatasetIndex(
+        **asdict(geometry),
+        family=encoder.vae.architecture,
+        dtype=dtype,
+        vae_sha256=weights_sha256(vae),
+        image_encoder_sha256=None if image_encoder is None else weights_sha256(image_encoder),
+    )
     report = PrepareReport()
     with LatentWriter(out, index) as writer, _progress(console) as progress:
-        encoder = load_vae(vae, device)
         task = progress.add_task("Preparing", total=len(sources), note="")
         for name, path in sources.items():
             progress.update(task, note=name)
@@ -130,7 +140,7 @@ def _progress(console: Console | None) -> Progress:
 
 def _add_source(
     writer: LatentWriter,
-    encoder: Vae,
+    encoder: StartImageEncoder,
     name: str,
     path: Path,
     geometry: WindowGeometry,
@@ -143,7 +153,7 @@ def _add_source(
             if key in writer:
                 continue
             unit = frames_to_unit(window).to(device)
-            writer.append(key, encoder.encode(unit)[0], encoder.encode_image(unit[:, 0])[0])
+            writer.append(key, encoder.vae.encode(unit)[0], encoder.encode(unit[:, 0], geometry.frames))
             report.added += 1
     except MagicDistillError as error:
         report.skipped[name] = str(error)

@@ -13,7 +13,7 @@ from torch import Tensor
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import CheckpointError, VideoError
 from magicdistill_core.families.base import NullPrompt, StartImage
-from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE, check_geometry, unit_to_frames
+from magicdistill_core.families.hunyuan_video import CONCAT, EMBEDDED_GUIDANCE, check_geometry, unit_to_frames
 from magicdistill_core.flow import (
     SamplerCallback,
     Velocity,
@@ -28,6 +28,7 @@ from magicdistill_core.video import crop_note, read_image, resize_crop, write_vi
 
 from .families import kind_of
 from .network import load_network, network_velocity
+from .start_images import load_start_images
 from .vae import load_vae
 from .weights import load_weights, null_prompt_of
 
@@ -164,6 +165,7 @@ def sample_file(
     *,
     base: Path | None = None,
     vae: Path | None = None,
+    image_encoder: Path | None = None,
     seed: int = 0,
     steps: int | None = None,
     shift: float | None = None,
@@ -183,6 +185,7 @@ def sample_file(
         out: the mp4.
         base: for a LoRA: the file it belongs to.
         vae: what `load_vae` takes; None means the pocket VAE, for pocket networks only.
+        image_encoder: CLIP's folder, for a family that looks at its features.
         seed: of the starting noise.
         steps, shift, width, height, frames: None takes the recipe's.
         i2v_mode: how the start image enters, for a file that leaves it open.
@@ -197,29 +200,29 @@ def sample_file(
         raise VideoError(f"The video is to be written as {out.name}, expected a name that ends in .mp4.")
     picture = read_image(image)
     checkpoint = load_weights(file, base, i2v_mode)
-    if checkpoint.family().image_covers_video:
-        raise CheckpointError(
-            f"{checkpoint.source} is a {checkpoint.architecture.title} network, whose autoencoder and CLIP are not "
-            f"loaded here. Sample it in ComfyUI: Load Diffusion Model, WanImageToVideo and SamplerCustomAdvanced, with "
-            f"the steps and shift that `magicdistill inspect` shows."
-        )
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
     prompt = null_prompt_of(checkpoint)
-    encoder = load_vae(_vae_path(vae, checkpoint), device)
+    decoder = load_vae(_vae_path(vae, checkpoint), device)
+    if decoder.architecture != checkpoint.architecture.name:
+        raise CheckpointError(
+            f"{checkpoint.source} is a {checkpoint.architecture.title} network, but {vae} makes latents of "
+            f"{decoder.architecture}. Name the VAE of its own release."
+        )
+    encoder = load_start_images(decoder, image_encoder, device)
     network = load_network(checkpoint, DTYPES[precision], device)
 
     if note := crop_note(picture.shape[0], picture.shape[1], settings.height, settings.width):
         logger.warning(note)
     # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
     unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
-    start = StartImage(encoder.encode_image(unit.to(device)))
+    start = encoder.encode(unit.to(device), settings.frames)
     sigmas = few_step_sigmas(settings.steps, settings.shift)
     latent_frames = (settings.frames - 1) // 4 + 1
     guidance = checkpoint.recipe.embedded_guidance if checkpoint.recipe is not None else None
     latents = generate(
         network, prompt, start, latent_frames, sigmas, settings.sampler, settings.seed, callback, guidance
     )
-    video = unit_to_frames(encoder.decode(latents).cpu())
+    video = unit_to_frames(decoder.decode(latents).cpu())
     write_video(out, video, settings.fps, _tags(checkpoint, settings))
     return settings
 
@@ -227,10 +230,11 @@ def sample_file(
 def _vae_path(vae: Path | None, checkpoint: Checkpoint) -> Path:
     if vae is not None:
         return vae
-    if checkpoint.shape.hidden > _POCKET_HIDDEN:
+    if checkpoint.shape.hidden > _POCKET_HIDDEN or checkpoint.architecture is not CONCAT.architecture:
         raise CheckpointError(
-            f"{checkpoint.source} is a full-size network, and no VAE was named for it. Name the HunyuanVideo VAE: the "
-            f"vae folder of its diffusers release, or a TAEHV file."
+            f"{checkpoint.source} is no pocket network, and no VAE was named for it. Name the VAE of "
+            f"{checkpoint.architecture.title}: the vae folder of its diffusers release (or for HunyuanVideo a TAEHV "
+            f"file)."
         )
     return POCKET_VAE
 

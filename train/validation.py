@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.base import Family
 from magicdistill_core.families.hunyuan_video import unit_to_frames
@@ -18,7 +19,7 @@ from .distributed import is_main
 from .latents import LatentDataset
 from .players import Players
 from .sample import sample_latents
-from .vae import load_vae, vae_sha256
+from .vae import load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,8 @@ class Validation:
     ) -> None:
         """
         Raises:
-            MagicDistillError: if the family's samples cannot be decoded here, or the VAE is unusable.
+            MagicDistillError: if the VAE is unusable, or makes other latents than the family's.
         """
-        if settings.every and family.image_covers_video:
-            raise ConfigError(
-                f"Validation decodes samples with a HunyuanVideo autoencoder, which {family.architecture.title} has "
-                f"not. Set validation.every=0, and look at what checkpoints export in ComfyUI."
-            )
         self.settings = settings
         self.schedule = schedule
         self.family = family
@@ -57,7 +53,13 @@ class Validation:
         self.shape = (1, *dataset.latent_shape)
         vae = VAE if settings.vae == "pocket" else settings.vae
         self.vae = load_vae(vae, device) if settings.every and is_main() else None
-        if self.vae is not None and vae_sha256(vae) != dataset.index.vae_sha256:
+        if self.vae is not None and self.vae.architecture != family.architecture.name:
+            raise ConfigError(
+                f"validation.vae ({vae}) decodes latents of {self.vae.architecture}, but the teacher is of "
+                f"{family.architecture.name}. Name its VAE, the one that {dataset.folder} was made with, or set "
+                f"validation.every=0."
+            )
+        if self.vae is not None and weights_sha256(vae) != dataset.index.vae_sha256:
             logger.warning(
                 "validation.vae (%s) is not the VAE that %s was encoded with; unless both share their latents, the "
                 "samples will look broken",

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import frames_to_unit
 from magicdistill_core.taehv import TAEHV
 from train.latents import DatasetIndex, LatentDataset, LatentWriter
@@ -47,13 +48,13 @@ def _store_and_read(bench: Bench, folder: Path) -> None:
     index = DatasetIndex(
         frames=clip.frames, height=clip.height, width=clip.width, fps=_FPS, dtype="float16", vae_sha256="0" * 64
     )
-    encoded: list[tuple[Tensor, Tensor]] = []
+    encoded: list[tuple[Tensor, StartImage]] = []
 
     def encode() -> None:
         encoded.clear()
         for _ in range(samples):
             unit = frames_to_unit(window).to(bench.device)
-            encoded.append((vae.encode(unit)[0], vae.encode_image(unit[:, 0])[0]))
+            encoded.append((vae.encode(unit)[0], StartImage(vae.encode_image(unit[:, 0]))))
 
     def store() -> None:
         shutil.rmtree(target, ignore_errors=True)

@@ -93,6 +93,12 @@ def normalised(latents_BCTHW: Tensor) -> Tensor:
     return (latents_BCTHW - mean) / latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1)
 
 
+def denormalised(latents_BCTHW: Tensor) -> Tensor:
+    """The inverse of `normalised`: what the VAE decodes."""
+    mean = latents_BCTHW.new_tensor(LATENT_MEAN).reshape(1, -1, 1, 1, 1)
+    return latents_BCTHW * latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1) + mean
+
+
 def image_condition(image: StartImage, latent_frames: int) -> tuple[Tensor, Tensor]:
     """The 20 channels that are concatenated behind the noise, mask first, and the CLIP features.
 

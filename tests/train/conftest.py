@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import NULL_POOLED_KEY, NULL_TEXT_KEY, save_checkpoint
-from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -57,7 +57,7 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with LatentWriter(folder, index) as writer:
         for number in range(SAMPLES):
             latent = torch.randn(16, 2, SIDE // 8, SIDE // 8, generator=generator)
-            writer.append(f"{number:04d}", latent, latent[:, :1])
+            writer.append(f"{number:04d}", latent, StartImage(latent[None, :, :1]))
     return folder
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import train.latents as latents_module
+from magicdistill_core.families.base import StartImage
 from train.latents import DatasetError, DatasetIndex, LatentDataset, LatentWriter
 
 SHAPE = (16, 2, 4, 6)
@@ -17,9 +18,9 @@ def index(**changes: object) -> DatasetIndex:
     return DatasetIndex.model_validate(settings | changes)
 
 
-def sample(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(number: int) -> tuple[torch.Tensor, StartImage]:
     generator = torch.Generator().manual_seed(number)
-    return torch.randn(SHAPE, generator=generator), torch.randn(16, 1, 4, 6, generator=generator)
+    return torch.randn(SHAPE, generator=generator), StartImage(torch.randn(1, 16, 1, 4, 6, generator=generator))
 
 
 def write(folder: Path, numbers: range, **changes: object) -> None:
@@ -42,7 +43,7 @@ def test_samples_come_back_in_the_asked_order_across_shards(tmp_path: Path) -> N
     batch = data.batch([4, 0, 3, 0])
     for row, number in enumerate([4, 0, 3, 0]):
         assert torch.equal(batch.latents[row], sample(number)[0])
-        assert torch.equal(batch.image_latents[row], sample(number)[1])
+        assert torch.equal(batch.image_latents[row], sample(number)[1].latents[0])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -77,7 +78,7 @@ def test_a_sample_is_taken_once_and_only_in_the_right_shape(tmp_path: Path) -> N
         with pytest.raises(ValueError, match="in the dataset already"):
             writer.append("a", *sample(0))
         with pytest.raises(ValueError, match="expected"):
-            writer.append("b", torch.zeros(16, 3, 4, 6), torch.zeros(16, 1, 4, 6))
+            writer.append("b", torch.zeros(16, 3, 4, 6), StartImage(torch.zeros(1, 16, 1, 4, 6)))
 
 
 @pytest.mark.parametrize(

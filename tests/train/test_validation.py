@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from magicdistill_core.checkpoint import weights_sha256
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT
 from train.config import ScheduleConfig, ValidationConfig
 from train.latents import DatasetIndex, LatentDataset, LatentWriter
-from train.vae import vae_sha256
 from train.validation import Validation
 
 
@@ -18,9 +19,8 @@ def dataset(folder: Path, vae_hash: str) -> LatentDataset:
     index = DatasetIndex(frames=5, height=32, width=32, fps=24.0, dtype="float32", vae_sha256=vae_hash)
     with LatentWriter(folder, index) as writer:
         for number in range(9):
-            writer.append(
-                str(number), torch.full((16, 2, 4, 4), float(number)), torch.full((16, 1, 4, 4), float(number))
-            )
+            image = StartImage(torch.full((1, 16, 1, 4, 4), float(number)))
+            writer.append(str(number), torch.full((16, 2, 4, 4), float(number)), image)
     return LatentDataset(folder)
 
 
@@ -41,7 +41,7 @@ def test_start_images_are_spread_over_the_dataset(
 def test_another_vae_than_the_datasets_is_said(
     same: bool, tmp_path: Path, taehv_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = dataset(tmp_path / "data", vae_sha256(taehv_file) if same else "0" * 64)
+    data = dataset(tmp_path / "data", weights_sha256(taehv_file) if same else "0" * 64)
     with caplog.at_level(logging.WARNING):
         validation(data, taehv_file, 1, tmp_path)
     assert ("is not the VAE" in caplog.text) is not same

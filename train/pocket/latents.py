@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
+from magicdistill_core.checkpoint import weights_sha256
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
 
 from ..latents import DatasetIndex, LatentWriter
-from ..vae import load_vae, vae_sha256
+from ..vae import load_vae
 from .dataset import PortraitFolder, render_clips, to_unit_frames
 from .run import training_device
 
@@ -47,7 +49,7 @@ def write_latents(
         width=DEFAULT_SIZE,
         fps=FRAMES_PER_SECOND,
         dtype="float16",
-        vae_sha256=vae_sha256(vae_file),
+        vae_sha256=weights_sha256(vae_file),
     )
     folder = None
     if portraits is not None:
@@ -73,7 +75,7 @@ def write_latents(
                 latents = vae.encode(frames).float()
             for seed, latent in zip(chosen, latents, strict=True):
                 # Causal: latent 0 of a clip is its first frame encoded as a still image.
-                writer.append(_key(seed), latent, latent[:, :1])
+                writer.append(_key(seed), latent, StartImage(latent[None, :, :1]))
                 advance()
 
 

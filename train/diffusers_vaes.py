@@ -1,0 +1,122 @@
+"""The releases' video autoencoders, as diffusers has them; the posterior's mode is taken, so that encoding repeats."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
+from einops import rearrange
+from torch import Tensor, nn
+
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families import wan
+from magicdistill_core.families.hunyuan_video import (
+    ARCHITECTURE,
+    LATENT_CHANNELS,
+    SPACE_STRIDE,
+    TIME_STRIDE,
+    check_geometry,
+)
+
+_ADVICE = "Expected the vae folder of a diffusers HunyuanVideo or Wan 2.1 model (config.json and safetensors weights)."
+
+
+class _DiffusersVae:
+    """Frames in [0, 1] to a diffusers autoencoder's [-1, 1] and back, in its dtype."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._model.enable_tiling()
+
+    def to(self, device: torch.device | str) -> "_DiffusersVae":
+        """The autoencoder, moved."""
+        self._model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, /) -> Tensor:
+        """As `Vae.encode`.
+
+        Raises:
+            VideoError: if the geometry does not fit.
+        """
+        check_geometry(frames.shape[1], frames.shape[3], frames.shape[4])
+        signed = rearrange(frames, "b t c h w -> b c t h w").to(self._model.dtype) * 2 - 1
+        return self._scaled(self._model.encode(signed).latent_dist.mode().float())
+
+    def encode_image(self, images: Tensor, /) -> Tensor:
+        """As `Vae.encode_image`."""
+        return self.encode(images[:, None])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, /) -> Tensor:
+        """As `Vae.decode`."""
+        signed = self._model.decode(self._raw(latents).to(self._model.dtype)).sample
+        return rearrange((signed.float() / 2 + 0.5).clamp(0, 1), "b c t h w -> b t c h w")
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class HunyuanVideoVae(_DiffusersVae):
+    """HunyuanVideo's: latents times one factor. Float32 on a CPU and float16, its release's dtype, elsewhere."""
+
+    architecture: ClassVar[str] = ARCHITECTURE.name
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        return raw * self._model.config.scaling_factor
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        return latents / self._model.config.scaling_factor
+
+
+class WanVae(_DiffusersVae):
+    """Wan 2.1's: latents normalised by channel. In float32, as its release runs it."""
+
+    architecture: ClassVar[str] = wan.ARCHITECTURE.name
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        return wan.normalised(raw)
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        return wan.denormalised(latents)
+
+
+def load_diffusers_vae(folder: Path, device: torch.device) -> HunyuanVideoVae | WanVae:
+    """A diffusers `AutoencoderKLHunyuanVideo` or `AutoencoderKLWan` folder.
+
+    Raises:
+        CheckpointError: if it is neither, damaged, or has other latents than the network's.
+    """
+    half = torch.float32 if device.type == "cpu" else torch.float16
+    kinds: dict[str, tuple[type[HunyuanVideoVae] | type[WanVae], Any, torch.dtype]] = {
+        "AutoencoderKLHunyuanVideo": (HunyuanVideoVae, AutoencoderKLHunyuanVideo, half),
+        "AutoencoderKLWan": (WanVae, AutoencoderKLWan, torch.float32),
+    }
+    try:
+        kind = AutoencoderKLWan.load_config(folder, local_files_only=True).get("_class_name")
+        if kind not in kinds:
+            raise CheckpointError(f"{folder} holds a {kind}, which is no video VAE that is known here. {_ADVICE}")
+        wrapper, network, dtype = kinds[kind]
+        model: nn.Module = network.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"The VAE in {folder} cannot be loaded ({error}). {_ADVICE}") from error
+    config: Any = model.config
+    found = (
+        (config.latent_channels, config.temporal_compression_ratio, config.spatial_compression_ratio)
+        if wrapper is HunyuanVideoVae
+        else (config.z_dim, config.scale_factor_temporal, config.scale_factor_spatial)
+    )
+    if found != (LATENT_CHANNELS, TIME_STRIDE, SPACE_STRIDE):
+        raise CheckpointError(
+            f"The VAE in {folder} has (channels, time stride, space stride) {found}, expected "
+            f"{(LATENT_CHANNELS, TIME_STRIDE, SPACE_STRIDE)}. {_ADVICE}"
+        )
+    return wrapper(model.to(device))

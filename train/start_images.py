@@ -1,0 +1,117 @@
+"""Start images as each family wants them: encoded alone, or with gray frames behind and CLIP's features beside."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families import all_families
+from magicdistill_core.families.base import Family, StartImage
+from magicdistill_core.families.wan import FEATURE_SHAPE
+
+from .vae import Vae
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
+
+# What CLIP's images are normalised by, and the value of the frames that are to be made.
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_GRAY = 0.5
+
+
+class ClipVision:
+    """CLIP ViT-H's vision tower: the last hidden layer but one, class token and patches."""
+
+    def __init__(self, model: "CLIPVisionModel") -> None:
+        self._model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features `[B, 257, 1280]` of images `[B, 3, H, W]` in [0, 1].
+
+        The whole picture is squeezed into CLIP's square, as Wan 2.1's release does it and ComfyUI's CLIP Vision Encode
+        with crop "none".
+        """
+        side = self._model.config.image_size
+        square = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (square.new_tensor(values).reshape(1, 3, 1, 1) for values in (_MEAN, _STD))
+        pixels = ((square - mean) / std).to(self._model.dtype)
+        return self._model(pixels, output_hidden_states=True).hidden_states[-2].float()
+
+
+class StartImageEncoder:
+    """Makes start images for the family whose latents a VAE makes."""
+
+    def __init__(self, vae: Vae, clip: ClipVision | None) -> None:
+        self.vae = vae
+        self._clip = clip
+        self._covers_video = _family_of(vae).image_covers_video
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, frames: int) -> StartImage:
+        """Start images of videos of `frames` frames.
+
+        Args:
+            images: `[B, 3, H, W]` in [0, 1] on the VAE's device.
+        """
+        features = None if self._clip is None else self._clip.features(images)
+        if not self._covers_video:
+            return StartImage(self.vae.encode_image(images), features)
+        gray = torch.full_like(images, _GRAY)[:, None].expand(-1, frames - 1, -1, -1, -1)
+        return StartImage(self.vae.encode(torch.cat([images[:, None], gray], dim=1)), features)
+
+
+def load_start_images(vae: Vae, image_encoder: Path | None, device: torch.device | str = "cpu") -> StartImageEncoder:
+    """What makes start images behind a VAE.
+
+    Args:
+        image_encoder: a transformers `CLIPVisionModel` folder, for a family that looks at CLIP's features.
+
+    Raises:
+        CheckpointError: if it is lacking where it is needed, given where it is not, or unusable.
+    """
+    family = _family_of(vae)
+    if family.feature_shape is None:
+        if image_encoder is not None:
+            raise CheckpointError(
+                f"{family.architecture.title} looks at no CLIP features, so that {image_encoder} has no use. Leave the "
+                f"image encoder out."
+            )
+        return StartImageEncoder(vae, None)
+    if image_encoder is None:
+        raise CheckpointError(
+            f"{family.architecture.title} looks at CLIP features of the start image, and no image encoder was named. "
+            f"Name the image_encoder folder of its diffusers release (--image-encoder)."
+        )
+    return StartImageEncoder(vae, _load_clip(image_encoder, torch.device(device)))
+
+
+def _family_of(vae: Vae) -> Family:
+    return next(f for f in all_families() if f.architecture.name == vae.architecture and f.takes_image)
+
+
+def _load_clip(folder: Path, device: torch.device) -> ClipVision:
+    # Imported here: it takes seconds, and most families do without.
+    from transformers import CLIPVisionModel
+
+    advice = "Expected the image_encoder folder of a diffusers Wan 2.1 I2V model (CLIP ViT-H's vision tower)."
+    try:
+        model = CLIPVisionModel.from_pretrained(
+            folder,
+            dtype=torch.float32 if device.type == "cpu" else torch.float16,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"The image encoder in {folder} cannot be loaded ({error}). {advice}") from error
+    config: Any = model.config
+    found = ((config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
+    if found != FEATURE_SHAPE:
+        raise CheckpointError(
+            f"The image encoder in {folder} makes features of (tokens, width) {found}, expected {FEATURE_SHAPE}. "
+            f"{advice}"
+        )
+    return ClipVision(model.to(device))  # type: ignore[arg-type]
