@@ -101,36 +101,6 @@ def tiny_config(teacher_file: Path, dataset_folder: Path) -> Callable[..., dict]
     return build
 
 
-def _train(processes: int, folder: Path, configs: list[dict], *flags: str) -> subprocess.CompletedProcess[str]:
-    files = []
-    for number, config in enumerate(configs):
-        path = folder / f"config-{number}-{len(list(folder.iterdir()))}.yaml"
-        path.write_text(yaml.safe_dump(config))
-        files.append(str(path))
-    script = str(Path(__file__).with_name("run_configs.py"))
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    # A training in this very process has left its own world in the environment.
-    world = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in world} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, script, *files, *flags], env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-
-
-@pytest.fixture
-def train_runs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Trains configurations one after another in one launch of 1..N processes; fails with the output if it fails."""
-
-    def launch(processes: int, configs: list[dict], *flags: str) -> subprocess.CompletedProcess[str]:
-        done = _train(processes, tmp_path, configs, *flags)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        return done
-
-    return launch
-
-
 @dataclass(frozen=True)
 class Life:
     """How the processes of one training ended, and what they said, by rank."""
@@ -174,3 +144,15 @@ def live(_lives: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Life]:
         return Life(**json.loads(_lives.stdout.readline()))
 
     return run
+
+
+@pytest.fixture
+def train_runs(live: Callable[..., Life]) -> Callable[..., None]:
+    """Trains configurations one after another, each in 1..N processes; fails with the output if one fails."""
+
+    def launch(processes: int, configs: list[dict], *flags: str) -> None:
+        for config in configs:
+            life = live(config, *flags, processes=processes)
+            assert set(life.codes) == {0}, life.said[-8000:]
+
+    return launch

@@ -1,7 +1,6 @@
 """Teachers of other families than concat: what they are shown, what counts, and that a run of theirs is whole."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -152,7 +151,7 @@ def test_a_token_replace_run_counts_the_generated_frames_alone_and_exports_whole
     prompt: NullPrompt,
     dataset: Path,
     tiny_config: Callable[..., dict],
-    train_runs: Callable[..., subprocess.CompletedProcess[str]],
+    train_runs: Callable[..., None],
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
     save_file(state | {"null_prompt.text_states": prompt.text_states, "null_prompt.pooled": prompt.pooled}, teacher)
@@ -226,7 +225,7 @@ def test_a_wan_run_sees_mask_image_and_features_and_exports_whole(
     wan_dataset: Path,
     dataset: Path,
     tiny_config: Callable[..., dict],
-    train_runs: Callable[..., subprocess.CompletedProcess[str]],
+    train_runs: Callable[..., None],
 ) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
