@@ -64,7 +64,7 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     def ours() -> None:
         settings = {"seed": 0, "steps": 0, "shift": 0.0, "sampler": "recipe"}
-        (out,) = run_node(nodes.FewStepSampler, model=model, conditioning=conditioning, latent=latent, **settings)
+        out, _ = run_node(nodes.FewStepSampler, model=model, conditioning=conditioning, latent=latent, **settings)
         results["ours"] = out["samples"]
 
     def stock() -> None:

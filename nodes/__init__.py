@@ -10,7 +10,9 @@ from .pocket_portrait import PocketPortrait
 from .portrait_to_video import PortraitToVideo
 from .real_fake_lora import RealFakeLora
 from .sampler import FewStepSampler
+from .sampler_parts import FewStepSamplerSelect, FewStepSigmas
 from .save_video import SaveVideo
+from .text_image_encode import TextImageEncode
 
 
 class MagicDistillExtension(ComfyExtension):
@@ -25,4 +27,14 @@ class MagicDistillExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadModel, RealFakeLora, PortraitToVideo, FewStepSampler, SaveVideo, PocketPortrait]
+        return [
+            LoadModel,
+            RealFakeLora,
+            PortraitToVideo,
+            TextImageEncode,
+            FewStepSampler,
+            FewStepSigmas,
+            FewStepSamplerSelect,
+            SaveVideo,
+            PocketPortrait,
+        ]

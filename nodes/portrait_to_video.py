@@ -1,23 +1,18 @@
-"""Portrait to video: a start image as the conditioning of image-to-video, with the null prompt of the loaded file."""
+"""Portrait to video: a start image as the conditioning of image-to-video, in the way of the model at hand."""
 
-import comfy.model_management
 import node_helpers
-import torch
-from comfy.model_base import HunyuanVideo, HunyuanVideoI2V
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicdistill_core.errors import CheckpointError, VideoError
-from ..magicdistill_core.families.hunyuan_video import (
-    EMBEDDED_GUIDANCE,
-    LATENT_CHANNELS,
-    check_geometry,
-    latent_shape,
-)
+from ..magicdistill_core.families.hunyuan_video import ARCHITECTURE as HUNYUAN_VIDEO
+from ..magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from ..magicdistill_core.video import crop_note, resize_crop
-from .attached import Attached, attached_to, report
+from .attached import attached_to, report
+from .face_box import Boxes, face_in
+from .start_image import check_vae, encode_start, family_taking_images, null_prompt
+from .video_size import FIT_IMAGE, FROM_RECIPE, Wish, choose_size
 
 Conditioning = list[list]
 
@@ -31,13 +26,28 @@ class PortraitToVideo(io.ComfyNode):
             node_id="MagicDistillPortraitToVideo",
             display_name="Portrait to video",
             category="MagicDistillation/conditioning",
-            description="Makes a start image the first frame of a video: CONDITIONING with the image and the model's "
-            "own null prompt, and an empty LATENT of the right size. No text encoder is needed.",
-            search_aliases=["magicdistill", "image to video", "i2v", "hunyuan image to video", "start image"],
+            description="Makes a start image the first frame of a video, in the way of the model at hand "
+            "(HunyuanVideo-I2V concat or token-replace, Magic 1-For-1, Wan 2.1): CONDITIONING with the image and the "
+            "model's own null prompt, and a LATENT of the right size. No text encoder is needed.",
+            search_aliases=[
+                "magicdistill",
+                "image to video",
+                "i2v",
+                "hunyuan image to video",
+                "wan image to video",
+                "start image",
+                "talking head",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="From Load few-step model: gives the null prompt and the usual size."),
+                io.Model.Input(
+                    "model",
+                    tooltip="From Load few-step model: gives the null prompt and the usual size. Image-to-video models "
+                    "of other loaders (GGUF too) work with text at positive.",
+                ),
                 io.Vae.Input(
-                    "vae", tooltip="The HunyuanVideo VAE (16 latent channels) that the model was trained with."
+                    "vae",
+                    tooltip="The model's own VAE (16 latent channels): HunyuanVideo's, or Wan 2.1's. The wrong one of "
+                    "the two is refused.",
                 ),
                 io.Image.Input(
                     "start_image",
@@ -50,8 +60,8 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=16,
-                    tooltip="Pixels, a multiple of 16; 0 takes the recipe's. Change it for another aspect; far from "
-                    "the training size faces suffer.",
+                    tooltip="Pixels, a multiple of 16, up to 8192; 0 leaves it to resolution. Change it for another "
+                    "aspect; far from the training size faces suffer.",
                 ),
                 io.Int.Input(
                     "height",
@@ -59,15 +69,16 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=16,
-                    tooltip="Pixels, a multiple of 16; 0 takes the recipe's. Change it together with width.",
+                    tooltip="Pixels, a multiple of 16, up to 8192; 0 leaves it to resolution. Change it together with "
+                    "width.",
                 ),
                 io.Int.Input(
                     "length",
                     default=0,
                     min=0,
                     max=8193,
-                    tooltip="Frames, 4n + 1 (17, 81, 129); 0 takes the recipe's. Fewer frames need less memory and "
-                    "time.",
+                    tooltip="Frames, 4n + 1 (17, 81, 129), up to 8193; 0 takes the recipe's. Fewer frames need less "
+                    "memory and time.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -83,10 +94,42 @@ class PortraitToVideo(io.ComfyNode):
                     tooltip="Text conditioning in place of the null prompt. Connect it for a model trained with text, "
                     "or for a file that carries no null prompt.",
                 ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="For Wan 2.1 only: the start image as CLIP Vision Encode (ViT-H) sees it. Connect it for "
+                    "these models; HunyuanVideo looks at none.",
+                ),
+                io.MultiType.Input(
+                    "face",
+                    [io.BoundingBox, io.BoundingBoxes],
+                    optional=True,
+                    tooltip="Where the face is in start_image, in pixels: the output bboxes of Detect Face Landmarks "
+                    "or another detection node. Connect it when the crop would cut or off-centre the face.",
+                ),
+                io.Combo.Input(
+                    "resolution",
+                    options=[FROM_RECIPE, FIT_IMAGE],
+                    default=FROM_RECIPE,
+                    optional=True,
+                    tooltip="What width and height are where they are 0. recipe: the training videos' size. fit the "
+                    "image: the image's own aspect at that size's area, so that little is cropped; change to it for "
+                    "portraits of another shape.",
+                ),
+                io.Float.Input(
+                    "seconds",
+                    default=0.0,
+                    min=0.0,
+                    max=600.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Length in seconds at the recipe's frame rate, up to 600, to the nearest 4n + 1 frames; 0 "
+                    "uses length. Set it instead of length.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(tooltip="Text (or null prompt) and start image."),
-                io.Latent.Output(tooltip="Empty latent of the video's size."),
+                io.Latent.Output(tooltip="Latent of the video's size; empty, or with the start image in frame 0."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -102,74 +145,45 @@ class PortraitToVideo(io.ComfyNode):
         length: int,
         batch_size: int,
         positive: Conditioning | None = None,
+        clip_vision_output: io.ClipVisionOutput.Type | None = None,
+        face: Boxes | None = None,
+        resolution: str = FROM_RECIPE,
+        seconds: float = 0.0,
     ) -> io.NodeOutput:
+        family, notes = family_taking_images(model)
+        notes += check_vae(vae, family.architecture)
         attached = attached_to(model)
-        keeps_frame = _keeps_start_frame(model, attached)
-        if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
-            raise CheckpointError(
-                f"The VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, expected a video "
-                f"VAE with {LATENT_CHANNELS} (HunyuanVideo's). Choose the VAE that belongs to the model."
-            )
-        width, height, length = _size(attached, width, height, length)
-        text = positive if positive is not None else _null_prompt(attached)
-        shape = latent_shape(length, height, width, batch_size)
-        # Cropped and resized as the trainer prepares its clips.
-        image_latent = vae.encode(resize_crop(start_image[:1, ..., :3], height, width))
-        # ComfyUI's mask is 0 where the image is given and turns it round for the network (`mask_inverted`).
-        mask = image_latent.new_ones(1, 1, *shape[2:])
-        mask[:, :, :1] = 0
-        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
-        latent = {"samples": samples}
-        values: dict[str, object] = {"concat_latent_image": image_latent, "concat_mask": mask}
-        if keeps_frame:
-            # The latent itself begins with the image, and no step touches it.
-            samples[:, :, :1] = image_latent
-            latent["noise_mask"] = mask
-            values = {"guiding_frame_index": 0}
-        if not any("guidance" in conditions for _, conditions in text):
-            recipe = attached.recipe if attached is not None else None
-            guidance = recipe.embedded_guidance if recipe is not None else None
-            values["guidance"] = guidance or EMBEDDED_GUIDANCE
-        conditioning = node_helpers.conditioning_set_values(text, values)
-        said = f"{width} x {height}, {length} frames, {'text' if positive is not None else 'null prompt'}"
-        note = crop_note(*start_image.shape[1:3], height, width)
-        return io.NodeOutput(conditioning, latent, ui=report(cls, said, [note] if note else []))
-
-
-def _keeps_start_frame(model: ModelPatcher, attached: Attached | None) -> bool:
-    """Whether the start image stands in latent frame 0 (token replacement), and not beside the noise (concat).
-
-    Raises:
-        CheckpointError: if the MODEL takes no start image, or it is not known how.
-    """
-    if isinstance(model.model, HunyuanVideoI2V):
-        return False
-    if attached is not None and attached.family.kept_frames and isinstance(model.model, HunyuanVideo):
-        return True
-    raise CheckpointError(
-        f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V (33 input channels: noise, image, "
-        f"mask), or a token-replace model whose recipe says so. Load an image-to-video model with Load few-step model."
-    )
-
-
-def _size(attached: Attached | None, width: int, height: int, length: int) -> tuple[int, int, int]:
-    """Width, height and length with zeros replaced by the recipe's; checked."""
-    if not (width and height and length):
         recipe = attached.recipe if attached is not None else None
-        if recipe is None:
-            raise VideoError(
-                "Width, height and length cannot be taken from the model, because its file carries no recipe. Set all "
-                "three in Portrait to video (for example 960, 544 and 129)."
+        rows, columns = start_image.shape[1:3]
+        wish = Wish(width, height, length, seconds, resolution)
+        size, said_of_size = choose_size(wish, recipe, family, rows, columns)
+        notes += said_of_size
+        box = None
+        if face is not None:
+            box, said_of_face = face_in(face, rows, columns)
+            notes += said_of_face
+        cropped = crop_note(rows, columns, size.height, size.width)
+        if cropped is not None:
+            hint = "" if resolution == FIT_IMAGE or width or height else f" Resolution {FIT_IMAGE!r} crops less."
+            notes.append(cropped + hint)
+        if (clip_vision_output is None) != (family.feature_shape is None):
+            notes.append(
+                "this model looks at CLIP features of the start image, and none are connected: faces will drift. "
+                "Connect CLIP Vision Encode."
+                if clip_vision_output is None
+                else "clip_vision_output is not used: this model looks at no CLIP features."
             )
-        width, height, length = width or recipe.width, height or recipe.height, length or recipe.frames
-    check_geometry(length, height, width)
-    return width, height, length
-
-
-def _null_prompt(attached: Attached | None) -> Conditioning:
-    if attached is None or attached.null_prompt is None:
-        raise CheckpointError(
-            "The model's file carries no null prompt, and no text is connected. Connect a text conditioning to the "
-            "input positive, or use a file exported by MagicDistillation, loaded with Load few-step model."
+        text = positive if positive is not None else null_prompt(model, family)
+        # Cropped and resized as the trainer prepares its clips.
+        image = resize_crop(start_image[:1, ..., :3], size.height, size.width, box)
+        start = encode_start(family, vae, image, size, batch_size, clip_vision_output)
+        values = dict(start.values)
+        unguided = not any("guidance" in conditions for _, conditions in text)
+        if family.architecture is HUNYUAN_VIDEO and unguided:
+            values["guidance"] = (recipe.embedded_guidance if recipe is not None else None) or EMBEDDED_GUIDANCE
+        conditioning = node_helpers.conditioning_set_values(text, values)
+        said = (
+            f"{size.width} x {size.height}, {size.frames} frames ({size.frames / size.fps:.3g} s at {size.fps:g} fps), "
+            f"{'text' if positive is not None else 'null prompt'}"
         )
-    return [[attached.null_prompt.text_states, {"pooled_output": attached.null_prompt.pooled}]]
+        return io.NodeOutput(conditioning, start.latent, ui=report(cls, said, notes))

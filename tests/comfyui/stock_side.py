@@ -141,7 +141,7 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     # A clone, as every model-patching node between the loader and the sampler makes one.
     settings = {"model": model.clone(), "conditioning": conditioning, "latent": latent, "seed": job["seed"], "steps": 0}
     for sampler in ("recipe", "renoise"):
-        (result,) = run_node(nodes.FewStepSampler, **settings, shift=0.0, sampler=sampler)
+        result, _ = run_node(nodes.FewStepSampler, **settings, shift=0.0, sampler=sampler)
         out[sampler] = result["samples"]
     return out
 

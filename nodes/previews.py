@@ -1,0 +1,126 @@
+"""Previews that move: at every step the video as the model sees it then, as one animated picture.
+
+ComfyUI's own previews show a video's first latent frame, which is the start image from the first step on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+import torch.nn.functional as F
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from comfy.taesd.taehv import TAEHV
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..magicdistill_core.families.hunyuan_video import HEAD_DIM, SPACE_STRIDE, TIME_STRIDE
+from ..magicdistill_core.pocket import files
+from ..magicdistill_core.sizes import USUAL_SIZES
+from .attached import attached_to, known_family
+
+Callback = Callable[[int, Tensor, Tensor, int], None]
+_MAX_FRAMES = 33
+_QUALITY = 80
+_FORMAT = "WEBP"
+
+
+class AnimatedPreview(Image.Image):
+    """Frames of one size as a picture: its first frame to whoever looks at it, all of them to whoever saves it.
+
+    ComfyUI sends a preview by saving a picture, and browsers tell what they get by its content: in the node a
+    saved animation plays.
+    """
+
+    def __init__(self, frames: list[Image.Image], milliseconds: int) -> None:
+        super().__init__()
+        self.__dict__.update(frames[0].__dict__)
+        self._frames = frames
+        self._milliseconds = milliseconds
+
+    def save(self, fp: Any, format: str | None = None, **_: object) -> None:
+        """Write all frames, in a loop, whatever the format and options that are meant for still pictures."""
+        self._frames[0].save(
+            fp,
+            format=_FORMAT,
+            save_all=True,
+            append_images=self._frames[1:],
+            duration=self._milliseconds,
+            loop=0,
+            quality=_QUALITY,
+            method=0,
+        )
+
+
+def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
+    """A sampling callback that moves the progress bar and, where previews are switched on, sends an animation."""
+    frames_of = _frame_maker(model)
+    progress = comfy.utils.ProgressBar(steps)
+    fps = _frame_rate(model)
+
+    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        preview = None
+        if frames_of is not None:
+            frames, share = frames_of(x0)
+            stride = -(-len(frames) // _MAX_FRAMES)
+            preview = (_FORMAT, AnimatedPreview(frames[::stride], round(1000 * stride * share / fps)), None)
+        progress.update_absolute(step + 1, total, preview)
+
+    return callback
+
+
+def _frame_rate(model: ModelPatcher) -> float:
+    attached, family = attached_to(model), known_family(model)
+    if attached is not None and attached.recipe is not None:
+        return attached.recipe.fps
+    return USUAL_SIZES[family.architecture.name if family is not None else "hunyuan_video"].fps
+
+
+def _frame_maker(model: ModelPatcher) -> Callable[[Tensor], tuple[list[Image.Image], int]] | None:
+    """What turns latents into pictures, and how many video frames each stands for; None if previews are off."""
+    method = args.preview_method
+    if method is LatentPreviewMethod.NoPreviews:
+        return None
+    vae = _tiny_vae(model) if method is not LatentPreviewMethod.Latent2RGB else None
+    if vae is not None:
+        # A VAE takes what a LATENT holds, and not the network's scale.
+        return lambda x0: (_decoded(vae, model.model.process_latent_out(x0[:1].float())), 1)
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    if previewer is None:
+        return None
+    return lambda x0: ([_one_frame(previewer, frame) for frame in x0[:1].split(1, dim=2)], TIME_STRIDE)
+
+
+def _one_frame(previewer: latent_preview.LatentPreviewer, latent_BC1HW: Tensor) -> Image.Image:
+    picture = previewer.decode_latent_to_preview(latent_BC1HW)
+    # A pixel of these is a latent pixel; half of the video's size shows all that is in them.
+    side = min(args.preview_size, max(picture.size) * SPACE_STRIDE // 2)
+    return ImageOps.contain(picture, (side, side), Image.Resampling.BILINEAR)
+
+
+def _decoded(vae: VAE, latents_BCTHW: Tensor) -> list[Image.Image]:
+    """All frames, of latents pooled until they are no larger than a preview is shown: this is done at every step."""
+    pool = -(-max(latents_BCTHW.shape[-2:]) * SPACE_STRIDE // args.preview_size)
+    if pool > 1:
+        latents_BCTHW = F.avg_pool3d(latents_BCTHW, (1, pool, pool))
+    levels = (vae.decode(latents_BCTHW)[0].clamp(0, 1) * 255).to(torch.uint8).cpu()
+    return [Image.fromarray(frame.numpy()) for frame in levels]
+
+
+def _tiny_vae(model: ModelPatcher) -> VAE | None:
+    """The tiny video VAE (TAEHV) of the model's latents: in models/vae_approx, or the pocket model's own."""
+    if model.model.model_config.unet_config.get("hidden_size") == HEAD_DIM:
+        path: str | None = str(files.VAE)
+    else:
+        wanted = model.model.latent_format.taesd_decoder_name
+        names = folder_paths.get_filename_list("vae_approx") if wanted else []
+        name = next((name for name in names if name.startswith(wanted)), None)
+        path = folder_paths.get_full_path("vae_approx", name) if name else None
+    if path is None:
+        return None
+    vae = VAE(comfy.utils.load_torch_file(path))
+    return vae if isinstance(vae.first_stage_model, TAEHV) else None

@@ -1,0 +1,51 @@
+"""The record of a run: what made a video, as JSON, for the file that it is saved in."""
+
+import json
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .attached import attached_to, known_family
+from .few_step import Settings
+
+_PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+
+@cache
+def pack_version() -> str:
+    """The version of this pack."""
+    return tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
+
+
+def run_record(model: ModelPatcher, settings: Settings, sigmas: Tensor, seed: int, guidance: float | None) -> str:
+    """What to repeat a run with, as JSON; what is not known of a MODEL from another loader is null.
+
+    Waits for the checkpoint's sha256, which has been in the making since the file was loaded.
+
+    Args:
+        guidance: given to the network's guidance embedding; None if it has none.
+    """
+    attached, family = attached_to(model), known_family(model)
+    recipe = attached.recipe if attached is not None else None
+    path = attached.path if attached is not None else None
+    record = {
+        "magicdistill": pack_version(),
+        "checkpoint": path.name if path is not None else None,
+        "sha256": attached.sha256() if attached is not None else None,
+        "family": family.architecture.name if family is not None else None,
+        "i2v_mode": family.i2v_mode if family is not None else None,
+        "kind": recipe.kind if recipe is not None else None,
+        "loras": [
+            {"name": name, "strength": strength} for name, strength in (attached.loras if attached is not None else ())
+        ],
+        "seed": seed,
+        "steps": settings.steps,
+        "shift": settings.shift,
+        "sampler": settings.sampler,
+        "sigmas": sigmas.tolist(),
+        "guidance": guidance,
+    }
+    return json.dumps(record)
