@@ -1,6 +1,7 @@
 """Writing a safetensors file tensor by tensor, so that no more than one of them is in memory at a time."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .errors import CheckpointError
 from .files import atomic_file
 
 _NAMES = {
@@ -90,8 +92,17 @@ def streamed_file(path: str | Path, spaces: Mapping[str, Space], metadata: Mappi
     Args:
         spaces: every tensor that is to be in it.
         metadata: text kept in its header.
+
+    Raises:
+        CheckpointError: if the disk has no room for it.
     """
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        needed, free = sum(space.bytes for space in spaces.values()), shutil.disk_usage(temporary.parent).free
+        if needed > free:
+            raise CheckpointError(
+                f"{Path(path).name} needs {needed / 1e9:,.1f} GB, and {Path(path).parent} has {free / 1e9:,.1f} GB "
+                f"left. Make room there, or write it to another disk."
+            )
         streamed = StreamedFile(file, spaces, metadata)
         yield streamed
         streamed.finish()

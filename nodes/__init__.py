@@ -8,6 +8,7 @@ from ..magicdistill_core.pocket import files
 from .load_model import LoadModel
 from .pocket_portrait import PocketPortrait
 from .portrait_to_video import PortraitToVideo
+from .quantise import Quantise
 from .real_fake_lora import RealFakeLora
 from .sampler import FewStepSampler
 from .sampler_parts import FewStepSamplerSelect, FewStepSigmas
@@ -36,5 +37,6 @@ class MagicDistillExtension(ComfyExtension):
             FewStepSigmas,
             FewStepSamplerSelect,
             SaveVideo,
+            Quantise,
             PocketPortrait,
         ]

@@ -103,6 +103,27 @@ def job_wan(job: dict) -> dict[str, Tensor]:
     return out | {"velocity": velocity(model, inputs, clip_vision_output=seen)}
 
 
+def job_quantised(job: dict) -> dict[str, Tensor]:
+    """A file by the stock loader, how much memory it takes, with a LoRA on top, and by the pack's loader."""
+    inputs = load_file(job["inputs"])
+    seen = SimpleNamespace(penultimate_hidden_states=inputs.get("features"))
+    model = comfy.sd.load_diffusion_model(job["model"])
+    out = {"stock": velocity(model, inputs, clip_vision_output=seen)}
+    held = model.model.diffusion_model.state_dict()
+    int8 = {key for key, value in held.items() if value.dtype == torch.int8}
+    sizes = {key: value.nbytes for key, value in held.items() if not key.endswith(".comfy_quant")}
+    out["int8"] = torch.tensor(sum(size for key, size in sizes.items() if key.removesuffix("_scale") in int8))
+    out["bytes"] = torch.tensor(sum(sizes.values()))
+    if "lora" in job:
+        lora = comfy.utils.load_torch_file(job["lora"], safe_load=True)
+        patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+        out["lora"] = velocity(patched, inputs)
+        load_pack()
+        ours = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
+        out["ours"] = velocity(ours, inputs)
+    return out
+
+
 def job_real_fake(job: dict) -> dict[str, Tensor]:
     """The pack's loader and its real/fake node, by files in ComfyUI's model folders."""
     nodes = load_pack()

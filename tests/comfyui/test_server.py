@@ -22,7 +22,7 @@ WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "portrait_pocket.
 CHAIN: dict[str, dict[str, Any]] = {
     "load": {
         "class_type": "MagicDistillLoadModel",
-        "inputs": {"unet_name": "tiny.safetensors", "lora_name": "none", "weight_dtype": "default"},
+        "inputs": {"unet_name": "tiny.safetensors", "weight_dtype": "default", "start_image_mode": "from the file"},
     },
     "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
     "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},

@@ -1,0 +1,74 @@
+"""Quantise to int8: the half-sized twin of a diffusion model, as a file for every loader."""
+
+import os
+from pathlib import Path, PurePath
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from ..magicdistill_core.errors import CheckpointError
+from ..magicdistill_core.quantise import quantise_file
+from .attached import file_stamp, report
+
+_FOLDER = "diffusion_models"
+_SUFFIX = "_int8.safetensors"
+
+
+class Quantise(io.ComfyNode):
+    """Node `MagicDistillQuantise`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagicDistillQuantise",
+            display_name="Quantise to int8",
+            category="MagicDistillation/loaders",
+            description="Writes the int8 twin of a diffusion model: about half of a bf16 file and half of its memory, "
+            "in ComfyUI's own format, for this pack's loader and the stock one. Recipe and null prompt stay inside. "
+            "Needed once a file; then load the new file.",
+            search_aliases=["magicdistill", "quantize", "int8", "q8", "compress model", "less vram", "half memory"],
+            inputs=[
+                io.Combo.Input(
+                    "unet_name",
+                    options=folder_paths.get_filename_list(_FOLDER),
+                    tooltip="HunyuanVideo or Wan 2.1 transformer in bf16, fp16 or fp32 (the better the source, the "
+                    "smaller the error). The result is output/diffusion_models/<name>_int8.safetensors, which all "
+                    "loaders list after a refresh (press R); an older one is replaced.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, unet_name: str) -> tuple[int, int]:
+        return file_stamp(_FOLDER, unet_name)
+
+    @classmethod
+    def execute(cls, unet_name: str) -> io.NodeOutput:
+        source = folder_paths.get_full_path_or_raise(_FOLDER, unet_name)
+        target = _target(unet_name)
+        bar = comfy.utils.ProgressBar(1)
+
+        def progress(done: int, layers: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, layers)
+
+        try:
+            done = quantise_file(source, target, progress)
+        except OSError as error:
+            raise CheckpointError(
+                f"{target} cannot be written ({error.strerror or error}). Check that the disk has room and that "
+                f"ComfyUI may write to its output folder."
+            ) from error
+        said = f"{target.name}: {done.summary()}\nin output/{_FOLDER}; press R, then choose it in a loader"
+        return io.NodeOutput(ui=report(cls, said, []))
+
+
+def _target(unet_name: str) -> Path:
+    """Where the twin of a file belongs: ComfyUI itself counts this part of its output folder as models."""
+    # As folder_paths reads a name: nothing in it leads upwards.
+    name = PurePath(os.path.relpath(os.path.join("/", unet_name), "/"))
+    return Path(folder_paths.get_output_directory(), _FOLDER, name.with_name(f"{name.stem}{_SUFFIX}"))

@@ -1,0 +1,178 @@
+"""int8 files in a real ComfyUI: the stock loader and ours take them, half the memory, velocities within the error."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magicdistill_core.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from magicdistill_core.families.hunyuan_video import NetworkShape
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.quantise import QUANTISATION_KEY, Quantised, quantise_file
+
+HIDDEN = 256
+# So many blocks that they are most of the network, as in the releases.
+SHAPE = NetworkShape(33, HIDDEN, 6, 8, 2, 32, 768, False)
+WAN_SHAPE = WanShape(in_channels=36, hidden=HIDDEN, mlp=1024, blocks=20, text_dim=4096, frequencies=256)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What ComfyUI answered, by file, and what the quantisation said."""
+
+    answers: dict[str, dict[str, Tensor]]
+    done: dict[str, Quantised]
+    files: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def exchange(
+    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Exchange:
+    folder = tmp_path_factory.mktemp("quantised")
+    prompt = tiny.prompt()
+    hunyuan, wan = tiny.network(SHAPE), tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
+    for network in (hunyuan, wan):
+        for parameter in network.parameters():
+            # Of the size that trained weights have: the rounding is measured, not chaos.
+            parameter.data = (parameter.data * (0.3 if parameter.ndim > 1 else 1.0)).bfloat16()
+    generator = torch.Generator().manual_seed(3)
+    inputs = {
+        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
+        "sigma": torch.tensor([0.9375, 0.625]),
+        "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
+        "mask": torch.ones(1, 1, 3, 6, 8),
+        "text": prompt.text_states.repeat(2, 1, 1),
+        "pooled": prompt.pooled.repeat(2, 1),
+    }
+    wan_inputs = {key: inputs[key] for key in ("x", "sigma", "mask")} | {
+        "image": torch.randn(2, 16, 3, 6, 8, generator=generator),
+        "features": torch.randn(2, *FEATURE_SHAPE, generator=generator),
+        "text": torch.randn(2, 512, 4096, generator=generator),
+    }
+    save_file(inputs, folder / "inputs.st")
+    save_file(wan_inputs, folder / "wan_inputs.st")
+    files = {name: folder / f"{name}.safetensors" for name in ("hunyuan", "hunyuan_int8", "wan", "wan_int8")}
+    tiny.write_model(files["hunyuan"], hunyuan, tiny.recipe("generator"), prompt)
+    save_checkpoint(
+        files["wan"],
+        diffusers_to_file(WAN, wan.state_dict()),
+        tiny.recipe("generator", family="wan"),
+        None,
+    )
+    lora = folder / "lora.safetensors"
+    tiny.write_lora(lora, tiny.branches(hunyuan), HIDDEN, base=files["hunyuan"])
+    done = {name: quantise_file(files[name], files[f"{name}_int8"]) for name in ("hunyuan", "wan")}
+    jobs = []
+    for name, file in files.items():
+        wanted = {"inputs": str(folder / ("wan_inputs.st" if "wan" in name else "inputs.st"))}
+        loras = {} if "wan" in name else {"lora": str(lora)}
+        jobs.append({"run": "quantised", "model": str(file), "out": str(folder / f"{name}.out")} | wanted | loras)
+    stock_side(jobs)
+    return Exchange({name: load_file(folder / f"{name}.out") for name in files}, done, files)
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    """Relative distance of two velocities."""
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "wan"])
+def test_file_and_memory_are_half(name: str, exchange: Exchange) -> None:
+    whole, half = exchange.files[name].stat().st_size, exchange.files[f"{name}_int8"].stat().st_size
+    assert 0.5 < half / whole < 0.6
+    exact, rounded = exchange.answers[name], exchange.answers[f"{name}_int8"]
+    state = load_checkpoint(exchange.files[name]).state
+    matrices = sum(state[f"{layer}.weight"].numel() for layer in exchange.done[name].errors)
+    # What ComfyUI holds: of bf16 matrices two bytes a value, of these one and the rows' scales.
+    assert exact["int8"] == 0
+    assert 0.5 <= int(rounded["int8"]) / (2 * matrices) < 0.51
+    # A CPU computes in float32, and widens what is not quantised; the rest is therefore compared with itself.
+    assert int(rounded["bytes"] - rounded["int8"]) == int(exact["bytes"]) - 4 * matrices
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "wan"])
+def test_stock_loader_computes_within_the_stated_error(name: str, exchange: Exchange) -> None:
+    exact, rounded = exchange.answers[name]["stock"], exchange.answers[f"{name}_int8"]["stock"]
+    assert exact.std() > 0.05
+    weights = exchange.done[name].error
+    assert 0.003 < weights < 0.009
+    # Every layer adds an error of its own, of which most is averaged out.
+    assert 1e-4 < apart(rounded, exact) < 3 * weights
+
+
+def test_our_loader_computes_the_same_and_loras_go_on_top(exchange: Exchange) -> None:
+    exact, rounded = exchange.answers["hunyuan"], exchange.answers["hunyuan_int8"]
+    assert torch.equal(rounded["ours"], rounded["stock"])
+    assert apart(exact["lora"], exact["stock"]) > 0.03, "the LoRA changes next to nothing"
+    assert apart(rounded["lora"], exact["lora"]) < 0.03
+
+
+def test_node_writes_the_twin_that_the_loaders_list_and_run(server: Any) -> None:
+    source = server.directory / "models" / "diffusion_models" / "tiny.safetensors"
+    quantise = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny.safetensors"}}}
+    (text,) = server.run(quantise)["q"]["text"]
+    written = server.directory / "output" / "diffusion_models" / "tiny_int8.safetensors"
+    assert text.startswith("tiny_int8.safetensors: ")
+    assert "layers in int8" in text
+    layers = json.loads(read_metadata(written)[QUANTISATION_KEY])["layers"]
+    assert len(layers) == len([key for key in load_checkpoint(source).state if is_matrix(key)])
+    nodes = server.get("/object_info")
+    for loader in ("UNETLoader", "MagicDistillLoadModel"):
+        kind = nodes[loader]["input"]["required"]["unet_name"]
+        assert "tiny_int8.safetensors" in (kind[0] if isinstance(kind[0], list) else kind[1]["options"])
+    again = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny_int8.safetensors"}}}
+    error = server.error_of(again)
+    assert "holds quantised weights" in error["exception_message"]
+    assert not (written.parent / "tiny_int8_int8.safetensors").exists()
+
+
+def is_matrix(key: str) -> bool:
+    """Whether a tensor is a matrix of a block, by its name."""
+    ends = (
+        "qkv.weight",
+        "proj.weight",
+        "fc1.weight",
+        "fc2.weight",
+        "linear.weight",
+        "linear1.weight",
+        "linear2.weight",
+    )
+    return key.startswith(("double_blocks.", "single_blocks.")) and key.endswith(ends)
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("truncated.safetensors", "truncated or damaged"),
+        ("lora_as_model.safetensors", "is a LoRA"),
+        ("other_family.safetensors", "not the weights of a transformer"),
+        ("incomplete.safetensors", "tensors are missing"),
+        ("renamed_pickle.safetensors", "is a pickle"),
+    ],
+)
+def test_bad_files_are_explained_and_nothing_is_written(file: str, part: str, server: Any) -> None:
+    prompt = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": file}}}
+    assert part in server.error_of(prompt)["exception_message"]
+    folder = server.directory / "output" / "diffusion_models"
+    assert not list(folder.glob(f"*{Path(file).stem}*"))
+
+
+def test_a_subfolder_stays_one(server: Any) -> None:
+    folder = server.directory / "models" / "diffusion_models"
+    (folder / "deep").mkdir(exist_ok=True)
+    shutil.copy(folder / "tiny.safetensors", folder / "deep" / "tiny.safetensors")
+    prompt = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "deep/tiny.safetensors"}}}
+    server.run(prompt)
+    assert (server.directory / "output" / "diffusion_models" / "deep" / "tiny_int8.safetensors").is_file()
+    shutil.rmtree(folder / "deep")
