@@ -146,6 +146,21 @@ def prepare(
         console.print(Text(f"Skipped, for the reasons given above: {', '.join(report.skipped)}", style="yellow"))
 
 
+@app.command("encode-prompt")
+def encode_prompt(
+    pipeline: Annotated[Path, typer.Argument(help="Folder of a diffusers HunyuanVideo or Wan pipeline.")],
+    out: Annotated[Path, typer.Option(help="File (.safetensors) to write, for model.null_prompt.")],
+    prompt: Annotated[str, typer.Option(help="The text; by default none, which is the null prompt.")] = "",
+    device: DeviceOption = None,
+) -> None:
+    """Encode a prompt once, so that training and sampling need no text encoder."""
+    from .prompts import encode_prompt as run
+
+    encoded = run(pipeline, prompt, out, _device(device))
+    _, tokens, width = encoded.text_states.shape
+    Console().print(f"Wrote {out}: {tokens} tokens of {width}", soft_wrap=True)
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],

@@ -101,9 +101,7 @@ def load_diffusers_vae(folder: Path, device: torch.device) -> HunyuanVideoVae | 
         if kind not in kinds:
             raise CheckpointError(f"{folder} holds a {kind}, which is no video VAE that is known here. {_ADVICE}")
         wrapper, network, dtype = kinds[kind]
-        model: nn.Module = network.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        model: nn.Module = network.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
