@@ -49,7 +49,7 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
     comfy.utils.set_progress_bar_enabled(False)
     path = Path(job["model"])
     folder_paths.add_model_folder_path("diffusion_models", str(path.parent))
-    (model,) = run_node(nodes.LoadModel, unet_name=path.name, lora_name="none", weight_dtype="default")
+    (model,) = run_node(nodes.LoadModel, unet_name=path.name, weight_dtype="default", start_image_mode="from the file")
 
     generator = torch.Generator().manual_seed(1)
     shape = tuple(job["latent"])

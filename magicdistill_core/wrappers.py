@@ -24,6 +24,8 @@ _QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 # What quantisers put beside the weights: ComfyUI's formats, quanto, bitsandbytes.
 QUANTISATION_MARKS = (
     ".weight_scale",
+    ".weight_scale_2",
+    ".pre_quant_scale",
     ".input_scale",
     ".scale_weight",
     ".scale_input",

@@ -5,7 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..magicdistill_core.pocket import files
+from .load_lora import LoadLora
 from .load_model import LoadModel
+from .lora_steps import LoraSteps
 from .pocket_portrait import PocketPortrait
 from .portrait_to_video import PortraitToVideo
 from .quantise import Quantise
@@ -30,6 +32,8 @@ class MagicDistillExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadModel,
+            LoadLora,
+            LoraSteps,
             RealFakeLora,
             PortraitToVideo,
             TextImageEncode,

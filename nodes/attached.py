@@ -30,6 +30,7 @@ class Attached:
         family: its transformer and its way of taking the start image.
         recipe: how it is to be sampled: the file's, or that of a generator LoRA on top; None if neither carries one.
         null_prompt: the text conditioning that the file carries, or None.
+        size: number and type of the file's weights in words; None where `path` is.
         file_hash: of `path`, begun when the file was loaded; None where `path` is.
         loras: name and strength of each LoRA that the pack's nodes put on the model, in order.
     """
@@ -38,6 +39,7 @@ class Attached:
     family: Family
     recipe: Recipe | None
     null_prompt: NullPrompt | None
+    size: str | None = None
     file_hash: BackgroundHash | None = None
     loras: tuple[tuple[str, float], ...] = ()
 
@@ -71,6 +73,14 @@ def known_family(model: ModelPatcher) -> Family | None:
     config = network.model_config.unet_config
     wan = type(network) is WAN21 and config.get("model_type") == "i2v"
     return IMAGE_TO_VIDEO if wan and config.get("in_dim") == IMAGE_TO_VIDEO.in_channels else None
+
+
+def recipe_said(recipe: Recipe) -> str:
+    """A recipe in a line."""
+    return (
+        f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}, {recipe.width} x "
+        f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"
+    )
 
 
 def file_stamp(folder: str, name: str) -> tuple[int, int]:

@@ -1,42 +1,138 @@
-"""A LoRA's branches as native weight patches, so that ComfyUI's offloading and unpatching treat them as any LoRA."""
+"""A LoRA as native weight patches, so that ComfyUI's offloading, hooks and unpatching treat it as any LoRA."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from comfy.model_base import WAN21, HunyuanVideo
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.lora import LoRAAdapter
+from torch import Tensor
 
-from ..magicdistill_core.branch import branch_scale
-from ..magicdistill_core.checkpoint import LoraFile
+from ..magicdistill_core.checkpoint import LoraFile, load_lora_for
 from ..magicdistill_core.errors import CheckpointError
-from ..magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from ..magicdistill_core.families import hunyuan_video, wan
+from ..magicdistill_core.families.base import Architecture
 from ..magicdistill_core.layouts.modules import listing
+from .attached import attached_to
 
 _PREFIX = "diffusion_model."
 
 
-def apply_branches(model: ModelPatcher, lora: LoraFile, weight: float) -> ModelPatcher:
-    """A clone of `model` with `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6).
+@dataclass(frozen=True)
+class FittedLora:
+    """What of a LoRA fits a MODEL.
+
+    Attributes:
+        file: the LoRA.
+        patches: by the MODEL's weight, what ComfyUI adds to it at strength 1.
+        parameters: the same for parameters that stand beside modules (Wan's modulations), which ComfyUI never patches.
+        matched: how many of the file's modules these are.
+        misses: the file's modules that are not among them, each with the reason if it is known.
+    """
+
+    file: LoraFile
+    patches: dict[str, object]
+    parameters: dict[str, Tensor]
+    matched: int
+    misses: tuple[str, ...]
+
+    def said(self) -> str:
+        """How many modules matched, and whose alpha scales them."""
+        alpha = "" if self.file.alpha_stated else ", no alpha in the file: taken as the rank"
+        return f"matched {self.matched}/{self.matched + len(self.misses)} modules{alpha}"
+
+    def warnings(self, model: ModelPatcher) -> list[str]:
+        """What deserves a second look: modules that were left out, and another base than the LoRA names."""
+        notes = []
+        if self.misses:
+            notes.append(
+                f"{len(self.misses)} modules of {self.file.source} have no place in this model and are left out: "
+                f"{listing(list(self.misses), 6)}."
+            )
+        recipe, base = self.file.recipe, attached_to(model)
+        wanted = recipe.base_hash if recipe is not None else None
+        found = base.sha256() if wanted is not None and base is not None else None
+        if wanted is not None and found is not None and found != wanted:
+            assert base is not None
+            assert base.path is not None
+            notes.append(
+                f"{self.file.source} was trained on a base with sha256 {wanted[:12]}..., but {base.path.name} has "
+                f"{found[:12]}...: the result is not the model of that run, or only nearly (a base in another "
+                f"precision). Load the base that its recipe names."
+            )
+        return notes
+
+
+def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
+    """Read a LoRA and match it with a MODEL of any loader, plain or quantised.
 
     Raises:
-        CheckpointError: if a branch has no module in the model, or another shape than it.
+        CheckpointError: if the MODEL is of no known family, or the file is no LoRA or has nothing for it.
     """
+    architecture, hidden = _network(model)
+    lora = load_lora_for(architecture, Path(path), hidden)
     weights = {
-        HUNYUAN_VIDEO.canonical(key.removeprefix(_PREFIX)): (key, tuple(tensor.shape))
+        architecture.layout.canonical(key.removeprefix(_PREFIX)): (key, tuple(tensor.shape))
         for key, tensor in model.model_state_dict(filter_prefix=_PREFIX).items()
     }
-    misfits = []
+    changes: dict[str, tuple[str, tuple[int, ...], object]] = {}
     for name, branch in lora.branches.items():
-        expected = (branch.up.shape[0], branch.down.shape[1])
-        found = weights.get(f"{name}.weight", ("", None))[1]
-        if found != expected:
-            misfits.append(f"{name} {list(expected)} ({'absent' if found is None else f'{list(found)} in the model'})")
-    if misfits:
-        count = len(lora.branches)
+        adapter = LoRAAdapter(set(), (branch.up, branch.down, branch.alpha, None, None, None))
+        changes[name] = (f"{name}.weight", (branch.up.shape[0], branch.down.shape[1]), adapter)
+    for key, difference in lora.differences.items():
+        changes[key] = (key, tuple(difference.shape), ("diff", (difference,)))
+    patches: dict[str, object] = {}
+    parameters: dict[str, Tensor] = {}
+    matched: set[str] = set()
+    misses: dict[str, str] = {}
+    for name, (weight, shape, patch) in changes.items():
+        key, found = weights.get(weight, ("", None))
+        if found is not None and (found == shape or _as_matrix(found) == shape):
+            if architecture.layout.file_parameter(weight) is None:
+                patches[key] = patch
+            else:
+                parameters[key] = lora.differences[name]
+            matched.update(lora.origins[name])
+        else:
+            why = "absent from the model" if found is None else f"{list(shape)}, {list(found)} in the model"
+            misses |= {origin: f"{origin} ({why})" for origin in lora.origins[name]}
+    missed = (*(text for origin, text in misses.items() if origin not in matched), *lora.misses)
+    if not any(isinstance(patch, LoRAAdapter) for patch in patches.values()):
         raise CheckpointError(
-            f"{lora.source} matches {count - len(misfits)}/{count} modules of this model; these do not fit: "
-            f"{listing(misfits, 3)}. It belongs to another base: load the one that it was trained on."
+            f"{lora.source} matches 0/{len(missed)} modules of this model; these do not fit: "
+            f"{listing(list(missed), 3)}. It belongs to another base: load the one that it was trained on."
         )
+    return FittedLora(lora, patches, parameters, len(matched), missed)
+
+
+def apply_lora(model: ModelPatcher, lora: FittedLora, weight: float) -> ModelPatcher:
+    """A clone of `model` with `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6)."""
     clone = model.clone()
-    for name, branch in lora.branches.items():
-        # With no alpha the adapter's own scale is 1, so that the strength is the whole factor.
-        adapter = LoRAAdapter(set(), (branch.up, branch.down, None, None, None, None))
-        clone.add_patches({weights[f"{name}.weight"][0]: adapter}, branch_scale(weight, branch.alpha, branch.rank))
+    clone.add_patches(lora.patches, weight)
+    for key, difference in lora.parameters.items():
+        old = clone.get_model_object(key)
+        new = old.detach().float() + weight * difference.to(old.device, torch.float32)
+        clone.add_object_patch(key, torch.nn.Parameter(new.to(old.dtype), requires_grad=False))
     return clone
+
+
+def _network(model: ModelPatcher) -> tuple[Architecture, int]:
+    """The transformer of a MODEL and its hidden size."""
+    config = model.model.model_config.unet_config
+    if isinstance(model.model, HunyuanVideo):
+        return hunyuan_video.ARCHITECTURE, config["hidden_size"]
+    if isinstance(model.model, WAN21):
+        return wan.ARCHITECTURE, config["dim"]
+    raise CheckpointError(
+        f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideo or Wan 2.1. Load the base with Load "
+        f"few-step model, with ComfyUI's Load Diffusion Model, or from a GGUF file."
+    )
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A convolution's weight as that of the linear layer it is on its patches."""
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    return (shape[0] if shape else 1, columns)

@@ -1,15 +1,14 @@
 """Real/fake LoRA weights: the two score models of weak-to-strong distribution matching, from one base and one LoRA."""
 
+from dataclasses import replace
+
 import folder_paths
-from comfy.model_base import HunyuanVideo
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..magicdistill_core.branch import A_STRONG, A_WEAK
-from ..magicdistill_core.checkpoint import LoraFile, load_lora
-from ..magicdistill_core.errors import CheckpointError
-from .attached import attached_to, file_stamp, report
-from .low_rank import apply_branches
+from .attached import attach, attached_to, file_stamp, report
+from .low_rank import FittedLora, apply_lora, fit_lora
 
 
 class RealFakeLora(io.ComfyNode):
@@ -66,28 +65,16 @@ class RealFakeLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, weight_real: float, weight_fake: float) -> io.NodeOutput:
-        if not isinstance(model.model, HunyuanVideo):
-            raise CheckpointError(
-                f"The MODEL is a {type(model.model).__name__}, expected HunyuanVideoI2V or another HunyuanVideo. Load "
-                f"the base with Load few-step model."
-            )
-        path = folder_paths.get_full_path_or_raise("loras", lora_name)
-        lora = load_lora(path, model.model.model_config.unet_config["hidden_size"])
-        real = apply_branches(model, lora, weight_real)
-        fake = apply_branches(model, lora, weight_fake)
-        count = len(lora.branches)
-        text = f"matched {count}/{count} modules; real {weight_real:g}, fake {weight_fake:g}"
-        return io.NodeOutput(real, fake, ui=report(cls, text, _base_warnings(model, lora)))
+        lora = fit_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name))
+        real = _score_model(model, lora, lora_name, weight_real)
+        fake = _score_model(model, lora, lora_name, weight_fake)
+        text = f"{lora.said()}; real {weight_real:g}, fake {weight_fake:g}"
+        return io.NodeOutput(real, fake, ui=report(cls, text, lora.warnings(model)))
 
 
-def _base_warnings(model: ModelPatcher, lora: LoraFile) -> list[str]:
-    """Whether the LoRA names another base than the one loaded, as far as that is cheap to know."""
-    wanted = lora.recipe.base_hash if lora.recipe is not None else None
+def _score_model(model: ModelPatcher, lora: FittedLora, lora_name: str, weight: float) -> ModelPatcher:
+    out = apply_lora(model, lora, weight)
     base = attached_to(model)
-    found = base.sha256() if wanted is not None and base is not None else None
-    if wanted is None or found is None or found == wanted:
-        return []
-    return [
-        f"{lora.source} was trained on a base with sha256 {wanted[:12]}..., but {base.path.name} has {found[:12]}...: "
-        f"the result is not the score model of that run. Load the base that its recipe names."
-    ]
+    if base is not None:
+        attach(out, replace(base, loras=(*base.loras, (lora_name, weight))))
+    return out

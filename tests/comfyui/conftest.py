@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -216,7 +216,7 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     lacking = {key: tensor for key, tensor in state.items() if "double_blocks.1.img_attn_qkv" not in key}
     save_file(lacking, folder / "incomplete.safetensors", metadata)
     (folder / "truncated.safetensors").write_bytes(good.read_bytes()[:-1000])
-    torch.save(plain, folder / "pickle.pt")
+    torch.save({"state_dict": plain, "code": PurePosixPath("x")}, folder / "pickle.pt")
     torch.save(plain, folder / "renamed_pickle.safetensors")
     branches = tiny.branches(network)
     tiny.write_lora(folder / "lora_as_model.safetensors", branches, 128)

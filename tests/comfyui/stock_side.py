@@ -26,10 +26,14 @@ import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
+from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
+from comfy.ldm.wan.vae import WanVAE  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy_api.latest import io  # noqa: E402
+from comfy_extras.nodes_wan import WanImageToVideo  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 
 def load_pack() -> ModuleType:
@@ -87,7 +91,9 @@ def job_token_replace(job: dict) -> dict[str, Tensor]:
     inputs |= {"image": None, "mask": None}
     more = {"guiding_frame_index": 0, "guidance": job["guidance"]}
     stock = comfy.sd.load_diffusion_model(job["model"])
-    (ours,) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, lora_name="none", weight_dtype="default")
+    (ours,) = run_node(
+        nodes.LoadModel, unet_name=Path(job["model"]).name, weight_dtype="default", start_image_mode="from the file"
+    )
     return {"stock": velocity(stock, inputs, **more), "ours": velocity(ours, inputs, **more)}
 
 
@@ -129,7 +135,9 @@ def job_real_fake(job: dict) -> dict[str, Tensor]:
     nodes = load_pack()
     folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
     folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
-    (model,) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, lora_name="none", weight_dtype="default")
+    (model,) = run_node(
+        nodes.LoadModel, unet_name=Path(job["model"]).name, weight_dtype="default", start_image_mode="from the file"
+    )
     real, fake = run_node(
         nodes.RealFakeLora, model=model, lora_name=Path(job["lora"]).name, weight_real=0.25, weight_fake=1.0
     )
@@ -143,7 +151,9 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     """The pack's whole chain: load, portrait to video, sampler; and what the stock schedule makes of the MODEL."""
     nodes = load_pack()
     folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
-    (model,) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, lora_name="none", weight_dtype="default")
+    (model,) = run_node(
+        nodes.LoadModel, unet_name=Path(job["model"]).name, weight_dtype="default", start_image_mode="from the file"
+    )
     state, metadata = comfy.utils.load_torch_file(job["vae"], return_metadata=True)
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     image = load_file(job["inputs"])["image"]
@@ -164,6 +174,176 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     for sampler in ("recipe", "renoise"):
         result, _ = run_node(nodes.FewStepSampler, **settings, shift=0.0, sampler=sampler)
         out[sampler] = result["samples"]
+    return out
+
+
+def job_loras(job: dict) -> dict[str, Tensor]:
+    """LoRA files on one base: by the pack's node and, where `stock` says so, by the stock loader; base by either."""
+    nodes = load_pack()
+    for folder in ("diffusion_models", "loras"):
+        folder_paths.add_model_folder_path(folder, str(Path(job["model"]).parent))
+    inputs = load_file(job["inputs"])
+    more = {}
+    if "features" in inputs:
+        more["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=inputs["features"])
+    bases = {"stock": comfy.sd.load_diffusion_model(job["model"])}
+    settings = {"weight_dtype": "default", "start_image_mode": "from the file"}
+    (bases["ours"],) = run_node(nodes.LoadModel, unet_name=Path(job["model"]).name, **settings)
+    out = {f"base {name}": velocity(base, inputs, **more) for name, base in bases.items()}
+    for name, base in bases.items():
+        for file, strength in job["loras"]:
+            (patched,) = run_node(nodes.LoadLora, model=base, lora_name=file, strength=strength)
+            out[f"{file} on {name}"] = velocity(patched, inputs, **more)
+            attached = patched.get_attachment("magicdistill")
+            assert attached.loras[-1] == (file, strength)
+            out[f"{file} on {name}: shift"] = torch.tensor(patched.get_model_object("model_sampling").shift)
+            out[f"{file} on {name}: steps"] = torch.tensor(attached.recipe.steps if attached.recipe else 0)
+    for file, strength in job["loras"]:
+        lora = comfy.utils.load_torch_file(str(Path(job["model"]).with_name(file)), safe_load=True)
+        patched, _ = comfy.sd.load_lora_for_models(bases["stock"], None, lora, strength, 0.0)
+        out[f"{file} by the stock loader"] = velocity(patched, inputs, **more)
+    real, fake = run_node(
+        nodes.RealFakeLora, model=bases["ours"], lora_name=job["fake"], weight_real=0.25, weight_fake=1.0
+    )
+    out |= {"real": velocity(real, inputs, **more), "fake": velocity(fake, inputs, **more)}
+    return out | {"base afterwards": velocity(bases["ours"], inputs, **more)}
+
+
+def job_lora_steps(job: dict) -> dict[str, Tensor]:
+    """A LoRA by the node that ties it to the conditioning, sampled by stock nodes' parts with ComfyUI's own Euler."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
+    model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
+    inputs = load_file(job["inputs"])
+    values = {"pooled_output": inputs["pooled"], "concat_latent_image": inputs["image"], "concat_mask": inputs["mask"]}
+    plain = [[inputs["text"], values]]
+    lora = Path(job["lora"]).name
+
+    def sample(model: ModelPatcher, conditioning: list) -> Tensor:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(conditioning, conditioning)
+        guider.set_cfg(1.0)
+        noise, euler = inputs["x"], comfy.samplers.ksampler("euler")
+        return guider.sample(noise, torch.zeros_like(noise), euler, inputs["sigmas"], disable_pbar=True)
+
+    out = {"without": sample(model, plain)}
+    (patched,) = run_node(nodes.LoadLora, model=model, lora_name=lora, strength=1.0)
+    out["with"] = sample(patched, plain)
+    for strengths in job["strengths"]:
+        (tied,) = run_node(
+            nodes.LoraSteps, model=model, conditioning=plain, lora_name=lora, strengths=strengths, steps=0
+        )
+        out[strengths] = sample(model, tied)
+        out[f"{strengths} again"] = sample(model, tied)
+    out["without, afterwards"] = sample(model, plain)
+    return out
+
+
+def told(node: type[io.ComfyNode], **inputs: object) -> tuple[tuple, str]:
+    """A node's outputs and what it says under itself, or no outputs and the error's message."""
+    try:
+        output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
+    except ValueError as error:
+        return (), str(error)
+    return output.result, output.ui.as_dict()["text"][0]
+
+
+def letters(text: str) -> Tensor:
+    """A text as a tensor, so that it fits into the file of answers."""
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def stock_vae(job: dict) -> comfy.sd.VAE:
+    """The VAE of a file; or a tiny one of Wan's or HunyuanVideo's own class, which no file holds."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        if job["vae"] == "wan":
+            state = WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True]).state_dict()
+            return comfy.sd.VAE(sd={key: torch.randn(value.shape) * 0.1 for key, value in state.items()})
+        if job["vae"] == "hunyuan":
+            sides = {"ch": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "conv3d": True}
+            sides |= {"in_channels": 3, "out_ch": 3, "resolution": 32, "z_channels": 16, "double_z": True}
+            vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(job["scaffold"]))
+            vae.first_stage_model = AutoencoderKL(ddconfig=sides, embed_dim=16)
+            return vae
+    state, metadata = comfy.utils.load_torch_file(job["vae"], return_metadata=True)
+    return comfy.sd.VAE(sd=state, metadata=metadata)
+
+
+def job_portrait(job: dict) -> dict[str, Tensor]:
+    """Portrait to video with a MODEL of the stock or of the pack's loader, beside ComfyUI's own node for Wan."""
+    nodes = load_pack()
+    load = comfy.sd.load_diffusion_model
+    if job.get("loader") == "pack":
+        pack_load = importlib.import_module("pack.nodes.load_model").load_model
+
+        def load(path: str) -> ModelPatcher:
+            return pack_load(path, {})
+
+    given = load_file(job["inputs"])
+    settings = {"width": 0, "height": 0, "length": 0, "batch_size": 1} | job["settings"]
+    if "text" in given:
+        settings["positive"] = [[given["text"], {"pooled_output": given["pooled"]}]]
+    if "features" in given:
+        settings["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=given["features"])
+    vae = stock_vae(job)
+    inputs = {"model": load(job["model"]), "vae": vae, "start_image": given["image"]} | settings
+    result, said = told(nodes.PortraitToVideo, **inputs)
+    out = {"said": letters(said)}
+    if not result:
+        return out
+    ((text, values),), latent = result
+    out |= {"text": text} | {f"latent.{key}": value for key, value in latent.items()}
+    out |= {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    out |= {key: torch.tensor(values[key]) for key in ("guidance", "guiding_frame_index") if key in values}
+    if "clip_vision_output" in values:
+        out["features"] = values["clip_vision_output"].penultimate_hidden_states
+    if job.get("native"):
+        size = {key: settings[key] for key in ("width", "height", "length", "batch_size")}
+        positive, _, empty = run_node(
+            WanImageToVideo,
+            positive=settings["positive"],
+            negative=settings["positive"],
+            vae=vae,
+            clip_vision_output=settings["clip_vision_output"],
+            start_image=given["image"],
+            **size,
+        )
+        native = positive[0][1]
+        out |= {f"native.{key}": native[key] for key in ("concat_latent_image", "concat_mask")}
+        out["native.samples"] = empty["samples"]
+    return out
+
+
+def job_text_image(job: dict) -> dict[str, Tensor]:
+    """The pack's encode node with a tiny pair of HunyuanVideo's text encoders, beside ComfyUI's own text encode."""
+    nodes = load_pack()
+    options = {"llama_model_config": job["llama_config"], "clip_l_model_config": job["clip_config"]}
+    options |= {"dtype": torch.float32}
+    files = [comfy.utils.load_torch_file(job[name]) for name in ("llama", "clip_l")]
+    clip = comfy.sd.load_text_encoder_state_dicts(
+        files, clip_type=comfy.sd.CLIPType.HUNYUAN_VIDEO, model_options=options
+    )
+    # What transformers 4 makes of ComfyUI's tokenizer folder; transformers 5 loses spaces and line breaks.
+    clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["tokenizer"])
+    projected = load_file(job["inputs"])["projected"]
+    out = {}
+    for number, prompt in enumerate(job["prompts"]):
+        seen = SimpleNamespace(mm_projected=projected)
+        (((states, values),),), said = told(nodes.TextImageEncode, clip=clip, clip_vision_output=seen, prompt=prompt)
+        out |= {
+            f"states.{number}": states,
+            f"pooled.{number}": values["pooled_output"],
+            f"said.{number}": letters(said),
+        }
+        text, native = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
+        out |= {f"native.{number}": text, f"native_pooled.{number}": native["pooled_output"]}
+    blind = SimpleNamespace(mm_projected=None)
+    out["blind"] = letters(told(nodes.TextImageEncode, clip=clip, clip_vision_output=blind, prompt="")[1])
+    other = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1))
+    clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["lossy_tokenizer"])
+    out["lossy"] = letters(told(nodes.TextImageEncode, clip=clip, clip_vision_output=seen, prompt="")[1])
+    out["other"] = letters(told(nodes.TextImageEncode, clip=other, clip_vision_output=seen, prompt="")[1])
     return out
 
 

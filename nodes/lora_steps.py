@@ -1,0 +1,136 @@
+"""LoRA strength per step: a LoRA by ComfyUI's hooks, strong at some steps of the sampling and weak at others."""
+
+import comfy.hooks
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..magicdistill_core.errors import CheckpointError, ConfigError
+from ..magicdistill_core.lora_schedule import parse_strengths, strength_changes
+from ..magicdistill_core.wrappers import QUANTISATION_MARKS
+from .attached import attached_to, file_stamp, report
+from .low_rank import FittedLora, fit_lora
+
+
+class LoraSteps(io.ComfyNode):
+    """Node `MagicDistillLoraSteps`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagicDistillLoraSteps",
+            display_name="LoRA strength per step",
+            category="MagicDistillation/conditioning",
+            description="Ties a LoRA to a CONDITIONING, with a strength for every step of the sampling, through "
+            "ComfyUI's own hooks: every sampler honours it, and the MODEL stays as it is.",
+            search_aliases=[
+                "magicdistill",
+                "lora schedule",
+                "scheduled lora",
+                "lora keyframes",
+                "lora per step",
+                "hook lora",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that will be sampled, from any loader: tells which weights the LoRA changes "
+                    "and how many steps its recipe has. Do not put the same LoRA on it as well.",
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="The conditioning for the sampler, from Portrait to video. With guidance, run the "
+                    "negative one through a node of its own with the same settings.",
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="File in models/loras, of any dialect that Load few-step LoRA reads. Change it for another "
+                    "style or motion.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    default="1, 1, 0.5, 0",
+                    tooltip="One number for each step, -10 to 10, no unit, with commas between; the last is repeated. "
+                    "Early steps decide on motion and layout, late ones on detail: lower the ones where the LoRA "
+                    "harms.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps of the sampling, 1 to 1000; 0 takes the recipe's, or without one as many as there "
+                    "are strengths. Set it when the sampler is set to another number of steps than the recipe.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="The conditioning with the LoRA tied to it.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, strengths: str | None) -> bool | str:
+        # None comes from another node.
+        try:
+            if strengths is not None:
+                parse_strengths(strengths)
+        except ConfigError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: object) -> tuple[int, int]:
+        return file_stamp("loras", lora_name)
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, conditioning: list[list], lora_name: str, strengths: str, steps: int
+    ) -> io.NodeOutput:
+        values = parse_strengths(strengths)
+        _check_weights(model)
+        lora = fit_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name))
+        attached = attached_to(model)
+        recipe = attached.recipe if attached is not None else None
+        steps = steps or (recipe.steps if recipe is not None else len(values))
+        notes = lora.warnings(model)
+        if len(values) > steps:
+            notes.append(f"{len(values)} strengths for {steps} steps: the last {len(values) - steps} are not used.")
+        if attached is not None and any(name == lora_name for name, _ in attached.loras):
+            notes.append(f"{lora_name} is on the MODEL already, so that its strengths add up.")
+        if lora.parameters:
+            notes.append(f"{len(lora.parameters)} modulations of {lora_name} cannot follow steps and are left out.")
+        hooks = _hooks(lora, strength_changes(values, steps))
+        used = [values[min(step, len(values) - 1)] for step in range(steps)]
+        shown = ", ".join(f"{value:g}" for value in used[:12]) + (", ..." if steps > 12 else "")
+        said = f"{lora.said()}; {steps} steps: {shown}"
+        out = comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
+        return io.NodeOutput(out, ui=report(cls, said, notes))
+
+
+def _check_weights(model: ModelPatcher) -> None:
+    """Refuse weights that ComfyUI's hooks cannot patch, where it would fail in the middle of sampling.
+
+    Raises:
+        CheckpointError: if the MODEL holds weights in one of ComfyUI's quantised formats.
+    """
+    if any(key.endswith(QUANTISATION_MARKS) for key in model.model_state_dict()):
+        raise CheckpointError(
+            "The MODEL's weights are quantised (int8 or fp8 with scales), which ComfyUI's hooks cannot patch. Load the "
+            "bf16 or fp16 file, with weight_dtype fp8 if memory is short; or put the LoRA on the MODEL with Load "
+            "few-step LoRA and sample the steps with and without it one after the other (Split Sigmas)."
+        )
+
+
+def _hooks(lora: FittedLora, changes: list[tuple[float, float]]) -> comfy.hooks.HookGroup:
+    """A weight hook whose strength follows `changes`."""
+    hook = comfy.hooks.WeightHook()
+    # As patches of the model's weights: ComfyUI would look for its own names of modules otherwise.
+    hook.weights, hook.need_weight_init = lora.patches, False
+    frames = comfy.hooks.HookKeyframeGroup()
+    for start, strength in changes:
+        # Held by the noise level alone, so that a sampling that begins in the middle begins with the right strength.
+        frames.add(comfy.hooks.HookKeyframe(strength, start, guarantee_steps=0))
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    group.set_keyframes_on_hooks(frames)
+    return group

@@ -1,0 +1,224 @@
+"""Loading models and LoRAs on a running ComfyUI: what is said of a file, what is assumed, what is refused."""
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magicdistill_core.checkpoint import save_checkpoint, save_lora
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.lora import lora_state, to_file_layout
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.layouts.wan import WAN
+
+Prompt = dict[str, Any]
+ROW = "double_blocks.0.img_attn_qkv"
+
+
+def loader(name: str, mode: str = "from the file", dtype: str = "default") -> Prompt:
+    """A prompt that loads a model and shows nothing else."""
+    inputs = {"unet_name": name, "weight_dtype": dtype, "start_image_mode": mode}
+    return {"load": {"class_type": "MagicDistillLoadModel", "inputs": inputs}}
+
+
+def shown(prompt: Prompt, node: str) -> Prompt:
+    """A prompt that ends where a MODEL does: a stock node that saves nothing has to ask for it."""
+    sigmas = {"model": [node, 0], "scheduler": "simple", "steps": 2, "denoise": 1.0}
+    return prompt | {
+        "sigmas": {"class_type": "BasicScheduler", "inputs": sigmas},
+        "end": {"class_type": "PreviewAny", "inputs": {"source": ["sigmas", 0]}},
+    }
+
+
+def with_lora(lora: str, base: Prompt, strength: float = 1.0, kind: str = "MagicDistillLoadLora") -> Prompt:
+    """A base with a LoRA on top."""
+    inputs = {"model": ["load", 0], "lora_name": lora, "strength": strength}
+    return base | {"lora": {"class_type": kind, "inputs": inputs}}
+
+
+def stock_loader(name: str) -> Prompt:
+    """ComfyUI's own loader."""
+    return {"load": {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}}
+
+
+@pytest.fixture(scope="module")
+def files(server: Any, tiny: SimpleNamespace) -> Any:
+    """The server, with files of its own for these tests."""
+    models, loras = server.directory / "models" / "diffusion_models", server.directory / "models" / "loras"
+    prompt = tiny.prompt()
+    for name, family, recipe in (
+        ("replace", TOKEN_REPLACE, tiny.recipe("generator", i2v_mode="token_replace")),
+        ("open", TEXT_ONLY, None),
+    ):
+        network = tiny.network(tiny.shape(in_channels=16), family)
+        tiny.write_model(
+            models / f"{name}.safetensors", network, recipe or tiny.recipe("teacher", i2v_mode="none"), prompt
+        )
+        if recipe is None:
+            state = load_file(models / f"{name}.safetensors")
+            plain = {key: value for key, value in state.items() if not key.startswith("null_prompt.")}
+            save_file(plain, models / f"{name}.safetensors")
+    state = load_file(models / "no_recipe.safetensors")
+    torch.save(
+        {"module": {f"model.{key}": value for key, value in state.items()}}, models / "mp_rank_00_model_states.pt"
+    )
+    wrapped = {
+        f"hydit_unimodel.guidance_model.feedforward_model.{key}": value.bfloat16() for key, value in state.items()
+    }
+    torch.save({"state_dict": wrapped, "step": 100}, models / "dmd_4_step_i2v.pth")
+    shape = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
+    wan = diffusers_to_file(WAN, tiny.network(shape, IMAGE_TO_VIDEO).state_dict())
+    text = NullPrompt(torch.zeros(1, 4, 4096), None)
+    save_checkpoint(models / "wan.safetensors", wan, tiny.recipe("teacher", family="wan", steps=28), text)
+    cast = {key: value.to(torch.float8_e4m3fn) if value.ndim > 1 else value for key, value in wan.items()}
+    save_file(cast, models / "wan_fp8.safetensors")
+    branches = to_file_layout(HUNYUAN_VIDEO, tiny.branches(tiny.network(tiny.shape())), 128)
+    digest = hashlib.sha256((models / "tiny.safetensors").read_bytes()).hexdigest()
+    for name, changes in {
+        "generator": {"base_hash": digest, "steps": 2, "shift": 3.0},
+        "elsewhere": {"base_hash": "0" * 64},
+        "replaced": {"i2v_mode": "token_replace"},
+    }.items():
+        save_lora(loras / f"{name}.safetensors", branches, tiny.recipe("generator_lora", **changes))
+    partly = lora_state(branches, "transformer.") | {
+        "lora_te1_mlp_fc1.lora_down.weight": torch.ones(2, 8),
+        "lora_te1_mlp_fc1.lora_up.weight": torch.ones(8, 2),
+        "transformer.img_in.proj.lora_A.weight": torch.ones(2, 64),
+        "transformer.img_in.proj.lora_B.weight": torch.ones(128, 2),
+    }
+    partly = {key: value.clone() for key, value in partly.items() if not key.endswith(".alpha")}
+    save_file(partly, loras / "partly.safetensors")
+    torch.save({"a.lora_A.weight": torch.ones(2, 8), "code": Path("x")}, loras / "code.pt")
+    save_file({f"{ROW}.lokr_w1": torch.ones(2, 8)}, loras / "lokr.safetensors")
+    return server
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (
+            loader("tiny.safetensors"),
+            "HunyuanVideo image-to-video (concat), 2.4 M parameters, float32; generator: 4 steps, shift 5, euler, "
+            "64 x 48, 17 frames, 8 fps",
+        ),
+        (loader("replace.safetensors"), "HunyuanVideo image-to-video (token_replace)"),
+        (loader("wan.safetensors"), "Wan 2.1 image-to-video (concat)"),
+        (loader("wan_fp8.safetensors"), "float8_e4m3fn; no recipe\nNote: wan_fp8.safetensors carries no recipe"),
+        (loader("mp_rank_00_model_states.pt"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, float32; no"),
+        (loader("dmd_4_step_i2v.pth"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, bfloat16; no recipe"),
+        (loader("open.safetensors", "token_replace"), "HunyuanVideo image-to-video (token_replace)"),
+        (loader("quantised.safetensors"), "float32 + float8_e4m3fn; generator: 4 steps"),
+        (loader("tiny.safetensors", dtype="fp8_e5m2"), "float32 held as fp8_e5m2; generator"),
+    ],
+)
+def test_one_line_says_what_was_loaded(prompt: Prompt, said: str, files: Any) -> None:
+    (text,) = files.run(shown(prompt, "load"))["load"]["text"]
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "part"),
+    [
+        (loader("open.safetensors"), "In this node i2v_mode is the input start_image_mode"),
+        (loader("open.safetensors", "concat"), "does not go with i2v_mode 'concat'"),
+        (loader("tiny.safetensors", "token_replace"), "but 'token_replace' was asked for"),
+        (loader("wan_fp8.safetensors", "token_replace"), "does not go with i2v_mode 'token_replace'"),
+        (with_lora("tiny_fake.safetensors", loader("tiny.safetensors")), "is the fake branch of a distillation"),
+        (with_lora("stranger.safetensors", loader("tiny.safetensors")), "matches 0/1 modules"),
+        (with_lora("generator.safetensors", loader("wan.safetensors")), "It is a LoRA for HunyuanVideo"),
+        (with_lora("wide.safetensors", loader("tiny.safetensors")), "matches 0/8 modules"),
+        (with_lora("replaced.safetensors", loader("tiny.safetensors")), "start image token_replace, but the model is"),
+        (with_lora("generator.safetensors", stock_loader("open.safetensors")), "not known to take a start image"),
+        (with_lora("code.pt", loader("tiny.safetensors")), "holds more than tensors"),
+        (with_lora("lokr.safetensors", loader("tiny.safetensors")), "is a LoKr adapter"),
+    ],
+)
+def test_refusals_are_one_paragraph(prompt: Prompt, part: str, files: Any) -> None:
+    last = "lora" if "lora" in prompt else "load"
+    error = files.error_of(shown(prompt, last))
+    assert part in error["exception_message"]
+    assert error["node_type"].startswith("MagicDistill")
+    assert "\n\n" not in error["exception_message"].strip()
+
+
+def test_a_generator_lora_brings_its_recipe(files: Any) -> None:
+    prompt = shown(with_lora("generator.safetensors", loader("tiny.safetensors")), "lora")
+    outputs = files.run(prompt)
+    (text,) = outputs["lora"]["text"]
+    assert text.startswith("matched 8/8 modules; strength 1\ngenerator_lora: 2 steps, shift 3, euler")
+    assert "Note" not in text
+    # Two steps of ComfyUI's schedule at shift 3.
+    assert "0.75" in outputs["end"]["text"][0]
+
+
+def test_another_base_and_partial_matches_are_said(files: Any) -> None:
+    (text,) = files.run(shown(with_lora("elsewhere.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
+    assert "Note: elsewhere.safetensors was trained on a base with sha256 000000000000..., but tiny.safetensors" in text
+    for base in (loader("no_recipe.safetensors"), stock_loader("no_recipe.safetensors")):
+        (text,) = files.run(shown(with_lora("partly.safetensors", base), "lora"))["lora"]["text"]
+        assert text.startswith("matched 8/10 modules, no alpha in the file: taken as the rank; strength 1")
+        assert "2 modules of partly.safetensors have no place in this model and are left out: img_in.proj" in text
+        assert "lora_te1_mlp_fc1" in text
+        assert "carries no recipe, nor does the model" in text
+
+
+def test_a_lora_settles_how_a_stock_model_takes_its_image(files: Any) -> None:
+    prompt = shown(with_lora("replaced.safetensors", stock_loader("open.safetensors")), "lora")
+    assert "matched 8/8 modules" in files.run(prompt)["lora"]["text"][0]
+
+
+def test_strengths_are_checked_before_anything_runs(files: Any) -> None:
+    prompt = _steps(files, "1, x")
+    (error,) = files.refusal_of(prompt)["node_errors"]["steps"]["errors"]
+    assert "expected one number a step" in error["details"]
+    assert "weights are quantised" in files.error_of(_steps(files, "1", "quantised.safetensors"))["exception_message"]
+
+
+def test_strengths_per_step_say_what_they_do(files: Any) -> None:
+    (text,) = files.run(_steps(files, "1, 0.5"))["steps"]["text"]
+    assert text == "matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5"
+    (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
+    assert "5 strengths for 4 steps: the last 1 are not used" in text
+
+
+def _steps(files: Any, strengths: str, model: str = "tiny.safetensors") -> Prompt:
+    video = {"model": ["load", 0], "vae": ["vae", 0], "start_image": ["portrait", 0]}
+    video |= _defaults(files, "MagicDistillPortraitToVideo")
+    steps = {"model": ["load", 0], "conditioning": ["video", 0], "lora_name": "generator.safetensors"}
+    sample = {"model": ["load", 0], "conditioning": ["steps", 0], "latent": ["video", 1]}
+    return loader(model) | {
+        "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
+        "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
+        "video": {"class_type": "MagicDistillPortraitToVideo", "inputs": video},
+        "steps": {"class_type": "MagicDistillLoraSteps", "inputs": steps | {"strengths": strengths, "steps": 0}},
+        "sample": {
+            "class_type": "MagicDistillSampler",
+            "inputs": sample | _defaults(files, "MagicDistillSampler"),
+        },
+        "end": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 0]}},
+    }
+
+
+def _defaults(files: Any, node: str) -> dict[str, Any]:
+    """The defaults of a node's required widgets, as the page would fill them in."""
+    specs = files.get("/object_info")[node]["input"]["required"]
+    return {name: spec[1]["default"] for name, spec in specs.items() if "default" in spec[1]}
+
+
+def test_a_lora_exported_anew_is_loaded_anew(files: Any) -> None:
+    folder = files.directory / "models" / "loras"
+    shutil.copy(folder / "generator.safetensors", folder / "changing.safetensors")
+    prompt = shown(with_lora("changing.safetensors", loader("tiny.safetensors")), "lora")
+    assert "generator_lora: 2 steps" in files.run(prompt)["lora"]["text"][0]
+    time.sleep(0.01)
+    shutil.copy(folder / "elsewhere.safetensors", folder / "changing.safetensors")
+    assert "generator_lora: 4 steps" in files.run(prompt)["lora"]["text"][0]

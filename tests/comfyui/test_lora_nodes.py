@@ -1,0 +1,310 @@
+"""LoRAs on a canvas: every dialect, base and precision gives the trainer's network with merged weights."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magicdistill_core.branch import LowRank
+from magicdistill_core.checkpoint import save_checkpoint, save_lora
+from magicdistill_core.families.base import NullPrompt, StartImage
+from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape, normalised
+from magicdistill_core.flow import few_step_sigmas, sample_euler
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.lora import lora_state, to_file_layout
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.layouts.wan import WAN
+from train.network import network_velocity
+
+WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
+STRENGTHS = {
+    "1, 1, 1, 1": [1.0, 1.0, 1.0, 1.0],
+    "0 0 0 0": [0.0, 0.0, 0.0, 0.0],
+    "1, 1, 0": [1.0, 1.0, 0.0, 0.0],
+    "-0.5,.25,.25,2": [-0.5, 0.25, 0.25, 2.0],
+}
+SHIFT = 5.0
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What ComfyUI answered, by job, beside the networks that the files were made from."""
+
+    answers: dict[str, dict[str, Tensor]]
+    hunyuan: torch.nn.Module
+    wan: torch.nn.Module
+
+
+def _inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.ones(1, 1, 3, 6, 8)
+    mask[:, :, :1] = 0
+    return {
+        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
+        "sigma": torch.tensor([0.9375, 0.625]),
+        "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
+        "mask": mask,
+        "sigmas": few_step_sigmas(4, SHIFT),
+    }
+
+
+def _wan_text() -> Tensor:
+    return torch.randn(1, 7, WAN_SHAPE.text_dim, generator=torch.Generator().manual_seed(5))
+
+
+def _wan_inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return _inputs() | {
+        "image": torch.randn(2, 16, 3, 6, 8, generator=generator),
+        "features": torch.randn(2, *FEATURE_SHAPE, generator=generator),
+        "text": torch.nn.functional.pad(_wan_text(), (0, 0, 0, 505)).repeat(2, 1, 1),
+    }
+
+
+def _wan_branches(network: torch.nn.Module) -> dict[str, LowRank]:
+    generator = torch.Generator().manual_seed(9)
+    branches = {}
+    for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "attn2.add_k_proj", "ffn.net.0.proj", "ffn.net.2"):
+        out, width = network.get_submodule(f"blocks.1.{name}").weight.shape
+        down = torch.randn(4, width, generator=generator) * 0.1
+        branches[f"blocks.1.{name}"] = LowRank(down, torch.randn(out, 4, generator=generator) * 0.1, 8.0)
+    return branches
+
+
+def _underscores(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`lora_unet_` names of kohya's and musubi's trainers, from names under `diffusion_model.`."""
+    out = {}
+    for key, value in state.items():
+        module, _, half = key.removeprefix("diffusion_model.").partition(".lora_")
+        if half:
+            out[f"lora_unet_{module.replace('.', '_')}.lora_{'down' if half[0] == 'A' else 'up'}.weight"] = value
+        else:
+            out[f"lora_unet_{module.removesuffix('.alpha').replace('.', '_')}.alpha"] = value
+    return out
+
+
+def _write_loras(folder: Path, kind: str, split: dict[str, LowRank], fused: dict[str, LowRank], recipe: Any) -> None:
+    save_lora(folder / f"{kind}_ours.safetensors", fused, recipe)
+    save_file(_clones(lora_state(split, "transformer.")), folder / f"{kind}_diffusers.safetensors")
+    save_file(_clones(_underscores(lora_state(fused))), folder / f"{kind}_musubi.safetensors")
+
+
+def _clones(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in state.items()}
+
+
+def _quantised(state: dict[str, Tensor], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The single blocks' `linear1` in ComfyUI's own fp8 or int8 with a scale, and its description of that."""
+    out, layers = dict(state), {}
+    dtype, limit = (torch.float8_e4m3fn, 448.0) if kind == "fp8" else (torch.int8, 127.0)
+    for name in [key.removesuffix(".weight") for key in state if ".linear1.weight" in key]:
+        weight = state[f"{name}.weight"]
+        scale = weight.abs().max() / limit
+        scaled = weight / scale
+        out[f"{name}.weight"] = scaled.to(dtype) if kind == "fp8" else scaled.round().to(dtype)
+        out[f"{name}.weight_scale"] = scale.float()
+        layers[name] = {"format": "float8_e4m3fn" if kind == "fp8" else "int8_tensorwise"}
+    return out, {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+
+
+@pytest.fixture(scope="module")
+def exchange(
+    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Exchange:
+    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    folder = tmp_path_factory.mktemp("exchange")
+    prompt = tiny.prompt()
+    inputs = _inputs() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
+    save_file(inputs, folder / "inputs.st")
+    save_file(_wan_inputs(), folder / "wan_inputs.st")
+    network = tiny.network(tiny.shape())
+    recipe = tiny.recipe("generator_lora", steps=3, shift=SHIFT)
+    tiny.write_model(folder / "hunyuan.safetensors", network, tiny.recipe("teacher", steps=4, shift=SHIFT), prompt)
+    state = load_file(folder / "hunyuan.safetensors")
+    for kind in ("fp8", "int8"):
+        tensors, metadata = _quantised(state, kind)
+        save_file(tensors, folder / f"{kind}.safetensors", metadata)
+    save_file(
+        {k: v.to(torch.float8_e4m3fn) if v.ndim > 1 else v for k, v in state.items()}, folder / "cast.safetensors"
+    )
+    split = tiny.branches(network)
+    _write_loras(folder, "hunyuan", split, to_file_layout(HUNYUAN_VIDEO, split, 128), recipe)
+    wan = tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
+    weights = diffusers_to_file(WAN, wan.state_dict())
+    teacher = tiny.recipe("teacher", family="wan", shift=3.0)
+    save_checkpoint(folder / "wan.safetensors", weights, teacher, NullPrompt(_wan_text(), None))
+    split = _wan_branches(wan)
+    fused = to_file_layout(WAN, split, 128)
+    _write_loras(folder, "wan", split, fused, recipe.model_copy(update={"family": "wan"}))
+    extra = lora_state(fused) | {
+        "diffusion_model.blocks.0.diff_m": torch.full((1, 6, 128), 0.3),
+        "diffusion_model.blocks.1.self_attn.q.diff_b": torch.full((128,), 0.2),
+    }
+    save_file(_clones(extra), folder / "wan_step.safetensors")
+
+    def loras(kind: str, *more: str) -> list[tuple[str, float]]:
+        return [(f"{kind}_{name}.safetensors", 0.5) for name in ("ours", "diffusers", "musubi", *more)]
+
+    job = {"run": "loras", "inputs": str(folder / "inputs.st"), "fake": "hunyuan_diffusers.safetensors"}
+    jobs = [
+        job | {"name": name, "model": str(folder / f"{name}.safetensors"), "loras": loras("hunyuan")}
+        for name in ("hunyuan", "fp8", "int8", "cast")
+    ]
+    jobs.append(
+        {"run": "loras", "name": "wan", "model": str(folder / "wan.safetensors"), "loras": loras("wan", "step")}
+        | {"inputs": str(folder / "wan_inputs.st"), "fake": "wan_musubi.safetensors"}
+    )
+    steps = {"run": "lora_steps", "inputs": str(folder / "inputs.st"), "strengths": list(STRENGTHS)}
+    steps["lora"] = str(folder / "hunyuan_diffusers.safetensors")
+    jobs += [
+        steps | {"name": f"{name} steps", "model": str(folder / f"{name}.safetensors")} for name in ("hunyuan", "cast")
+    ]
+    jobs = [job | {"out": str(folder / f"{job['name']}.out")} for job in jobs]
+    stock_side(jobs)
+    return Exchange({job["name"]: load_file(job["out"]) for job in jobs}, network, wan)
+
+
+def _merged(network: torch.nn.Module, branches: dict[str, LowRank], weight: float) -> torch.nn.Module:
+    """The trainer's network with `theta + weight * alpha / rank * up @ down` in its own, split modules."""
+    merged = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, branch in branches.items():
+            merged.get_submodule(name).weight += weight * 2.0 * (branch.up @ branch.down)
+    return merged
+
+
+def _hunyuan_velocity(network: torch.nn.Module, tiny: SimpleNamespace) -> Callable[[Tensor, Tensor], Tensor]:
+    condition = concat_condition(_inputs()["image"] * LATENT_SCALE, 3)
+    return network_velocity(network, condition, tiny.prompt())
+
+
+def _wan_velocity(network: torch.nn.Module) -> Tensor:
+    inputs = _wan_inputs()
+    condition = IMAGE_TO_VIDEO.condition(StartImage(normalised(inputs["image"]), inputs["features"]), 3)
+    with torch.no_grad():
+        return network_velocity(network, condition, NullPrompt(_wan_text(), None))(inputs["x"], inputs["sigma"])
+
+
+def _expected(kind: str, exchange: Exchange, tiny: SimpleNamespace, weight: float) -> Tensor:
+    if kind == "wan":
+        return _wan_velocity(_merged(exchange.wan, _wan_branches(exchange.wan), weight))
+    network = _merged(exchange.hunyuan, tiny.branches(exchange.hunyuan), weight)
+    with torch.no_grad():
+        return _hunyuan_velocity(network, tiny)(_inputs()["x"], _inputs()["sigma"])
+
+
+@pytest.mark.parametrize("base", ["ours", "stock"])
+@pytest.mark.parametrize("dialect", ["ours", "diffusers", "musubi"])
+@pytest.mark.parametrize("kind", ["hunyuan", "wan"])
+def test_every_dialect_is_the_merged_network(
+    kind: str, dialect: str, base: str, exchange: Exchange, tiny: SimpleNamespace
+) -> None:
+    answer = exchange.answers[kind]
+    expected = _expected(kind, exchange, tiny, 0.5)
+    assert (expected - answer["base stock"]).std() > 1e-2, "the LoRA changes next to nothing"
+    got = answer[f"{kind}_{dialect}.safetensors on {base}"]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hunyuan", "wan"])
+def test_the_stock_loader_agrees_or_skips(kind: str, exchange: Exchange) -> None:
+    """What the node is for: once nothing is skipped here any more, stock LoRA loaders do as well."""
+    answer = exchange.answers[kind]
+    effect = (answer[f"{kind}_ours.safetensors on stock"] - answer["base stock"]).std()
+    for dialect in ("ours", "diffusers", "musubi"):
+        name = f"{kind}_{dialect}.safetensors"
+        apart = (answer[f"{name} by the stock loader"] - answer[f"{name} on stock"]).std()
+        if dialect == "ours" or (kind, dialect) == ("wan", "musubi"):
+            assert apart < 1e-5
+        else:
+            assert apart > 0.1 * effect
+    assert torch.equal(answer[f"{kind}_diffusers.safetensors by the stock loader"], answer["base stock"])
+
+
+@pytest.mark.parametrize("base", ["ours", "stock"])
+def test_the_recipe_of_a_lora_takes_over(base: str, exchange: Exchange) -> None:
+    for kind, shift in (("hunyuan", 7.0), ("wan", 8.0)):
+        answer = exchange.answers[kind]
+        name = f"{kind}_ours.safetensors on {base}"
+        assert (float(answer[f"{name}: shift"]), int(answer[f"{name}: steps"])) == (SHIFT, 3)
+        name = f"{kind}_musubi.safetensors on {base}"
+        own = {"hunyuan": SHIFT, "wan": 3.0}[kind] if base == "ours" else shift
+        assert (float(answer[f"{name}: shift"]), int(answer[f"{name}: steps"])) == (own, 4 if base == "ours" else 0)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "cast"])
+def test_loras_on_quantised_weights_are_the_stock_loaders(precision: str, exchange: Exchange) -> None:
+    answer, whole = exchange.answers[precision], exchange.answers["hunyuan"]
+    torch.testing.assert_close(answer["base ours"], answer["base stock"])
+    error = (answer["base ours"] - whole["base ours"]).std()
+    assert 0 < error < 0.1 * whole["base ours"].std()
+    name = "hunyuan_ours.safetensors"
+    torch.testing.assert_close(answer[f"{name} on ours"], answer[f"{name} by the stock loader"])
+    split = answer["hunyuan_diffusers.safetensors on ours"]
+    effect = whole[f"{name} on ours"] - whole["base ours"]
+    assert (split - answer["base ours"] - effect).std() < 0.5 * effect.std()
+
+
+@pytest.mark.parametrize("base", ["ours", "stock"])
+def test_whole_differences_are_applied(base: str, exchange: Exchange) -> None:
+    answer = exchange.answers["wan"]
+    network = _merged(exchange.wan, _wan_branches(exchange.wan), 0.5)
+    with torch.no_grad():
+        network.blocks[0].scale_shift_table += 0.5 * 0.3
+        network.blocks[1].attn1.to_q.bias += 0.5 * 0.2
+    expected = _wan_velocity(network)
+    torch.testing.assert_close(answer[f"wan_step.safetensors on {base}"], expected, atol=1e-4, rtol=1e-4)
+    # The stock loader leaves the modulation out.
+    assert (answer["wan_step.safetensors by the stock loader"] - expected).std() > 1e-2
+    assert torch.equal(answer["base afterwards"], answer["base ours"])
+
+
+@pytest.mark.parametrize("kind", ["hunyuan", "wan"])
+@pytest.mark.parametrize(("role", "weight"), [("real", 0.25), ("fake", 1.0)])
+def test_real_and_fake_of_every_family_and_dialect(
+    kind: str, role: str, weight: float, exchange: Exchange, tiny: SimpleNamespace
+) -> None:
+    expected = _expected(kind, exchange, tiny, weight)
+    torch.testing.assert_close(exchange.answers[kind][role], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strengths", list(STRENGTHS))
+def test_strengths_per_step_are_merged_weights_per_step(
+    strengths: str, exchange: Exchange, tiny: SimpleNamespace
+) -> None:
+    answer = exchange.answers["hunyuan steps"]
+    branches = tiny.branches(exchange.hunyuan)
+    nodes = few_step_sigmas(4, SHIFT)
+    stages = {
+        float(sigma): _hunyuan_velocity(_merged(exchange.hunyuan, branches, strength), tiny)
+        for sigma, strength in zip(nodes, STRENGTHS[strengths], strict=False)
+    }
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return stages[float(sigma.reshape(-1)[0])](x, sigma)
+
+    with torch.no_grad():
+        expected = sample_euler(velocity, _inputs()["x"], nodes)
+    torch.testing.assert_close(answer[strengths] * LATENT_SCALE, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(answer[f"{strengths} again"], answer[strengths])
+
+
+@pytest.mark.parametrize("precision", ["hunyuan", "cast"])
+def test_constant_strengths_are_the_plain_lora_or_none(precision: str, exchange: Exchange) -> None:
+    answer = exchange.answers[f"{precision} steps"]
+    effect = (answer["with"] - answer["without"]).std()
+    assert effect > 1e-2
+    # An fp8 weight is rounded anew after each change, so that nothing more than close can be asked for.
+    close = 1e-5 if precision == "hunyuan" else 0.3 * effect
+    assert (answer["1, 1, 1, 1"] - answer["with"]).std() < close
+    assert (answer["0 0 0 0"] - answer["without"]).std() < close
+    assert torch.equal(answer["without, afterwards"], answer["without"])
