@@ -1,10 +1,12 @@
-"""Frames from and to files: streaming decode, still images, h264 mp4 with tags, resize and crop, contact sheets.
+"""Frames from files, and what is done to them: streaming decode, still images, tags, resize and crop, contact sheets.
 
 Frames are uint8 RGB tensors `[H, W, 3]`, clips `[T, H, W, 3]`.
 """
 
+import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,17 +18,16 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .audio import Source, medium
 from .errors import VideoError
-from .files import atomic_file
 from .sizes import kept_share
+from .webp import read_webp_tags
 
 logger = logging.getLogger(__name__)
 
-_MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
-_BT709, _LIMITED_RANGE = 1, 1
 # libswscale's accurate_rnd, full_chr_h_int and bicubic: by default it rounds down, which darkens every conversion by
 # about one level of 255, and repeats chroma. Numbers, because not every version of PyAV has names for them.
-_EXACT = 0x40000 | 0x2000 | 4
+EXACT = 0x40000 | 0x2000 | 4
 # In a portrait that is taller than the video the face is above the middle: of the rows to be cut off, one part of so
 # many goes at the top, the rest at the bottom.
 _TOP_PART = 4
@@ -40,77 +41,103 @@ _SHEET_GAP = 4
 
 @dataclass(frozen=True)
 class Video:
-    """An opened video: its frame rate, and its upright frames `[H, W, 3]` uint8 in one pass."""
+    """An opened video: its frame rate, and its upright frames `[H, W, 3]` in one pass.
+
+    `rate` is `fps` as an exact fraction; `count` how many frames the file says it has, None if it does not say.
+    """
 
     fps: float
+    rate: Fraction
+    count: int | None
     frames: Iterator[Tensor]
 
 
-def read_video(path: str | Path, fps: float | None = None) -> Video:
+def read_video(
+    source: Source, fps: float | None = None, *, start: float = 0.0, duration: float = 0.0, deep: bool = False
+) -> Video:
     """Open a video for streaming; rotation metadata is applied to the frames.
 
     Args:
+        source: a file, or the bytes of one.
         fps: frame rate to resample to, by showing at every instant the source frame nearest in time; None keeps the
             file's own frames and average rate.
+        start: seconds to leave out at the beginning.
+        duration: seconds to read; 0 reads to the end.
+        deep: frames as float32 in [0, 1] of 16 bits a channel, instead of uint8.
 
     Raises:
         VideoError: at once if the file is absent, empty or no video; while iterating if it is damaged or holds no
             frame.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path} does not exist or is no file. Check the path of the video.")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes). Copy or record the video again.")
+    name = "The video" if isinstance(source, io.BytesIO) else str(source)
+    if not isinstance(source, io.BytesIO):
+        if not Path(source).is_file():
+            raise VideoError(f"{name} does not exist or is no file. Check the path of the video.")
+        if Path(source).stat().st_size == 0:
+            raise VideoError(f"{name} is empty (0 bytes). Copy or record the video again.")
     try:
-        container = av.open(str(path))
+        container = av.open(medium(source))
     except av.FFmpegError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
     if not container.streams.video:
         container.close()
-        raise VideoError(f"{path} has no video stream (only {_stream_kinds(container)}). Expected a video file.")
-    rate = container.streams.video[0].average_rate or container.streams.video[0].guessed_rate
+        raise VideoError(f"{name} has no video stream (only {_stream_kinds(container)}). Expected a video file.")
+    stream = container.streams.video[0]
+    rate = stream.average_rate or stream.guessed_rate
     if not rate:
         container.close()
-        raise VideoError(f"{path} does not say its frame rate. Re-encode it, for example to mp4 with h264.")
-    timed = _decode(path, container, float(rate))
+        raise VideoError(f"{name} does not say its frame rate. Re-encode it, for example to mp4 with h264.")
+    timed = _decode(name, container, float(rate), start, duration, deep)
     frames = (frame for _, frame in timed) if fps is None else _resample(timed, 1 / float(rate), fps)
-    return Video(float(rate) if fps is None else fps, frames)
+    count = stream.frames if stream.frames and not start and not duration else None
+    return Video(float(rate) if fps is None else fps, Fraction(rate if fps is None else fps), count, frames)
 
 
 def _stream_kinds(container: av.container.InputContainer) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
 
 
-def _unreadable(path: Path, error: av.FFmpegError) -> VideoError:
+def _unreadable(name: str, error: av.FFmpegError) -> VideoError:
     return VideoError(
-        f"{path} cannot be read as a video ({error.strerror}). It is damaged or in a format that is not supported: "
+        f"{name} cannot be read as a video ({error.strerror}). It is damaged or in a format that is not supported: "
         f"copy it again, or re-encode it, for example to mp4 with h264."
     )
 
 
-def _decode(path: Path, container: av.container.InputContainer, rate: float) -> Iterator[tuple[float, Tensor]]:
+def _decode(
+    name: str, container: av.container.InputContainer, rate: float, start: float, duration: float, deep: bool
+) -> Iterator[tuple[float, Tensor]]:
     """Times in seconds and upright frames, in presentation order."""
     count = 0
     with container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        # Half a frame of tolerance: times are rounded to the container's ticks.
+        first, end = start - 0.5 / rate, start + duration - 0.5 / rate if duration else math.inf
         try:
+            if start:
+                container.seek(int(start / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise VideoError(f"{path} is damaged: frame {count} cannot be decoded. Copy the file again.")
-                pixels = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
+                    raise VideoError(f"{name} is damaged: frame {count} cannot be decoded. Copy the file again.")
+                time = frame.time if frame.time is not None else count / rate
+                if start and time < first:
+                    continue
+                if time >= end:
+                    break
+                pixels = frame.to_ndarray(format="rgb48le" if deep else "rgb24", interpolation=EXACT)
+                if deep:
+                    pixels = pixels.astype(np.float32) / 65535
                 # A display matrix turns counter-clockwise by `rotation` degrees, as rot90 does.
                 upright = np.rot90(pixels, k=round(frame.rotation / 90), axes=(0, 1))
-                time = frame.time if frame.time is not None else count / rate
                 count += 1
                 yield time, torch.from_numpy(np.ascontiguousarray(upright))
         except av.FFmpegError as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(name, error) from error
         if count == 0:
-            raise VideoError(f"{path} holds no frame that can be decoded. Copy or record the video again.")
-        if count < stream.frames:
-            logger.warning("%s says it has %d frames, only %d could be decoded", path, stream.frames, count)
+            raise VideoError(f"{name} holds no frame that can be decoded. Copy or record the video again.")
+        if count < stream.frames and not start and not duration:
+            logger.warning("%s says it has %d frames, only %d could be decoded", name, stream.frames, count)
 
 
 def _resample(timed: Iterator[tuple[float, Tensor]], duration: float, fps: float) -> Iterator[Tensor]:
@@ -155,60 +182,8 @@ def read_image(path: str | Path) -> Tensor:
     return torch.from_numpy(np.array(opaque))
 
 
-def write_video(
-    path: str | Path, frames_THWC: Tensor, fps: float, tags: Mapping[str, str] | None = None, crf: float = 18
-) -> None:
-    """Write uint8 RGB frames `[T, H, W, 3]` as an h264 yuv420p mp4 (BT.709), complete or not at all.
-
-    Args:
-        tags: text kept in the container's metadata, read back by `read_tags`.
-        crf: x264 quality, 0 (best) to 51.
-
-    Raises:
-        VideoError: if there is no frame, a side is odd (yuv420p halves it), or the encoder fails.
-    """
-    path = Path(path)
-    if frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or frames_THWC.dtype != torch.uint8:
-        raise VideoError(
-            f"{path.name}: expected uint8 frames [T, H, W, 3], got {frames_THWC.dtype} {list(frames_THWC.shape)}."
-        )
-    count, height, width, _ = frames_THWC.shape
-    if count == 0 or height % 2 or width % 2 or not height or not width:
-        raise VideoError(
-            f"{path.name} cannot be written with {count} frames of {width} x {height}: an h264 mp4 needs at least one "
-            f"frame and even sides. Crop or resize to even sides."
-        )
-    try:
-        # The temporary name does not end in .mp4, so the container format is named.
-        with atomic_file(path) as temporary:
-            _encode(temporary, frames_THWC, fps, dict(tags or {}), crf)
-    except av.FFmpegError as error:
-        raise VideoError(
-            f"{path} cannot be encoded ({error.strerror}). Check the free disk space and the folder."
-        ) from error
-
-
-def _encode(path: Path, frames_THWC: Tensor, fps: float, tags: dict[str, str], crf: float) -> None:
-    options = {"movflags": "use_metadata_tags+faststart"}
-    with av.open(str(path), "w", format="mp4", options=options) as container:
-        container.metadata.update(tags)
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(_MAX_FPS_DENOMINATOR))
-        stream.height, stream.width = frames_THWC.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf)}
-        codec = stream.codec_context
-        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
-        codec.color_range = _LIMITED_RANGE
-        for pixels in frames_THWC.cpu():
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.numpy()), format="rgb24")
-            container.mux(
-                stream.encode(frame.reformat(format="yuv420p", dst_colorspace="itu709", interpolation=_EXACT))
-            )
-        container.mux(stream.encode(None))
-
-
 def read_tags(path: str | Path) -> dict[str, str]:
-    """The metadata tags of a video file.
+    """The metadata tags of a video file; of WebM, which keeps their names in capitals, in small letters.
 
     Raises:
         VideoError: if the file is absent or no video.
@@ -216,11 +191,14 @@ def read_tags(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path} does not exist or is no file. Check the path of the video.")
+    if path.suffix.lower() == ".webp":
+        return read_webp_tags(path)
     try:
         with av.open(str(path)) as container:
-            return dict(container.metadata)
+            lower = "matroska" in container.format.name
+            return {key.lower() if lower else key: value for key, value in container.metadata.items()}
     except av.FFmpegError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(str(path), error) from error
 
 
 @dataclass(frozen=True)

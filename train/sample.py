@@ -24,7 +24,8 @@ from magicdistill_core.flow import (
 )
 from magicdistill_core.pocket.files import VAE as POCKET_VAE
 from magicdistill_core.recipe import Recipe, Sampler
-from magicdistill_core.video import crop_note, read_image, resize_crop, write_video
+from magicdistill_core.video import crop_note, read_image, resize_crop
+from magicdistill_core.video_writing import write_video
 
 from .families import kind_of
 from .network import load_network, network_velocity

@@ -12,7 +12,8 @@ from magicdistill_core.families.base import Family
 from magicdistill_core.families.hunyuan_video import unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.pocket.files import VAE
-from magicdistill_core.video import contact_sheet, write_video
+from magicdistill_core.video import contact_sheet
+from magicdistill_core.video_writing import write_video
 
 from .config import ScheduleConfig, ValidationConfig
 from .distributed import is_main

@@ -16,8 +16,8 @@ from magicdistill_core.video import (
     read_tags,
     read_video,
     resize_crop,
-    write_video,
 )
+from magicdistill_core.video_writing import write_video
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 150, 120]], dtype=torch.uint8)
 
@@ -121,9 +121,10 @@ def test_odd_sides_and_no_frames_are_refused(tmp_path: Path, shape: tuple[int, .
     assert not list(tmp_path.iterdir())
 
 
-def test_only_uint8_rgb_is_written(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="uint8"):
-        write_video(tmp_path / "a.mp4", torch.zeros(2, 32, 32, 3), 24.0)
+@pytest.mark.parametrize("frames", [torch.zeros(2, 32, 32, 3).int(), torch.zeros(2, 32, 32), torch.zeros(2, 32, 32, 4)])
+def test_only_rgb_of_bytes_or_floats_is_written(tmp_path: Path, frames: torch.Tensor) -> None:
+    with pytest.raises(VideoError, match="uint8 or floating point"):
+        write_video(tmp_path / "a.mp4", frames, 24.0)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

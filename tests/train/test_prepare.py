@@ -8,7 +8,8 @@ from rich.console import Console
 
 from magicdistill_core.errors import MagicDistillError, VideoError
 from magicdistill_core.families.hunyuan_video import frames_to_unit
-from magicdistill_core.video import read_video, resize_crop, write_video
+from magicdistill_core.video import read_video, resize_crop
+from magicdistill_core.video_writing import write_video
 from train.latents import DatasetError, LatentDataset
 from train.prepare import prepare
 from train.vae import load_vae

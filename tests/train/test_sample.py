@@ -13,7 +13,8 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.recipe import METADATA_KEY, Recipe
-from magicdistill_core.video import read_image, read_tags, read_video, write_video
+from magicdistill_core.video import read_image, read_tags, read_video
+from magicdistill_core.video_writing import write_video
 from train.network import load_network
 from train.sample import SAMPLING_TAG, generate, sample_file, sample_latents
 from train.vae import load_vae

@@ -16,7 +16,8 @@ from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.recipe import Recipe
-from magicdistill_core.video import read_image, read_tags, read_video, resize_crop, write_video
+from magicdistill_core.video import read_image, read_tags, read_video, resize_crop
+from magicdistill_core.video_writing import write_video
 from train.latents import DatasetError, LatentDataset
 from train.network import build_network
 from train.prepare import prepare

@@ -1,0 +1,238 @@
+"""Save portrait video on a running ComfyUI: every format, VIDEO inputs, sound, tags, names, bad inputs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magicdistill_core.audio import waveform_audio
+from magicdistill_core.pocket.render import portrait_clip
+from magicdistill_core.video import read_tags, read_video
+from magicdistill_core.video_writing import FORMATS, MP4, MP4_10_BIT, PRORES, WEBM, WEBP, write_video
+
+# Braces that do not match: what looks for the end of a tag by counting them must not be misled.
+WORKFLOW = {"nodes": [{"id": 1, "type": "Note", "widgets_values": ['a "{" and {{ and \\"{']}], "links": []}
+RECORD = json.dumps({"seed": 3, "sigmas": [1.0, 0.5, 0.0], "sha256": "ab" * 32})
+
+
+def prompt(**save: Any) -> dict[str, Any]:
+    """A portrait of 64 x 64, saved."""
+    settings = {"video": ["portrait", 0], "fps": 8.0, "filename_prefix": "save/clip", "format": MP4.title, "crf": 18.0}
+    return {
+        "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
+        "save": {"class_type": "MagicDistillSaveVideo", "inputs": settings | save},
+    }
+
+
+def with_video(source: str, **save: Any) -> dict[str, Any]:
+    """A VIDEO of the input folder, saved."""
+    return prompt(video=["load", 0], **save) | {"load": {"class_type": "LoadVideo", "inputs": {"file": source}}}
+
+
+def saved(server: Any, outputs: dict) -> Path:
+    """The file that was saved."""
+    (entry,) = outputs["save"]["files"]
+    assert entry["type"] == "output"
+    return server.directory / "output" / entry["subfolder"] / entry["filename"]
+
+
+def levels(path: Path) -> list[int]:
+    """The numbers of the frames of a counted clip, by their grey."""
+    return [round(float(frame.float().mean()) / 10) for frame in read_video(path).frames]
+
+
+@pytest.fixture(scope="module")
+def counted(server: Any) -> str:
+    """A file of 24 frames at 12 fps in the input folder, frame n of grey 10n, with two seconds of sound."""
+    grey = 10 * torch.arange(24, dtype=torch.uint8)
+    frames = grey.view(-1, 1, 1, 1).expand(-1, 48, 64, 3)
+    ramp = torch.linspace(0, 1, 2 * 44100)[None]
+    audio = waveform_audio(ramp, 44100)
+    write_video(server.directory / "input" / "counted.mov", frames, 12, format=PRORES, audio=audio)
+    return "counted.mov"
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.title)
+def test_every_format_keeps_tags_beside_the_sound_and_is_shown(format: Any, server: Any) -> None:
+    asked = prompt(format=format.title, audio=["sound", 0], record=["record", 0])
+    asked |= {
+        "sound": {"class_type": "EmptyAudio", "inputs": {"duration": 1.0, "sample_rate": 44100, "channels": 2}},
+        "record": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": RECORD}},
+    }
+    outputs = server.run(asked, WORKFLOW)
+    path = saved(server, outputs)
+    assert path.suffix == format.suffix
+    tags = read_tags(path)
+    assert json.loads(tags["workflow"]) == WORKFLOW
+    assert json.loads(tags["prompt"])["save"]["inputs"]["format"] == format.title
+    assert tags["magicdistill"] == RECORD
+    # What the page shows: the file itself, or for those that few browsers play a small h264 of the same length.
+    (shown,) = outputs["save"]["images"]
+    assert outputs["save"]["animated"] == [True]
+    folder = "output" if format.plays_anywhere else "temp"
+    assert shown["type"] == folder
+    preview = server.directory / folder / shown["subfolder"] / shown["filename"]
+    (text,) = outputs["save"]["text"]
+    assert f"{path.name}: 1 frames of 64 x 64, 8 fps" in text
+    assert ("holds no sound" in text) == (format is WEBP)
+    if format is WEBP:
+        with Image.open(path) as image:
+            assert image.size == (64, 64)
+        return
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].pix_fmt == format.pixels
+        assert len(container.streams.audio) == 1
+    with av.open(str(preview)) as container:
+        assert container.streams.video[0].pix_fmt == "yuv420p"
+        assert len(list(container.decode(video=0))) == 1
+
+
+def test_a_video_of_a_file_keeps_its_frames_rate_and_sound(server: Any, counted: str) -> None:
+    path = saved(server, server.run(with_video(counted, fps=99.0)))
+    assert levels(path) == list(range(24))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 12
+        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+        assert sound.shape[1] == pytest.approx(2 * 44100, abs=2048)
+        assert sound[0, 44100] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_trimmed_video_is_saved_as_trimmed(server: Any, counted: str) -> None:
+    asked = with_video(counted, format=WEBM.title)
+    asked["cut"] = {
+        "class_type": "Video Slice",
+        "inputs": {"video": ["load", 0], "start_time": 0.5, "duration": 1.0, "strict_duration": False},
+    }
+    asked["save"]["inputs"]["video"] = ["cut", 0]
+    assert levels(saved(server, server.run(asked))) == list(range(6, 18))
+
+
+def test_ten_bits_come_through_from_file_to_file(server: Any) -> None:
+    ramp = torch.linspace(0.2, 0.4, 512)[None, :, None].expand(64, -1, 3)[None]
+    write_video(server.directory / "input" / "ramp.mov", ramp, 12, format=PRORES)
+    path = saved(server, server.run(with_video("ramp.mov", format=MP4_10_BIT.title, crf=0.0)))
+    (frame,) = read_video(path, deep=True).frames
+    assert len(frame[32, :, 1].unique()) > 150
+
+
+def test_a_video_of_tensors_is_saved_with_its_rate_and_sound(server: Any) -> None:
+    asked = prompt(video=["create", 0], fps=99.0)
+    asked |= {
+        "sound": {"class_type": "EmptyAudio", "inputs": {"duration": 1.0, "sample_rate": 44100, "channels": 2}},
+        "create": {
+            "class_type": "CreateVideo",
+            "inputs": {"images": ["portrait", 0], "fps": 5.0, "audio": ["sound", 0]},
+        },
+    }
+    with av.open(str(saved(server, server.run(asked)))) as container:
+        assert container.streams.video[0].average_rate == 5
+        assert len(container.streams.audio) == 1
+
+
+def test_colours_of_a_file_stay_what_they_are(server: Any) -> None:
+    clip = portrait_clip(11, 3, 96)
+    write_video(server.directory / "input" / "colours.mp4", clip, 12, crf=0)
+    path = saved(server, server.run(with_video("colours.mp4", crf=0.0)))
+    difference = torch.stack(list(read_video(path).frames)).float() - torch.as_tensor(clip).float()
+    assert difference.mean((0, 1, 2)).abs().max() < 0.4
+    assert difference.abs().mean() < 4
+
+
+BAD_VIDEOS = {
+    "empty": (b"", "is empty"),
+    "no video": (b"no video at all", "cannot be read as a video"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_VIDEOS))
+def test_bad_videos_are_explained(case: str, server: Any) -> None:
+    content, part = BAD_VIDEOS[case]
+    (server.directory / "input" / f"{case}.mp4").write_bytes(content)
+    before = written(server)
+    error = server.error_of(with_video(f"{case}.mp4"))
+    assert error["node_type"] == "MagicDistillSaveVideo"
+    assert part in error["exception_message"]
+    assert written(server) == before
+
+
+def test_a_damaged_video_leaves_nothing_behind(server: Any) -> None:
+    source = server.directory / "input" / "cut.mkv"
+    write_video(source, torch.rand(30, 64, 64, 3), 12)
+    content = bytearray(source.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    source.write_bytes(content)
+    before = written(server)
+    entry = server.wait(server.queue(with_video("cut.mkv", format=PRORES.title)))
+    if entry["status"]["status_str"] != "success":
+        assert written(server) == before
+    assert server.get("/system_stats"), "the server is gone"
+
+
+def written(server: Any) -> set[Path]:
+    """Every file of the output and the temporary folder."""
+    return {path for name in ("output", "temp") for path in (server.directory / name).rglob("*") if path.is_file()}
+
+
+NAMES = [
+    "../out",
+    "a/../../out",
+    "/tmp/out",
+    "C:\\out",
+    "..\\out",
+    "\\\\host\\out",
+    " ",
+    ".",
+    "./",
+    "a\0b",
+    "a\nb",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_lead_astray_are_refused_before_anything_runs(name: str, server: Any) -> None:
+    before = written(server)
+    (error,) = server.refusal_of(prompt(filename_prefix=name))["node_errors"]["save"]["errors"]
+    assert "does not stay inside ComfyUI's output folder" in error["details"]
+    assert written(server) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "save/" + "y/" * 3000 + "z"])
+def test_names_that_no_disk_takes_are_explained(name: str, server: Any) -> None:
+    error = server.error_of(prompt(filename_prefix=name))
+    assert "cannot be saved under" in error["exception_message"]
+    assert "too long" in error["exception_message"]
+
+
+@pytest.mark.parametrize("name", ["save/ünï 中文", "save/%width%x%height%", "save/a.b", "save/with space/"])
+def test_other_names_are_taken(name: str, server: Any) -> None:
+    path = saved(server, server.run(prompt(filename_prefix=name)))
+    assert path.is_file()
+    assert (server.directory / "output").resolve() in path.resolve().parents
+    assert "64x64" in path.name or "%" not in name
+
+
+def test_odd_sides_are_for_webp_alone(server: Any) -> None:
+    asked = prompt(format=WEBP.title)
+    asked["portrait"]["inputs"]["size"] = 65
+    with Image.open(saved(server, server.run(asked))) as image:
+        assert image.size == (65, 65)
+    asked["save"]["inputs"]["format"] = WEBM.title
+    assert "needs even sides" in server.error_of(asked)["exception_message"]
+
+
+def test_saving_can_be_cancelled(server: Any) -> None:
+    frames = (torch.full((256, 256, 3), n % 256, dtype=torch.uint8) for n in range(2000))
+    write_video(server.directory / "input" / "long.mp4", frames, 24, crf=51)
+    before = written(server)
+    prompt_id = server.queue(with_video("long.mp4", format=PRORES.title, filename_prefix="save/long"))
+    while not list((server.directory / "output" / "save").glob(".long*")):
+        pass
+    server.post("/interrupt", {})
+    assert "execution_interrupted" in dict(server.wait(prompt_id, 60)["status"]["messages"])
+    assert written(server) == before
