@@ -182,6 +182,7 @@ class LoadModel(io.ComfyNode):
         mode = None if start_image_mode == _FROM_FILE else start_image_mode
         model = load_model(path, _DTYPES[weight_dtype], mode)
         attached = attached_to(model)
+        assert attached is not None
         held = "" if weight_dtype == "default" else f" held as {weight_dtype}"
         family = attached.family
         text = f"{family.architecture.title} image-to-video ({family.i2v_mode}), {attached.size}{held}; "

@@ -5,10 +5,10 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..magicdistill_core.errors import CheckpointError, ConfigError
+from ..magicdistill_core.errors import ConfigError
 from ..magicdistill_core.lora_schedule import parse_strengths, strength_changes
-from ..magicdistill_core.wrappers import QUANTISATION_MARKS
 from .attached import attached_to, file_stamp, report
+from .lora_beside import beside_hook, weights_are_fixed
 from .low_rank import FittedLora, fit_lora
 
 
@@ -87,7 +87,6 @@ class LoraSteps(io.ComfyNode):
         cls, model: ModelPatcher, conditioning: list[list], lora_name: str, strengths: str, steps: int
     ) -> io.NodeOutput:
         values = parse_strengths(strengths)
-        _check_weights(model)
         lora = fit_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name))
         attached = attached_to(model)
         recipe = attached.recipe if attached is not None else None
@@ -97,9 +96,9 @@ class LoraSteps(io.ComfyNode):
             notes.append(f"{len(values)} strengths for {steps} steps: the last {len(values) - steps} are not used.")
         if attached is not None and any(name == lora_name for name, _ in attached.loras):
             notes.append(f"{lora_name} is on the MODEL already, so that its strengths add up.")
-        if lora.parameters:
-            notes.append(f"{len(lora.parameters)} modulations of {lora_name} cannot follow steps and are left out.")
-        hooks = _hooks(lora, strength_changes(values, steps))
+        hooks, left_out = _hooks(model, lora, strength_changes(values, steps))
+        if left_out:
+            notes.append(f"{left_out} whole differences of {lora_name} cannot follow steps and are left out.")
         used = [values[min(step, len(values) - 1)] for step in range(steps)]
         shown = ", ".join(f"{value:g}" for value in used[:12]) + (", ..." if steps > 12 else "")
         said = f"{lora.said()}; {steps} steps: {shown}"
@@ -107,30 +106,21 @@ class LoraSteps(io.ComfyNode):
         return io.NodeOutput(out, ui=report(cls, said, notes))
 
 
-def _check_weights(model: ModelPatcher) -> None:
-    """Refuse weights that ComfyUI's hooks cannot patch, where it would fail in the middle of sampling.
-
-    Raises:
-        CheckpointError: if the MODEL holds weights in one of ComfyUI's quantised formats.
-    """
-    if any(key.endswith(QUANTISATION_MARKS) for key in model.model_state_dict()):
-        raise CheckpointError(
-            "The MODEL's weights are quantised (int8 or fp8 with scales), which ComfyUI's hooks cannot patch. Load the "
-            "bf16 or fp16 file, with weight_dtype fp8 if memory is short; or put the LoRA on the MODEL with Load "
-            "few-step LoRA and sample the steps with and without it one after the other (Split Sigmas)."
-        )
-
-
-def _hooks(lora: FittedLora, changes: list[tuple[float, float]]) -> comfy.hooks.HookGroup:
-    """A weight hook whose strength follows `changes`."""
-    hook = comfy.hooks.WeightHook()
-    # As patches of the model's weights: ComfyUI would look for its own names of modules otherwise.
-    hook.weights, hook.need_weight_init = lora.patches, False
+def _hooks(
+    model: ModelPatcher, lora: FittedLora, changes: list[tuple[float, float]]
+) -> tuple[comfy.hooks.HookGroup, int]:
+    """A hook whose strength follows `changes`, and how many differences of the LoRA it has to leave out."""
     frames = comfy.hooks.HookKeyframeGroup()
     for start, strength in changes:
         # Held by the noise level alone, so that a sampling that begins in the middle begins with the right strength.
         frames.add(comfy.hooks.HookKeyframe(strength, start, guarantee_steps=0))
+    if weights_are_fixed(model):
+        hook, left_out = beside_hook(model, lora, frames)
+    else:
+        hook, left_out = comfy.hooks.WeightHook(), len(lora.parameters)
+        # As patches of the model's weights: ComfyUI would look for its own names of modules otherwise.
+        hook.weights, hook.need_weight_init = lora.patches, False
+    hook.hook_keyframe = frames
     group = comfy.hooks.HookGroup()
     group.add(hook)
-    group.set_keyframes_on_hooks(frames)
-    return group
+    return group, left_out
