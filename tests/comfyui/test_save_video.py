@@ -1,6 +1,9 @@
 """Save portrait video on a running ComfyUI: every format, VIDEO inputs, sound, tags, names, bad inputs."""
 
+import contextlib
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +229,42 @@ def test_odd_sides_are_for_webp_alone(server: Any) -> None:
     assert "needs even sides" in server.error_of(asked)["exception_message"]
 
 
+def test_memory_of_the_server_does_not_grow_with_the_length_of_a_video(server: Any) -> None:
+    """400 frames of 640 x 480 are 352 MiB of bytes, and 1.4 GiB as the floats of an IMAGE."""
+    picture = torch.linspace(0, 1, 640)[None, :, None].expand(480, -1, 3)
+    write_video(server.directory / "input" / "many.mp4", (picture.roll(n, 1) for n in range(400)), 24, crf=40)
+    process = Path("/proc", str(server_process()))
+    (process / "clear_refs").write_text("5")  # the peak begins anew
+    before = peak(process)
+    path = saved(server, server.run(with_video("many.mp4", crf=40.0)))
+    assert read_video(path).count == 400
+    assert peak(process) - before < 200
+
+
+def server_process() -> int:
+    """The number of the running ComfyUI, a child of this process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"main.py" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+    pytest.fail("the server is no child of this process")
+
+
+def peak(process: Path) -> float:
+    """The most memory that a process has had, in MiB."""
+    lines = (process / "status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def test_saving_can_be_cancelled(server: Any) -> None:
     frames = (torch.full((256, 256, 3), n % 256, dtype=torch.uint8) for n in range(2000))
     write_video(server.directory / "input" / "long.mp4", frames, 24, crf=51)
     before = written(server)
     prompt_id = server.queue(with_video("long.mp4", format=PRORES.title, filename_prefix="save/long"))
-    while not list((server.directory / "output" / "save").glob(".long*")):
-        pass
+    end = time.monotonic() + 60
+    while not list((server.directory / "output" / "save").glob(".long*")) and time.monotonic() < end:
+        time.sleep(0.02)
     server.post("/interrupt", {})
     assert "execution_interrupted" in dict(server.wait(prompt_id, 60)["status"]["messages"])
     assert written(server) == before
