@@ -173,7 +173,8 @@ class SaveVideo(io.ComfyNode):
                 f"or a model in fp16 does that: run it in bf16 or fp32."
             )
         place = f"{subfolder}/{file}" if subfolder else file
-        said = f"{place}: {frames} frames of {clip.width} x {clip.height}, {float(clip.rate):g} fps"
+        counted = "1 frame" if frames == 1 else f"{frames} frames"
+        said = f"{place}: {counted} of {clip.width} x {clip.height}, {float(clip.rate):g} fps"
         saved = {"files": [ui.SavedResult(file, subfolder, io.FolderType.output)]}
         return io.NodeOutput(ui=ui.PreviewVideo([shown]).as_dict() | report(cls, said, warnings).as_dict() | saved)
 

@@ -81,7 +81,7 @@ def test_every_format_keeps_tags_beside_the_sound_and_is_shown(format: Any, serv
     assert shown["type"] == folder
     preview = server.directory / folder / shown["subfolder"] / shown["filename"]
     (text,) = outputs["save"]["text"]
-    assert f"{path.name}: 1 frames of 64 x 64, 8 fps" in text
+    assert f"{path.name}: 1 frame of 64 x 64, 8 fps" in text
     assert ("holds no sound" in text) == (format is WEBP)
     if format is WEBP:
         with Image.open(path) as image:
