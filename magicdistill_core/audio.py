@@ -63,6 +63,9 @@ def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Aud
     Args:
         start: seconds to leave out at the beginning.
         duration: seconds to read; 0 reads to the end.
+
+    Raises:
+        VideoError: while iterating, if it is damaged.
     """
     container = av.open(medium(source))
     # A stream that FFmpeg has no decoder for has no codec context.
@@ -83,22 +86,28 @@ def _decode(
     left = round(duration * rate) if duration else None
     begun = False
     with container:
-        if start:
-            container.seek(int(start / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            time = frame.time or 0.0
-            for part in resampler.resample(frame):
-                samples = part.to_ndarray()
-                if not begun:
-                    early = round((start - time) * rate)
-                    if early >= samples.shape[1]:
-                        continue
-                    begun = True
-                    silence = np.zeros((channels, max(0, -early)), np.float32)
-                    samples = np.concatenate([silence, samples[:, max(0, early) :]], axis=1)
-                if left is not None:
-                    samples = samples[:, :left]
-                    left -= samples.shape[1]
-                yield samples
-                if left == 0:
-                    return
+        try:
+            if start:
+                container.seek(int(start / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                time = frame.time or 0.0
+                for part in resampler.resample(frame):
+                    samples = part.to_ndarray()
+                    if not begun:
+                        early = round((start - time) * rate)
+                        if early >= samples.shape[1]:
+                            continue
+                        begun = True
+                        silence = np.zeros((channels, max(0, -early)), np.float32)
+                        samples = np.concatenate([silence, samples[:, max(0, early) :]], axis=1)
+                    if left is not None:
+                        samples = samples[:, :left]
+                        left -= samples.shape[1]
+                    yield samples
+                    if left == 0:
+                        return
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"The sound of the video cannot be decoded ({error.strerror}). The file is damaged: copy it again, or "
+                f"connect other audio."
+            ) from error

@@ -192,6 +192,25 @@ def test_sound_that_is_shorter_than_the_video_is_no_obstacle(tmp_path: Path) -> 
         waveform_audio(torch.zeros(1, 3, 100), 44100)
 
 
+def test_damaged_sound_and_none_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, bars(24), 24, audio=waveform_audio(torch.zeros(1, 2, 0), 44100))
+    assert len(frames_of(path)) == 24
+    write_video(path, bars(24), 24)
+    assert read_audio(path) is None
+    write_video(path, bars(24), 24, audio=waveform_audio(tone(1), 44100))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position, size in places[10:20]:
+        content[position : position + size] = b"\xff" * size
+    path.write_bytes(content)
+    sound = read_audio(path)
+    assert sound is not None
+    with pytest.raises(VideoError, match="sound of the video cannot be decoded"):
+        list(sound.chunks)
+
+
 def test_a_window_of_a_file_is_read_alone(tmp_path: Path) -> None:
     levels = 10 * torch.arange(24, dtype=torch.uint8)
     frames = levels.view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
