@@ -29,7 +29,7 @@ from .file_hash import background_hash
 from .token_replace import apply_release
 
 _FROM_FILE = "from the file"
-_DTYPES = {
+_DTYPES: dict[str, dict] = {
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},

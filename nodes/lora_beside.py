@@ -15,20 +15,18 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..magicdistill_core.branch import LowRank
-from ..magicdistill_core.wrappers import QUANTISATION_MARKS
-from .low_rank import FittedLora
+from .low_rank import NETWORK, FittedLora, held_weights
 
-_PREFIX, _SUFFIX = "diffusion_model.", ".weight"
+_WEIGHT = ".weight"
 
 
 def weights_are_fixed(model: ModelPatcher) -> bool:
     """Whether a MODEL holds weights that hooks cannot patch: in ComfyUI's quantised formats, or of another pack (GGUF).
 
-    Those of ComfyUI's formats have scales beside them; those of other packs are tensors of a class of their own.
+    Both are tensors of a class of their own.
     """
     plain = (Tensor, torch.nn.Parameter)
-    weights = model.model_state_dict(filter_prefix=_PREFIX)
-    return any(key.endswith(QUANTISATION_MARKS) or type(value) not in plain for key, value in weights.items())
+    return any(type(weight) not in plain for weight in held_weights(model).values())
 
 
 def beside_hook(
@@ -37,7 +35,7 @@ def beside_hook(
     """A hook that adds a LoRA to the outputs of linear layers, and how many of its changes it has to leave out."""
     branches = {}
     for key, patch in lora.patches.items():
-        name = key.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        name = key.removeprefix(NETWORK).removesuffix(_WEIGHT)
         # ComfyUI's quantised linear layers are none of PyTorch's, so that the others are told apart.
         layer = model.model.diffusion_model.get_submodule(name) if isinstance(patch, LoRAAdapter) else None
         if layer is not None and not isinstance(layer, torch.nn.Conv3d):

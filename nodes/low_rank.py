@@ -16,7 +16,7 @@ from ..magicdistill_core.families.base import Architecture
 from ..magicdistill_core.layouts.modules import listing
 from .attached import attached_to
 
-_PREFIX = "diffusion_model."
+NETWORK = "diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,20 @@ class FittedLora:
         return notes
 
 
+def held_weights(model: ModelPatcher) -> dict[str, Tensor]:
+    """The network's weights by their names in the MODEL, as the modules hold them.
+
+    A state dict is not enough: that of quantised layers has packed weights, of other shapes, and scales beside them.
+    """
+    held = {}
+    for key in model.model_state_dict(filter_prefix=NETWORK):
+        module, _, leaf = key.rpartition(".")
+        weight = getattr(model.model.get_submodule(module), leaf, None)
+        if isinstance(weight, Tensor):
+            held[key] = weight
+    return held
+
+
 def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
     """Read a LoRA and match it with a MODEL of any loader, plain or quantised.
 
@@ -73,8 +87,8 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
     architecture, hidden = _network(model)
     lora = load_lora_for(architecture, Path(path), hidden)
     weights = {
-        architecture.layout.canonical(key.removeprefix(_PREFIX)): (key, tuple(tensor.shape))
-        for key, tensor in model.model_state_dict(filter_prefix=_PREFIX).items()
+        architecture.layout.canonical(key.removeprefix(NETWORK)): (key, tuple(tensor.shape))
+        for key, tensor in held_weights(model).items()
     }
     changes: dict[str, tuple[str, tuple[int, ...], object]] = {}
     for name, branch in lora.branches.items():

@@ -22,7 +22,8 @@ from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import all_families, architecture_knowing
 from magicdistill_core.families.base import Architecture
-from magicdistill_core.layouts.lora import file_name, known_modules, lora_part
+from magicdistill_core.layouts.dialects import lora_part
+from magicdistill_core.layouts.lora import file_name, known_modules
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.taehv import TAEHV
 from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle

@@ -18,6 +18,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.hooks  # noqa: E402
 import comfy.latent_formats  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
@@ -25,11 +26,20 @@ import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
+import node_helpers  # noqa: E402
 import torch  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from comfy.ldm.wan.vae import WanVAE  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
+from comfy.samplers import KSAMPLER, CFGGuider  # noqa: E402
 from comfy_api.latest import io  # noqa: E402
+from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
+from comfy_extras.nodes_custom_sampler import (  # noqa: E402
+    Guider_Basic,
+    Noise_RandomNoise,
+    SamplerCustomAdvanced,
+)
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3  # noqa: E402
 from comfy_extras.nodes_wan import WanImageToVideo  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -209,6 +219,35 @@ def job_loras(job: dict) -> dict[str, Tensor]:
     return out | {"base afterwards": velocity(bases["ours"], inputs, **more)}
 
 
+class Packed(Tensor):
+    """A weight as packs for GGUF files hold them: bytes, behind the shape of what they stand for."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return getattr(self, "unpacked", self.size())
+
+
+def job_packed(job: dict) -> dict[str, Tensor]:
+    """How a LoRA matches a MODEL whose weights are packed, of which a state dict shows the bytes."""
+    load_pack()
+    low_rank, beside = (importlib.import_module(f"pack.nodes.{name}") for name in ("low_rank", "lora_beside"))
+    model = comfy.sd.load_diffusion_model(job["model"])
+    before = beside.weights_are_fixed(model)
+    for block in model.model.diffusion_model.double_blocks:
+        layer = block.img_attn.qkv
+        unpacked = layer.weight.shape
+        packed = torch.zeros(unpacked[0], 18, dtype=torch.uint8).as_subclass(Packed)
+        layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+        layer.weight.unpacked = unpacked
+    lora = low_rank.fit_lora(model, job["lora"])
+    state = model.model_state_dict()["diffusion_model.double_blocks.0.img_attn.qkv.weight"]
+    return {
+        "fixed": torch.tensor([before, beside.weights_are_fixed(model)]),
+        "matched": torch.tensor([lora.matched, len(lora.misses)]),
+        "columns": torch.tensor(state.size(1)),
+    }
+
+
 def job_lora_steps(job: dict) -> dict[str, Tensor]:
     """A LoRA by the node that ties it to the conditioning, sampled by stock nodes' parts with ComfyUI's own Euler."""
     nodes = load_pack()
@@ -318,7 +357,7 @@ def job_portrait(job: dict) -> dict[str, Tensor]:
 def job_text_image(job: dict) -> dict[str, Tensor]:
     """The pack's encode node with a tiny pair of HunyuanVideo's text encoders, beside ComfyUI's own text encode."""
     nodes = load_pack()
-    options = {"llama_model_config": job["llama_config"], "clip_l_model_config": job["clip_config"]}
+    options = {"llama_model_config": job["llama_config"], "model_config": job["clip_config"]}
     options |= {"dtype": torch.float32}
     files = [comfy.utils.load_torch_file(job[name]) for name in ("llama", "clip_l")]
     clip = comfy.sd.load_text_encoder_state_dicts(
@@ -344,6 +383,65 @@ def job_text_image(job: dict) -> dict[str, Tensor]:
     clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["lossy_tokenizer"])
     out["lossy"] = letters(told(nodes.TextImageEncode, clip=clip, clip_vision_output=seen, prompt="")[1])
     out["other"] = letters(told(nodes.TextImageEncode, clip=other, clip_vision_output=seen, prompt="")[1])
+    return out
+
+
+def job_parts(job: dict) -> dict[str, Tensor]:
+    """One run by the sampler node, by its parts, by ComfyUI's own, compiled, and with hooks."""
+    nodes = load_pack()
+    model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
+    vae = stock_vae(job)
+    image = load_file(job["inputs"])["image"]
+    sizes = {"width": 0, "height": 0, "length": 0, "batch_size": 2}
+    conditioning, latent = run_node(nodes.PortraitToVideo, model=model, vae=vae, start_image=image, **sizes)
+
+    def whole(model: ModelPatcher, conditioning: list, **settings: object) -> tuple[Tensor, str, str]:
+        given = {"seed": job["seed"], "steps": 0, "shift": 0.0, "sampler": "recipe"} | settings
+        given |= {"model": model, "conditioning": conditioning, "latent": latent}
+        (samples, record), said = told(nodes.FewStepSampler, **given)
+        return samples["samples"], record, said
+
+    def parts(model: ModelPatcher, conditioning: list, guider: CFGGuider, sampler: str | KSAMPLER) -> Tensor:
+        (sigmas,) = run_node(nodes.FewStepSigmas, model=model, steps=0, shift=0.0)
+        if isinstance(sampler, str):
+            (sampler,) = run_node(nodes.FewStepSamplerSelect, model=model, sampler=sampler)
+        if isinstance(guider, Guider_Basic):
+            guider.set_conds(conditioning)
+        else:
+            guider.set_conds(conditioning, conditioning)
+            guider.set_cfg(1.0)
+        given = {"noise": Noise_RandomNoise(job["seed"]), "guider": guider, "sampler": sampler, "sigmas": sigmas}
+        return run_node(SamplerCustomAdvanced, **given, latent_image=latent)[0]["samples"]
+
+    out = {}
+    for sampler in ("euler", "renoise"):
+        out[f"whole {sampler}"] = whole(model, conditioning, sampler=sampler)[0]
+        out[f"parts {sampler}"] = parts(model, conditioning, Guider_Basic(model), sampler)
+        out[f"cfg {sampler}"] = parts(model, conditioning, CFGGuider(model), sampler)
+    stock = comfy.samplers.sampler_object("euler")
+    out["stock euler"] = parts(model, conditioning, Guider_Basic(model), stock)
+    compiled = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager", options={})
+    out["compiled"] = whole(compiled, conditioning)[0]
+    lora = comfy.utils.load_torch_file(job["lora"], safe_load=True)
+    merged, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    out["merged"] = whole(merged, conditioning)[0]
+    hooks = {"hooks": comfy.hooks.create_hook_lora(lora, 1.0, 0.0)}
+    hooked = node_helpers.conditioning_set_values(conditioning, hooks)
+    out["hooked"] = whole(model, hooked)[0]
+    out["unhooked"] = whole(model, conditioning)[0]
+    (moved,) = ModelSamplingSD3().patch(model, 9.0)
+    out["moved said"] = letters(whole(moved, conditioning)[2])
+    out["moved back said"] = letters(whole(moved, conditioning, shift=9.0)[2])
+    out["steps said"] = letters(told(nodes.FewStepSigmas, model=model, steps=2, shift=3.0)[1])
+    guided = node_helpers.conditioning_set_values(conditioning, {"guidance": 3.0})
+    _, record, said = whole(model, guided)
+    out["guided said"], out["record"] = letters(said), letters(record)
+    bare = comfy.sd.load_diffusion_model(job["model"])
+    out["bare said"] = letters(told(nodes.FewStepSigmas, model=bare, steps=0, shift=0.0)[1])
+    (moved,) = ModelSamplingSD3().patch(bare, 9.0)
+    out["bare moved said"] = letters(told(nodes.FewStepSigmas, model=moved, steps=0, shift=0.0)[1])
+    out["bare record"] = letters(whole(bare, conditioning)[1])
     return out
 
 

@@ -169,6 +169,9 @@ def exchange(
         steps | {"name": f"{name} steps", "model": str(folder / f"{name}.safetensors")}
         for name in ("hunyuan", "cast", "fp8", "int8")
     ]
+    jobs.append(
+        {"run": "packed", "name": "packed", "model": str(folder / "hunyuan.safetensors"), "lora": steps["lora"]}
+    )
     jobs = [job | {"out": str(folder / f"{job['name']}.out")} for job in jobs]
     stock_side(jobs)
     return Exchange({job["name"]: load_file(job["out"]) for job in jobs}, network, wan)
@@ -333,3 +336,10 @@ def test_constant_strengths_are_the_plain_lora_or_none(precision: str, exchange:
     assert (answer["1, 1, 1, 1"] - answer["with"]).std() < close
     assert (answer["0 0 0 0"] - answer["without"]).std() < close
     assert torch.equal(answer["without, afterwards"], answer["without"])
+
+
+def test_packed_weights_of_other_packs_are_matched_by_what_they_stand_for(exchange: Exchange) -> None:
+    answer = exchange.answers["packed"]
+    assert answer["columns"] == 18, "the bytes are not seen by a state dict"
+    assert answer["matched"].tolist() == [12, 0]
+    assert answer["fixed"].tolist() == [False, True]
