@@ -67,7 +67,11 @@ def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
         if frames_of is not None:
             frames, share = frames_of(x0)
             stride = -(-len(frames) // _MAX_FRAMES)
-            preview = (_FORMAT, AnimatedPreview(frames[::stride], round(1000 * stride * share / fps)), None)
+            shown = frames[::stride]
+            # A loop may begin anywhere. Where only the first picture is shown, it had better not be the start image.
+            middle = len(shown) // 2
+            animation = AnimatedPreview(shown[middle:] + shown[:middle], round(1000 * stride * share / fps))
+            preview = (_FORMAT, animation, None)
         progress.update_absolute(step + 1, total, preview)
 
     return callback

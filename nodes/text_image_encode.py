@@ -37,8 +37,12 @@ TEMPLATE = (
 )
 # <|start_header_id|>, "user" and <|end_header_id|>.
 _USER_HEADER = (128006, 882, 128007)
+_BLANK_LINE = 271
 # More layers back than there are: ComfyUI then gives the last hidden states, normalised.
 _LAST_LAYER = -(10**6)
+
+# ComfyUI's: of each text the tokens, each a number or an embedding, with its weight.
+Tokens = list[list[tuple[Any, float]]]
 
 
 class TextImageEncode(io.ComfyNode):
@@ -89,7 +93,8 @@ class TextImageEncode(io.ComfyNode):
                 "The CLIP vision model gives no tokens for a language model (it has no projector). Load "
                 "llava_llama3_vision with Load CLIP Vision and encode the start image with it."
             )
-        image = image_states(clip, seen[0])
+        tokens = clip.tokenize("", llama_template=TEMPLATE, image_embeds=seen[:1])["llama"]
+        image = image_states(clip, tokens)
         conditioning, lengths = [], []
         for text, values in clip.encode_from_tokens_scheduled(clip.tokenize(prompt)):
             lengths.append(text.shape[1])
@@ -97,6 +102,11 @@ class TextImageEncode(io.ComfyNode):
             conditioning.append([states, {key: value for key, value in values.items() if key != "attention_mask"}])
         used = min(max(lengths), TEXT_TOKENS)
         notes = []
+        if not _keeps_blank_lines(tokens):
+            notes.append(
+                "the tokenizer of this installation loses spaces and line breaks (transformers 5 does with Llama 3's), "
+                "so text is encoded otherwise than in training. With transformers 4 it is right."
+            )
         if max(lengths) > TEXT_TOKENS:
             notes.append(
                 f"the prompt has {max(lengths)} tokens; the model knows {TEXT_TOKENS}, and the rest is cut off. "
@@ -105,22 +115,21 @@ class TextImageEncode(io.ComfyNode):
         return io.NodeOutput(conditioning, ui=report(cls, f"{image.shape[1]} image tokens, {used} of text", notes))
 
 
-def image_states(clip: CLIP, projected: Tensor) -> Tensor:
+def image_states(clip: CLIP, tokens: Tokens) -> Tensor:
     """Llama's last hidden states of an image behind the template, from the user header on: `[1, L, width]`.
 
     Args:
-        projected: the image's tokens as the vision model's projector gives them, `[576, width]`.
+        tokens: of `TEMPLATE` with the image in its place, as the vision model's projector gives it.
     """
-    tokens = clip.tokenize("", llama_template=TEMPLATE, image_embeds=projected[None])["llama"]
     states = _last_states(clip, tokens)
     sequence = [token[0] for token in tokens[0]]
     start = _behind_user_header(sequence)
-    image = next(place for place, token in enumerate(sequence) if not isinstance(token, numbers.Integral))
-    end = image + projected.shape[0]
-    return torch.cat([states[:, start:image], states[:, image:end:IMAGE_STRIDE], states[:, end:]], dim=1)
+    place = next(place for place, token in enumerate(sequence) if not isinstance(token, numbers.Integral))
+    end = place + sequence[place]["data"].shape[0]
+    return torch.cat([states[:, start:place], states[:, place:end:IMAGE_STRIDE], states[:, end:]], dim=1)
 
 
-def _last_states(clip: CLIP, tokens: list[list[tuple[Any, ...]]]) -> Tensor:
+def _last_states(clip: CLIP, tokens: Tokens) -> Tensor:
     """Every token's last hidden state. ComfyUI's own encode would cut the image's away, so Llama is asked itself."""
     model: HunyuanVideoClipModel = clip.cond_stage_model
     model.reset_clip_options()
@@ -137,3 +146,8 @@ def _behind_user_header(sequence: list[Any]) -> int:
     width = len(_USER_HEADER)
     starts = range(len(sequence) - width)
     return next(place for place in starts if tuple(sequence[place : place + width]) == _USER_HEADER) + width
+
+
+def _keeps_blank_lines(tokens: Tokens) -> bool:
+    sequence = [token[0] for token in tokens[0]]
+    return sequence[_behind_user_header(sequence)] == _BLANK_LINE

@@ -1,0 +1,336 @@
+"""Portrait to video and the text + image encode: against ComfyUI's own nodes, the core, and transformers' Llama."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from magicdistill_core.checkpoint import save_checkpoint
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import LATENT_SCALE, TOKEN_REPLACE
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, TEXT_TOKENS, WanShape
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.taehv import TAEHV, load_taehv
+from magicdistill_core.video import Box, resize_crop
+
+WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
+PHOTO = (60, 100)  # rows and columns
+SIZES = {"width": 64, "height": 48, "length": 9}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What ComfyUI answered, by job, and what it was given."""
+
+    answers: dict[str, dict[str, Tensor]]
+    photo: Tensor
+    inputs: dict[str, Tensor]
+    null_text: Tensor
+    vae: Path
+
+    def said(self, name: str) -> str:
+        """What the node said, or its error."""
+        return bytes(self.answers[name]["said"].tolist()).decode()
+
+    def encoded(self, crop: Tensor) -> Tensor:
+        """A start image of the video's size as ComfyUI's LATENT holds it, by the core's VAE."""
+        with torch.no_grad():
+            return load_taehv(self.vae).encode_image(crop.movedim(-1, 1)) / LATENT_SCALE
+
+
+@pytest.fixture(scope="module")
+def exchange(
+    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Exchange:
+    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    folder = tmp_path_factory.mktemp("conditioning")
+    generator = torch.Generator().manual_seed(5)
+    null_text = torch.randn(1, 7, WAN_SHAPE.text_dim, generator=generator)
+    wan, concat = folder / "wan.safetensors", folder / "concat.safetensors"
+    state = diffusers_to_file(WAN, tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO).state_dict())
+    recipe = tiny.recipe("teacher", family="wan")
+    save_checkpoint(wan, state, recipe, NullPrompt(null_text, None))
+    tiny.write_model(concat, tiny.network(tiny.shape()), tiny.recipe("generator"), tiny.prompt())
+    replace = folder / "replace.safetensors"
+    network = tiny.network(tiny.shape(in_channels=16), TOKEN_REPLACE)
+    tiny.write_model(replace, network, tiny.recipe("generator", i2v_mode="token_replace"), tiny.prompt())
+    hunyuan_vae, wan_vae = folder / "hunyuan_vae.safetensors", folder / "wan_vae.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        tae = TAEHV().state_dict()
+    # ComfyUI tells the two by their type.
+    save_file({key: value.half() for key, value in tae.items()}, hunyuan_vae)
+    save_file(tae, wan_vae)
+    coarse = torch.rand(1, 3, PHOTO[0] // 20, PHOTO[1] // 20, generator=generator)
+    photo = torch.nn.functional.interpolate(coarse, scale_factor=20).movedim(1, -1).contiguous()
+    inputs = {
+        "image": torch.rand(1, 48, 64, 3, generator=generator),
+        "features": torch.randn(1, *FEATURE_SHAPE, generator=generator),
+        "text": torch.randn(1, 512, WAN_SHAPE.text_dim, generator=generator),
+        "pooled": torch.randn(1, 768, generator=generator),
+    }
+    save_file(inputs, folder / "all.st")
+    save_file({"image": photo}, folder / "photo.st")
+    save_file({"image": photo, "text": inputs["text"], "pooled": inputs["pooled"]}, folder / "text.st")
+    hunyuan = {"model": str(concat), "vae": str(hunyuan_vae), "inputs": str(folder / "photo.st"), "loader": "pack"}
+    with_text = hunyuan | {"loader": "stock", "inputs": str(folder / "text.st")}
+    all_of_wan = {"model": str(wan), "vae": "wan", "inputs": str(folder / "all.st"), "settings": SIZES, "native": True}
+    face = {"x": 70, "y": 10, "width": 20, "height": 20}
+    person = {"x": 0, "y": 0, "width": 90, "height": 60, "label": "person"}
+    jobs = {
+        "wan": all_of_wan,
+        "wan batch": all_of_wan | {"settings": SIZES | {"batch_size": 3}},
+        "wan tiny vae": all_of_wan | {"vae": str(wan_vae)},
+        "wan without text": hunyuan | {"model": str(wan), "vae": str(wan_vae), "loader": "stock", "settings": SIZES},
+        "wan null prompt": hunyuan | {"model": str(wan), "vae": str(wan_vae), "settings": {}},
+        "wan without features": with_text | {"model": str(wan), "vae": str(wan_vae), "settings": SIZES},
+        "wan with hunyuan's vae": all_of_wan | {"vae": str(hunyuan_vae)},
+        "wan with hunyuan's own vae": all_of_wan | {"vae": "hunyuan", "scaffold": str(hunyuan_vae)},
+        "hunyuan with wan's vae": hunyuan | {"vae": "wan", "settings": {}},
+        "hunyuan with wan's tiny vae": hunyuan | {"vae": str(wan_vae), "settings": {}},
+        "recipe": hunyuan | {"settings": {}},
+        "fit": hunyuan | {"settings": {"resolution": "fit the image"}},
+        "fit to a width": hunyuan | {"settings": {"resolution": "fit the image", "width": 128}},
+        "seconds": hunyuan | {"settings": {"seconds": 1.2, "length": 5}},
+        "face": hunyuan | {"settings": {"width": 48, "height": 48, "face": [[face]]}},
+        "faces": hunyuan | {"settings": {"width": 48, "height": 48, "face": [[person, face | {"label": "face"}]]}},
+        "no face": hunyuan | {"settings": {"width": 48, "height": 48, "face": [[]]}},
+        "face elsewhere": hunyuan | {"settings": {"face": [face | {"x": 400}]}},
+        "malformed face": hunyuan | {"settings": {"face": [{"bbox": [1, 2, 3, 4]}]}},
+        "stock without a size": with_text | {"settings": {"width": 64}},
+        "stock": with_text | {"settings": {"resolution": "fit the image", "length": 5, "height": 48}},
+        "stock token replace": with_text | {"model": str(replace), "settings": SIZES},
+        "token replace": hunyuan | {"model": str(replace), "settings": {}},
+    }
+    jobs = {
+        name: job | {"run": "portrait", "out": str(folder / f"{number}.out")}
+        for number, (name, job) in enumerate(jobs.items())
+    }
+    stock_side(list(jobs.values()))
+    answers = {name: load_file(job["out"]) for name, job in jobs.items()}
+    return Exchange(answers, photo, inputs, null_text, hunyuan_vae)
+
+
+@pytest.mark.parametrize("name", ["wan", "wan batch", "wan tiny vae"])
+def test_wan_is_conditioned_as_comfyuis_own_node_does_it(name: str, exchange: Exchange) -> None:
+    answer = exchange.answers[name]
+    for key in ("concat_latent_image", "concat_mask"):
+        assert torch.equal(answer[key], answer[f"native.{key}"])
+    assert answer["concat_latent_image"].shape == (1, 16, 3, 6, 8)
+    assert answer["concat_latent_image"][:, :, 1:].std() > 1e-3, "gray frames do not encode to zeros"
+    assert torch.equal(answer["latent.samples"], answer["native.samples"])
+    assert torch.equal(answer["features"], exchange.inputs["features"])
+    assert torch.equal(answer["text"], exchange.inputs["text"])
+    assert "guidance" not in answer
+    assert "Note" not in exchange.said(name).replace("Note: the model carries no recipe", "")
+
+
+def test_wan_without_features_says_so(exchange: Exchange) -> None:
+    assert "looks at CLIP features" in exchange.said("wan without features")
+    assert "features" not in exchange.answers["wan without features"]
+
+
+def test_wans_null_prompt_is_padded_as_its_network_was_trained(exchange: Exchange) -> None:
+    text = exchange.answers["wan null prompt"]["text"]
+    assert torch.equal(text[:, :7], exchange.null_text)
+    assert text.shape[1] == TEXT_TOKENS
+    assert not text[:, 7:].any()
+    assert "64 x 48, 17 frames" in exchange.said("wan null prompt")
+
+
+def test_stock_loaded_wan_without_text_is_refused(exchange: Exchange) -> None:
+    assert "carries no null prompt" in exchange.said("wan without text")
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "wanted"),
+    [
+        ("wan with hunyuan's vae", "HunyuanVideo's (a TAEHV)", "the MODEL is Wan 2.1"),
+        ("wan with hunyuan's own vae", "HunyuanVideo's (a AutoencoderKL)", "the MODEL is Wan 2.1"),
+        ("hunyuan with wan's vae", "Wan 2.1's (a WanVAE)", "the MODEL is HunyuanVideo"),
+        ("hunyuan with wan's tiny vae", "Wan 2.1's (a TAEHV)", "the MODEL is HunyuanVideo"),
+    ],
+)
+def test_the_other_familys_vae_is_refused(name: str, found: str, wanted: str, exchange: Exchange) -> None:
+    assert found in exchange.said(name)
+    assert wanted in exchange.said(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "height", "frames"),
+    [
+        ("recipe", 64, 48, 17),
+        ("fit", 64, 48, 17),
+        ("fit to a width", 128, 80, 17),
+        ("seconds", 64, 48, 9),
+        ("stock", 80, 48, 5),
+        ("stock token replace", 64, 48, 9),
+    ],
+)
+def test_sizes(name: str, width: int, height: int, frames: int, exchange: Exchange) -> None:
+    samples = exchange.answers[name]["latent.samples"]
+    assert samples.shape == (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8)
+    assert f"{width} x {height}, {frames} frames" in exchange.said(name)
+
+
+def test_what_is_assumed_or_contradicts_itself_is_said(exchange: Exchange) -> None:
+    assert "length is 5, but seconds is set too" in exchange.said("seconds")
+    assert "(1.12 s at 8 fps)" in exchange.said("seconds")
+    assert "area of 960 x 544, 129 frames and 24 fps are assumed" in exchange.said("stock")
+    assert "Set all three" in exchange.said("stock without a size")
+    assert "assumed to take its start image by token replacement" in exchange.said("stock token replace")
+    assert "assumed" not in exchange.said("token replace")
+
+
+@pytest.mark.parametrize("name", ["stock token replace", "token replace"])
+def test_token_replace_begins_with_the_image(name: str, exchange: Exchange) -> None:
+    answer = exchange.answers[name]
+    expected = exchange.encoded(resize_crop(exchange.photo, 48, 64))
+    torch.testing.assert_close(answer["latent.samples"][:, :, :1], expected, atol=1e-3, rtol=1e-3)
+    assert not answer["latent.samples"][:, :, 1:].any()
+    assert answer["latent.noise_mask"][:, :, :1].sum() == 0
+    assert answer["latent.noise_mask"][:, :, 1:].min() == 1
+    assert answer["guiding_frame_index"] == 0
+    assert answer["guidance"] == 6
+
+
+@pytest.mark.parametrize("name", ["face", "faces"])
+def test_the_crop_follows_the_face(name: str, exchange: Exchange) -> None:
+    expected = exchange.encoded(resize_crop(exchange.photo, 48, 48, Box(70, 10, 20, 20)))
+    found = exchange.answers[name]["concat_latent_image"]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    without = exchange.answers["no face"]["concat_latent_image"]
+    assert (found - without).abs().max() > 20 * (found - expected).abs().max()
+    plain = exchange.encoded(resize_crop(exchange.photo, 48, 48))
+    torch.testing.assert_close(without, plain, atol=1e-3, rtol=1e-3)
+
+
+def test_faces_that_cannot_be_are_explained(exchange: Exchange) -> None:
+    assert "no face was found" in exchange.said("no face")
+    assert "is not inside the start image of 100 x 60" in exchange.said("face elsewhere")
+    assert "expected x, y, width and height in pixels" in exchange.said("malformed face")
+
+
+LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "num_attention_heads": 2} | {
+    "num_key_value_heads": 1,
+    "vocab_size": 128320,
+}
+CLIP_L = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+PROMPTS = ["", "she turns to the window and smiles", "word " * 300]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encode node answered, and the networks that it had."""
+
+    answer: dict[str, Tensor]
+    llama: LlamaModel
+    clip_l: CLIPTextModel
+    projected: Tensor
+    tokenizer: PreTrainedTokenizerFast
+
+    def said(self, name: str) -> str:
+        return bytes(self.answer[name].tolist()).decode()
+
+    def hidden(self, before: str, after: str, projected: Tensor | None) -> tuple[tuple[Tensor, ...], list[int]]:
+        """transformers' hidden states of a text with an image's tokens in it, and the tokens before and after."""
+        ids = [self.tokenizer.bos_token_id, *self.tokenizer(before, add_special_tokens=False).input_ids]
+        behind = self.tokenizer(after, add_special_tokens=False).input_ids if after else []
+        embed = self.llama.get_input_embeddings()
+        parts = [embed(torch.tensor([ids]))]
+        if projected is not None:
+            parts += [projected[None], embed(torch.tensor([behind]))]
+        with torch.no_grad():
+            out = self.llama(inputs_embeds=torch.cat(parts, dim=1), output_hidden_states=True)
+        return out.hidden_states, ids
+
+
+@pytest.fixture(scope="module")
+def encoded(
+    comfyui_dir: Path, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Encoded:
+    """A tiny Llama and CLIP-L with random weights, in files of the names that ComfyUI's loaders know."""
+    folder = tmp_path_factory.mktemp("encoders")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        llama = LlamaModel(LlamaConfig(**LLAMA, head_dim=128, rms_norm_eps=1e-5, rope_theta=500000.0)).eval()
+        clip_l = CLIPTextModel(CLIPTextConfig(**CLIP_L, hidden_act="quick_gelu", eos_token_id=49407)).eval()
+        for parameter in [*llama.parameters(), *clip_l.parameters()]:
+            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.1)
+    save_file({f"model.{key}": value for key, value in llama.state_dict().items()}, folder / "llama.safetensors")
+    save_file({f"text_model.{key}": value for key, value in clip_l.state_dict().items()}, folder / "clip_l.safetensors")
+    projected = torch.randn(576, 64, generator=torch.Generator().manual_seed(6)) * 0.1
+    save_file({"projected": projected[None]}, folder / "in.st")
+    job = {"run": "text_image", "llama": str(folder / "llama.safetensors"), "inputs": str(folder / "in.st")}
+    job |= {"clip_l": str(folder / "clip_l.safetensors"), "llama_config": LLAMA, "clip_config": CLIP_L}
+    rules = comfyui_dir / "comfy" / "text_encoders" / "llama_tokenizer" / "tokenizer.json"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(rules), bos_token="<|begin_of_text|>")
+    lossy = json.loads(rules.read_text()) | {
+        "normalizer": {"type": "Replace", "pattern": {"String": "\n"}, "content": ""}
+    }
+    (folder / "lossy.json").write_text(json.dumps(lossy))
+    job |= {"tokenizer": str(rules), "lossy_tokenizer": str(folder / "lossy.json")}
+    stock_side([job | {"prompts": PROMPTS, "out": str(folder / "out.st")}])
+    return Encoded(load_file(folder / "out.st"), llama, clip_l, projected, tokenizer)
+
+
+@pytest.mark.parametrize("number", range(len(PROMPTS)))
+def test_image_states_are_llamas_last_of_every_fourth_token_behind_the_header(number: int, encoded: Encoded) -> None:
+    states = encoded.answer[f"states.{number}"]
+    assert states.shape[1] == 146 + min(encoded.answer[f"native.{number}"].shape[1], 256)
+    opening = (
+        "<|start_header_id|>system<|end_header_id|>\n\nYou are shown the picture with which a video begins. Tell what "
+        "belongs into the video under six headings: 1. Who or what is in it, and what it is about. 2. How they look: "
+        "faces, hair, clothes, colours, materials, sizes, how many there are and where each stands. 3. What they do, "
+        "and how gestures, gaze and expression change from moment to moment. 4. The place around them and what fills "
+        "the background. 5. Light, mood and style. 6. How the camera stands, frames and moves.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+    )
+    hidden, ids = encoded.hidden(opening, "<|eot_id|>", encoded.projected)
+    # The last token before the image is the header's blank line.
+    assert encoded.tokenizer.decode(ids[-4:]) == "<|start_header_id|>user<|end_header_id|>\n\n"
+    behind = hidden[-1][:, len(ids) - 1 :]
+    expected = torch.cat([behind[:, :1], behind[:, 1:577:4], behind[:, 577:]], dim=1)
+    assert expected.shape[1] == 146
+    torch.testing.assert_close(states[:, :146], expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("number", range(len(PROMPTS)))
+def test_text_states_are_hunyuanvideos_own(number: int, encoded: Encoded) -> None:
+    text = encoded.answer[f"states.{number}"][:, 146:]
+    template = (
+        "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
+        "1. The main content and theme of the video."
+        "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+        "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects."
+        "4. background environment, light, style and atmosphere."
+        "5. camera angles, movements, and transitions used in the video:<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+    )
+    hidden, ids = encoded.hidden(template + PROMPTS[number] + "<|eot_id|>", "", None)
+    expected = hidden[-3][:, 95:][:, :256]
+    assert len(ids) > 95
+    assert len(ids) - 95 == encoded.answer[f"native.{number}"].shape[1]
+    torch.testing.assert_close(text, expected, atol=2e-4, rtol=1e-3)
+    assert torch.equal(text, encoded.answer[f"native.{number}"][:, :256])
+    assert encoded.answer[f"pooled.{number}"].std() > 0.1
+    assert torch.equal(encoded.answer[f"pooled.{number}"], encoded.answer[f"native_pooled.{number}"])
+
+
+def test_long_prompts_and_wrong_encoders_are_said(encoded: Encoded) -> None:
+    assert encoded.said("said.0").startswith("146 image tokens, ")
+    assert "Note" not in encoded.said("said.1")
+    assert "146 image tokens, 256 of text" in encoded.said("said.2")
+    assert "the rest is cut off" in encoded.said("said.2")
+    assert "has no projector" in encoded.said("blind")
+    assert "expected HunyuanVideo's pair" in encoded.said("other")
+    assert "loses spaces and line breaks" in encoded.said("lossy")
+    assert "145 image tokens" in encoded.said("lossy")

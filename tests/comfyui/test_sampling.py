@@ -1,0 +1,256 @@
+"""The sampler, its parts, its record and its previews, inside a real ComfyUI."""
+
+import asyncio
+import io
+import json
+import struct
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magicdistill_core.checkpoint import file_sha256
+from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.taehv import TAEHV
+
+SEED = 4321
+_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
+
+
+@pytest.fixture(scope="module")
+def model_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator with a guidance embedding."""
+    file = tmp_path_factory.mktemp("sampling") / "guided.safetensors"
+    recipe = tiny.recipe("generator", embedded_guidance=6.0)
+    tiny.write_model(file, tiny.network(tiny.shape(128, True)), recipe, tiny.prompt())
+    return file
+
+
+@pytest.fixture(scope="module")
+def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[dict]], None]) -> dict[str, Tensor]:
+    """What ComfyUI answered to every way of one run."""
+    folder = model_file.parent
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, folder / "vae.safetensors")
+    save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "in.st")
+    tiny.write_lora(folder / "lora.safetensors", tiny.branches(tiny.network(tiny.shape(128, True))), 128)
+    job = {"run": "parts", "model": str(model_file), "seed": SEED, "out": str(folder / "out.st")}
+    job |= {"vae": str(folder / "vae.safetensors"), "inputs": str(folder / "in.st")}
+    stock_side([job | {"lora": str(folder / "lora.safetensors")}])
+    return load_file(folder / "out.st")
+
+
+def text(answer: dict[str, Tensor], name: str) -> str:
+    """A text among the answers."""
+    return bytes(answer[name].tolist()).decode()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+@pytest.mark.parametrize("guider", ["parts", "cfg"])
+def test_parts_give_the_same_bits_as_the_whole(guider: str, sampler: str, answer: dict[str, Tensor]) -> None:
+    assert answer[f"whole {sampler}"].std() > 0.1
+    assert torch.equal(answer[f"{guider} {sampler}"], answer[f"whole {sampler}"])
+
+
+def test_the_samplers_differ_and_are_not_their_starting_noise(answer: dict[str, Tensor]) -> None:
+    difference = (answer["whole euler"] - answer["whole renoise"]).std()
+    assert difference > 0.1 * answer["whole euler"].std()
+
+
+def test_sigmas_serve_comfyuis_own_samplers(answer: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(answer["stock euler"], answer["whole euler"], atol=1e-3, rtol=1e-3)
+
+
+def test_a_compiled_model_gives_the_same(answer: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(answer["compiled"], answer["whole euler"], atol=1e-4, rtol=1e-4)
+
+
+def test_hooks_reach_the_model_and_leave_it_again(answer: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(answer["hooked"], answer["merged"], atol=1e-3, rtol=1e-3)
+    assert (answer["hooked"] - answer["whole euler"]).std() > 1e-2 * answer["whole euler"].std()
+    assert torch.equal(answer["unhooked"], answer["whole euler"])
+
+
+def test_a_shift_set_by_another_node_is_said(answer: dict[str, Tensor]) -> None:
+    said = text(answer, "moved said")
+    assert said.startswith("4 steps, shift 5, euler")
+    assert "another node set the MODEL's own shift to 9" in said
+    assert "shift is 9.0, but the model was made for 5.0" in text(answer, "moved back said")
+    assert "another node" not in text(answer, "moved back said")
+
+
+def test_settings_that_differ_are_said(answer: dict[str, Tensor]) -> None:
+    said = text(answer, "steps said")
+    assert "steps is 2, but the model was made for 4" in said
+    assert "shift is 3.0, but the model was made for 5.0" in said
+    assert "guidance is 3, but the model was made for 6" in text(answer, "guided said")
+
+
+def test_without_a_recipe_the_models_own_shift_counts(answer: dict[str, Tensor]) -> None:
+    assert "4 steps, shift 5 and euler are assumed" in text(answer, "bare said")
+    assert "shift 9 (set on the MODEL) and euler are assumed" in text(answer, "bare moved said")
+
+
+def test_the_record_repeats_the_run(answer: dict[str, Tensor], model_file: Path) -> None:
+    record = json.loads(text(answer, "record"))
+    assert record.pop("sigmas") == few_step_sigmas(4, 5).tolist()
+    version = record.pop("magicdistill")
+    assert tuple(int(part) for part in version.split(".")) >= (0, 1, 0)
+    assert record == {
+        "checkpoint": "guided.safetensors",
+        "sha256": file_sha256(model_file),
+        "family": "hunyuan_video",
+        "i2v_mode": "concat",
+        "kind": "generator",
+        "loras": [],
+        "seed": SEED,
+        "steps": 4,
+        "shift": 5.0,
+        "sampler": "euler",
+        "guidance": 3.0,
+    }
+
+
+def test_the_record_of_another_loaders_model_admits_what_is_not_known(answer: dict[str, Tensor]) -> None:
+    record = json.loads(text(answer, "bare record"))
+    assert record["checkpoint"] is None
+    assert record["sha256"] is None
+    assert (record["family"], record["i2v_mode"], record["seed"]) == ("hunyuan_video", "concat", SEED)
+
+
+PROMPT: dict[str, dict[str, Any]] = {
+    "load": {
+        "class_type": "MagicDistillLoadModel",
+        "inputs": {"unet_name": "tiny.safetensors", "weight_dtype": "default", "start_image_mode": "from the file"},
+    },
+    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
+    "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
+    "video": {
+        "class_type": "MagicDistillPortraitToVideo",
+        "inputs": {"model": ["load", 0], "vae": ["vae", 0], "start_image": ["portrait", 0]}
+        | {"width": 0, "height": 0, "length": 0, "batch_size": 1},
+    },
+    "sample": {
+        "class_type": "MagicDistillSampler",
+        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "latent": ["video", 1]}
+        | {"seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"},
+    },
+    "record": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 1]}},
+    "latent": {"class_type": "SaveLatent", "inputs": {"samples": ["sample", 0], "filename_prefix": "latents/tiny"}},
+}
+
+
+def prompt(**changes: dict[str, Any]) -> dict[str, Any]:
+    """The prompt with some nodes' inputs changed."""
+    out = deepcopy(PROMPT)
+    for node, inputs in changes.items():
+        out[node]["inputs"] |= inputs
+    return out
+
+
+Listener = Callable[[dict | bytes], bool]
+
+
+def watch(server: Any, body: dict, on_message: Listener) -> None:
+    """Queue a prompt as the page does, and hand every message to `on_message` until it says that it is done."""
+
+    async def run() -> None:
+        address = server.address.replace("http", "ws", 1)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{address}/ws?clientId=watcher", max_msg_size=0) as socket,
+        ):
+            flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+            await socket.send_json(flags)
+            await asyncio.to_thread(server.post, "/prompt", body | {"client_id": "watcher"})
+            while True:
+                message = await asyncio.wait_for(socket.receive(), 120)
+                given = message.data if message.type is aiohttp.WSMsgType.BINARY else json.loads(message.data)
+                if await asyncio.to_thread(on_message, given):
+                    return
+
+    asyncio.run(run())
+
+
+def previews_of(server: Any, method: str, seed: int) -> tuple[list[Image.Image], list[float]]:
+    """The previews that the sampler of the tiny model sends, and the steps at which its progress stood."""
+    found: list[Image.Image] = []
+    steps: list[float] = []
+
+    def on_message(message: dict | bytes) -> bool:
+        if isinstance(message, bytes):
+            (event, length) = struct.unpack(">II", message[:8])
+            if event == _PREVIEW_WITH_METADATA:
+                assert json.loads(message[8 : 8 + length])["node_id"] == "sample"
+                found.append(Image.open(io.BytesIO(message[8 + length :])))
+            assert event != _PREVIEW, "sent by the old protocol too"
+            return False
+        if message["type"] == "progress" and message["data"]["node"] == "sample":
+            steps.append(message["data"]["value"])
+        return message["type"] == "execution_success"
+
+    body = {"prompt": prompt(sample={"seed": seed}), "extra_data": {"preview_method": method}}
+    watch(server, body, on_message)
+    return found, steps
+
+
+@pytest.mark.parametrize(("method", "frames"), [("taesd", 17), ("auto", 17), ("latent2rgb", 5)])
+def test_every_step_sends_the_video_as_it_is_then(method: str, frames: int, server: Any) -> None:
+    found, steps = previews_of(server, method, seed=len(method))
+    assert steps == [1, 2, 3, 4]
+    assert len(found) == 4
+    for picture in found:
+        assert picture.format == "WEBP"
+        assert picture.n_frames == frames
+        shown = 1000 / 8 * (1 if frames == 17 else 4)
+        picture.seek(1)
+        picture.load()
+        assert picture.info["duration"] == round(shown)
+        assert picture.width * 48 == picture.height * 64
+    first, last = (picture.convert("RGB") for picture in (found[0], found[-1]))
+    assert first.tobytes() != last.tobytes()
+
+
+def test_no_previews_are_made_where_they_are_switched_off(server: Any) -> None:
+    found, steps = previews_of(server, "none", seed=99)
+    assert found == []
+    assert steps[-1] == 4
+
+
+def test_cancelling_stops_within_one_step(server: Any) -> None:
+    seen: list[float] = []
+    at_interrupt: list[float] = []
+
+    def on_message(message: dict | bytes) -> bool:
+        if isinstance(message, bytes):
+            return False
+        if message["type"] == "progress" and message["data"]["node"] == "sample":
+            seen.append(message["data"]["value"])
+            if not at_interrupt and seen[-1] >= 5:
+                server.post("/interrupt", {})
+                at_interrupt.append(seen[-1])
+        assert message["type"] != "execution_success"
+        return message["type"] == "execution_interrupted"
+
+    body = {"prompt": prompt(sample={"steps": 1000, "seed": 7}), "extra_data": {"preview_method": "latent2rgb"}}
+    watch(server, body, on_message)
+    # One step may have ended while the interruption was on its way, and one message have waited before it was read.
+    assert seen[-1] <= at_interrupt[0] + 3
+
+
+def test_the_record_goes_on_to_other_nodes(server: Any) -> None:
+    (said,) = server.run(prompt(sample={"seed": 12}))["record"]["text"]
+    record = json.loads(said)
+    file = server.directory / "models" / "diffusion_models" / "tiny.safetensors"
+    assert record["sha256"] == file_sha256(file)
+    assert record["seed"] == 12
+    assert record["guidance"] is None
