@@ -1,8 +1,9 @@
-"""The objectives held against a known distribution: eight Gaussians on a ring, whose exact velocity is the teacher.
+"""The objectives held against a known distribution: eight Gaussians on a ring, learned by a small network.
 
-A four-step generator starts as the teacher, whose own four Euler steps land beside the Gaussians, and is distilled by
-one method; what counts is the energy distance of its samples from the data. `python -m benchmarks.ring` trains every
-method for long and writes the curves (JSON) and a plot.
+Flow matching makes the teacher. A four-step generator starts as the teacher, whose own four Euler steps land beside the
+Gaussians, and is distilled by one method; what counts is the energy distance of its samples from the data. The fake
+score is a low-rank branch on the teacher, as in the trainer. `python -m benchmarks.ring` trains every method for long
+and writes the curves (JSON) and a plot.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import copy
 import json
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 from math import pi
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from torch import Tensor, nn
 from magicdistill_core.flow import Velocity, few_step_sigmas, sample_euler
 from magicdistill_core.metrics.distances import energy_distance
 from magicdistill_core.objectives.adversarial import adversarial_gradient, discriminator_loss
+from magicdistill_core.objectives.consistency import consistency_loss
 from magicdistill_core.objectives.distribution_matching import fake_loss, generator_loss
+from magicdistill_core.objectives.flow_matching import flow_matching_loss
 from magicdistill_core.objectives.noise_levels import sample_sigma
 from magicdistill_core.objectives.rollout import rollout
 from magicdistill_core.objectives.supervision import supervision_loss
@@ -30,12 +34,14 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES, RADIUS, STD = 8, 2.0, 0.1
-SHIFT, BATCH, FAKE_UPDATES = 5.0, 256, 5
+SHIFT, BATCH, FAKE_UPDATES = 5.0, 128, 5
+TEACHER_UPDATES, TEACHER_BATCH, TEACHER_RATE = 6000, 512, 1e-3
+STUDENT_RATE, FAKE_RATE, RANK = 1e-4, 1e-3, 8
+ODE_STEPS, HUBER_WIDTH = 28, 1e-2
 # Samples of which the distance is measured.
 MEASURED = 2000
-AVERAGING, STUDENT_RATE = 0.95, 5e-4
 # In which the noise level is given: the generator's few levels must be well apart.
-_WAVES = (0.5, 1.0, 2.0, 4.0)
+_WAVES = tuple(0.5 * 2.0**octave for octave in range(8))
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Method:
 
     Attributes:
         steps: model calls of the generator.
+        consistent: whether it learns by consistency distillation; the rest is of distribution matching.
         a_weak: weight of the fake branch in the real score; 0 is DMD.
         normalize: whether the gradient is normalised.
         supervision: weight of the ground-truth supervision.
@@ -52,6 +59,7 @@ class Method:
     """
 
     steps: int = 4
+    consistent: bool = False
     a_weak: float = 0.25
     normalize: bool = True
     supervision: float = 0.0
@@ -69,6 +77,7 @@ METHODS = {
     "dmd2": Method(a_weak=0.0, adversarial=0.02),
     "one_step": Method(steps=1, pairs=((1.0, 0.25), (0.25, 1.0))),
     "w2s, one step without pairs": Method(steps=1),
+    "lcm": Method(consistent=True),
 }
 
 
@@ -84,55 +93,74 @@ def sample_data(count: int, generator: torch.Generator) -> Tensor:
     return centres()[modes] + STD * torch.randn(count, 2, generator=generator)
 
 
-def teacher(x: Tensor, sigma: Tensor) -> Tensor:
-    """The exact velocity `E[eps - z | x_sigma]` of the data."""
-    s = sigma[:, None].to(x)
-    scale, middle = 1 - s, centres()
-    variance = (scale * STD) ** 2 + s**2
-    offsets = x[:, None] - scale[:, None] * middle
-    weights = torch.softmax(-offsets.square().sum(-1) / (2 * variance), dim=1)
-    z = (weights[..., None] * (middle + (scale * STD**2 / variance)[:, None] * offsets)).sum(1)
-    return (x - scale * z) / s - z
+class Network(nn.Module):
+    """A velocity of points in the plane; `outputs` 1 makes a discriminator of it."""
 
-
-class Correction(nn.Module):
-    """What is added to the exact velocity: at first nothing."""
-
-    def __init__(self, outputs: int = 2, width: int = 128) -> None:
+    def __init__(self, outputs: int = 2, width: int = 256) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2 + 2 * len(_WAVES), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.head = nn.Linear(width, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        widths = [2 + 2 * len(_WAVES), width, width, width, outputs]
+        self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(widths))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """`[B, outputs]`."""
+    def forward(self, x: Tensor, sigma: Tensor, branch: "Branch | None" = None, weight: float = 1.0) -> Tensor:
+        """`[B, outputs]`, with `weight` times the branch if there is one."""
         phases = 2 * pi * sigma[:, None].to(x) * torch.tensor(_WAVES)
-        answer: Tensor = self.head(self.body(torch.cat([x, phases.sin(), phases.cos()], dim=1)))
-        return answer
+        x = torch.cat([x, phases.sin(), phases.cos()], dim=1)
+        for number, layer in enumerate(self.layers):
+            y = layer(x)
+            if branch is not None:
+                y = y + weight * branch(number, x)
+            x = F.silu(y) if number + 1 < len(self.layers) else y
+        return x
 
 
-def corrected(correction: Correction, weight: float = 1.0) -> Velocity:
-    """`theta + weight * zeta`."""
-    return lambda x, sigma: teacher(x, sigma) + weight * correction(x, sigma)
+class Branch(nn.Module):
+    """Low-rank changes of a network's layers, zero at first."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        linears = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+        self.down = nn.ParameterList(
+            torch.randn(RANK, linear.in_features) / linear.in_features**0.5 for linear in linears
+        )
+        self.up = nn.ParameterList(torch.zeros(linear.out_features, RANK) for linear in linears)
+
+    def forward(self, number: int, x: Tensor) -> Tensor:
+        """What the branch adds behind layer `number`."""
+        return x @ self.down[number].T @ self.up[number].T
+
+
+def learn_teacher(updates: int = TEACHER_UPDATES, seed: int = 0) -> Network:
+    """The teacher, by flow matching; frozen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network()
+    optimizer = torch.optim.Adam(network.parameters(), TEACHER_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for _ in range(updates):
+        z, eps = sample_data(TEACHER_BATCH, generator), torch.randn(TEACHER_BATCH, 2, generator=generator)
+        optimizer.zero_grad()
+        flow_matching_loss(network, z, eps, sample_sigma(TEACHER_BATCH, SHIFT, generator)).backward()
+        optimizer.step()
+        schedule.step()
+    return network.requires_grad_(False)
 
 
 class Run:
     """One generator under one method."""
 
-    def __init__(self, method: Method, seed: int, updates: int, rate: float = STUDENT_RATE) -> None:
-        self.method, self.updates, self.rate = method, updates, rate
+    def __init__(self, method: Method, teacher: Network, seed: int, updates: int) -> None:
+        self.method, self.teacher, self.updates = method, teacher, updates
         self.generator = torch.Generator().manual_seed(seed)
+        self.student = copy.deepcopy(teacher).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.student, self.fake, self.judge = Correction(), Correction(), Correction(outputs=1)
-        # What is measured: the last weights jump about.
-        self.average = copy.deepcopy(self.student)
+            self.branch, self.judge = Branch(teacher), Network(outputs=1)
         self.sigmas = few_step_sigmas(method.steps, SHIFT)
+        rates = {"student": STUDENT_RATE, "branch": FAKE_RATE, "judge": FAKE_RATE}
         self.optimizers = {
-            "student": torch.optim.Adam(self.student.parameters(), lr=rate, betas=(0.0, 0.999)),
-            "fake": torch.optim.Adam(self.fake.parameters(), lr=1e-3, betas=(0.0, 0.999)),
-            "judge": torch.optim.Adam(self.judge.parameters(), lr=1e-3, betas=(0.0, 0.999)),
+            name: torch.optim.Adam(getattr(self, name).parameters(), rate, betas=(0.0, 0.999))
+            for name, rate in rates.items()
         }
 
     def _noise(self) -> Tensor:
@@ -141,9 +169,13 @@ class Run:
     def _level(self) -> Tensor:
         return sample_sigma(BATCH, SHIFT, self.generator)
 
+    def _score(self, weight: float) -> Velocity:
+        """`theta + weight * zeta`."""
+        return lambda x, sigma: self.teacher(x, sigma, self.branch, weight)
+
     def _rollout(self, noise: Tensor) -> Tensor:
         exit_index = int(torch.randint(self.method.steps, (), generator=self.generator))
-        return rollout(corrected(self.student), noise, self.sigmas, exit_index, "euler", [])
+        return rollout(self.student, noise, self.sigmas, exit_index, "euler", [])
 
     def _step(self, name: str, loss: Tensor) -> None:
         for optimizer in self.optimizers.values():
@@ -157,10 +189,10 @@ class Run:
     def round(self, number: int) -> None:
         """The fake updates, the discriminator's, the generator's."""
         method = self.method
-        for _ in range(FAKE_UPDATES):
+        for _ in range(0 if method.consistent else FAKE_UPDATES):
             with torch.no_grad():
                 x_hat = self._rollout(self._noise())
-            self._step("fake", fake_loss(x_hat, self._noise(), self._level(), corrected(self.fake)))
+            self._step("branch", fake_loss(x_hat, self._noise(), self._level(), self._score(1.0)))
         if method.adversarial:
             with torch.no_grad():
                 x_hat = self._rollout(self._noise())
@@ -169,29 +201,32 @@ class Run:
                 self._critic, z, x_hat, self._noise(), self._level(), r1=10.0, perturbation=0.1 * self._noise()
             )
             self._step("judge", result.loss)
-        for group in self.optimizers["student"].param_groups:
-            # Falls to nothing, so that the fake score catches up.
-            group["lr"] = self.rate * (1 - number / self.updates)
-        self._step("student", self._generator_loss(number))
-        with torch.no_grad():
-            for mean, own in zip(self.average.parameters(), self.student.parameters(), strict=True):
-                mean.lerp_(own, 1 - AVERAGING)
+        self._step("student", self._consistency() if method.consistent else self._generator_loss(number))
+
+    def _consistency(self) -> Tensor:
+        """The trainer's `lcm` with the student as its own target."""
+        nodes = few_step_sigmas(ODE_STEPS, SHIFT)
+        index = torch.randint(ODE_STEPS, (BATCH,), generator=self.generator)
+        z = sample_data(BATCH, self.generator)
+        return consistency_loss(
+            self.student, self.teacher, self.student, z, self._noise(), nodes[index], nodes[index + 1], HUBER_WIDTH
+        )
 
     def _generator_loss(self, number: int) -> Tensor:
         method, noise = self.method, self._noise()
         x_hat = self._rollout(noise)
-        real, fake = corrected(self.fake, method.a_weak), corrected(self.fake)
+        real, fake = self._score(method.a_weak), self._score(1.0)
         loss = generator_loss(x_hat, self._noise(), self._level(), real, fake, normalize=method.normalize).loss
         if method.pairs is not None:
             done = number / max(1, self.updates - 1)
             pair_weight, matching_weight = (first + (last - first) * done for first, last in method.pairs)
-            target = sample_euler(teacher, noise, few_step_sigmas(28, SHIFT))
+            target = sample_euler(self.teacher, noise, few_step_sigmas(ODE_STEPS, SHIFT))
             loss = matching_weight * loss + pair_weight * F.mse_loss(x_hat, target)
         if method.supervision:
             nodes = torch.randint(method.steps, (BATCH,), generator=self.generator)
             z = sample_data(BATCH, self.generator)
             loss = loss + method.supervision * supervision_loss(
-                corrected(self.student), z, self._noise(), self.sigmas[nodes], distance="huber", xi=1e-3
+                self.student, z, self._noise(), self.sigmas[nodes], distance="huber", xi=1e-3
             )
         if method.adversarial:
             _, gradient = adversarial_gradient(self._critic, x_hat, self._noise(), self._level())
@@ -201,7 +236,7 @@ class Run:
     @torch.no_grad()
     def distance(self) -> float:
         """Energy distance of the generator's samples from the data."""
-        return measured(corrected(self.average), self.method.steps)
+        return measured(self.student, self.method.steps)
 
 
 @torch.no_grad()
@@ -214,9 +249,9 @@ def measured(velocity: Velocity, steps: int) -> float:
     )
 
 
-def curve(method: Method, seed: int, updates: int, every: int) -> list[tuple[int, float]]:
+def curve(method: Method, teacher: Network, seed: int, updates: int, every: int) -> list[tuple[int, float]]:
     """`(generator updates, energy distance)` while a method trains."""
-    run = Run(method, seed, updates)
+    run = Run(method, teacher, seed, updates)
     points = [(0, run.distance())]
     for number in range(updates):
         run.round(number)
@@ -225,9 +260,9 @@ def curve(method: Method, seed: int, updates: int, every: int) -> list[tuple[int
     return points
 
 
-def write_results(curves: dict[str, list[tuple[int, float]]], results: Path, plot: Path) -> None:
+def write_results(curves: dict[str, list[tuple[int, float]]], teacher: Network, results: Path, plot: Path) -> None:
     """The curves as JSON, and drawn over the updates beside what the teacher reaches by itself."""
-    levels = {f"teacher, {steps} steps": measured(teacher, steps) for steps in (4, 28)}
+    levels = {f"teacher, {steps} steps": measured(teacher, steps) for steps in (4, ODE_STEPS)}
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(
         json.dumps({"measure": "energy distance to data", "teacher": levels, "curves": curves}, indent=1)
@@ -254,11 +289,11 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    curves = {}
+    teacher, curves = learn_teacher(seed=arguments.seed), {}
     for name in arguments.methods:
-        curves[name] = curve(METHODS[name], arguments.seed, arguments.updates, arguments.every)
+        curves[name] = curve(METHODS[name], teacher, arguments.seed, arguments.updates, arguments.every)
         logger.info("%s: %s", name, ", ".join(f"{distance:.3f}" for _, distance in curves[name]))
-        write_results(curves, arguments.results, arguments.plot)
+        write_results(curves, teacher, arguments.results, arguments.plot)
 
 
 if __name__ == "__main__":

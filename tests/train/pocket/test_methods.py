@@ -1,0 +1,75 @@
+"""The comparison of methods: every method has its trial, and the measures are what they say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
+from magicdistill_core.pocket.files import GENERATOR, TEACHER
+from train.config import load_config
+from train.methods import _METHODS
+from train.pocket import methods
+from train.pocket.methods import PRESETS, TRIALS, Held, Trial
+
+
+@pytest.fixture(scope="module")
+def held() -> Held:
+    clips = torch.randn(4, 16, 2, 4, 4, generator=torch.Generator().manual_seed(99))
+    return Held(load_checkpoint(TEACHER), clips[:2, :, :1], clips[:2], clips[2:], (0,))
+
+
+def test_every_method_is_tried_by_a_preset_of_its_own() -> None:
+    tried = {load_config(PRESETS / f"{trial.preset}.yaml", []).method.name for trial in TRIALS.values()}
+    assert tried == {config.model_fields["name"].default for config in _METHODS}
+
+
+def test_what_is_measured_of_the_teacher_itself(held: Held) -> None:
+    assert methods.distance_from_many_steps(held, held.teacher, 28) == 0
+    assert methods.distance_from_many_steps(held, held.teacher, 4) > 0.01
+    assert methods.unexplained_guidance(held, held.teacher, 28) == pytest.approx(1)
+
+
+def test_held_out_loss_is_that_of_the_velocity(held: Held) -> None:
+    zero = {key: torch.zeros_like(value) for key, value in held.teacher.state.items()}
+    # A network of zeros answers zero, so that its error is the target's mean square: noise's and the clips'.
+    expected = 1 + float(held.clips.square().mean())
+    assert methods.held_out_loss(held, replace(held.teacher, state=zero), 28) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_widened_teacher_does_not_see_its_image(held: Held) -> None:
+    start = TRIALS["widen"].start
+    assert start is not None
+    widened = start(held.teacher)
+    other = replace(held, images=held.images + 1)
+    assert methods.held_out_loss(held, widened, 28) == methods.held_out_loss(other, widened, 28)
+    assert methods.held_out_loss(held, held.teacher, 28) != methods.held_out_loss(other, held.teacher, 28)
+
+
+def test_results_are_written_after_every_trial_and_kept(
+    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps_of(held: Held, checkpoint: Checkpoint, steps: int) -> float:
+        return float(checkpoint.source == GENERATOR.name)
+
+    monkeypatch.setattr(methods, "hold_out", lambda clips, seeds: held)
+    monkeypatch.setattr(methods, "run_trial", lambda name, trial, dataset, runs: GENERATOR)
+    monkeypatch.setattr(methods, "TRIALS", {name: Trial("pocket_w2s", steps_of) for name in ("one", "two")})
+    out = tmp_path / "out.json"
+    methods.compare_methods(["one"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
+    said = methods.compare_methods(["two"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
+    results = json.loads(out.read_text())["results"]
+    assert results.keys() == {"one", "two"}
+    assert (results["one"]["before"], results["one"]["after"]) == (0, 1)
+    assert said.count("| steps of |") == 2
+    text_to_video = load_checkpoint(tmp_path / "runs" / "text_to_video.safetensors")
+    assert text_to_video.family().takes_image is False
+
+
+def test_a_failed_command_says_what_it_said(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "nothing.safetensors")
+    with pytest.raises(methods.MagicDistillError, match=r"magicdistill train .* failed:"):
+        methods.run_trial("w2s", TRIALS["w2s"], tmp_path / "no dataset", tmp_path / "runs")
