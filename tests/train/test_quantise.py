@@ -34,7 +34,7 @@ def _prompt(prompt: NullPrompt | None, dtype: torch.dtype) -> NullPrompt:
 def test_four_steps_of_the_pocket_generator_in_int8(tmp_path: Path) -> None:
     exact = load_checkpoint(files.GENERATOR)
     vae = load_taehv(files.VAE)
-    stills = torch.stack([torch.as_tensor(portrait_clip(seed, 1, 96))[0] for seed in (3, 11)]).float() / 255
+    stills = torch.stack([torch.as_tensor(portrait_clip(seed, 1, 96))[0] for seed in (11,)]).float() / 255
     with torch.no_grad():
         latents = vae.encode_image(rearrange(stills, "b h w c -> b c h w"))
     condition = exact.family().condition(StartImage(latents), 5)
@@ -47,13 +47,13 @@ def test_four_steps_of_the_pocket_generator_in_int8(tmp_path: Path) -> None:
     models = {"exact": velocity(exact), "int8": velocity(_rounded(exact, tmp_path / "q.safetensors"))}
     models["bf16"] = velocity(exact, torch.bfloat16)
     sigmas = few_step_sigmas(4, 5)
-    x = torch.randn(2, 16, 5, 12, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 16, 5, 12, 12, generator=torch.Generator().manual_seed(0))
     ends = dict.fromkeys(("exact", "int8"), x)
     with torch.no_grad():
         for sigma, after in pairwise(sigmas):
-            at = {name: model(ends["exact"], sigma.expand(2)) for name, model in models.items()}
+            at = {name: model(ends["exact"], sigma.expand(1)) for name, model in models.items()}
             apart = {name: float((at[name] - at["exact"]).norm() / at["exact"].norm()) for name in at}
             assert 1e-3 < apart["int8"] < apart["bf16"] < 0.015
-            ends = {name: end + (after - sigma) * models[name](end, sigma.expand(2)) for name, end in ends.items()}
+            ends = {name: end + (after - sigma) * models[name](end, sigma.expand(1)) for name, end in ends.items()}
         videos = {name: vae.decode(end).clamp(0, 1) for name, end in ends.items()}
     assert -10 * torch.log10((videos["int8"] - videos["exact"]).square().mean()) > 50  # dB
