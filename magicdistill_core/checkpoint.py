@@ -96,6 +96,7 @@ class LoraFile:
         origins: for each key of `branches` and `differences`, the modules of the file that it was made from.
         misses: modules and tensors of the file that have no place in the family.
         alpha_stated: False where alpha had to be taken as the rank.
+        null_prompt: the text conditioning that it was trained with, for a base whose file carries none; or None.
     """
 
     branches: dict[str, LowRank]
@@ -105,6 +106,7 @@ class LoraFile:
     origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     misses: tuple[str, ...] = ()
     alpha_stated: bool = True
+    null_prompt: NullPrompt | None = None
 
 
 def file_sha256(path: str | Path) -> str:
@@ -236,7 +238,7 @@ def parse_checkpoint(
     """
     architectures = all_architectures()
     state = unwrapped(state, [mark for a in architectures for mark in (a.file_mark, a.diffusers_mark)], source)
-    text, pooled = state.pop(NULL_TEXT_KEY, None), state.pop(NULL_POOLED_KEY, None)
+    prompt = _pop_null_prompt(state)
     if any(".lora_" in key for key in state):
         raise CheckpointError(
             f"{source} is a LoRA, expected a whole transformer. Load its base first and apply the LoRA to it."
@@ -272,9 +274,8 @@ def parse_checkpoint(
             f"{f' ({listing(missing)})' if missing else ''} and {len(unknown)} are unknown"
             f"{f' ({listing(unknown)})' if unknown else ''}. Use a complete checkpoint of the first generation."
         )
-    whole = text is not None and (pooled is not None or not architecture.prompt_has_pooled)
-    null_prompt = NullPrompt(text, pooled) if text is not None and whole else None
-    return Checkpoint(state, shape, recipe, null_prompt, source, i2v_mode)
+    whole = prompt is not None and (prompt.pooled is not None or not architecture.prompt_has_pooled)
+    return Checkpoint(state, shape, recipe, prompt if whole else None, source, i2v_mode)
 
 
 def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], Recipe | None]:
@@ -321,6 +322,12 @@ def load_null_prompt(path: str | Path) -> NullPrompt:
     return NullPrompt(tensors[NULL_TEXT_KEY], tensors.get(NULL_POOLED_KEY))
 
 
+def _pop_null_prompt(tensors: dict[str, Tensor]) -> NullPrompt | None:
+    """Take the null prompt out of a file's tensors."""
+    text, pooled = tensors.pop(NULL_TEXT_KEY, None), tensors.pop(NULL_POOLED_KEY, None)
+    return None if text is None else NullPrompt(text, pooled)
+
+
 def null_prompt_tensors(prompt: NullPrompt | None) -> dict[str, Tensor]:
     """A null prompt as the tensors by which a file carries it."""
     if prompt is None:
@@ -340,9 +347,11 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
     """
     tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, Path(path).name)
+    prompt = _pop_null_prompt(tensors)
     parsed = parse_lora(tensors, metadata, Path(path).name)
-    layout = architecture_knowing(parsed.keys()).layout
-    return LoraFile(to_file_layout(layout, parsed, hidden), recipe, Path(path).name)
+    architecture = architecture_knowing(parsed.keys())
+    branches = to_file_layout(architecture.layout, parsed, hidden)
+    return LoraFile(branches, recipe, Path(path).name, null_prompt=prompt)
 
 
 def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> LoraFile:
@@ -357,6 +366,7 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
     source = Path(path).name
     tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, source)
+    prompt = _pop_null_prompt(tensors)
     parsed = read_lora(tensors, metadata, source)
     placed = place_lora(architecture.layout, parsed, hidden)
     if not placed.branches:
@@ -370,7 +380,9 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
             + "load the base that it was trained on."
         )
     misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
-    return LoraFile(placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated)
+    return LoraFile(
+        placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated, prompt
+    )
 
 
 def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -409,6 +421,12 @@ def save_checkpoint(
     write_safetensors(path, {key: value.clone() for key, value in tensors.items()}, recipe.to_metadata())
 
 
-def save_lora(path: str | Path, branches: Mapping[str, LowRank], recipe: Recipe) -> None:
-    """Write branches of file-layout modules as a LoRA that ComfyUI's stock loader reads, with its recipe."""
-    write_safetensors(path, lora_state(branches), recipe.to_metadata())
+def save_lora(
+    path: str | Path, branches: Mapping[str, LowRank], recipe: Recipe, null_prompt: NullPrompt | None = None
+) -> None:
+    """Write branches of file-layout modules as a LoRA that ComfyUI's stock loader reads, with its recipe.
+
+    Args:
+        null_prompt: what it was trained with, so that it needs no text encoder on a base whose file carries none.
+    """
+    write_safetensors(path, lora_state(branches) | null_prompt_tensors(null_prompt), recipe.to_metadata())

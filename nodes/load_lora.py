@@ -92,7 +92,8 @@ class LoadLora(io.ComfyNode):
                 apply_release(out, config["depth_single_blocks"], config["guidance_embed"])
         if base is not None:
             loras = (*base.loras, (lora_name, strength))
-            attach(out, replace(base, recipe=recipe or base.recipe, loras=loras))
+            prompt = lora.file.null_prompt or base.null_prompt
+            attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt, loras=loras))
         said = f"{lora.said()}; strength {strength:g}"
         if recipe is not None:
             said += f"\n{recipe_said(recipe)}"

@@ -102,8 +102,8 @@ def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: tor
         )
     tensors, metadata = read_tensors(folder / GENERATOR_LORA_FILE)
     if dtype is not None:
-        # Alphas are numbers about the weights, not weights.
-        tensors = {key: value if key.endswith(".alpha") else value.to(dtype) for key, value in tensors.items()}
+        # Alphas and the null prompt are no weights.
+        tensors = {key: value.to(dtype) if ".lora_" in key else value for key, value in tensors.items()}
     write_safetensors(out, tensors, metadata)
 
 

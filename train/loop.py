@@ -295,7 +295,8 @@ class Trainer:
                 "lora_alpha": size.alpha,
             }
         )
-        save_lora(path, branch_modules(state, name, size.alpha, self.shape.hidden), recipe)
+        prompt = self.prompt if name == GENERATOR else None
+        save_lora(path, branch_modules(state, name, size.alpha, self.shape.hidden), recipe, prompt)
 
 
 def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:

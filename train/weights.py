@@ -65,7 +65,8 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
         logger.warning("%s carries no recipe: whether %s is its base cannot be checked", lora_file.name, base.name)
     state = merge(theta.state, lora.branches, 1.0, lora_file.name)
     merged = None if recipe is None else whole_recipe(recipe)
-    return replace(theta, state=state, recipe=merged, source=f"{base.name} with {lora_file.name}")
+    prompt = lora.null_prompt or theta.null_prompt
+    return replace(theta, state=state, recipe=merged, null_prompt=prompt, source=f"{base.name} with {lora_file.name}")
 
 
 def whole_recipe(recipe: Recipe) -> Recipe:

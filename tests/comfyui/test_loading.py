@@ -80,6 +80,7 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
         "replaced": {"i2v_mode": "token_replace"},
     }.items():
         save_lora(loras / f"{name}.safetensors", branches, tiny.recipe("generator_lora", **changes))
+    save_lora(loras / "prompted.safetensors", branches, tiny.recipe("generator_lora"), prompt)
     partly = lora_state(branches, "transformer.") | {
         "lora_te1_mlp_fc1.lora_down.weight": torch.ones(2, 8),
         "lora_te1_mlp_fc1.lora_up.weight": torch.ones(8, 2),
@@ -160,6 +161,20 @@ def test_another_base_and_partial_matches_are_said(files: Any) -> None:
         assert "2 modules of partly.safetensors have no place in this model and are left out: img_in.proj" in text
         assert "lora_te1_mlp_fc1" in text
         assert "carries no recipe, nor does the model" in text
+
+
+@pytest.mark.parametrize("load", [loader, stock_loader])
+def test_a_lora_brings_the_prompt_that_a_base_lacks(load: Any, files: Any) -> None:
+    prompt = _steps(files, "1") | with_lora("prompted.safetensors", load("no_recipe.safetensors"))
+    for node in ("video", "sample"):
+        prompt[node]["inputs"]["model"] = ["lora", 0]
+    prompt["sample"]["inputs"]["conditioning"] = ["video", 0]
+    del prompt["steps"]
+    outputs = files.run(prompt)
+    assert outputs["lora"]["text"][0].startswith("matched 8/8 modules; strength 1\ngenerator_lora: 4 steps")
+    assert ", null prompt" in outputs["video"]["text"][0]
+    prompt["lora"]["inputs"]["lora_name"] = "generator.safetensors"
+    assert "carries no null prompt" in files.error_of(prompt)["exception_message"]
 
 
 def test_a_lora_settles_how_a_stock_model_takes_its_image(files: Any) -> None:

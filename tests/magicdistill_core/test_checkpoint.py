@@ -14,6 +14,7 @@ from magicdistill_core.checkpoint import (
     is_lora,
     load_checkpoint,
     load_lora,
+    load_lora_for,
     load_null_prompt,
     parse_checkpoint,
     read_header,
@@ -26,7 +27,7 @@ from magicdistill_core.checkpoint import (
 )
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import NetworkShape
+from magicdistill_core.families.hunyuan_video import ARCHITECTURE, NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
@@ -194,9 +195,22 @@ def test_loras_keep_recipe_and_alpha_and_are_no_checkpoints(tmp_path: Path) -> N
     back = lora.branches["double_blocks.0.img_attn_qkv"]
     assert back.alpha == 1.5
     assert torch.equal(back.delta(1.0), branch.delta(1.0))
+    assert lora.null_prompt is None
     assert is_lora(path)
     with pytest.raises(CheckpointError, match="is a LoRA, expected a whole transformer"):
         load_checkpoint(path)
+
+
+def test_a_lora_may_carry_the_null_prompt_it_was_trained_with(tmp_path: Path) -> None:
+    path, prompt = tmp_path / "lora.safetensors", NullPrompt(torch.randn(1, 3, 16), torch.randn(1, 768))
+    branch = LowRank(torch.randn(6, 128), torch.randn(384, 6), alpha=1.5)
+    save_lora(path, {"double_blocks.0.img_attn_qkv": branch}, RECIPE, prompt)
+    for lora in (load_lora(path, 128), load_lora_for(ARCHITECTURE, path, 128)):
+        assert list(lora.branches) == ["double_blocks.0.img_attn_qkv"]
+        assert lora.misses == ()
+        assert lora.null_prompt is not None
+        assert torch.equal(lora.null_prompt.text_states, prompt.text_states)
+        assert torch.equal(lora.null_prompt.pooled, prompt.pooled)
 
 
 def test_a_file_without_null_prompt_says_so(tmp_path: Path, state: dict[str, Tensor]) -> None:
