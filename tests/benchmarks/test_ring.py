@@ -8,6 +8,8 @@ import torch
 from benchmarks.ring import METHODS, Method, Network, Run, learn_teacher, measured, sample_data
 
 UPDATES = 100
+# Without normalisation learning is slower, and consistency distillation strays before it comes near.
+LONGER = {"lcm": 300, "w2s, unnormalised": 200}
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +25,10 @@ def teacher() -> Network:
     return learn_teacher(updates=1200)
 
 
-def distances(method: Method, teacher: Network) -> tuple[float, float]:
-    run = Run(method, teacher, seed=0, updates=UPDATES)
+def distances(method: Method, teacher: Network, updates: int = UPDATES) -> tuple[float, float]:
+    run = Run(method, teacher, seed=0, updates=updates)
     before = run.distance()
-    for number in range(UPDATES):
+    for number in range(updates):
         run.round(number)
     return before, run.distance()
 
@@ -40,7 +42,7 @@ def test_the_teacher_needs_many_steps(teacher: Network) -> None:
 
 @pytest.mark.parametrize("name", ["w2s", "w2s, unnormalised", "w2s, supervised", "dmd", "dmd2", "one_step", "lcm"])
 def test_a_method_comes_nearer_to_the_data(name: str, teacher: Network) -> None:
-    before, after = distances(METHODS[name], teacher)
+    before, after = distances(METHODS[name], teacher, LONGER.get(name, UPDATES))
     assert after < 0.7 * before
 
 
