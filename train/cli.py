@@ -278,6 +278,22 @@ def comfyui(
     raise typer.Exit(run_comfyui(comfyui, directory, port))
 
 
+@app.command()
+def workflows(
+    comfyui: Annotated[
+        Path | None, typer.Option(envvar="COMFYUI_DIR", help="Folder of your ComfyUI; else a copy is fetched.")
+    ] = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Make their pictures too, which takes minutes.")
+    ] = False,
+) -> None:
+    """Write the pack's example workflows anew, after its nodes or a workflow's definition changed."""
+    from .workflows.write import write_workflows
+
+    written = write_workflows(comfyui, thumbnails)
+    Console().print(f"Wrote {len(written)} files into {written[0].parent}", soft_wrap=True)
+
+
 def _device(name: str | None) -> "torch.device":
     import torch
 

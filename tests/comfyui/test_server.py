@@ -1,6 +1,5 @@
 """A running ComfyUI with the pack: the workflow through its API, bad inputs, settings that differ, cancelling."""
 
-import json
 import shutil
 import time
 from copy import deepcopy
@@ -10,13 +9,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from av.video.reformatter import ColorRange, Colorspace
 
 from magicdistill_core.pocket import files
 from magicdistill_core.pocket.render import portrait_clip
 from magicdistill_core.video import read_video
-
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "portrait_pocket.json"
 
 # The workflow's chain on the tiny files: node id -> node in ComfyUI's API format.
 CHAIN: dict[str, dict[str, Any]] = {
@@ -66,53 +62,10 @@ def roles(model: str = "tiny.safetensors", lora: str = "tiny_fake.safetensors") 
     return prompt
 
 
-def api_prompt(workflow: dict, nodes: dict[str, dict]) -> dict[str, Any]:
-    """A saved workflow in the API's format, as the page would send it."""
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] not in nodes:
-            continue  # notes
-        inputs: dict[str, Any] = {}
-        values = iter(node["widgets_values"])
-        groups = nodes[node["type"]]["input"]
-        specs = groups["required"] | groups.get("optional", {})
-        for slot in node["inputs"]:
-            if "widget" in slot:
-                inputs[slot["name"]] = next(values)
-                if any(options.get("control_after_generate") for options in specs[slot["name"]][1:]):
-                    next(values)
-            elif slot["link"] is not None:
-                inputs[slot["name"]] = sources[slot["link"]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
-
-
 def saved_video(server: Any, outputs: dict, node: str) -> Path:
     """The file that a save node reports."""
     (entry,) = outputs[node]["images"]
     return server.directory / "output" / entry["subfolder"] / entry["filename"]
-
-
-def test_workflow_runs_as_it_is(server: Any) -> None:
-    workflow = json.loads(WORKFLOW.read_text())
-    prompt = api_prompt(workflow, server.get("/object_info"))
-    # A name of its own: ComfyUI answers what it has run before (from the page, say) with the old file.
-    prompt["7"]["inputs"]["filename_prefix"] = "video/through_the_api"
-    outputs = server.run(prompt, workflow)
-    with av.open(str(saved_video(server, outputs, "7"))) as video:
-        stream = video.streams.video[0]
-        assert (stream.width, stream.height, stream.average_rate) == (96, 96, 24)
-        assert (stream.codec.canonical_name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (
-            Colorspace.ITU709,
-            ColorRange.MPEG,
-        )
-        assert sum(1 for _ in video.decode(stream)) == 17
-        tag = json.loads(video.metadata["prompt"])
-        # ComfyUI notes a file's fingerprint beside its node's inputs.
-        assert {key: {name: node[name] for name in ("class_type", "inputs")} for key, node in tag.items()} == prompt
-        assert json.loads(video.metadata["workflow"]) == workflow
 
 
 def test_every_loader_lists_only_what_it_can_load(server: Any) -> None:
@@ -129,11 +82,6 @@ def test_every_loader_lists_only_what_it_can_load(server: Any) -> None:
     assert options("VAELoader", "vae_name") == vaes
     loras = {path.name for path in files.LORAS.glob("*.safetensors")}
     assert options("LoraLoaderModelOnly", "lora_name") == loras
-
-
-def test_workflow_is_offered_as_a_template(server: Any) -> None:
-    assert server.get("/workflow_templates") == {"magicdistillation": ["portrait_pocket"]}
-    assert server.get("/api/workflow_templates/magicdistillation/portrait_pocket.json")["nodes"]
 
 
 def test_every_input_is_explained_and_every_node_has_help(server: Any) -> None:

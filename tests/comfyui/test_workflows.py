@@ -1,0 +1,327 @@
+"""Every shipped workflow against the nodes of a running ComfyUI: well-formed, neat, explained, and run."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from magicdistill_core.checkpoint import save_checkpoint, save_lora
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
+from magicdistill_core.layouts.lora import to_file_layout
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.pocket.render import portrait_clip
+from magicdistill_core.video import read_tags
+from train.workflows import models
+from train.workflows.models import ModelFile
+from train.workflows.prompt import NOTES, to_prompt
+from train.workflows.schemas import Schema, parse_schemas, types_fit
+from train.workflows.write import DEFINITIONS, FOLDER, workflow_json
+
+FILES = {file.name: file for file in vars(models).values() if isinstance(file, ModelFile)}
+POCKET = ("portrait_pocket", "portrait_in_one_node", "real_fake_sweep_pocket")
+LARGE = sorted(set(DEFINITIONS) - set(POCKET))
+# What cannot be had small, as its sizes are fixed in ComfyUI: text encoders, vision towers, whole checkpoints.
+HEAVY = {"DualCLIPLoader", "CLIPLoader", "CLIPVisionLoader", "CheckpointLoaderSimple"}
+TITLE = 30
+
+
+def workflow(name: str) -> dict[str, Any]:
+    """A shipped workflow."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def graphs(name: str) -> Iterator[tuple[list[dict], list[dict], set[str]]]:
+    """Nodes and links of a workflow and of each of its subgraphs, links all in one form, and the subgraphs' ids."""
+    whole = workflow(name)
+    inner = whole.get("definitions", {}).get("subgraphs", [])
+    ids = {one["id"] for one in inner}
+    fields = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    yield whole["nodes"], [dict(zip(fields, link, strict=True)) for link in whole["links"]], ids
+    for one in inner:
+        yield one["nodes"], one["links"], ids
+
+
+@pytest.fixture(scope="module")
+def schemas(server: Any) -> dict[str, Schema]:
+    """The nodes of the running ComfyUI."""
+    return parse_schemas(server.get("/object_info"))
+
+
+def test_every_workflow_is_defined_has_a_picture_and_is_offered(server: Any) -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(DEFINITIONS)
+    assert {path.stem for path in FOLDER.glob("*.jpg")} == set(DEFINITIONS)
+    assert {path.suffix for path in FOLDER.iterdir()} == {".json", ".jpg"}
+    for name in DEFINITIONS:
+        with Image.open(FOLDER / f"{name}.jpg") as picture:
+            assert picture.size == (384, 384)
+            assert np.asarray(picture).std() > 20
+    assert set(server.get("/workflow_templates")["magicdistillation"]) == set(DEFINITIONS)
+    assert server.get("/api/workflow_templates/magicdistillation/portrait_pocket.json") == workflow("portrait_pocket")
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_files_are_what_the_nodes_of_today_give(name: str, schemas: dict[str, Schema]) -> None:
+    path = FOLDER / f"{name}.json"
+    assert path.read_text(encoding="utf-8") == workflow_json(name, schemas), "run `magicdistill workflows`"
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_nodes_values_and_links_fit_the_nodes_of_today(name: str, schemas: dict[str, Schema]) -> None:
+    for nodes, links, subgraphs in graphs(name):
+        by_id = {node["id"]: node for node in nodes}
+        assert len(by_id) == len(nodes)
+        for node in nodes:
+            if node["type"] in NOTES | subgraphs:
+                continue
+            schema = schemas[node["type"]]
+            assert [one["name"] for one in node["inputs"]] == [one.name for one in (*schema.sockets, *schema.widgets)]
+            assert [one["type"] for one in node["outputs"]] == [one.type for one in schema.outputs]
+            values = schema.values_of(node["widgets_values"])
+            for one in schema.widgets:
+                if values[one.name] not in FILES and not one.uploads:
+                    assert one.fault_of(values[one.name]) is None, f"{node['title']}: {one.name}"
+            for one in schema.sockets:
+                slot = next(slot for slot in node["inputs"] if slot["name"] == one.name)
+                assert slot["link"] is not None or not one.required, f"{node['title']}: {one.name} is not linked"
+        for link in links:
+            origin, target = by_id.get(link["origin_id"]), by_id.get(link["target_id"])
+            if origin is not None:
+                slot = origin["outputs"][link["origin_slot"]]
+                assert link["id"] in slot["links"]
+                assert types_fit(slot["type"], link["type"])
+            if target is not None:
+                slot = target["inputs"][link["target_slot"]]
+                assert slot["link"] == link["id"]
+                assert types_fit(link["type"], slot["type"])
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_layout_is_neat(name: str) -> None:
+    for nodes, links, _ in graphs(name):
+        boxes = {node["id"]: (*node["pos"], *node["size"]) for node in nodes}
+        for one, (x, y, width, height) in boxes.items():
+            for other, (left, top, wide, high) in boxes.items():
+                apart = x + width <= left or left + wide <= x or y + height <= top - TITLE or top + high <= y - TITLE
+                assert one == other or apart, f"nodes {one} and {other} overlap"
+        for link in links:
+            if {link["origin_id"], link["target_id"]} <= set(boxes):
+                assert boxes[link["origin_id"]][0] <= boxes[link["target_id"]][0], "a link runs from right to left"
+    whole = workflow(name)
+    for node in whole["nodes"]:
+        x, y, width, height = *node["pos"], *node["size"]
+        around = [
+            group["title"]
+            for group in whole["groups"]
+            for left, top, wide, high in [group["bounding"]]
+            if left <= x and top <= y - TITLE and x + width <= left + wide and y + height <= top + high
+        ]
+        assert len(around) == (node["type"] not in NOTES), f"{node['title']}: {around}"
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_files_are_linked_or_explained(name: str, schemas: dict[str, Schema], server: Any) -> None:
+    folders = set(server.get("/models"))
+    (note,) = (node for node in workflow(name)["nodes"] if node["type"] in NOTES)
+    (text,) = note["widgets_values"]
+    assert text.startswith("## ")
+    assert "**" in text
+    # Nobody can read code on a coloured note of the new page.
+    assert "`" not in text
+    for nodes, _, subgraphs in graphs(name):
+        for node in nodes:
+            if node["type"] in NOTES | subgraphs:
+                continue
+            files = [FILES[value] for value in node["widgets_values"] if value in FILES]
+            links = node["properties"].get("models", [])
+            assert [link["name"] for link in links] == [file.name for file in files if file.url is not None]
+            for link in links:
+                assert link["directory"] in folders
+                assert re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+", link["url"])
+                assert link["url"].endswith(f"/{link['name']}")
+            for file in files:
+                if file.url is None and "pocket" not in file.name:
+                    assert f"**{file.name}**" in text
+                    assert f"models/{file.directory}" in text
+
+
+def saved(server: Any, outputs: Mapping[str, Any]) -> list[Path]:
+    """The files that a run reports."""
+    entries = [entry for output in outputs.values() for entry in output.get("images", [])]
+    return [
+        server.directory / "output" / one["subfolder"] / one["filename"] for one in entries if one["type"] == "output"
+    ]
+
+
+def of_type(prompt: Mapping[str, Any], node_type: str) -> list[dict[str, Any]]:
+    """The inputs of every node of a type."""
+    return [node["inputs"] for node in prompt.values() if node["class_type"] == node_type]
+
+
+def check_video(path: Path, size: tuple[int, int], frames: int, fps: float) -> None:
+    """A video that every player takes."""
+    with av.open(str(path)) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, float(stream.average_rate)) == (*size, fps)
+        assert (stream.codec.canonical_name, stream.pix_fmt) == ("h264", "yuv420p")
+        context = stream.codec_context
+        assert (context.colorspace, context.color_range) == (Colorspace.ITU709, ColorRange.MPEG)
+        assert sum(1 for _ in video.decode(stream)) == frames
+
+
+@pytest.mark.parametrize("name", ["portrait_pocket", "portrait_in_one_node"])
+def test_pocket_portraits_run_as_they_are(name: str, schemas: dict[str, Schema], server: Any) -> None:
+    whole = workflow(name)
+    prompt = to_prompt(whole, schemas)
+    # A name of its own: ComfyUI answers what it has run before (from the page, say) with the old file.
+    of_type(prompt, "MagicDistillSaveVideo")[0]["filename_prefix"] = f"video/api_{name}"
+    (video,) = saved(server, server.run(prompt, whole))
+    check_video(video, (96, 96), 17, 24.0)
+    tags = read_tags(video)
+    assert json.loads(tags["workflow"]) == whole
+    stored = json.loads(tags["prompt"])
+    # ComfyUI notes a file's fingerprint beside its node's inputs.
+    assert {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in stored.items()} == prompt
+    record = json.loads(tags["magicdistill"])
+    assert (record["checkpoint"], record["steps"], record["seed"]) == (models.POCKET_GENERATOR.name, 4, 0)
+    assert len(record["sha256"]) == 64
+    with av.open(str(video)) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.float32)
+    seed = of_type(prompt, "MagicDistillPocketPortrait")[0]["seed"]
+    assert np.abs(first - portrait_clip(seed, 1)[0].numpy()).mean() < 12, "the video does not begin with its portrait"
+
+
+def test_real_fake_sweep_shows_five_weights_of_one_noise(schemas: dict[str, Schema], server: Any) -> None:
+    prompt = to_prompt(workflow("real_fake_sweep_pocket"), schemas)
+    sources = [one["weight_real"][0] for one in of_type(prompt, "MagicDistillRealFakeLora")]
+    assert [prompt[source]["inputs"]["value"] for source in sources] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for sampler in of_type(prompt, "MagicDistillSampler"):
+        sampler["steps"] = 4  # 28 are the teacher's; these are enough to see that the chain is right
+    outputs = server.run(prompt)
+    files = {path.suffix: path for path in saved(server, outputs)}
+    check_video(files[".mp4"], (96, 496), 17, 12.0)
+    with Image.open(files[".png"]) as picture:
+        assert picture.size == (17 * 100 - 4, 496)
+        pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
+    rows = [pixels[100 * row : 100 * row + 96] for row in range(5)]
+    starts, ends = [row[:, :96] for row in rows], [row[:, -96:] for row in rows]
+    from_teacher = [float(np.abs(end - ends[0]).mean()) for end in ends]
+    # All begin with the same image, and end the further from the teacher the larger the weight.
+    assert max(float(np.abs(start - starts[0]).mean()) for start in starts) < 4
+    assert from_teacher == sorted(from_teacher)
+    assert from_teacher[-1] > 1
+
+
+@pytest.fixture(scope="module")
+def small_files(server: Any, tiny: SimpleNamespace) -> None:
+    """A tiny file for every name in the workflows; those of `HEAVY` loaders are there in name only."""
+    folders = {name: server.directory / "models" / name for name in {file.directory for file in FILES.values()}}
+    for folder in folders.values():
+        folder.mkdir(exist_ok=True)
+    for file in FILES.values():
+        if file.directory in ("text_encoders", "clip_vision", "checkpoints"):
+            save_file({"nothing": torch.zeros(1)}, folders[file.directory] / file.name)
+    network, prompt, weights = tiny.network(tiny.shape()), tiny.prompt(), folders["diffusion_models"]
+    for file, steps in ((models.HUNYUAN_W2S, 4), (models.MAGIC141_W2S, 4), (models.HUNYUAN_ONE_STEP, 1)):
+        tiny.write_model(weights / file.name, network, tiny.recipe("generator", steps=steps), prompt)
+    # The stock files carry no null prompt; these do, in place of the text encoders.
+    state = load_file(weights / models.HUNYUAN_W2S.name)
+    save_file(state, weights / models.HUNYUAN_I2V.name)
+    branches = to_file_layout(HUNYUAN_VIDEO, tiny.branches(network), 128)
+    save_lora(folders["loras"] / models.HUNYUAN_W2S_LORA.name, branches, tiny.recipe("generator_lora"))
+    shape = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
+    wan = diffusers_to_file(WAN, tiny.network(shape, IMAGE_TO_VIDEO).state_dict())
+    text = torch.randn(1, 7, 4096, generator=torch.Generator().manual_seed(5))
+    path = weights / models.WAN_I2V.name
+    save_checkpoint(path, wan, tiny.recipe("teacher", family="wan"), NullPrompt(text, None))
+    save_file(load_file(path), path)
+    lora = {
+        f"diffusion_model.blocks.{block}.self_attn.{part}.lora_{side}.weight": torch.full(shape, 0.01)
+        for block in range(2)
+        for part in "qkvo"
+        for side, shape in (("down", (4, 128)), ("up", (128, 4)))
+    }
+    save_file(lora, folders["loras"] / models.WAN_LORA.name)
+    vae = load_file(folders["vae"] / "tiny_vae.safetensors")
+    save_file(vae, folders["vae"] / models.HUNYUAN_VAE.name)
+    # By its type ComfyUI tells Wan's from HunyuanVideo's.
+    save_file({key: value.float() for key, value in vae.items()}, folders["vae"] / models.WAN_VAE.name)
+    Image.fromarray(portrait_clip(3, 1, 128)[0].numpy()).save(server.directory / "input" / "example.png")
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.usefixtures("small_files")
+def test_large_ones_are_accepted_with_their_files_in_place(name: str, schemas: dict[str, Schema], server: Any) -> None:
+    prompt = to_prompt(workflow(name), schemas)
+    entry = server.wait(server.queue(prompt))  # a refusal would be an HTTP error
+    heavy = any(node["class_type"] in HEAVY for node in prompt.values())
+    assert (entry["status"]["status_str"] == "error") == heavy
+
+
+def without_heavy(prompt: dict[str, Any], schemas: Mapping[str, Schema]) -> dict[str, Any]:
+    """A prompt less the nodes whose files cannot be had small, and less what stands on them."""
+    rest = deepcopy(prompt)
+    for key, node in rest.items():
+        if node["class_type"] == "VAEDecode":
+            rest[key] = {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 128}}
+    gone: set[str] = set()
+
+    def stands_on_gone(key: str, one: Any) -> bool:
+        value = rest[key]["inputs"].get(one.name)
+        return isinstance(value, list) and value[0] in gone
+
+    while True:
+        more = {
+            key
+            for key, node in rest.items()
+            if node["class_type"] in HEAVY
+            or any(one.required and stands_on_gone(key, one) for one in schemas[node["class_type"]].inputs)
+        } - gone
+        if not more:
+            break
+        gone |= more
+    return {
+        key: node | {"inputs": {n: v for n, v in node["inputs"].items() if not (isinstance(v, list) and v[0] in gone)}}
+        for key, node in rest.items()
+        if key not in gone
+    }
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.usefixtures("small_files")
+def test_large_ones_run_on_tiny_files_of_the_same_make(name: str, schemas: dict[str, Schema], server: Any) -> None:
+    prompt = without_heavy(to_prompt(workflow(name), schemas), schemas)
+    (video,) = of_type(prompt, "MagicDistillPortraitToVideo")
+    if name.startswith("wan"):
+        video |= {"width": 64, "height": 48, "length": 17}  # without a recipe the size would be Wan's own
+    outputs = server.run(prompt)
+    (path,) = saved(server, outputs)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        area, frames = stream.width * stream.height, sum(1 for _ in container.decode(stream))
+        fps = float(stream.average_rate)
+    assert 0.6 < area / (64 * 48) <= 1
+    assert (frames, fps) == (17, of_type(prompt, "MagicDistillSaveVideo")[0]["fps"])
+    record = json.loads(read_tags(path)["magicdistill"])
+    assert record["steps"] == (1 if "one_step" in name else 4)
+    assert (record["shift"], record["sampler"]) == (5.0, "euler")
+    assert len(record["loras"]) == name.endswith("lora")
+    said = [text for output in outputs.values() for text in output.get("text", [])]
+    for text in said:
+        assert "steps is" not in text, text
+        assert "cropped" not in text or "fit the image" not in text, text
+    if name.endswith("lora"):
+        assert any(re.search(r"matched (\d+)/\1 ", text) for text in said), said
