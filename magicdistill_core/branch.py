@@ -33,7 +33,8 @@ class LowRank:
         if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
             raise CheckpointError(
                 f"A LoRA pair has shapes down {list(self.down.shape)} and up {list(self.up.shape)}, expected "
-                f"[rank, in] and [out, rank] of a linear layer. The file is damaged or of another kind."
+                f"[rank, in] and [out, rank] of a linear layer. The file is damaged or of another kind: download it "
+                f"again, or use another."
             )
 
     @property

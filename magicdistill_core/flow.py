@@ -4,12 +4,15 @@ Shape legend: B batch, C channels, T latent frames, H and W latent rows and colu
 timestep is `1000 * sigma`. A *velocity* is a callable `(x_BCTHW, sigma_B) -> v_BCTHW`.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .errors import ConfigError
 
 TIMESTEPS = 1000.0
 
@@ -33,10 +36,13 @@ def shift_sigma(t: Tensor, shift: float) -> Tensor:
     """Timestep shift `s * t / (1 + (s - 1) * t)` (SD3 time shift; Magic 1-For-1 uses s = 5).
 
     Raises:
-        ValueError: if `shift` is not positive.
+        ConfigError: if `shift` is not a positive number.
     """
-    if not shift > 0:
-        raise ValueError(f"shift is {shift}, expected a positive number (1 leaves the schedule uniform; 5 is usual).")
+    if not 0 < shift < math.inf:
+        raise ConfigError(
+            f"shift is {shift}, expected a positive number (1 leaves the schedule uniform). Use 5, or what the model "
+            f"was trained with."
+        )
     return shift * t / (1 + (shift - 1) * t)
 
 

@@ -82,7 +82,15 @@ FORMATS = (MP4, MP4_10_BIT, HEVC_10_BIT, WEBM, PRORES, WEBP)
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """A frame rate as the simple fraction it stands for: 29.97 is 30000/1001."""
+    """A frame rate as the simple fraction it stands for: 29.97 is 30000/1001.
+
+    Raises:
+        VideoError: if it is not a positive number.
+    """
+    if not 0 < fps < math.inf:
+        raise VideoError(
+            f"A frame rate (fps) of {fps} is no rate, expected frames a second. Use 24, or the model's own."
+        )
     exact = Fraction(fps)
     ntsc = round(exact / _NTSC) * _NTSC
     if exact != round(exact) and abs(ntsc - exact) < _NTSC_SPELLING:
@@ -103,6 +111,8 @@ class VideoWriter:
         format: VideoFormat,
         audio: Audio | None,
     ) -> None:
+        if not 0 <= crf <= _CRF_MAX:
+            raise VideoError(f"A quality (crf) of {crf} is outside of 0 (best) to {_CRF_MAX}. Use 18 if in doubt.")
         self.frames = 0
         self._name, self._format, self._crf, self._audio = name, format, crf, audio
         self._rate = frame_rate(fps)

@@ -179,6 +179,13 @@ def check_start_image(model: ModelPatcher, conditioning: list[list], latent: dic
                 f"The start image was encoded to {list(image.shape[sides])} latent pixels, but the latent has "
                 f"{list(samples.shape[sides])}. Connect CONDITIONING and LATENT of the same Portrait to video node."
             )
+        mask = values.get("concat_mask")
+        if mask is not None and mask.shape[-3:] != samples.shape[-3:]:
+            raise VideoError(
+                f"The conditioning was made for {list(mask.shape[-3:])} latent frames, rows and columns, but the "
+                f"latent has {list(samples.shape[-3:])}. Connect CONDITIONING and LATENT of the same Portrait to video "
+                f"node."
+            )
 
 
 def embedded_guidance(model: ModelPatcher, conditioning: list[list]) -> tuple[float | None, list[str]]:

@@ -1,8 +1,10 @@
 """Load few-step model: a diffusion model through ComfyUI's own loader, with its recipe and null prompt."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -23,6 +25,7 @@ from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.recipe import Recipe
+from ..magicdistill_core.soundness import check_null_prompt, check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 from .attached import Attached, attach, attached_to, file_stamp, recipe_said, report
 from .file_hash import background_hash
@@ -59,15 +62,27 @@ def load_model(
     # ComfyUI finds a quantised weight's scale by name, so such a file keeps its own spelling.
     own_names = len(plain) < len(state)
     checkpoint = _teacher(parse_checkpoint(plain, recipe, name, allow_quantised=True), start_image_mode)
+    check_number_types(state, name)
+    if checkpoint.null_prompt is not None:
+        check_null_prompt(checkpoint.null_prompt, checkpoint.shape, name)
     family = checkpoint.family()  # asked now: ComfyUI's loader empties the state that it is given
     shape = checkpoint.shape
     size = _size(checkpoint)
     weights = checkpoint.state
     if own_names:
         weights = {key: tensor for key, tensor in state.items() if key not in (NULL_TEXT_KEY, NULL_POOLED_KEY)}
-    model = comfy.sd.load_diffusion_model_state_dict(
-        weights, model_options=model_options, metadata=metadata, disable_dynamic=disable_dynamic
-    )
+    try:
+        model = comfy.sd.load_diffusion_model_state_dict(
+            weights, model_options=model_options, metadata=metadata, disable_dynamic=disable_dynamic
+        )
+    except comfy.model_management.OOM_EXCEPTION:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{name} looks like a {family.architecture.title} transformer, yet its parts do not fit together "
+            f"({_misfit(error)}). It is damaged or badly converted: copy or download it again, or "
+            f"export it anew."
+        ) from error
     if model is None:
         raise CheckpointError(
             f"{name} looks like a {family.architecture.title} transformer, yet this ComfyUI does not recognise it. "
@@ -87,6 +102,13 @@ def load_model(
     # ComfyUI loads anew from the file for a second GPU, or where hooks need unshared weights.
     model.cached_patcher_init = (load_model, (path, model_options, start_image_mode))
     return model
+
+
+def _misfit(error: Exception) -> str:
+    """What ComfyUI's loader stumbled over, in a few words."""
+    text = " ".join(str(error).split())
+    found = re.search(r"size mismatch for ([\w.]+)", text)
+    return f"{found[1]} is of another size than the rest asks for" if found else text[:200]
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:

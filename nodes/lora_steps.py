@@ -69,7 +69,7 @@ class LoraSteps(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strengths: str | None) -> bool | str:
+    def validate_inputs(cls, strengths: str | None = None) -> bool | str:
         # None comes from another node.
         try:
             if strengths is not None:

@@ -1,6 +1,7 @@
 """A LoRA as native weight patches, so that ComfyUI's offloading, hooks and unpatching treat it as any LoRA."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..magicdistill_core.checkpoint import LoraFile, load_lora_for
-from ..magicdistill_core.errors import CheckpointError
-from ..magicdistill_core.families import hunyuan_video, wan
+from ..magicdistill_core.errors import CheckpointError, ConfigError
+from ..magicdistill_core.families import family_named, hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture
 from ..magicdistill_core.layouts.modules import listing
-from .attached import attached_to
+from .attached import attached_to, known_family
 
 NETWORK = "diffusion_model."
 
@@ -51,6 +52,13 @@ class FittedLora:
                 f"{listing(list(self.misses), 6)}."
             )
         recipe, base = self.file.recipe, attached_to(model)
+        family = known_family(model)
+        if recipe is not None and family not in (None, family_named(recipe.family, recipe.i2v_mode)):
+            assert family is not None
+            notes.append(
+                f"{self.file.source} was made for {recipe.family}, start image {recipe.i2v_mode}, but the model is "
+                f"{family.architecture.title}: {family.title}. Load the base that the LoRA was trained on."
+            )
         wanted = recipe.base_hash if recipe is not None else None
         found = base.sha256() if wanted is not None and base is not None else None
         if wanted is not None and found is not None and found != wanted:
@@ -121,7 +129,15 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
 
 
 def apply_lora(model: ModelPatcher, lora: FittedLora, weight: float) -> ModelPatcher:
-    """A clone of `model` with `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6)."""
+    """A clone of `model` with `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6).
+
+    Raises:
+        ConfigError: if the weight is no finite number.
+    """
+    if not isfinite(weight):
+        raise ConfigError(
+            f"The LoRA's weight (strength) is {weight}, expected a finite number. Set it to 1 if in doubt."
+        )
     clone = model.clone()
     clone.add_patches(lora.patches, weight)
     for key, difference in lora.parameters.items():

@@ -25,6 +25,7 @@ from .attached import report
 _FORMATS = {format.title: format for format in FORMATS if format.available}
 _RECORD_TAG = "magicdistill"
 _PREVIEW_CRF = 23
+_SHOWN_PREFIX = 100
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -119,7 +120,7 @@ class SaveVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         # Before anything runs: nobody should wait for a video that cannot be saved. None comes from another node.
         try:
             if filename_prefix is not None:
@@ -163,8 +164,8 @@ class SaveVideo(io.ComfyNode):
                 broken = _write(clip, writers)
         except OSError as error:
             raise VideoError(
-                f"The video cannot be saved under {filename_prefix!r} ({error.strerror or error}). Check that the "
-                f"name is not too long, that the disk has room and that ComfyUI may write to its output folder."
+                f"The video cannot be saved under {_shortened(filename_prefix)!r} ({error.strerror or error}). Check "
+                f"that the name is not too long, that the disk has room and that ComfyUI may write to its output folder."
             ) from error
         frames = writers[0].frames
         if broken:
@@ -254,6 +255,10 @@ def _json(value: object) -> str:
     return _JSON_STRING.sub(escaped, json.dumps(value))
 
 
+def _shortened(prefix: str) -> str:
+    return prefix if len(prefix) <= _SHOWN_PREFIX else f"{prefix[:_SHOWN_PREFIX]}..."
+
+
 def _check_prefix(prefix: str) -> None:
     """Refuse names that would leave the output folder, before a folder is made.
 
@@ -264,6 +269,6 @@ def _check_prefix(prefix: str) -> None:
     named = bool(prefix.strip() and paths[0].parts) and prefix.isprintable()
     if not named or any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
         raise VideoError(
-            f"The filename prefix {prefix!r} does not stay inside ComfyUI's output folder. Use a name or a path below "
-            f"it, such as video/portrait."
+            f"The filename prefix {_shortened(prefix)!r} does not stay inside ComfyUI's output folder. Use a name or a "
+            f"path below it, such as video/portrait."
         )

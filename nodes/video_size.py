@@ -1,6 +1,7 @@
 """Which size a video gets: what is set, what the recipe says, or the bucket that fits the start image."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.families.base import Family
@@ -33,6 +34,8 @@ def choose_size(
     Raises:
         VideoError: if something is left to a recipe that is not there, or the result is no possible size.
     """
+    if not isfinite(wish.seconds):
+        raise VideoError(f"A length of {wish.seconds} seconds is no length. Set seconds to 0 to use length instead.")
     fits = wish.resolution == FIT_IMAGE
     complete = wish.width and wish.height and wish.length
     if recipe is None and not complete and not fits:

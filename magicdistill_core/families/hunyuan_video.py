@@ -73,7 +73,7 @@ def check_geometry(frames: int, height: int, width: int) -> None:
             near = max(SIDE_MULTIPLE, round(side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
             raise VideoError(
                 f"A {name} of {side} pixels does not fit: sides must be multiples of {SIDE_MULTIPLE} "
-                f"(VAE stride 8, patch 2). The nearest that fits is {near}."
+                f"(VAE stride 8, patch 2). The nearest that fits is {near}: use that."
             )
 
 
@@ -133,13 +133,13 @@ def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:
     if patch_embed.ndim != 5 or tuple(patch_embed.shape[2:]) != (1, PATCH, PATCH) or hidden % HEAD_DIM:
         raise CheckpointError(
             f"img_in.proj.weight has shape {list(patch_embed.shape)}, expected [heads * 128, channels, 1, 2, 2]. "
-            f"This is not a HunyuanVideo transformer of the first generation."
+            f"This is not a HunyuanVideo transformer of the first generation: choose a HunyuanVideo-I2V checkpoint."
         )
     vector_in = state.get("vector_in.in_layer.weight")
     if vector_in is None:
         raise CheckpointError(
             "vector_in is missing: this looks like HunyuanVideo 1.5 or another relative. Expected a HunyuanVideo-I2V "
-            "checkpoint of the first generation (with pooled text in vector_in)."
+            "checkpoint of the first generation (with pooled text in vector_in): choose such a file."
         )
     return NetworkShape(
         in_channels=patch_embed.shape[1],

@@ -114,7 +114,7 @@ def stated_alpha(metadata: Mapping[str, str] | None, source: str) -> Callable[[s
         return lambda module, rank: None
     try:
         # Keys are `transformer.lora_alpha` and the like: one configuration for each component of a pipeline.
-        config = {str(key).rpartition(".")[2]: value for key, value in json.loads(text).items()}
+        config = {str(key).rpartition(".")[2]: value for key, value in dict(json.loads(text)).items()}
         general = None if config.get("lora_alpha") is None else float(config["lora_alpha"])
         patterns = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
     except (ValueError, TypeError, AttributeError) as error:

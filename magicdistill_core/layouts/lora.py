@@ -85,20 +85,44 @@ def read_lora(
     if not pairs or not any("down" in parts or "up" in parts for parts in pairs.values()):
         raise CheckpointError(
             f"{source} is not a LoRA file that can be read: {len(unknown)} of {len(state)} tensors are no LoRA parts "
-            f"({listing(unknown) or 'the file is empty'}). Expected pairs named lora_A/lora_B or lora_down/lora_up."
+            f"({listing(unknown) or ('nothing beside them' if state else 'the file is empty')}). Expected pairs named lora_A/lora_B or "
+            f"lora_down/lora_up: choose another file, and load whole models with a model loader."
         )
     halves = [name for name, parts in pairs.items() if "down" not in parts or "up" not in parts]
     if halves:
-        raise CheckpointError(f"{source} has only one half of the pair for: {listing(halves)}. It is damaged.")
+        raise CheckpointError(
+            f"{source} has only one half of the pair for: {listing(halves)}. It is damaged: download it again."
+        )
     alpha_of = stated_alpha(metadata, source)
     branches, stated = {}, True
     for name, parts in pairs.items():
         down, up = _matrices(parts["down"], parts["up"])
+        _check_numbers(parts, name, source)
         rank = down.shape[0]
         alpha = float(parts["alpha"]) if "alpha" in parts else alpha_of(name, rank)
         stated = stated and alpha is not None
         branches[name] = LowRank(down, up, float(rank) if alpha is None else alpha)
     return ParsedLora(branches, differences, tuple(unknown), stated)
+
+
+def _check_numbers(parts: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Refuse a pair that would give no weights: of another shape, or of anything but finite numbers."""
+    down, up = _matrices(parts["down"], parts["up"])
+    shapes = f"down {list(down.shape)}, up {list(up.shape)}"
+    wrong = None
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+        wrong = f"{shapes}, expected [rank, in] and [out, rank] of a linear layer"
+    elif "alpha" in parts and parts["alpha"].numel() != 1:
+        wrong = f"an alpha of shape {list(parts['alpha'].shape)}, expected one number"
+    elif not (down.is_floating_point() and up.is_floating_point()):
+        wrong = f"{down.dtype} and {up.dtype}, expected floating point numbers"
+    elif not all(torch.isfinite(part.float()).all() for part in parts.values()):
+        wrong = "values that are no finite numbers (NaN or infinite)"
+    if wrong is not None:
+        raise CheckpointError(
+            f"{source} is damaged or of another kind: its pair for {name} has {wrong}. Download it again, or use a "
+            f"checkpoint of its training from before it broke."
+        )
 
 
 def _matrices(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
