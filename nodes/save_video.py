@@ -165,7 +165,8 @@ class SaveVideo(io.ComfyNode):
         except OSError as error:
             raise VideoError(
                 f"The video cannot be saved under {_shortened(filename_prefix)!r} ({error.strerror or error}). Check "
-                f"that the name is not too long, that the disk has room and that ComfyUI may write to its output folder."
+                f"that the name is not too long, that the disk has room and that ComfyUI may write to its output "
+                f"folder."
             ) from error
         frames = writers[0].frames
         if broken:

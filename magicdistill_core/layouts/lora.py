@@ -83,10 +83,11 @@ def read_lora(
             case (_, module, leaf):
                 differences[module, leaf] = tensor
     if not pairs or not any("down" in parts or "up" in parts for parts in pairs.values()):
+        beside = listing(unknown) if unknown else "nothing beside them" if state else "the file is empty"
         raise CheckpointError(
             f"{source} is not a LoRA file that can be read: {len(unknown)} of {len(state)} tensors are no LoRA parts "
-            f"({listing(unknown) or ('nothing beside them' if state else 'the file is empty')}). Expected pairs named lora_A/lora_B or "
-            f"lora_down/lora_up: choose another file, and load whole models with a model loader."
+            f"({beside}). Expected pairs named lora_A/lora_B or lora_down/lora_up: choose another file, and load whole "
+            f"models with a model loader."
         )
     halves = [name for name, parts in pairs.items() if "down" not in parts or "up" not in parts]
     if halves:
