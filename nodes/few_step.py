@@ -47,8 +47,8 @@ def shift_input() -> io.Float.Input:
         min=0.0,
         max=100.0,
         step=0.1,
-        tooltip="Timestep shift, no unit, usually 1 to 17; 0 takes the recipe's. Higher spends more steps on coarse "
-        "motion. Change it only together with a model that was trained for it.",
+        tooltip="Timestep shift, no unit, up to 100, usually 1 to 17; 0 takes the recipe's. Higher spends more steps "
+        "on coarse motion. Change it only together with a model that was trained for it.",
     )
 
 

@@ -26,7 +26,7 @@ class PocketPortrait(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Whole number, 0 to 2^64 - 1: which person, light and background. The same seed gives the "
-                    "same picture everywhere.",
+                    "same picture everywhere; change it for another person.",
                 ),
                 io.Int.Input(
                     "size",

@@ -46,13 +46,14 @@ class PortraitToVideo(io.ComfyNode):
                 ),
                 io.Vae.Input(
                     "vae",
-                    tooltip="The model's own VAE (16 latent channels): HunyuanVideo's, or Wan 2.1's. The wrong one of "
-                    "the two is refused.",
+                    tooltip="The model's own VAE (16 latent channels): HunyuanVideo's, or Wan 2.1's. Change it with "
+                    "the model; the wrong one of the two is refused.",
                 ),
                 io.Image.Input(
                     "start_image",
                     tooltip="The portrait that becomes frame 0; of a batch, the first. Another shape than width x "
-                    "height is scaled and cropped: a wide one around the middle, a tall one nearer to its top.",
+                    "height is scaled and cropped: a wide one around the middle, a tall one nearer to its top. Change "
+                    "it for another person.",
                 ),
                 io.Int.Input(
                     "width",
@@ -77,7 +78,7 @@ class PortraitToVideo(io.ComfyNode):
                     default=0,
                     min=0,
                     max=8193,
-                    tooltip="Frames, 4n + 1 (17, 81, 129), up to 8193; 0 takes the recipe's. Fewer frames need less "
+                    tooltip="Frames, 4n + 1 (17, 81, 129), up to 8193; 0 takes the recipe's. Lower it for less "
                     "memory and time.",
                 ),
                 io.Int.Input(

@@ -25,12 +25,12 @@ class RealFakeLora(io.ComfyNode):
             search_aliases=["magicdistill", "weak to strong", "w2s", "fake lora", "score model"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The base that the LoRA was trained on: the teacher, not the generator."
+                    "model", tooltip="The base that the LoRA was trained on. Connect the teacher, not the generator."
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The fake LoRA of a distillation run, in models/loras.",
+                    tooltip="The fake LoRA of a distillation run, in models/loras. Change it to look at another run.",
                 ),
                 io.Float.Input(
                     "weight_real",
@@ -38,8 +38,8 @@ class RealFakeLora(io.ComfyNode):
                     min=-4.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Weight of the branch in the real model, no unit; usual 0 to 1. 0 is the plain base "
-                    "(vanilla DMD), 0.25 the paper's. Change it to see how far the real score leans towards the "
+                    tooltip="Weight of the branch in the real model, -4 to 4, no unit; usual 0 to 1. 0 is the plain "
+                    "base (vanilla DMD), 0.25 the paper's. Change it to see how far the real score leans towards the "
                     "generator.",
                 ),
                 io.Float.Input(
@@ -48,8 +48,8 @@ class RealFakeLora(io.ComfyNode):
                     min=-4.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Weight of the branch in the fake model, no unit; 1 is how it was trained. Change it only "
-                    "to experiment.",
+                    tooltip="Weight of the branch in the fake model, -4 to 4, no unit; 1 is how it was trained. "
+                    "Change it only to experiment.",
                 ),
             ],
             outputs=[

@@ -66,7 +66,7 @@ class SaveVideo(io.ComfyNode):
                     "video",
                     [io.Image, io.Video],
                     tooltip="The frames in order (IMAGE), or a VIDEO with its own rate and sound, which is read frame "
-                    "by frame, however long it is. Both sides even, except for WebP.",
+                    "by frame, however long it is. Both sides even, except for WebP. Connect VAE Decode or Load Video.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -83,15 +83,15 @@ class SaveVideo(io.ComfyNode):
                     "filename_prefix",
                     default="video/portrait",
                     tooltip="Where in the output folder and under what name; a number is added. %date:yyyy-MM-dd% and "
-                    "the like work. Folders outside of it are refused.",
+                    "the like work. Change it to sort your videos; folders outside of it are refused.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=list(_FORMATS),
                     default=MP4.title,
-                    tooltip="mp4 (h264) plays everywhere. 10-bit keeps soft gradients, hevc is smaller; not every "
-                    "player takes them. webm for the web, ProRes for editing, WebP where only pictures are allowed "
-                    "(no sound).",
+                    tooltip="Kind of file. mp4 (h264) plays everywhere. 10-bit keeps soft gradients, hevc is smaller; "
+                    "not every player takes them. Choose webm for the web, ProRes for editing, WebP where only "
+                    "pictures are allowed (no sound).",
                 ),
                 io.Float.Input(
                     "crf",
@@ -112,7 +112,8 @@ class SaveVideo(io.ComfyNode):
                     optional=True,
                     force_input=True,
                     tooltip="The record of Few-step flow sampler: seed, sigmas, checkpoint hash and settings. It is "
-                    "kept in the file as a tag of its own, magicdistill.",
+                    "kept in the file as a tag of its own, magicdistill. Connect it to know later how a video was "
+                    "made.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],

@@ -66,7 +66,7 @@ class TextImageEncode(io.ComfyNode):
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     tooltip="The start image by CLIP Vision Encode with llava_llama3_vision (crop: none); of a batch, "
-                    "the first.",
+                    "the first. Connect the image that Portrait to video gets.",
                 ),
                 io.String.Input(
                     "prompt",
