@@ -11,121 +11,38 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import mean
 
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt, save_checkpoint
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS, concat_condition
-from magicdistill_core.flow import Velocity, add_noise, shift_sigma
-from magicdistill_core.metrics.clips import latent_statistics
-from magicdistill_core.metrics.distances import frechet_distance
-from magicdistill_core.objectives.flow_matching import flow_matching_loss
-from magicdistill_core.objectives.guidance import guided_velocity
+from magicdistill_core.families.base import StartImage
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS
 from magicdistill_core.pocket.files import TEACHER, VAE
-from magicdistill_core.recipe import Recipe
+from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND, portrait_clip
 from magicdistill_core.widening import widen_to_image
 
-from ..network import load_network, network_velocity
+from ..latents import DatasetIndex, LatentWriter
 from ..vae import load_vae
-from ..weights import null_prompt_of
 from .dataset import held_out_clips, to_unit_frames
-from .evaluate import encode, sample_set
+from .evaluate import encode
+from .latents import FIRST_SEED
+from .measures import (
+    Held,
+    Measure,
+    distance_from_data,
+    distance_from_many_steps,
+    held_out_loss,
+    recipe_of,
+    unexplained_guidance,
+)
 
 PRESETS = Path(__file__).parents[1] / "presets"
-NEGATIVE_PROMPT = PRESETS / "pocket_negative_prompt.safetensors"
-_TEACHER_STEPS = 28
-_LEVELS = 8
-_SCALES = (1.5, 2.0, 3.0)
 _PATCH_EMBED = "img_in.proj.weight"
-
-
-@dataclass(frozen=True)
-class Held:
-    """Held-out portraits, the teacher's own samples of them, and the noise seeds to sample with."""
-
-    teacher: Checkpoint
-    images: Tensor  # [N, 16, 1, H, W]
-    clips: Tensor  # [N, 16, T, H, W], of these images
-    data: Tensor  # [N, 16, T, H, W], of other people
-    seeds: tuple[int, ...]
-
-    @cached_property
-    def by_many_steps(self) -> dict[int, Tensor]:
-        """The teacher's samples at 28 steps, by seed."""
-        return {seed: self.sample(self.teacher, _TEACHER_STEPS, seed) for seed in self.seeds}
-
-    def sample(self, checkpoint: Checkpoint, steps: int, seed: int) -> Tensor:
-        """Samples `[N, 16, T, H, W]` of a checkpoint, with the shift and sampler of its recipe."""
-        return sample_set(checkpoint, _recipe(checkpoint), steps, self.images, self.clips.shape[2], seed)
-
-
-Measure = Callable[[Held, Checkpoint, int], float]
-
-
-def distance_from_data(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Frechet distance of the samples' latent statistics from other people's, as `pocket evaluate` has it."""
-    data = latent_statistics(held.data)
-    return mean(frechet_distance(latent_statistics(held.sample(checkpoint, steps, seed)), data) for seed in held.seeds)
-
-
-def distance_from_many_steps(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Mean squared distance of the samples from the teacher's 28 steps from the same noise."""
-    return mean(
-        float((held.sample(checkpoint, steps, seed) - held.by_many_steps[seed]).square().mean()) for seed in held.seeds
-    )
-
-
-@torch.no_grad()
-def held_out_loss(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Flow-matching loss on the held-out clips, at fixed levels and noise."""
-    velocity = _velocity(held, checkpoint, null_prompt_of(checkpoint))
-    return mean(float(flow_matching_loss(velocity, held.clips, *draw)) for draw in _draws(held))
-
-
-@torch.no_grad()
-def unexplained_guidance(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Share of the guided teacher's difference from the plain one that the network, told the scale, does not make."""
-    prompt = null_prompt_of(held.teacher)
-    plain = _velocity(held, held.teacher, prompt)
-    negative = _velocity(held, held.teacher, load_null_prompt(NEGATIVE_PROMPT))
-    left = whole = 0.0
-    for scale in _SCALES:
-        student = _velocity(held, checkpoint, prompt, scale)
-        for eps, sigma in _draws(held):
-            x = add_noise(held.clips, eps, sigma)
-            unguided = plain(x, sigma)
-            target = guided_velocity(unguided, negative(x, sigma), scale)
-            left += float((student(x, sigma) - target).square().mean())
-            whole += float((unguided - target).square().mean())
-    return left / whole
-
-
-def _velocity(held: Held, checkpoint: Checkpoint, prompt: NullPrompt, guidance: float = 1.0) -> Velocity:
-    condition = concat_condition(held.images, held.clips.shape[2])
-    return network_velocity(load_network(checkpoint), condition, prompt, guidance)
-
-
-def _draws(held: Held) -> list[tuple[Tensor, Tensor]]:
-    """Noise and levels, spread evenly before the shift."""
-    count = len(held.clips)
-    shift = _recipe(held.teacher).shift
-    draws = []
-    for number in range(_LEVELS):
-        noise = torch.randn(held.clips.shape, generator=torch.Generator().manual_seed(number))
-        level = torch.full((count,), (number + 0.5) / _LEVELS)
-        draws.append((noise, shift_sigma(level, shift)))
-    return draws
-
-
-def _recipe(checkpoint: Checkpoint) -> Recipe:
-    assert checkpoint.recipe is not None
-    return checkpoint.recipe
+# What the teacher has not seen, for fine-tuning: every third frame of longer clips, so that portraits move faster.
+_STRIDE, _FAST_CLIPS = 3, 128
 
 
 @dataclass(frozen=True)
@@ -137,12 +54,14 @@ class Trial:
         measure: of the start and of what was trained.
         settings: overrides, with `{runs}` for the folder of all runs.
         start: makes what the generator starts from, if it is not the teacher as it is.
+        fast: whether data and held-out clips are portraits that move faster than those the teacher knows.
     """
 
     preset: str
     measure: Measure
     settings: tuple[str, ...] = ()
     start: Callable[[Checkpoint], Checkpoint] | None = None
+    fast: bool = False
 
 
 def without_image(teacher: Checkpoint) -> dict[str, Tensor]:
@@ -165,18 +84,42 @@ TRIALS: Mapping[str, Trial] = {
     "one_step": Trial("pocket_one_step", distance_from_data, ("method.few_step_generator={runs}/w2s.safetensors",)),
     "lcm": Trial("pocket_lcm", distance_from_many_steps),
     "cfg": Trial("pocket_cfg", unexplained_guidance),
-    "sft": Trial("pocket_sft", held_out_loss),
+    "sft": Trial("pocket_sft", held_out_loss, fast=True),
     "widen": Trial(
         "pocket_sft", held_out_loss, ("method.widen=true", "model.teacher={runs}/text_to_video.safetensors"), _widened
     ),
 }
 
 
-def hold_out(clips: int, seeds: int) -> Held:
+def hold_out(clips: int, seeds: int, fast: bool = False) -> Held:
     """`clips` held-out start images with their clips, and as many of other people as data."""
-    latents = encode(load_vae(VAE), to_unit_frames(held_out_clips(2 * clips)))
+    frames = held_out_clips(2 * clips, _frames_needed(fast))[:, :: _STRIDE if fast else 1]
+    latents = encode(load_vae(VAE), to_unit_frames(frames))
     mine = latents[:clips]
     return Held(load_checkpoint(TEACHER), mine[:, :, :1], mine, latents[clips:], tuple(range(seeds)))
+
+
+def _frames_needed(fast: bool) -> int:
+    return _STRIDE * (DEFAULT_FRAMES - 1) + 1 if fast else DEFAULT_FRAMES
+
+
+def write_fast_portraits(folder: Path) -> None:
+    """A dataset of portraits that move three times as fast; continues one that was begun."""
+    vae = load_vae(VAE)
+    index = DatasetIndex(
+        frames=DEFAULT_FRAMES,
+        height=DEFAULT_SIZE,
+        width=DEFAULT_SIZE,
+        fps=FRAMES_PER_SECOND / _STRIDE,
+        dtype="float16",
+        vae_sha256=weights_sha256(VAE),
+    )
+    with LatentWriter(folder, index) as writer:
+        for seed in range(FIRST_SEED, FIRST_SEED + _FAST_CLIPS):
+            if (key := f"pocket-fast-{seed}") not in writer:
+                clip = portrait_clip(seed, _frames_needed(fast=True))[::_STRIDE]
+                latent = encode(vae, to_unit_frames(clip[None]))
+                writer.append(key, latent[0], StartImage(latent[:, :, :1]))
 
 
 def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
@@ -216,23 +159,28 @@ def compare_methods(
     """
     dataset, runs = dataset.resolve(), runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    held = hold_out(clips, seeds)
+    held_by_speed = {fast: hold_out(clips, seeds, fast) for fast in {TRIALS[name].fast for name in names}}
+    teacher = load_checkpoint(TEACHER)
     text_to_video = runs / "text_to_video.safetensors"
     if not text_to_video.exists():
-        recipe = _recipe(held.teacher).model_copy(update={"i2v_mode": "none"})
-        save_checkpoint(text_to_video, without_image(held.teacher), recipe, held.teacher.null_prompt)
+        recipe = recipe_of(teacher).model_copy(update={"i2v_mode": "none"})
+        save_checkpoint(text_to_video, without_image(teacher), recipe, teacher.null_prompt)
     results = json.loads(out.read_text())["results"] if out.exists() else {}
     for name in names:
         trial = TRIALS[name]
+        held, data = held_by_speed[trial.fast], dataset
+        if trial.fast:
+            data = runs / "fast_portraits"
+            write_fast_portraits(data)
         say(f"{name}: training")
-        made = load_checkpoint(run_trial(name, trial, dataset, runs))
+        made = load_checkpoint(run_trial(name, trial, data, runs))
         say(f"{name}: measuring")
-        steps = _recipe(made).steps
-        start = trial.start(held.teacher) if trial.start is not None else held.teacher
+        steps = recipe_of(made).steps
+        start = trial.start(teacher) if trial.start is not None else teacher
         before, after = (trial.measure(held, checkpoint, steps) for checkpoint in (start, made))
         results[name] = {
             "preset": trial.preset,
-            "updates": _recipe(made).training_step,
+            "updates": recipe_of(made).training_step,
             "steps": steps,
             "measure": trial.measure.__name__,
             "before": before,

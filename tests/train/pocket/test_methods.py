@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
+from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER
 from train.config import load_config
 from train.methods import _METHODS
 from train.pocket import methods
-from train.pocket.methods import PRESETS, TRIALS, Held, Trial
+from train.pocket.measures import Held, distance_from_many_steps, held_out_loss, unexplained_guidance
+from train.pocket.methods import PRESETS, TRIALS, Trial
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +30,16 @@ def test_every_method_is_tried_by_a_preset_of_its_own() -> None:
 
 
 def test_what_is_measured_of_the_teacher_itself(held: Held) -> None:
-    assert methods.distance_from_many_steps(held, held.teacher, 28) == 0
-    assert methods.distance_from_many_steps(held, held.teacher, 4) > 0.01
-    assert methods.unexplained_guidance(held, held.teacher, 28) == pytest.approx(1)
+    assert distance_from_many_steps(held, held.teacher, 28) == 0
+    assert distance_from_many_steps(held, held.teacher, 4) > 0.01
+    assert unexplained_guidance(held, held.teacher, 28) == pytest.approx(1)
 
 
 def test_held_out_loss_is_that_of_the_velocity(held: Held) -> None:
     zero = {key: torch.zeros_like(value) for key, value in held.teacher.state.items()}
     # A network of zeros answers zero, so that its error is the target's mean square: noise's and the clips'.
     expected = 1 + float(held.clips.square().mean())
-    assert methods.held_out_loss(held, replace(held.teacher, state=zero), 28) == pytest.approx(expected, rel=0.05)
+    assert held_out_loss(held, replace(held.teacher, state=zero), 28) == pytest.approx(expected, rel=0.05)
 
 
 def test_a_widened_teacher_does_not_see_its_image(held: Held) -> None:
@@ -45,8 +47,8 @@ def test_a_widened_teacher_does_not_see_its_image(held: Held) -> None:
     assert start is not None
     widened = start(held.teacher)
     other = replace(held, images=held.images + 1)
-    assert methods.held_out_loss(held, widened, 28) == methods.held_out_loss(other, widened, 28)
-    assert methods.held_out_loss(held, held.teacher, 28) != methods.held_out_loss(other, held.teacher, 28)
+    assert held_out_loss(held, widened, 28) == held_out_loss(other, widened, 28)
+    assert held_out_loss(held, held.teacher, 28) != held_out_loss(other, held.teacher, 28)
 
 
 def test_results_are_written_after_every_trial_and_kept(
@@ -55,7 +57,7 @@ def test_results_are_written_after_every_trial_and_kept(
     def steps_of(held: Held, checkpoint: Checkpoint, steps: int) -> float:
         return float(checkpoint.source == GENERATOR.name)
 
-    monkeypatch.setattr(methods, "hold_out", lambda clips, seeds: held)
+    monkeypatch.setattr(methods, "hold_out", lambda clips, seeds, fast: held)
     monkeypatch.setattr(methods, "run_trial", lambda name, trial, dataset, runs: GENERATOR)
     monkeypatch.setattr(methods, "TRIALS", {name: Trial("pocket_w2s", steps_of) for name in ("one", "two")})
     out = tmp_path / "out.json"
@@ -71,5 +73,5 @@ def test_results_are_written_after_every_trial_and_kept(
 
 def test_a_failed_command_says_what_it_said(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "nothing.safetensors")
-    with pytest.raises(methods.MagicDistillError, match=r"magicdistill train .* failed:"):
+    with pytest.raises(MagicDistillError, match=r"magicdistill train .* failed:"):
         methods.run_trial("w2s", TRIALS["w2s"], tmp_path / "no dataset", tmp_path / "runs")

@@ -1,0 +1,113 @@
+"""What the pocket trainings are held to: distances of samples, and errors of velocities, on portraits held out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.checkpoint import Checkpoint, load_null_prompt
+from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.families.hunyuan_video import concat_condition
+from magicdistill_core.flow import Velocity, add_noise, shift_sigma
+from magicdistill_core.metrics.clips import latent_statistics
+from magicdistill_core.metrics.distances import frechet_distance
+from magicdistill_core.objectives.flow_matching import flow_matching_loss
+from magicdistill_core.objectives.guidance import guided_velocity
+from magicdistill_core.recipe import Recipe
+
+from ..network import load_network, network_velocity
+from ..weights import null_prompt_of
+from .evaluate import sample_set
+
+NEGATIVE_PROMPT = Path(__file__).parents[1] / "presets" / "pocket_negative_prompt.safetensors"
+_TEACHER_STEPS = 28
+_LEVELS = 8
+_SCALES = (1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out portraits, the teacher's own samples of them, and the noise seeds to sample with."""
+
+    teacher: Checkpoint
+    images: Tensor  # [N, 16, 1, H, W]
+    clips: Tensor  # [N, 16, T, H, W], of these images
+    data: Tensor  # [N, 16, T, H, W], of other people
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def by_many_steps(self) -> dict[int, Tensor]:
+        """The teacher's samples at 28 steps, by seed."""
+        return {seed: self.sample(self.teacher, _TEACHER_STEPS, seed) for seed in self.seeds}
+
+    def sample(self, checkpoint: Checkpoint, steps: int, seed: int) -> Tensor:
+        """Samples `[N, 16, T, H, W]` of a checkpoint, with the shift and sampler of its recipe."""
+        return sample_set(checkpoint, recipe_of(checkpoint), steps, self.images, self.clips.shape[2], seed)
+
+
+Measure = Callable[[Held, Checkpoint, int], float]
+
+
+def distance_from_data(held: Held, checkpoint: Checkpoint, steps: int) -> float:
+    """Frechet distance of the samples' latent statistics from other people's, as `pocket evaluate` has it."""
+    data = latent_statistics(held.data)
+    return mean(frechet_distance(latent_statistics(held.sample(checkpoint, steps, seed)), data) for seed in held.seeds)
+
+
+def distance_from_many_steps(held: Held, checkpoint: Checkpoint, steps: int) -> float:
+    """Mean squared distance of the samples from the teacher's 28 steps from the same noise."""
+    return mean(
+        float((held.sample(checkpoint, steps, seed) - held.by_many_steps[seed]).square().mean()) for seed in held.seeds
+    )
+
+
+@torch.no_grad()
+def held_out_loss(held: Held, checkpoint: Checkpoint, steps: int) -> float:
+    """Flow-matching loss on the held-out clips, at fixed levels and noise."""
+    velocity = _velocity(held, checkpoint, null_prompt_of(checkpoint))
+    return mean(float(flow_matching_loss(velocity, held.clips, *draw)) for draw in _draws(held))
+
+
+@torch.no_grad()
+def unexplained_guidance(held: Held, checkpoint: Checkpoint, steps: int) -> float:
+    """Share of the guided teacher's difference from the plain one that the network, told the scale, does not make."""
+    prompt = null_prompt_of(held.teacher)
+    plain = _velocity(held, held.teacher, prompt)
+    negative = _velocity(held, held.teacher, load_null_prompt(NEGATIVE_PROMPT))
+    left = whole = 0.0
+    for scale in _SCALES:
+        student = _velocity(held, checkpoint, prompt, scale)
+        for eps, sigma in _draws(held):
+            x = add_noise(held.clips, eps, sigma)
+            unguided = plain(x, sigma)
+            target = guided_velocity(unguided, negative(x, sigma), scale)
+            left += float((student(x, sigma) - target).square().mean())
+            whole += float((unguided - target).square().mean())
+    return left / whole
+
+
+def _velocity(held: Held, checkpoint: Checkpoint, prompt: NullPrompt, guidance: float = 1.0) -> Velocity:
+    condition = concat_condition(held.images, held.clips.shape[2])
+    return network_velocity(load_network(checkpoint), condition, prompt, guidance)
+
+
+def _draws(held: Held) -> list[tuple[Tensor, Tensor]]:
+    """Noise and levels, spread evenly before the shift."""
+    count = len(held.clips)
+    shift = recipe_of(held.teacher).shift
+    draws = []
+    for number in range(_LEVELS):
+        noise = torch.randn(held.clips.shape, generator=torch.Generator().manual_seed(number))
+        level = torch.full((count,), (number + 0.5) / _LEVELS)
+        draws.append((noise, shift_sigma(level, shift)))
+    return draws
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    """The recipe, which every pocket file carries."""
+    assert checkpoint.recipe is not None
+    return checkpoint.recipe
