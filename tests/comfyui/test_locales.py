@@ -1,0 +1,100 @@
+"""What the page shows of the nodes in other languages: complete, served, and in English as the nodes say it."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LOCALES = Path(__file__).resolve().parents[2] / "locales"
+RENEW = "MAGICDISTILL_RENEW"
+LANGUAGES = ("en", "zh")
+
+
+@pytest.fixture(scope="module")
+def english(server: Any) -> dict[str, Any]:
+    """The nodes' own texts in the form of a locale file."""
+    info = server.get("/object_info")
+    return {name: texts(info[name]) for name in sorted(info) if name.startswith("MagicDistill")}
+
+
+def texts(node: dict[str, Any]) -> dict[str, Any]:
+    """What of a node can be translated."""
+    inputs = {
+        name: {"name": name, "tooltip": options["tooltip"]}
+        for group in ("required", "optional")
+        for name, (_, options) in node["input"].get(group, {}).items()
+    }
+    outputs = {
+        str(number): {"name": name, "tooltip": tooltip}
+        for number, (name, tooltip) in enumerate(zip(node["output_name"], node["output_tooltips"] or [], strict=True))
+    }
+    return {
+        "display_name": node["display_name"],
+        "description": node["description"],
+        "inputs": inputs,
+    } | ({"outputs": outputs} if outputs else {})
+
+
+def read(language: str) -> dict[str, Any]:
+    """A locale file."""
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def leaves(value: Any, path: str = "") -> dict[str, str]:
+    """Every text by the keys that lead to it."""
+    if isinstance(value, str):
+        return {path: value}
+    return {key: text for name, inner in value.items() for key, text in leaves(inner, f"{path}/{name}").items()}
+
+
+def test_english_is_what_the_nodes_say(english: dict[str, Any]) -> None:
+    file = LOCALES / "en" / "nodeDefs.json"
+    if os.environ.get(RENEW):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(english, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read("en") == english, (
+        "The nodes' texts changed. Renew the English file with `MAGICDISTILL_RENEW=1 uv run pytest -n 0 "
+        "tests/comfyui/test_locales.py`, and translate what changed in the others."
+    )
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_there_and_nothing_else(language: str, english: dict[str, Any]) -> None:
+    assert leaves(read(language)).keys() == leaves(english).keys()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_page_can_show_every_text(language: str) -> None:
+    # To the page's translator these are commands: a link to another text, a place for a value, a plural.
+    wrong = {
+        key: text for key, text in leaves(read(language)).items() if not text.strip() or re.search(r"[@{}|]", text)
+    }
+    assert not wrong
+
+
+def test_chinese_is_chinese(english: dict[str, Any]) -> None:
+    kept = leaves(english)
+    chinese = re.compile("[\u4e00-\u9fff]")
+    untranslated = [
+        key
+        for key, text in leaves(read("zh")).items()
+        if key.endswith(("tooltip", "description", "display_name")) and not chinese.search(text)
+    ]
+    assert not untranslated
+    # A number or a file name that is in one text belongs into the other.
+    numbers = re.compile(r"\d+(?:\.\d+)?|models/\w+|\.\w*safetensors")
+    lost = {
+        key: missing
+        for key, text in leaves(read("zh")).items()
+        if (missing := set(numbers.findall(kept[key])) - set(numbers.findall(text)))
+    }
+    assert not lost
+
+
+def test_server_hands_them_to_the_page(server: Any) -> None:
+    served = server.get("/i18n")
+    for language in LANGUAGES:
+        assert served[language]["nodeDefs"].items() >= read(language).items()
