@@ -15,7 +15,8 @@ from magicdistill_core.errors import ConfigError
 from .models import ModelFile
 from .schemas import Input, Schema, find_schema, types_fit
 
-WIDTH, GAP = 340, 60
+# As narrow as texts allow: where a whole workflow is in view, the old page shows no text if it has to be too small.
+WIDTH, GAP = 310, 50
 _TITLE, _SLOT = 30, 20
 # The new page's widgets are higher; the old one's count the control behind a seed as one more.
 _WIDGET_NEW, _WIDGET_OLD, _TEXT_FIELD, _FOOT, _ADVANCED = 28, 24, 100, 38, 28

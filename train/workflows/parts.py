@@ -5,7 +5,7 @@ from typing import Any
 from .graph import Graph, Node, Wire
 from .models import CLIP_L, LLAVA_TEXT, LLAVA_VISION
 
-NOTE_WIDTH = 440
+NOTE_WIDTH = 400
 # Heights kept free for what a node says after a run, and for a preview, a video or a picture that it shows.
 SAID, SHOWN = 70, 320
 
@@ -23,7 +23,7 @@ def save(
         given: dict[str, Any] = {"video": frames, "fps": fps, "filename_prefix": prefix} | (
             {"record": record} if record else {}
         )
-        graph.node("MagicDistillSaveVideo", room=SHOWN, **given)
+        graph.node("MagicDistillSaveVideo", room=SAID + SHOWN, **given)
         if picture is not None:
             graph.node("SaveImage", room=SHOWN, images=picture, filename_prefix=prefix)
 

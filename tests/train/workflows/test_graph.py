@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from magicdistill_core.errors import ConfigError
-from train.workflows.graph import Graph, Wire
+from train.workflows.graph import GAP, WIDTH, Graph, Wire
 from train.workflows.models import ModelFile
 from train.workflows.prompt import to_prompt
 from train.workflows.schemas import parse_schemas, types_fit
@@ -87,7 +87,7 @@ def test_columns_stand_beside_each_other_and_sections_below() -> None:
     with graph.column():
         third = graph.node("Load", file="a.safetensors")
     assert one.size[1] == other.size[1] + 50
-    assert (third.pos, third.size[0]) == ((260, 0), 340)
+    assert (third.pos, third.size[0]) == ((200 + GAP, 0), WIDTH)
     first, second = (group["bounding"] for group in graph.groups)
     assert first[1] + first[3] < second[1] < other.pos[1] - 30
     assert second[1] + second[3] > other.pos[1] + other.size[1]
