@@ -1,6 +1,7 @@
 """Fixtures around a real ComfyUI: its folder, tiny files for it, and one running server for all tests."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file, save_file
 
 from magicdistill_core.branch import LowRank
@@ -27,6 +29,7 @@ from magicdistill_core.taehv import TAEHV
 from train.comfyui import ComfyUIError, find_comfyui, prepare_directory, serve
 from train.network import build_network
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RANK, ALPHA = 4, 8.0
 LORA_MODULES = (
     "transformer_blocks.0.attn.to_q",
@@ -207,6 +210,23 @@ def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.Te
     log = directory / "server.log"
     with log.open("wb") as output, serve(comfyui_dir, directory, log=output) as running:
         yield Client(running.address, directory, log)
+
+
+@pytest.fixture(scope="session")
+def page(lacking: Callable[[str, str], NoReturn], server: Client) -> Iterator[Any]:
+    """One window on the running ComfyUI for all tests, past the greeting of a first visit."""
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None:
+        lacking("chromium", f"there is no browser on this machine, none of {', '.join(BROWSERS)}")
+    server.post("/settings", {"Comfy.TutorialCompleted": True})
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1800, "height": 1000})
+        page.goto(server.address)
+        page.get_by_role("button", name="Templates").first.wait_for(timeout=120_000)
+        page.wait_for_function("window.app?.graph !== undefined", timeout=120_000)
+        yield page
+        browser.close()
 
 
 def _write_models(models: Path, tiny: SimpleNamespace) -> None:

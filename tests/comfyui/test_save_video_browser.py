@@ -1,35 +1,14 @@
 """Saved files on the real page: shown under the node, and dropped on the canvas they bring the graph back."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from magicdistill_core.video_writing import FORMATS, VideoFormat
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".webm": "video/webm", ".webp": "image/webp"}
-
-
-@pytest.fixture(scope="module")
-def page(lacking: Callable[[str, str], NoReturn], server: Any) -> Iterator[Any]:
-    """A window on the running ComfyUI."""
-    program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
-    if program is None:
-        lacking("chromium", f"there is no browser on this machine, none of {', '.join(PROGRAMS)}")
-    server.post("/settings", {"Comfy.TutorialCompleted": True})
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1800, "height": 1000})
-        page.goto(server.address)
-        page.wait_for_function("window.app?.graph !== undefined", timeout=120_000)
-        page.get_by_role("button", name="Templates").first.wait_for(timeout=120_000)
-        yield page
-        browser.close()
 
 
 def graph(format: VideoFormat) -> dict[str, Any]:
