@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..magicdistill_core.pocket.render import DEFAULT_SIZE, portrait_clip
+from ..magicdistill_core.pocket.files import SIZE
 
 
 class PocketPortrait(io.ComfyNode):
@@ -30,7 +30,7 @@ class PocketPortrait(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "size",
-                    default=DEFAULT_SIZE,
+                    default=SIZE,
                     min=32,
                     max=1024,
                     step=16,
@@ -43,4 +43,7 @@ class PocketPortrait(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, size: int) -> io.NodeOutput:
+        # Here, because the renderer would be a fifth of what the pack adds to ComfyUI's start.
+        from ..magicdistill_core.pocket.render import portrait_clip
+
         return io.NodeOutput(portrait_clip(seed, 1, size).to(torch.float32) / 255)

@@ -11,3 +11,6 @@ TEACHER = DIFFUSION_MODELS / "magicdistill_pocket_teacher.safetensors"
 GENERATOR = DIFFUSION_MODELS / "magicdistill_pocket_generator.safetensors"
 VAE = VAES / "magicdistill_pocket_vae.safetensors"
 FAKE_LORA = LORAS / "magicdistill_pocket_fake_lora.safetensors"
+
+# Width and height of the videos that they were trained on, in pixels.
+SIZE = 96

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from .face import Pose, draw_face
+from .files import SIZE
 from .painting import Array, Canvas, cover, falloff
 from .portrait import Motion, PortraitSpec, sample_portrait
 
 FRAMES_PER_SECOND = 24
 DEFAULT_FRAMES = 17
-DEFAULT_SIZE = 96
+DEFAULT_SIZE = SIZE
 
 
 def portrait_clip(seed: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:

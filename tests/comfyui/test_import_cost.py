@@ -1,0 +1,34 @@
+"""The pack adds less than a tenth of a second to ComfyUI's start, and no package that ComfyUI has not loaded itself."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("import_cost.py")
+
+
+@pytest.fixture(scope="module")
+def starts(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Seven starts; the first compiles the pack's files."""
+    command = [sys.executable, str(SCRIPT), str(comfyui_dir), "7"]
+    folder = tmp_path_factory.mktemp("start")
+    # Compiled files as every installation has them, and not beside the sources, where others read them.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_import_costs_less_than_a_tenth_of_a_second(starts: list[dict]) -> None:
+    seconds = [start["seconds"] for start in starts[1:]]
+    assert statistics.median(seconds) < 0.1, seconds
+
+
+def test_import_brings_no_package(starts: list[dict]) -> None:
+    assert all(start["packages"] == [] for start in starts)
