@@ -233,9 +233,7 @@ def test_misses_are_named_and_nothing_at_all_is_an_error(tmp_path: Path) -> None
     assert lora.origins == {"blocks.0.self_attn.q": ("blocks.0.self_attn.q",)}
     with pytest.raises(CheckpointError, match="1 of 5 tensors are no LoRA parts"):
         load_lora(tmp_path / "partly.safetensors", HIDDEN)
-    with pytest.raises(
-        CheckpointError, match=r"matches 0/2 modules of this HunyuanVideo.*is a LoRA for Wan 2\.1"
-    ):
+    with pytest.raises(CheckpointError, match=r"matches 0/2 modules of this HunyuanVideo.*is a LoRA for Wan 2\.1"):
         load_lora_for(hunyuan_video.ARCHITECTURE, tmp_path / "partly.safetensors", HIDDEN)
 
 
