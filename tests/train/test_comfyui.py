@@ -113,6 +113,23 @@ def test_base_directory_holds_the_pack_and_nothing_else_of_ours(tmp_path: Path) 
     assert (tmp_path / "models" / "diffusion_models").is_dir()
 
 
+def test_versions_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands = fake_pip(monkeypatch, {"p-1/vendor/ComfyUI/main.py": "", "p-1/vendor/ComfyUI/comfy/sd.py": ""})
+    new, old = find_comfyui(), find_comfyui(version=comfyui.OLDEST_VERSION)
+    assert (new.name, old.name) == (f"comfyui-{comfyui.VERSION}", f"comfyui-{comfyui.OLDEST_VERSION}")
+    assert commands[0][-1] != commands[1][-1]
+    named = stand_in(tmp_path / "named")
+    monkeypatch.setenv("ANOTHER_DIR", str(named))
+    assert find_comfyui(variable="ANOTHER_DIR") == named
+
+
+def test_newcomers_are_told_where_to_begin(tmp_path: Path) -> None:
+    said = comfyui.ready("http://127.0.0.1:8188", tmp_path)
+    for part in ("http://127.0.0.1:8188", comfyui.FIRST_WORKFLOW, str(tmp_path / "models"), str(tmp_path / "output")):
+        assert part in said
+    assert (comfyui.PACK / "workflows" / f"{comfyui.FIRST_WORKFLOW}.json").is_file()
+
+
 def test_serve_waits_answers_and_stops(tmp_path: Path) -> None:
     program = stand_in(tmp_path / "comfyui")
     with serve(program, tmp_path / "base") as server:
