@@ -17,6 +17,8 @@ from magicdistill_core.taehv import TAEHV, load_taehv
 from train.families.hunyuan_video import network_inputs
 from train.network import network_velocity
 
+from .batches import hunyuan_batch
+
 NETWORKS = {"hidden128": (128, False), "hidden256": (256, False), "guidance": (128, True)}
 GUIDANCE = 6.0  # what ComfyUI gives a network with a guidance embedding by default
 WEIGHTS = (1.0, 0.25)
@@ -33,19 +35,6 @@ class Exchange:
     vae: Path
 
 
-def _inputs() -> dict[str, Tensor]:
-    """One batch in ComfyUI's terms: raw image latents of one frame, and a mask that is 0 where the image is."""
-    generator = torch.Generator().manual_seed(3)
-    mask = torch.ones(1, 1, 3, 6, 8)
-    mask[:, :, :1] = 0
-    return {
-        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
-        "sigma": torch.tensor([0.9375, 0.625]),
-        "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
-        "mask": mask,
-    }
-
-
 @pytest.fixture(scope="module")
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
@@ -53,7 +42,7 @@ def exchange(
     """Write every file, let one ComfyUI process answer every job, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
-    inputs = _inputs() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
+    inputs = hunyuan_batch() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
     save_file(inputs, folder / "inputs.safetensors")
     given = {"inputs": str(folder / "inputs.safetensors")}
     jobs: list[dict] = []
@@ -109,7 +98,7 @@ def _merged(network: torch.nn.Module, tiny: SimpleNamespace, weight: float) -> t
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
     """The batch that the velocities are compared on."""
-    return _inputs()
+    return hunyuan_batch()
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint, save_lora
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, TOKEN_REPLACE
-from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape, normalised
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO, normalised
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -24,11 +23,11 @@ from magicdistill_core.taehv import TAEHV
 from train.network import load_network, network_velocity
 from train.sample import generate
 
+from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
+
 GUIDANCE = 4.0
 SEED = 1234
 TOKEN_REPLACE_NETWORKS = {"plain": False, "embedded": True}
-# ComfyUI takes the text's width for granted.
-WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
 # Both take the sine of timestep * frequency in float32, of which ComfyUI rounds the frequency elsewhere: at a timestep
 # of 937 that turns the phase by 1e-4.
 WAN_ROUNDING = {"atol": 1e-4, "rtol": 1e-4}
@@ -43,45 +42,6 @@ class Exchange:
     wan: Path
 
 
-def _inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return {
-        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
-        "sigma": torch.tensor([0.9375, 0.625]),
-        "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
-        "mask": torch.ones(1, 1, 3, 6, 8),
-    }
-
-
-def _wan_text() -> Tensor:
-    return torch.randn(1, 7, WAN_SHAPE.text_dim, generator=torch.Generator().manual_seed(5))
-
-
-def _wan_inputs() -> dict[str, Tensor]:
-    """In ComfyUI's terms: the VAE's latents of image and gray frames, a mask that is 0 on the image, padded text."""
-    generator = torch.Generator().manual_seed(4)
-    mask = torch.ones(1, 1, 3, 6, 8)
-    mask[:, :, :1] = 0
-    return {
-        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
-        "sigma": torch.tensor([0.9375, 0.625]),
-        "image": torch.randn(2, 16, 3, 6, 8, generator=generator),
-        "mask": mask,
-        "features": torch.randn(2, *FEATURE_SHAPE, generator=generator),
-        "text": torch.nn.functional.pad(_wan_text(), (0, 0, 0, 505)).repeat(2, 1, 1),
-    }
-
-
-def _wan_branches(network: torch.nn.Module) -> dict[str, LowRank]:
-    generator = torch.Generator().manual_seed(9)
-    branches = {}
-    for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "attn2.add_k_proj", "ffn.net.0.proj", "ffn.net.2"):
-        out, width = network.get_submodule(f"blocks.1.{name}").weight.shape
-        down = torch.randn(4, width, generator=generator) * 0.1
-        branches[f"blocks.1.{name}"] = LowRank(down, torch.randn(out, 4, generator=generator) * 0.1, 8.0)
-    return branches
-
-
 @pytest.fixture(scope="module")
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
@@ -89,7 +49,10 @@ def exchange(
     """Write every file, let one ComfyUI process answer every job, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
-    inputs = _inputs() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
+    inputs = hunyuan_batch() | {
+        "text": prompt.text_states.repeat(2, 1, 1),
+        "pooled": prompt.pooled.repeat(2, 1),
+    }
     save_file(inputs, folder / "inputs.safetensors")
     jobs: list[dict] = []
     networks = {}
@@ -103,13 +66,13 @@ def exchange(
     networks["wan"] = tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
     state = diffusers_to_file(WAN, networks["wan"].state_dict())
     save_checkpoint(
-        folder / "wan.safetensors", state, tiny.recipe("teacher", family="wan"), NullPrompt(_wan_text(), None)
+        folder / "wan.safetensors", state, tiny.recipe("teacher", family="wan"), NullPrompt(wan_text(), None)
     )
-    branches = _wan_branches(networks["wan"])
+    branches = wan_branches(networks["wan"])
     save_lora(
         folder / "wan_lora.safetensors", to_file_layout(WAN, branches, 128), tiny.recipe("fake_lora", family="wan")
     )
-    save_file(_wan_inputs(), folder / "wan_inputs.safetensors")
+    save_file(wan_batch(), folder / "wan_inputs.safetensors")
     job = {"run": "wan", "model": str(folder / "wan.safetensors"), "inputs": str(folder / "wan_inputs.safetensors")}
     jobs += [job | {"name": "wan"}, job | {"name": "wan-lora", "lora": str(folder / "wan_lora.safetensors")}]
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +89,7 @@ def exchange(
 
 
 def _token_replace(network: torch.nn.Module, tiny: SimpleNamespace) -> Tensor:
-    inputs = _inputs()
+    inputs = hunyuan_batch()
     velocity = network_velocity(network, inputs["image"] * LATENT_SCALE, tiny.prompt(), GUIDANCE)
     with torch.no_grad():
         return velocity(inputs["x"][:, :, 1:], inputs["sigma"])
@@ -157,7 +120,7 @@ def test_token_replace_is_sampled_as_the_trainer_does(sampler: str, exchange: Ex
 
 
 def _wan_velocity(network: torch.nn.Module, text: Tensor) -> Tensor:
-    inputs = _wan_inputs()
+    inputs = wan_batch()
     image = StartImage(normalised(inputs["image"]), inputs["features"])
     velocity = network_velocity(network, IMAGE_TO_VIDEO.condition(image, 3), NullPrompt(text, None))
     with torch.no_grad():
@@ -166,7 +129,7 @@ def _wan_velocity(network: torch.nn.Module, text: Tensor) -> Tensor:
 
 def test_wan_velocities_are_the_trainers(exchange: Exchange) -> None:
     answer = exchange.answers["wan"]
-    expected = _wan_velocity(exchange.networks["wan"], _wan_text())
+    expected = _wan_velocity(exchange.networks["wan"], wan_text())
     assert answer["class"].item(), "not recognised as Wan 2.1 image-to-video"
     assert expected.std() > 0.1
     torch.testing.assert_close(answer["velocity"], expected, **WAN_ROUNDING)
@@ -179,8 +142,8 @@ def test_wan_velocities_are_the_trainers(exchange: Exchange) -> None:
 def test_wan_loras_are_the_trainers(exchange: Exchange) -> None:
     merged = copy.deepcopy(exchange.networks["wan"])
     with torch.no_grad():
-        for name, branch in _wan_branches(merged).items():
+        for name, branch in wan_branches(merged).items():
             merged.get_submodule(name).weight += 2.0 * (branch.up @ branch.down)
-    expected = _wan_velocity(merged, _wan_text())
+    expected = _wan_velocity(merged, wan_text())
     assert (expected - exchange.answers["wan"]["velocity"]).std() > 1e-2
     torch.testing.assert_close(exchange.answers["wan-lora"]["velocity"], expected, **WAN_ROUNDING)

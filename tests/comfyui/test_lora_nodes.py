@@ -17,7 +17,7 @@ from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import save_checkpoint, save_lora
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
-from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape, normalised
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO, normalised
 from magicdistill_core.flow import few_step_sigmas, sample_euler
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_state, to_file_layout
@@ -25,7 +25,8 @@ from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffuse
 from magicdistill_core.layouts.wan import WAN
 from train.network import network_velocity
 
-WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
+from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
+
 STRENGTHS = {
     "1, 1, 1, 1": [1.0, 1.0, 1.0, 1.0],
     "0 0 0 0": [0.0, 0.0, 0.0, 0.0],
@@ -45,39 +46,7 @@ class Exchange:
 
 
 def _inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    mask = torch.ones(1, 1, 3, 6, 8)
-    mask[:, :, :1] = 0
-    return {
-        "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
-        "sigma": torch.tensor([0.9375, 0.625]),
-        "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
-        "mask": mask,
-        "sigmas": few_step_sigmas(4, SHIFT),
-    }
-
-
-def _wan_text() -> Tensor:
-    return torch.randn(1, 7, WAN_SHAPE.text_dim, generator=torch.Generator().manual_seed(5))
-
-
-def _wan_inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    return _inputs() | {
-        "image": torch.randn(2, 16, 3, 6, 8, generator=generator),
-        "features": torch.randn(2, *FEATURE_SHAPE, generator=generator),
-        "text": torch.nn.functional.pad(_wan_text(), (0, 0, 0, 505)).repeat(2, 1, 1),
-    }
-
-
-def _wan_branches(network: torch.nn.Module) -> dict[str, LowRank]:
-    generator = torch.Generator().manual_seed(9)
-    branches = {}
-    for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "attn2.add_k_proj", "ffn.net.0.proj", "ffn.net.2"):
-        out, width = network.get_submodule(f"blocks.1.{name}").weight.shape
-        down = torch.randn(4, width, generator=generator) * 0.1
-        branches[f"blocks.1.{name}"] = LowRank(down, torch.randn(out, 4, generator=generator) * 0.1, 8.0)
-    return branches
+    return hunyuan_batch() | {"sigmas": few_step_sigmas(4, SHIFT)}
 
 
 def _underscores(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +94,7 @@ def exchange(
     prompt = tiny.prompt()
     inputs = _inputs() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
     save_file(inputs, folder / "inputs.st")
-    save_file(_wan_inputs(), folder / "wan_inputs.st")
+    save_file((wan_batch() | {"sigmas": few_step_sigmas(4, SHIFT)}), folder / "wan_inputs.st")
     network = tiny.network(tiny.shape())
     recipe = tiny.recipe("generator_lora", steps=3, shift=SHIFT)
     tiny.write_model(folder / "hunyuan.safetensors", network, tiny.recipe("teacher", steps=4, shift=SHIFT), prompt)
@@ -141,8 +110,8 @@ def exchange(
     wan = tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
     weights = diffusers_to_file(WAN, wan.state_dict())
     teacher = tiny.recipe("teacher", family="wan", shift=3.0)
-    save_checkpoint(folder / "wan.safetensors", weights, teacher, NullPrompt(_wan_text(), None))
-    split = _wan_branches(wan)
+    save_checkpoint(folder / "wan.safetensors", weights, teacher, NullPrompt(wan_text(), None))
+    split = wan_branches(wan)
     fused = to_file_layout(WAN, split, 128)
     _write_loras(folder, "wan", split, fused, recipe.model_copy(update={"family": "wan"}))
     extra = lora_state(fused) | {
@@ -192,15 +161,15 @@ def _hunyuan_velocity(network: torch.nn.Module, tiny: SimpleNamespace) -> Callab
 
 
 def _wan_velocity(network: torch.nn.Module) -> Tensor:
-    inputs = _wan_inputs()
+    inputs = wan_batch() | {"sigmas": few_step_sigmas(4, SHIFT)}
     condition = IMAGE_TO_VIDEO.condition(StartImage(normalised(inputs["image"]), inputs["features"]), 3)
     with torch.no_grad():
-        return network_velocity(network, condition, NullPrompt(_wan_text(), None))(inputs["x"], inputs["sigma"])
+        return network_velocity(network, condition, NullPrompt(wan_text(), None))(inputs["x"], inputs["sigma"])
 
 
 def _expected(kind: str, exchange: Exchange, tiny: SimpleNamespace, weight: float) -> Tensor:
     if kind == "wan":
-        return _wan_velocity(_merged(exchange.wan, _wan_branches(exchange.wan), weight))
+        return _wan_velocity(_merged(exchange.wan, wan_branches(exchange.wan), weight))
     network = _merged(exchange.hunyuan, tiny.branches(exchange.hunyuan), weight)
     with torch.no_grad():
         return _hunyuan_velocity(network, tiny)(_inputs()["x"], _inputs()["sigma"])
@@ -261,7 +230,7 @@ def test_loras_on_quantised_weights_are_the_stock_loaders(precision: str, exchan
 @pytest.mark.parametrize("base", ["ours", "stock"])
 def test_whole_differences_are_applied(base: str, exchange: Exchange) -> None:
     answer = exchange.answers["wan"]
-    network = _merged(exchange.wan, _wan_branches(exchange.wan), 0.5)
+    network = _merged(exchange.wan, wan_branches(exchange.wan), 0.5)
     with torch.no_grad():
         network.blocks[0].scale_shift_table += 0.5 * 0.3
         network.blocks[1].attn1.to_q.bias += 0.5 * 0.2

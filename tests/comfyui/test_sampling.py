@@ -5,7 +5,6 @@ import io
 import json
 import struct
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,8 @@ from torch import Tensor
 from magicdistill_core.checkpoint import file_sha256
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.taehv import TAEHV
+
+from .prompts import SAMPLED, Prompt, changed
 
 SEED = 4321
 _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
@@ -127,34 +128,10 @@ def test_the_record_of_another_loaders_model_admits_what_is_not_known(answer: di
     assert (record["family"], record["i2v_mode"], record["seed"]) == ("hunyuan_video", "concat", SEED)
 
 
-PROMPT: dict[str, dict[str, Any]] = {
-    "load": {
-        "class_type": "MagicDistillLoadModel",
-        "inputs": {"unet_name": "tiny.safetensors", "weight_dtype": "default", "start_image_mode": "from the file"},
-    },
-    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
-    "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
-    "video": {
-        "class_type": "MagicDistillPortraitToVideo",
-        "inputs": {"model": ["load", 0], "vae": ["vae", 0], "start_image": ["portrait", 0]}
-        | {"width": 0, "height": 0, "length": 0, "batch_size": 1},
-    },
-    "sample": {
-        "class_type": "MagicDistillSampler",
-        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "latent": ["video", 1]}
-        | {"seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"},
-    },
+PROMPT: Prompt = SAMPLED | {
     "record": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 1]}},
     "latent": {"class_type": "SaveLatent", "inputs": {"samples": ["sample", 0], "filename_prefix": "latents/tiny"}},
 }
-
-
-def prompt(**changes: dict[str, Any]) -> dict[str, Any]:
-    """The prompt with some nodes' inputs changed."""
-    out = deepcopy(PROMPT)
-    for node, inputs in changes.items():
-        out[node]["inputs"] |= inputs
-    return out
 
 
 Listener = Callable[[dict | bytes], bool]
@@ -198,7 +175,7 @@ def previews_of(server: Any, method: str, seed: int) -> tuple[list[Image.Image],
             steps.append(message["data"]["value"])
         return message["type"] == "execution_success"
 
-    body = {"prompt": prompt(sample={"seed": seed}), "extra_data": {"preview_method": method}}
+    body = {"prompt": changed(PROMPT, sample={"seed": seed}), "extra_data": {"preview_method": method}}
     watch(server, body, on_message)
     return found, steps
 
@@ -241,14 +218,17 @@ def test_cancelling_stops_within_one_step(server: Any) -> None:
         assert message["type"] != "execution_success"
         return message["type"] == "execution_interrupted"
 
-    body = {"prompt": prompt(sample={"steps": 1000, "seed": 7}), "extra_data": {"preview_method": "latent2rgb"}}
+    body = {
+        "prompt": changed(PROMPT, sample={"steps": 1000, "seed": 7}),
+        "extra_data": {"preview_method": "latent2rgb"},
+    }
     watch(server, body, on_message)
     # One step may have ended while the interruption was on its way, and one message have waited before it was read.
     assert seen[-1] <= at_interrupt[0] + 3
 
 
 def test_the_record_goes_on_to_other_nodes(server: Any) -> None:
-    (said,) = server.run(prompt(sample={"seed": 12}))["record"]["text"]
+    (said,) = server.run(changed(PROMPT, sample={"seed": 12}))["record"]["text"]
     record = json.loads(said)
     file = server.directory / "models" / "diffusion_models" / "tiny.safetensors"
     assert record["sha256"] == file_sha256(file)

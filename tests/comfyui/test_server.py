@@ -14,31 +14,8 @@ from magicdistill_core.pocket import files
 from magicdistill_core.pocket.render import portrait_clip
 from magicdistill_core.video import read_video
 
-# The workflow's chain on the tiny files: node id -> node in ComfyUI's API format.
-CHAIN: dict[str, dict[str, Any]] = {
-    "load": {
-        "class_type": "MagicDistillLoadModel",
-        "inputs": {"unet_name": "tiny.safetensors", "weight_dtype": "default", "start_image_mode": "from the file"},
-    },
-    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
-    "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
-    "video": {
-        "class_type": "MagicDistillPortraitToVideo",
-        "inputs": {"model": ["load", 0], "vae": ["vae", 0], "start_image": ["portrait", 0]}
-        | {"width": 0, "height": 0, "length": 0, "batch_size": 1},
-    },
-    "sample": {
-        "class_type": "MagicDistillSampler",
-        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "latent": ["video", 1]}
-        | {"seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"},
-    },
-    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
-    "save": {
-        "class_type": "MagicDistillSaveVideo",
-        "inputs": {"video": ["decode", 0], "fps": 8.0, "filename_prefix": "video/tiny"}
-        | {"format": "mp4 (h264)", "crf": 18.0},
-    },
-}
+from .prompts import CHAIN, Prompt, changed
+
 ROLES: dict[str, dict[str, Any]] = {
     "roles": {
         "class_type": "MagicDistillRealFakeLora",
@@ -47,12 +24,9 @@ ROLES: dict[str, dict[str, Any]] = {
 }
 
 
-def chain(**changes: dict[str, Any]) -> dict[str, Any]:
+def chain(**changes: dict[str, Any]) -> Prompt:
     """The chain with some nodes' inputs changed."""
-    prompt = deepcopy(CHAIN)
-    for node, inputs in changes.items():
-        prompt[node]["inputs"] |= inputs
-    return prompt
+    return changed(CHAIN, **changes)
 
 
 def roles(model: str = "tiny.safetensors", lora: str = "tiny_fake.safetensors") -> dict[str, Any]:
