@@ -237,14 +237,16 @@ def small_files(server: Any, tiny: SimpleNamespace) -> None:
     network, prompt, weights = tiny.network(tiny.shape()), tiny.prompt(), folders["diffusion_models"]
     for file, steps in ((models.HUNYUAN_W2S, 4), (models.MAGIC141_W2S, 4), (models.HUNYUAN_ONE_STEP, 1)):
         tiny.write_model(weights / file.name, network, tiny.recipe("generator", steps=steps), prompt)
-    # The stock files carry no null prompt; these do, in place of the text encoders.
     state = load_file(weights / models.HUNYUAN_W2S.name)
-    save_file(state, weights / models.HUNYUAN_I2V.name)
+    # As the stock file, without a null prompt: the LoRA brings one.
+    bare = {key: tensor for key, tensor in state.items() if not key.startswith("null_prompt.")}
+    save_file(bare, weights / models.HUNYUAN_I2V.name)
     branches = to_file_layout(HUNYUAN_VIDEO, tiny.branches(network), 128)
-    save_lora(folders["loras"] / models.HUNYUAN_W2S_LORA.name, branches, tiny.recipe("generator_lora"))
+    save_lora(folders["loras"] / models.HUNYUAN_W2S_LORA.name, branches, tiny.recipe("generator_lora"), prompt)
     shape = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
     wan = diffusers_to_file(WAN, tiny.network(shape, IMAGE_TO_VIDEO).state_dict())
     text = torch.randn(1, 7, 4096, generator=torch.Generator().manual_seed(5))
+    # The stock file carries no null prompt; this does, in place of the text encoder.
     path = weights / models.WAN_I2V.name
     save_checkpoint(path, wan, tiny.recipe("teacher", family="wan"), NullPrompt(text, None))
     save_file(load_file(path), path)

@@ -19,7 +19,7 @@ from .models import (
     WAN_VISION,
     ModelFile,
 )
-from .parts import NOTE_WIDTH, SAID, SHOWN, llava, photograph, save, text_encoders
+from .parts import NOTE_WIDTH, SAID, SHOWN, llava, photograph, save
 
 _MEASURED = """
 **Memory and time**, measured on one H200 with bf16 weights, by the same sampler outside of ComfyUI, without text
@@ -46,17 +46,14 @@ that crops least.
 _LORA = f"""
 ## The stock model, distilled by a LoRA
 
-The same four steps without a second copy of the model: the LoRA is small, and brings its recipe (steps, shift) along.
-*Load few-step LoRA* says how much of it matched.
+The same four steps without a second copy of the model: the LoRA is small, and brings its recipe (steps, shift) and the
+null prompt along, so that no text encoder is loaded. *Load few-step LoRA* says how much of it matched.
 
 **Files**
 - models/diffusion_models: **{HUNYUAN_I2V.name}** (download offered).
 - models/loras: **{HUNYUAN_W2S_LORA.name}**. Made with the trainer of this pack: preset *hunyuan_i2v_w2s_4step* with
   *model.mode=lora*, then *magicdistill export --format lora*.
-- models/vae and models/text_encoders: download offered.
-
-The stock file holds no null prompt, so the text encoders make it: an empty text, as in the training. They run once and
-are then kept.
+- models/vae: **{HUNYUAN_VAE.name}** (download offered).
 {_MEASURED}"""
 
 _ONE_STEP = f"""
@@ -145,11 +142,9 @@ def hunyuan_i2v_w2s_4step_lora(graph: Graph) -> None:
             "MagicDistillLoadLora", models=(HUNYUAN_W2S_LORA,), room=SAID, model=base, lora_name=HUNYUAN_W2S_LORA.name
         )
         vae = _vae(graph, HUNYUAN_VAE)
-    with graph.column("Start image and null prompt"):
+    with graph.column("Start image"):
         portrait = photograph(graph)
-        clip = text_encoders(graph)
-        text = graph.node("CLIPTextEncode", "Null prompt", clip=clip, text="")
-    _rest(graph, lora, vae, portrait, conditions={"positive": text})
+    _rest(graph, lora, vae, portrait)
 
 
 def magic141_text_image_to_video(graph: Graph) -> None:

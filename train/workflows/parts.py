@@ -33,17 +33,13 @@ def photograph(graph: Graph) -> Node:
     return graph.node("LoadImage", "Your portrait", room=SHOWN, image="example.png")
 
 
-def text_encoders(graph: Graph) -> Node:
-    """HunyuanVideo's pair of text encoders."""
-    return graph.node(
+def llava(graph: Graph) -> tuple[Node, Node]:
+    """HunyuanVideo's pair of text encoders, and the vision tower of the language model among them."""
+    text = graph.node(
         "DualCLIPLoader",
         models=(CLIP_L, LLAVA_TEXT),
         clip_name1=CLIP_L.name,
         clip_name2=LLAVA_TEXT.name,
         type="hunyuan_video",
     )
-
-
-def llava(graph: Graph) -> tuple[Node, Node]:
-    """The text encoders, and the vision tower of the language model among them."""
-    return text_encoders(graph), graph.node("CLIPVisionLoader", models=(LLAVA_VISION,), clip_name=LLAVA_VISION.name)
+    return text, graph.node("CLIPVisionLoader", models=(LLAVA_VISION,), clip_name=LLAVA_VISION.name)
