@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .families.base import NullPrompt, Shape
+from .families.base import NullPrompt
 from .layouts.modules import listing
 from .wrappers import QUANTISATION_MARKS
 
@@ -34,17 +34,18 @@ def check_number_types(state: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def check_null_prompt(prompt: NullPrompt, shape: Shape, source: str) -> None:
+def check_null_prompt(prompt: NullPrompt, source: str, text_dim: int | None, pooled_dim: int | None) -> None:
     """Refuse a null prompt that the network could not read, or that would spoil every video.
+
+    Args:
+        text_dim, pooled_dim: the widths that the network reads; None where they are not known.
 
     Raises:
         CheckpointError: saying what is wrong with it.
     """
-    parts: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {
-        "text states": (prompt.text_states, (1, None, getattr(shape, "text_dim", None)))
-    }
+    parts: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {"text states": (prompt.text_states, (1, None, text_dim))}
     if prompt.pooled is not None:
-        parts["pooled text"] = (prompt.pooled, (1, getattr(shape, "pooled_dim", None)))
+        parts["pooled text"] = (prompt.pooled, (1, pooled_dim))
     for name, (tensor, wanted) in parts.items():
         fits = tensor.ndim == len(wanted) and tensor.numel() > 0
         fits = fits and all(size in (found, None) for size, found in zip(wanted, tensor.shape, strict=True))
@@ -53,5 +54,5 @@ def check_null_prompt(prompt: NullPrompt, shape: Shape, source: str) -> None:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"The null prompt in {source} cannot be used: its {name} are {list(tensor.shape)} in {kind}, expected "
-                f"[{expected}] of finite floating point numbers. Export the checkpoint again from its training run."
+                f"[{expected}] of finite floating point numbers. Export the file again from its training run."
             )

@@ -15,6 +15,7 @@ from ..magicdistill_core.families.base import Family, NullPrompt
 from ..magicdistill_core.families.hunyuan_video import CONCAT
 from ..magicdistill_core.families.wan import IMAGE_TO_VIDEO
 from ..magicdistill_core.recipe import Recipe
+from ..magicdistill_core.soundness import check_null_prompt
 from .file_hash import BackgroundHash
 
 LOGGER = logging.getLogger(__name__)
@@ -56,6 +57,16 @@ def attach(model: ModelPatcher, attached: Attached) -> None:
 def attached_to(model: ModelPatcher) -> Attached | None:
     """What `attach` put on this MODEL or on one that it was cloned from; None after another loader."""
     return model.get_attachment(_KEY)
+
+
+def check_prompt_fits(model: ModelPatcher, prompt: NullPrompt, source: str) -> None:
+    """Refuse a null prompt that is not for this MODEL.
+
+    Raises:
+        CheckpointError: saying what is wrong with it.
+    """
+    config = model.model.model_config.unet_config
+    check_null_prompt(prompt, source, config.get("context_in_dim"), config.get("vec_in_dim"))
 
 
 def known_family(model: ModelPatcher) -> Family | None:

@@ -13,7 +13,7 @@ from ..magicdistill_core.families import family_named
 from ..magicdistill_core.families.base import Family
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.recipe import Recipe
-from .attached import Attached, attach, attached_to, file_stamp, known_family, recipe_said, report
+from .attached import Attached, attach, attached_to, check_prompt_fits, file_stamp, known_family, recipe_said, report
 from .low_rank import apply_lora, fit_lora
 from .token_replace import apply_release
 
@@ -93,6 +93,8 @@ class LoadLora(io.ComfyNode):
         if base is not None:
             loras = (*base.loras, (lora_name, strength))
             prompt = lora.file.null_prompt or base.null_prompt
+            if lora.file.null_prompt is not None:
+                check_prompt_fits(model, lora.file.null_prompt, lora_name)
             attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt, loras=loras))
         said = f"{lora.said()}; strength {strength:g}"
         if recipe is not None:

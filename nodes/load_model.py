@@ -25,9 +25,9 @@ from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.recipe import Recipe
-from ..magicdistill_core.soundness import check_null_prompt, check_number_types
+from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
-from .attached import Attached, attach, attached_to, file_stamp, recipe_said, report
+from .attached import Attached, attach, attached_to, check_prompt_fits, file_stamp, recipe_said, report
 from .file_hash import background_hash
 from .token_replace import apply_release
 
@@ -63,8 +63,6 @@ def load_model(
     own_names = len(plain) < len(state)
     checkpoint = _teacher(parse_checkpoint(plain, recipe, name, allow_quantised=True), start_image_mode)
     check_number_types(state, name)
-    if checkpoint.null_prompt is not None:
-        check_null_prompt(checkpoint.null_prompt, checkpoint.shape, name)
     family = checkpoint.family()  # asked now: ComfyUI's loader empties the state that it is given
     shape = checkpoint.shape
     size = _size(checkpoint)
@@ -94,6 +92,7 @@ def load_model(
         apply_release(model, shape.single_blocks, shape.guidance_embed)
     null_prompt = checkpoint.null_prompt
     if null_prompt is not None:
+        check_prompt_fits(model, null_prompt, name)
         # Not views of the file: it may be unmapped or replaced while the MODEL lives.
         pooled = None if null_prompt.pooled is None else null_prompt.pooled.clone()
         null_prompt = NullPrompt(null_prompt.text_states.clone(), pooled)

@@ -288,6 +288,9 @@ def bad_loras(good: Mapping[str, Tensor], metadata: dict[str, str], recipe: Mapp
         "of_flux": _lora("transformer.transformer_blocks.0.attn.to_out.7", 128),
         "of_text_encoder": _lora("lora_te1_text_model_encoder_layers_0_mlp_fc1", 64, "lora_down", "lora_up"),
         "too_wide": _lora(stem, 256),
+        "null_prompt_narrow": pair | _prompt(torch.zeros(1, 5, 7)),
+        "null_prompt_nan": pair | _prompt(torch.full((1, 5, 32), _NAN)),
+        "null_prompt_flat": pair | _prompt(torch.zeros(32)),
         "blocks_beyond": _lora("diffusion_model.double_blocks.19.img_attn_proj", 128),
     }
     files = {f"{name}.safetensors": save(_clean(tensors), metadata) for name, tensors in wrong.items()}
@@ -304,6 +307,10 @@ def bad_loras(good: Mapping[str, Tensor], metadata: dict[str, str], recipe: Mapp
     for name, text in {"no_json": "{", "a_list": "[1]", "alpha_text": '{"lora_alpha": "eight"}'}.items():
         files[f"adapter_{name}.safetensors"] = save(_clean(bare), {"lora_adapter_metadata": text})
     return files
+
+
+def _prompt(text: Tensor) -> dict[str, Tensor]:
+    return {"null_prompt.text_states": text, "null_prompt.pooled": torch.zeros(1, 768)}
 
 
 def _renamed(pair: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:

@@ -364,8 +364,10 @@ LOADERS_CASE = {
     *("null_prompt_integers", "null_pooled_narrow", "null_pooled_flat"),
 }
 
-# Only this loader takes over what a LoRA's recipe says; the other nodes note the difference.
-LOADERS_RECIPE = {"recipe_other_mode", "recipe_other_family"}
+# Only the loader takes over a LoRA's recipe and null prompt; the other nodes note the difference.
+LOADERS_RECIPE = {"recipe_other_mode", "recipe_other_family"} | {
+    f"null_prompt_{kind}" for kind in ("narrow", "nan", "flat")
+}
 
 
 def file_cases(models: list[str], loras: list[str], videos: list[str]) -> dict[str, Case]:
