@@ -98,3 +98,31 @@ def test_server_hands_them_to_the_page(server: Any) -> None:
     served = server.get("/i18n")
     for language in LANGUAGES:
         assert served[language]["nodeDefs"].items() >= read(language).items()
+
+
+def test_page_speaks_chinese(page: Any, server: Any) -> None:
+    chinese = read("zh")
+    server.post("/settings", {"Comfy.Locale": "zh"})
+    try:
+        page.reload()
+        page.wait_for_function(
+            "window.LiteGraph?.registered_node_types['MagicDistillSampler']?.title === "
+            + json.dumps(chinese["MagicDistillSampler"]["display_name"]),
+            timeout=90_000,
+        )
+        shown = page.evaluate(
+            """() => {
+                const node = LiteGraph.createNode('MagicDistillSampler');
+                const types = LiteGraph.registered_node_types;
+                const labels = [...node.inputs, ...node.widgets].map(part => part.label ?? part.localized_name);
+                const ours = Object.entries(types).filter(([name]) => name.startsWith('MagicDistill'));
+                return {titles: Object.fromEntries(ours.map(([name, type]) => [name, type.title])), labels};
+            }"""
+        )
+    finally:
+        server.post("/settings", {"Comfy.Locale": "en"})
+        page.reload()
+        page.get_by_role("button", name="Templates").first.wait_for(timeout=90_000)
+    assert shown["titles"] == {name: node["display_name"] for name, node in chinese.items()}
+    expected = {part["name"] for part in chinese["MagicDistillSampler"]["inputs"].values()}
+    assert expected <= set(shown["labels"])
