@@ -21,6 +21,7 @@ from .webp import write_webp_tags
 
 _MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
 _NTSC = Fraction(1000, 1001)
+_MOST_REORDERED = 16  # frames between decoding and showing, more than any encoder here asks for
 _NTSC_SPELLING = 5e-4  # 23.976 and 29.97 mean 24000/1001 and 30000/1001
 _BT709, _LIMITED_RANGE = 1, 1
 _CRF_MAX = 51
@@ -152,7 +153,7 @@ class VideoWriter:
         else:
             frame = frame.reformat(format=self._format.pixels, dst_colorspace="itu709", interpolation=EXACT)
         frame.pts, frame.time_base = self.frames, 1 / self._rate
-        self._container.mux(self._stream.encode(frame))
+        self._mux(self._stream.encode(frame))
         self.frames += 1
         if self._sound is not None:
             self._sound.write_until(self.frames / self._rate)
@@ -200,9 +201,19 @@ class VideoWriter:
                 f"{self._name} cannot be written with 0 frames: a video needs at least one frame, and even sides. "
                 f"Connect frames."
             )
-        self._container.mux(self._stream.encode(None))
+        self._mux(self._stream.encode(None))
         if self._sound is not None:
             self._sound.finish()
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        assert self._stream is not None
+        for packet in packets:
+            # x265 (4.2) takes the decoding time of clips shorter than its delay from memory that it has not written.
+            if packet.pts is not None and packet.dts is not None and packet.time_base is not None:
+                ahead = (packet.pts - packet.dts) * packet.time_base * self._rate
+                if not 0 <= ahead <= _MOST_REORDERED:
+                    packet.dts = packet.pts
+            self._container.mux(packet)
 
     def close(self) -> None:
         """Close the file, whatever is in it."""

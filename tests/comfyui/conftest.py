@@ -179,7 +179,8 @@ class Client:
     def run(self, prompt: dict, workflow: dict | None = None) -> dict:
         """The outputs of a prompt by node, which must succeed."""
         entry = self.wait(self.queue(prompt, workflow))
-        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        event, data = entry["status"]["messages"][-1]
+        assert entry["status"]["status_str"] == "success", f"{event}: {data.get('exception_message')}"
         return entry["outputs"]
 
     def error_of(self, prompt: dict) -> dict:

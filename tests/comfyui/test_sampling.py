@@ -5,6 +5,7 @@ import io
 import json
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,7 +156,9 @@ def watch(server: Any, body: dict, on_message: Listener) -> None:
                 if await asyncio.to_thread(on_message, given):
                     return
 
-    asyncio.run(run())
+    # In a thread of its own: a browser's driver keeps an event loop running in this one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, run()).result()
 
 
 def previews_of(server: Any, method: str, seed: int) -> tuple[list[Image.Image], list[float]]:

@@ -18,6 +18,7 @@ from magicdistill_core.errors import VideoError
 from magicdistill_core.video import read_tags, read_video
 from magicdistill_core.video_writing import (
     FORMATS,
+    HEVC_10_BIT,
     MP4,
     MP4_10_BIT,
     PRORES,
@@ -270,3 +271,12 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> No
         assert written == count
         peaks[count] = peak / 1024
     assert peaks[460] - peaks[60] < 30, peaks  # MiB; 400 more frames are 88 MiB, as floats four times that
+
+
+@pytest.mark.skipif(not HEVC_10_BIT.available, reason="this PyAV has no x265")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_clips_shorter_than_the_encoders_delay_are_written_every_time(count: int, tmp_path: Path) -> None:
+    frames = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
+    for _ in range(10):
+        write_video(tmp_path / "a.mp4", frames, 8.0, format=HEVC_10_BIT)
+        assert len(list(read_video(tmp_path / "a.mp4").frames)) == count
