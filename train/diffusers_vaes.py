@@ -1,5 +1,6 @@
 """The releases' video autoencoders, as diffusers has them; the posterior's mode is taken, so that encoding repeats."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,17 +22,12 @@ from magicdistill_core.families.hunyuan_video import (
 _ADVICE = "Expected the vae folder of a diffusers HunyuanVideo or Wan 2.1 model (config.json and safetensors weights)."
 
 
-class _DiffusersVae:
+class _DiffusersVae(ABC):
     """Frames in [0, 1] to a diffusers autoencoder's [-1, 1] and back, in its dtype."""
 
     def __init__(self, model: Any) -> None:
         self._model = model.eval().requires_grad_(False)
         self._model.enable_tiling()
-
-    def to(self, device: torch.device | str) -> "_DiffusersVae":
-        """The autoencoder, moved."""
-        self._model.to(device)
-        return self
 
     @torch.no_grad()
     def encode(self, frames: Tensor, /) -> Tensor:
@@ -54,11 +50,13 @@ class _DiffusersVae:
         signed = self._model.decode(self._raw(latents).to(self._model.dtype)).sample
         return rearrange((signed.float() / 2 + 0.5).clamp(0, 1), "b c t h w -> b t c h w")
 
+    @abstractmethod
     def _scaled(self, raw: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The autoencoder's latents in the network's scale."""
 
+    @abstractmethod
     def _raw(self, latents: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The inverse of `_scaled`."""
 
 
 class HunyuanVideoVae(_DiffusersVae):

@@ -16,19 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS
 from magicdistill_core.pocket.files import TEACHER, VAE
-from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND, portrait_clip
 from magicdistill_core.widening import widen_to_image
 
-from ..latents import DatasetIndex, LatentWriter
 from ..vae import load_vae
 from .dataset import held_out_clips, to_unit_frames
 from .evaluate import encode
-from .latents import FIRST_SEED
+from .latents import frames_needed, write_latents
 from .measures import (
     Held,
     Measure,
@@ -93,33 +90,11 @@ TRIALS: Mapping[str, Trial] = {
 
 def hold_out(clips: int, seeds: int, fast: bool = False) -> Held:
     """`clips` held-out start images with their clips, and as many of other people as data."""
-    frames = held_out_clips(2 * clips, _frames_needed(fast))[:, :: _STRIDE if fast else 1]
+    stride = _STRIDE if fast else 1
+    frames = held_out_clips(2 * clips, frames_needed(stride))[:, ::stride]
     latents = encode(load_vae(VAE), to_unit_frames(frames))
     mine = latents[:clips]
     return Held(load_checkpoint(TEACHER), mine[:, :, :1], mine, latents[clips:], tuple(range(seeds)))
-
-
-def _frames_needed(fast: bool) -> int:
-    return _STRIDE * (DEFAULT_FRAMES - 1) + 1 if fast else DEFAULT_FRAMES
-
-
-def write_fast_portraits(folder: Path) -> None:
-    """A dataset of portraits that move three times as fast; continues one that was begun."""
-    vae = load_vae(VAE)
-    index = DatasetIndex(
-        frames=DEFAULT_FRAMES,
-        height=DEFAULT_SIZE,
-        width=DEFAULT_SIZE,
-        fps=FRAMES_PER_SECOND / _STRIDE,
-        dtype="float16",
-        vae_sha256=weights_sha256(VAE),
-    )
-    with LatentWriter(folder, index) as writer:
-        for seed in range(FIRST_SEED, FIRST_SEED + _FAST_CLIPS):
-            if (key := f"pocket-fast-{seed}") not in writer:
-                clip = portrait_clip(seed, _frames_needed(fast=True))[::_STRIDE]
-                latent = encode(vae, to_unit_frames(clip[None]))
-                writer.append(key, latent[0], StartImage(latent[:, :, :1]))
 
 
 def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
@@ -171,7 +146,7 @@ def compare_methods(
         held, data = held_by_speed[trial.fast], dataset
         if trial.fast:
             data = runs / "fast_portraits"
-            write_fast_portraits(data)
+            write_latents(data, _FAST_CLIPS, stride=_STRIDE)
         say(f"{name}: training")
         made = load_checkpoint(run_trial(name, trial, data, runs))
         say(f"{name}: measuring")

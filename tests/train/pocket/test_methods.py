@@ -10,12 +10,18 @@ from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.pocket.files import GENERATOR, TEACHER
+from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
+from magicdistill_core.pocket.render import portrait_clip
 from train.config import load_config
+from train.latents import LatentDataset
 from train.methods import _METHODS
 from train.pocket import methods
+from train.pocket.dataset import to_unit_frames
+from train.pocket.evaluate import encode
+from train.pocket.latents import FIRST_SEED, write_latents
 from train.pocket.measures import Held, distance_from_many_steps, held_out_loss, unexplained_guidance
 from train.pocket.methods import PRESETS, TRIALS, Trial
+from train.vae import load_vae
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +81,12 @@ def test_a_failed_command_says_what_it_said(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "nothing.safetensors")
     with pytest.raises(MagicDistillError, match=r"magicdistill train .* failed:"):
         methods.run_trial("w2s", TRIALS["w2s"], tmp_path / "no dataset", tmp_path / "runs")
+
+
+def test_faster_portraits_are_every_third_frame_of_longer_ones(tmp_path: Path) -> None:
+    write_latents(tmp_path, 1, stride=3)
+    data = LatentDataset(tmp_path)
+    clip = portrait_clip(FIRST_SEED, 49)[::3]
+    expected = encode(load_vae(VAE), to_unit_frames(clip[None]))
+    assert data.fps == 8
+    assert (data.latents([0]) - expected).abs().max() < 0.01 * expected.abs().max()  # kept in float16
