@@ -15,13 +15,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel,
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, TOKEN_REPLACE
-from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, TEXT_TOKENS, WanShape
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, TEXT_TOKENS
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.taehv import TAEHV, load_taehv
 from magicdistill_core.video import Box, resize_crop
 
-WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
+from .batches import WAN_SHAPE
+
 PHOTO = (60, 100)  # rows and columns
 SIZES = {"width": 64, "height": 48, "length": 9}
 

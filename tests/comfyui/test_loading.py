@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from magicdistill_core.checkpoint import save_checkpoint, save_lora
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
-from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_state, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+
+from .batches import WAN_SHAPE
 
 Prompt = dict[str, Any]
 ROW = "double_blocks.0.img_attn_qkv"
@@ -66,8 +68,7 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
     prefix = "hydit_unimodel.guidance_model.feedforward_model."
     distilled = {f"{prefix}{key}": value.bfloat16() for key, value in state.items()}
     torch.save({"state_dict": distilled, "step": 100}, models / "dmd_4_step_i2v.pth")
-    shape = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
-    wan = diffusers_to_file(WAN, tiny.network(shape, IMAGE_TO_VIDEO).state_dict())
+    wan = diffusers_to_file(WAN, tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO).state_dict())
     text = NullPrompt(torch.zeros(1, 4, 4096), None)
     save_checkpoint(models / "wan.safetensors", wan, tiny.recipe("teacher", family="wan", steps=28), text)
     cast = {key: value.to(torch.float8_e4m3fn) if value.ndim > 1 else value for key, value in wan.items()}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from magicdistill_core.checkpoint import save_checkpoint, save_lora
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -30,6 +30,8 @@ from train.workflows.models import ModelFile
 from train.workflows.prompt import NOTES, to_prompt
 from train.workflows.schemas import Schema, parse_schemas, types_fit
 from train.workflows.write import DEFINITIONS, FOLDER, workflow_json
+
+from .batches import WAN_SHAPE
 
 FILES = {file.name: file for file in vars(models).values() if isinstance(file, ModelFile)}
 POCKET = ("portrait_pocket", "portrait_in_one_node", "real_fake_sweep_pocket")
@@ -243,8 +245,7 @@ def small_files(server: Any, tiny: SimpleNamespace) -> None:
     save_file(bare, weights / models.HUNYUAN_I2V.name)
     branches = to_file_layout(HUNYUAN_VIDEO, tiny.branches(network), 128)
     save_lora(folders["loras"] / models.HUNYUAN_W2S_LORA.name, branches, tiny.recipe("generator_lora"), prompt)
-    shape = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
-    wan = diffusers_to_file(WAN, tiny.network(shape, IMAGE_TO_VIDEO).state_dict())
+    wan = diffusers_to_file(WAN, tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO).state_dict())
     text = torch.randn(1, 7, 4096, generator=torch.Generator().manual_seed(5))
     # The stock file carries no null prompt; this does, in place of the text encoder.
     path = weights / models.WAN_I2V.name
