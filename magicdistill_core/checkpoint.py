@@ -6,7 +6,7 @@ either the old file or the new one.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .branch import LowRank
 from .diffusers_folder import folder_i2v_mode, weight_files
 from .errors import CheckpointError
-from .families import all_architectures, architecture_knowing, architecture_of, choose_family
+from .families import all_architectures, architecture_of, choose_family
 from .families.base import Architecture, Family, NullPrompt
 from .files import atomic_file
-from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
 from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
@@ -82,31 +80,6 @@ class Checkpoint:
                 f"(method sft with widen), or use an image-to-video checkpoint."
             )
         return resolved
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA in the names of the file layout.
-
-    Attributes:
-        branches: by module.
-        recipe: what the file says of itself, or None.
-        source: the file's name.
-        differences: whole differences of single tensors, by key; only some files of Wan have them.
-        origins: for each key of `branches` and `differences`, the modules of the file that it was made from.
-        misses: modules and tensors of the file that have no place in the family.
-        alpha_stated: False where alpha had to be taken as the rank.
-        null_prompt: the text conditioning that it was trained with, for a base whose file carries none; or None.
-    """
-
-    branches: dict[str, LowRank]
-    recipe: Recipe | None
-    source: str
-    differences: dict[str, Tensor] = field(default_factory=dict)
-    origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    misses: tuple[str, ...] = ()
-    alpha_stated: bool = True
-    null_prompt: NullPrompt | None = None
 
 
 def file_sha256(path: str | Path) -> str:
@@ -238,7 +211,7 @@ def parse_checkpoint(
     """
     architectures = all_architectures()
     state = unwrapped(state, [mark for a in architectures for mark in (a.file_mark, a.diffusers_mark)], source)
-    prompt = _pop_null_prompt(state)
+    prompt = pop_null_prompt(state)
     if any(".lora_" in key for key in state):
         raise CheckpointError(
             f"{source} is a LoRA, expected a whole transformer. Load its base first and apply the LoRA to it."
@@ -322,7 +295,7 @@ def load_null_prompt(path: str | Path) -> NullPrompt:
     return NullPrompt(tensors[NULL_TEXT_KEY], tensors.get(NULL_POOLED_KEY))
 
 
-def _pop_null_prompt(tensors: dict[str, Tensor]) -> NullPrompt | None:
+def pop_null_prompt(tensors: dict[str, Tensor]) -> NullPrompt | None:
     """Take the null prompt out of a file's tensors."""
     text, pooled = tensors.pop(NULL_TEXT_KEY, None), tensors.pop(NULL_POOLED_KEY, None)
     return None if text is None else NullPrompt(text, pooled)
@@ -334,59 +307,6 @@ def null_prompt_tensors(prompt: NullPrompt | None) -> dict[str, Tensor]:
         return {}
     pooled = {} if prompt.pooled is None else {NULL_POOLED_KEY: prompt.pooled}
     return {NULL_TEXT_KEY: prompt.text_states} | pooled
-
-
-def load_lora(path: str | Path, hidden: int) -> LoraFile:
-    """Read a LoRA of any known dialect, its branches brought to the file layout's (fused) modules.
-
-    Args:
-        hidden: hidden size of the network it is meant for.
-
-    Raises:
-        CheckpointError: if it is no LoRA, damaged, holds more than pairs, or has modules that the family does not have.
-    """
-    tensors, metadata = _lora_tensors(Path(path))
-    recipe = Recipe.from_metadata(metadata, Path(path).name)
-    prompt = _pop_null_prompt(tensors)
-    parsed = parse_lora(tensors, metadata, Path(path).name)
-    architecture = architecture_knowing(parsed.keys())
-    branches = to_file_layout(architecture.layout, parsed, hidden)
-    return LoraFile(branches, recipe, Path(path).name, null_prompt=prompt)
-
-
-def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> LoraFile:
-    """Read what a LoRA of any known dialect has for a transformer; what it has beside that is named in `misses`.
-
-    Args:
-        hidden: hidden size of the network it is meant for.
-
-    Raises:
-        CheckpointError: if it is no LoRA, damaged, or has nothing for the transformer.
-    """
-    source = Path(path).name
-    tensors, metadata = _lora_tensors(Path(path))
-    recipe = Recipe.from_metadata(metadata, source)
-    prompt = _pop_null_prompt(tensors)
-    parsed = read_lora(tensors, metadata, source)
-    placed = place_lora(architecture.layout, parsed, hidden)
-    if not placed.branches:
-        names = [*placed.unknown, *placed.misfits]
-        whose = architecture_knowing(parsed.branches)
-        other = whose is not architecture and known_modules(whose.layout, parsed.branches)
-        raise CheckpointError(
-            f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
-            f"found {listing(names, 3)}. "
-            + (f"It is a LoRA for {whose.title}: " if other else "It belongs to another model: ")
-            + "load the base that it was trained on."
-        )
-    misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
-    return LoraFile(
-        placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated, prompt
-    )
-
-
-def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return (read_pickle(path), {}) if path.is_file() and is_pickle_name(path) else read_tensors(path)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -419,14 +339,3 @@ def save_checkpoint(
     tensors |= null_prompt_tensors(null_prompt)
     # Split or tied weights may be views of one storage, which safetensors refuses.
     write_safetensors(path, {key: value.clone() for key, value in tensors.items()}, recipe.to_metadata())
-
-
-def save_lora(
-    path: str | Path, branches: Mapping[str, LowRank], recipe: Recipe, null_prompt: NullPrompt | None = None
-) -> None:
-    """Write branches of file-layout modules as a LoRA that ComfyUI's stock loader reads, with its recipe.
-
-    Args:
-        null_prompt: what it was trained with, so that it needs no text encoder on a base whose file carries none.
-    """
-    write_safetensors(path, lora_state(branches) | null_prompt_tensors(null_prompt), recipe.to_metadata())

@@ -10,11 +10,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
-from ..magicdistill_core.checkpoint import LoraFile, load_lora_for
 from ..magicdistill_core.errors import CheckpointError, ConfigError
 from ..magicdistill_core.families import family_named, hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture
 from ..magicdistill_core.layouts.modules import listing
+from ..magicdistill_core.lora_file import LoraFile, load_lora_for
 from .attached import attached_to, known_family
 
 NETWORK = "diffusion_model."

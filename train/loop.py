@@ -10,18 +10,12 @@ from pathlib import Path
 import torch
 import yaml
 
-from magicdistill_core.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_null_prompt,
-    save_checkpoint,
-    save_lora,
-    weights_sha256,
-)
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt, save_checkpoint, weights_sha256
 from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.files import write_text
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.lora_file import save_lora
 from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.recipe import Recipe
 

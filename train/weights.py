@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicdistill_core.branch import merge
-from magicdistill_core.checkpoint import Checkpoint, is_lora, load_checkpoint, load_lora, weights_sha256
+from magicdistill_core.checkpoint import Checkpoint, is_lora, load_checkpoint, weights_sha256
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.lora_file import load_lora
 from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint, save_lora
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, TOKEN_REPLACE
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO, normalised
@@ -19,6 +19,7 @@ from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.lora_file import save_lora
 from magicdistill_core.taehv import TAEHV
 from train.network import load_network, network_velocity
 from train.sample import generate

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magicdistill_core.checkpoint import save_checkpoint, save_lora
+from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO
@@ -19,6 +19,7 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_state, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.lora_file import save_lora
 
 from .batches import WAN_SHAPE
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magicdistill_core.branch import LowRank
-from magicdistill_core.checkpoint import save_checkpoint, save_lora
+from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO, normalised
@@ -23,6 +23,7 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_state, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.lora_file import save_lora
 from train.network import network_velocity
 
 from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text

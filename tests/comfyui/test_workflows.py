@@ -16,13 +16,14 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from magicdistill_core.checkpoint import save_checkpoint, save_lora
+from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.lora_file import save_lora
 from magicdistill_core.pocket.render import portrait_clip
 from magicdistill_core.video import read_tags
 from train.workflows import models

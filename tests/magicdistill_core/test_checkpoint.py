@@ -13,8 +13,6 @@ from magicdistill_core.checkpoint import (
     file_sha256,
     is_lora,
     load_checkpoint,
-    load_lora,
-    load_lora_for,
     load_null_prompt,
     parse_checkpoint,
     read_header,
@@ -22,7 +20,6 @@ from magicdistill_core.checkpoint import (
     read_recipe,
     read_tensors,
     save_checkpoint,
-    save_lora,
     write_safetensors,
 )
 from magicdistill_core.errors import CheckpointError
@@ -30,6 +27,7 @@ from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import ARCHITECTURE, NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.lora_file import load_lora, load_lora_for, save_lora
 from magicdistill_core.recipe import Recipe
 from train.network import build_network
 

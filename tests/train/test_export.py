@@ -9,14 +9,13 @@ from magicdistill_core.branch import LowRank, merge
 from magicdistill_core.checkpoint import (
     file_sha256,
     load_checkpoint,
-    load_lora,
     read_header,
     read_metadata,
     read_tensors,
     save_checkpoint,
-    save_lora,
 )
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
 from train.export import export_run
 from train.families.hunyuan_video import network_inputs

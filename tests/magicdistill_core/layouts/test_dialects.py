@@ -12,7 +12,6 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magicdistill_core.checkpoint import load_lora, load_lora_for
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import hunyuan_video, wan
 from magicdistill_core.families.base import Architecture
@@ -21,6 +20,7 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import parse_lora, read_lora, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.lora_file import load_lora, load_lora_for
 
 HIDDEN, RANK, ALPHA = 128, 4, 2.0
 HALVES = {"peft": ("lora_A.weight", "lora_B.weight"), "adapter": ("lora_A.default.weight", "lora_B.default.weight")}

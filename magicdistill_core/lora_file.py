@@ -1,0 +1,106 @@
+"""LoRA files of any known dialect, with the Recipe and the null prompt that ours carry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from .branch import LowRank
+from .checkpoint import null_prompt_tensors, pop_null_prompt, read_tensors, write_safetensors
+from .errors import CheckpointError
+from .families import architecture_knowing
+from .families.base import Architecture, NullPrompt
+from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
+from .layouts.modules import listing
+from .recipe import Recipe
+from .wrappers import is_pickle_name, read_pickle
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA in the names of the file layout.
+
+    Attributes:
+        branches: by module.
+        recipe: what the file says of itself, or None.
+        source: the file's name.
+        differences: whole differences of single tensors, by key; only some files of Wan have them.
+        origins: for each key of `branches` and `differences`, the modules of the file that it was made from.
+        misses: modules and tensors of the file that have no place in the family.
+        alpha_stated: False where alpha had to be taken as the rank.
+        null_prompt: the text conditioning that it was trained with, for a base whose file carries none; or None.
+    """
+
+    branches: dict[str, LowRank]
+    recipe: Recipe | None
+    source: str
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    misses: tuple[str, ...] = ()
+    alpha_stated: bool = True
+    null_prompt: NullPrompt | None = None
+
+
+def load_lora(path: str | Path, hidden: int) -> LoraFile:
+    """Read a LoRA of any known dialect, its branches brought to the file layout's (fused) modules.
+
+    Args:
+        hidden: hidden size of the network it is meant for.
+
+    Raises:
+        CheckpointError: if it is no LoRA, damaged, holds more than pairs, or has modules that the family does not have.
+    """
+    tensors, metadata = _lora_tensors(Path(path))
+    recipe = Recipe.from_metadata(metadata, Path(path).name)
+    prompt = pop_null_prompt(tensors)
+    parsed = parse_lora(tensors, metadata, Path(path).name)
+    architecture = architecture_knowing(parsed.keys())
+    branches = to_file_layout(architecture.layout, parsed, hidden)
+    return LoraFile(branches, recipe, Path(path).name, null_prompt=prompt)
+
+
+def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> LoraFile:
+    """Read what a LoRA of any known dialect has for a transformer; what it has beside that is named in `misses`.
+
+    Args:
+        hidden: hidden size of the network it is meant for.
+
+    Raises:
+        CheckpointError: if it is no LoRA, damaged, or has nothing for the transformer.
+    """
+    source = Path(path).name
+    tensors, metadata = _lora_tensors(Path(path))
+    recipe = Recipe.from_metadata(metadata, source)
+    prompt = pop_null_prompt(tensors)
+    parsed = read_lora(tensors, metadata, source)
+    placed = place_lora(architecture.layout, parsed, hidden)
+    if not placed.branches:
+        names = [*placed.unknown, *placed.misfits]
+        whose = architecture_knowing(parsed.branches)
+        other = whose is not architecture and known_modules(whose.layout, parsed.branches)
+        raise CheckpointError(
+            f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
+            f"found {listing(names, 3)}. "
+            + (f"It is a LoRA for {whose.title}: " if other else "It belongs to another model: ")
+            + "load the base that it was trained on."
+        )
+    misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
+    return LoraFile(
+        placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated, prompt
+    )
+
+
+def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return (read_pickle(path), {}) if path.is_file() and is_pickle_name(path) else read_tensors(path)
+
+
+def save_lora(
+    path: str | Path, branches: Mapping[str, LowRank], recipe: Recipe, null_prompt: NullPrompt | None = None
+) -> None:
+    """Write branches of file-layout modules as a LoRA that ComfyUI's stock loader reads, with its recipe.
+
+    Args:
+        null_prompt: what it was trained with, so that it needs no text encoder on a base whose file carries none.
+    """
+    write_safetensors(path, lora_state(branches) | null_prompt_tensors(null_prompt), recipe.to_metadata())
