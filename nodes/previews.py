@@ -6,6 +6,7 @@ ComfyUI's own previews show a video's first latent frame, which is the start ima
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 import folder_paths
 import latent_preview
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..magicdistill_core.families.hunyuan_video import HEAD_DIM, SPACE_STRIDE, TIME_STRIDE
 from ..magicdistill_core.pocket import files
 from ..magicdistill_core.sizes import USUAL_SIZES
-from .attached import attached_to, known_family
+from .attached import LOGGER, attached_to, known_family
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 _MAX_FRAMES = 33
@@ -65,16 +66,23 @@ def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
         preview = None
         if frames_of is not None:
-            frames, share = frames_of(x0)
-            stride = -(-len(frames) // _MAX_FRAMES)
-            shown = frames[::stride]
-            # A loop may begin anywhere. Where only the first picture is shown, it had better not be the start image.
-            middle = len(shown) // 2
-            animation = AnimatedPreview(shown[middle:] + shown[:middle], round(1000 * stride * share / fps))
-            preview = (_FORMAT, animation, None)
+            try:
+                preview = (_FORMAT, _animation(*frames_of(x0), fps), None)
+            except Exception as error:
+                comfy.model_management.raise_non_oom(error)
+                LOGGER.warning("No preview of step %d: its memory is not to be had beside the model's.", step + 1)
         progress.update_absolute(step + 1, total, preview)
 
     return callback
+
+
+def _animation(frames: list[Image.Image], share: int, fps: float) -> AnimatedPreview:
+    """At most `_MAX_FRAMES` of these pictures, each of which stands for `share` frames of a video, in a loop."""
+    stride = -(-len(frames) // _MAX_FRAMES)
+    shown = frames[::stride]
+    # A loop may begin anywhere. Where only the first picture is shown, it had better not be the start image.
+    middle = len(shown) // 2
+    return AnimatedPreview(shown[middle:] + shown[:middle], round(1000 * stride * share / fps))
 
 
 def _frame_rate(model: ModelPatcher) -> float:
@@ -89,10 +97,10 @@ def _frame_maker(model: ModelPatcher) -> Callable[[Tensor], tuple[list[Image.Ima
     method = args.preview_method
     if method is LatentPreviewMethod.NoPreviews:
         return None
-    vae = _tiny_vae(model) if method is not LatentPreviewMethod.Latent2RGB else None
-    if vae is not None:
+    network = _tiny_vae(model) if method is not LatentPreviewMethod.Latent2RGB else None
+    if network is not None:
         # A VAE takes what a LATENT holds, and not the network's scale.
-        return lambda x0: (_decoded(vae, model.model.process_latent_out(x0[:1].float())), 1)
+        return lambda x0: (_decoded(network, model.model.process_latent_out(x0[:1].float())), 1)
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     if previewer is None:
         return None
@@ -106,17 +114,23 @@ def _one_frame(previewer: latent_preview.LatentPreviewer, latent_BC1HW: Tensor) 
     return ImageOps.contain(picture, (side, side), Image.Resampling.BILINEAR)
 
 
-def _decoded(vae: VAE, latents_BCTHW: Tensor) -> list[Image.Image]:
+def _decoded(network: TAEHV, latents_BCTHW: Tensor) -> list[Image.Image]:
     """All frames, of latents pooled until they are no larger than a preview is shown: this is done at every step."""
+    weights = next(network.parameters())
     pool = -(-max(latents_BCTHW.shape[-2:]) * SPACE_STRIDE // args.preview_size)
     if pool > 1:
         latents_BCTHW = F.avg_pool3d(latents_BCTHW, (1, pool, pool))
-    levels = (vae.decode(latents_BCTHW)[0].clamp(0, 1) * 255).to(torch.uint8).cpu()
+    frames_TCHW = network.decode(latents_BCTHW.to(weights))[0].movedim(0, 1)
+    levels = (frames_TCHW.clamp(0, 1) * 255).to(torch.uint8).movedim(1, -1).cpu()
     return [Image.fromarray(frame.numpy()) for frame in levels]
 
 
-def _tiny_vae(model: ModelPatcher) -> VAE | None:
-    """The tiny video VAE (TAEHV) of the model's latents: in models/vae_approx, or the pocket model's own."""
+def _tiny_vae(model: ModelPatcher) -> TAEHV | None:
+    """The tiny video VAE (TAEHV) of the model's latents: in models/vae_approx, or the pocket model's own.
+
+    Its few megabytes are put beside the model by hand: `VAE.decode` asks ComfyUI for memory, and ComfyUI may take it
+    from the model that is being sampled.
+    """
     if model.model.model_config.unet_config.get("hidden_size") == HEAD_DIM:
         path: str | None = str(files.VAE)
     else:
@@ -127,4 +141,6 @@ def _tiny_vae(model: ModelPatcher) -> VAE | None:
     if path is None:
         return None
     vae = VAE(comfy.utils.load_torch_file(path))
-    return vae if isinstance(vae.first_stage_model, TAEHV) else None
+    return (
+        vae.first_stage_model.to(model.load_device, vae.vae_dtype) if isinstance(vae.first_stage_model, TAEHV) else None
+    )

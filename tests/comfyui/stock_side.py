@@ -445,6 +445,38 @@ def job_parts(job: dict) -> dict[str, Tensor]:
     return out
 
 
+def job_previews(job: dict) -> dict[str, Tensor]:
+    """A run with previews: who asks ComfyUI for memory in it, and what comes of it when a preview finds none."""
+    nodes = load_pack()
+    model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
+    sizes = {"width": 0, "height": 0, "length": 0, "batch_size": 1}
+    image = load_file(job["inputs"])["image"]
+    conditioning, latent = run_node(nodes.PortraitToVideo, model=model, vae=stock_vae(job), start_image=image, **sizes)
+    given = {"conditioning": conditioning, "latent": latent, "seed": 1, "steps": 0, "shift": 0.0, "sampler": "recipe"}
+    loaded, decoded = [], []
+    load, decode = comfy.model_management.load_models_gpu, comfy.taesd.taehv.TAEHV.decode
+
+    def load_noted(models: list, *args: object, **more: object) -> None:
+        loaded.extend(type(patcher.model).__name__ for patcher in models)
+        load(models, *args, **more)
+
+    def decode_noted(*args: object) -> Tensor:
+        decoded.append("decoded")
+        return decode(*args)
+
+    def lacking(*_: object) -> Tensor:
+        decoded.append("lacking")
+        raise comfy.model_management.OOM_EXCEPTION("no memory")
+
+    out = {}
+    comfy.model_management.load_models_gpu = load_noted
+    for name, method, decoder in (("off", "none", decode), ("on", "auto", decode_noted), ("lacking", "auto", lacking)):
+        comfy.cli_args.args.preview_method = comfy.cli_args.LatentPreviewMethod.from_string(method)
+        comfy.taesd.taehv.TAEHV.decode = decoder
+        out[f"previews {name}"] = run_node(nodes.FewStepSampler, model=model, **given)[0]["samples"]
+    return out | {"loaded": letters(" ".join(loaded)), "decoded": letters(" ".join(decoded))}
+
+
 def main() -> None:
     for job in json.loads(Path(JOBS).read_text()):
         tensors = globals()[f"job_{job['run']}"](job)

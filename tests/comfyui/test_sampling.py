@@ -45,10 +45,11 @@ def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[d
         save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, folder / "vae.safetensors")
     save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "in.st")
     tiny.write_lora(folder / "lora.safetensors", tiny.branches(tiny.network(tiny.shape(128, True))), 128)
-    job = {"run": "parts", "model": str(model_file), "seed": SEED, "out": str(folder / "out.st")}
-    job |= {"vae": str(folder / "vae.safetensors"), "inputs": str(folder / "in.st")}
-    stock_side([job | {"lora": str(folder / "lora.safetensors")}])
-    return load_file(folder / "out.st")
+    job = {"model": str(model_file), "vae": str(folder / "vae.safetensors"), "inputs": str(folder / "in.st")}
+    run = job | {"run": "parts", "seed": SEED, "lora": str(folder / "lora.safetensors")}
+    jobs = [run | {"out": str(folder / "out.st")}, job | {"run": "previews", "out": str(folder / "previews.st")}]
+    stock_side(jobs)
+    return load_file(folder / "out.st") | load_file(folder / "previews.st")
 
 
 def text(answer: dict[str, Tensor], name: str) -> str:
@@ -198,6 +199,14 @@ def test_every_step_sends_the_video_as_it_is_then(method: str, frames: int, serv
         assert picture.width * 48 == picture.height * 64
     first, last = (picture.convert("RGB") for picture in (found[0], found[-1]))
     assert first.tobytes() != last.tobytes()
+
+
+def test_previews_take_no_memory_from_the_model_and_end_no_run(answer: dict[str, Tensor]) -> None:
+    assert text(answer, "decoded").split() == ["decoded"] * 4 + ["lacking"] * 4
+    # Once a run, for the model to be sampled; what else asked for memory then would get that model's.
+    assert text(answer, "loaded").split() == ["HunyuanVideoI2V"] * 3
+    assert torch.equal(answer["previews on"], answer["previews off"])
+    assert torch.equal(answer["previews lacking"], answer["previews off"])
 
 
 def test_no_previews_are_made_where_they_are_switched_off(server: Any) -> None:
