@@ -10,6 +10,7 @@ from ..magicdistill_core.lora_schedule import parse_strengths, strength_changes
 from .attached import attached_to, file_stamp, report
 from .lora_beside import beside_hook, weights_are_fixed
 from .low_rank import FittedLora, fit_lora
+from .run_record import note_lora
 
 
 class LoraSteps(io.ComfyNode):
@@ -102,7 +103,7 @@ class LoraSteps(io.ComfyNode):
         used = [values[min(step, len(values) - 1)] for step in range(steps)]
         shown = ", ".join(f"{value:g}" for value in used[:12]) + (", ..." if steps > 12 else "")
         said = f"{lora.said()}; {steps} steps: {shown}"
-        out = comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
+        out = note_lora(comfy.hooks.set_hooks_for_conditioning(conditioning, hooks), lora_name, used)
         return io.NodeOutput(out, ui=report(cls, said, notes))
 
 

@@ -5,12 +5,14 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import node_helpers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .attached import attached_to, known_family
 from .few_step import Settings
 
+_LORAS = "magicdistill_loras"
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
@@ -20,7 +22,19 @@ def pack_version() -> str:
     return tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 
-def run_record(model: ModelPatcher, settings: Settings, sigmas: Tensor, seed: int, guidance: float | None) -> str:
+def note_lora(conditioning: list[list], name: str, strengths: list[float]) -> list[list]:
+    """The CONDITIONING with the name and the strength at each step of a LoRA that is tied to it, for the record."""
+    return node_helpers.conditioning_set_values(conditioning, {_LORAS: ((name, tuple(strengths)),)}, append=True)
+
+
+def run_record(
+    model: ModelPatcher,
+    conditioning: list[list],
+    settings: Settings,
+    sigmas: Tensor,
+    seed: int,
+    guidance: float | None,
+) -> str:
     """What to repeat a run with, as JSON; what is not known of a MODEL from another loader is null.
 
     Waits for the checkpoint's sha256, which has been in the making since the file was loaded.
@@ -31,6 +45,7 @@ def run_record(model: ModelPatcher, settings: Settings, sigmas: Tensor, seed: in
     attached, family = attached_to(model), known_family(model)
     recipe = attached.recipe if attached is not None else None
     path = attached.path if attached is not None else None
+    tied = dict.fromkeys(lora for _, values in conditioning for lora in values.get(_LORAS, ()))
     record = {
         "magicdistill": pack_version(),
         "checkpoint": path.name if path is not None else None,
@@ -40,7 +55,8 @@ def run_record(model: ModelPatcher, settings: Settings, sigmas: Tensor, seed: in
         "kind": recipe.kind if recipe is not None else None,
         "loras": [
             {"name": name, "strength": strength} for name, strength in (attached.loras if attached is not None else ())
-        ],
+        ]
+        + [{"name": name, "strength_per_step": strengths} for name, strengths in tied],
         "seed": seed,
         "steps": settings.steps,
         "shift": settings.shift,

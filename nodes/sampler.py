@@ -96,5 +96,5 @@ class FewStepSampler(io.ComfyNode):
             seed=seed,
         )
         out = latent | {"samples": samples.to(comfy.model_management.intermediate_device())}
-        record = run_record(model, settings, sigmas, seed, guidance)
+        record = run_record(model, conditioning, settings, sigmas, seed, guidance)
         return io.NodeOutput(out, record, ui=report(cls, said_of(settings, sigmas), notes + said_of_guidance))

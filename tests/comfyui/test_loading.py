@@ -1,6 +1,7 @@
 """Loading models and LoRAs on a running ComfyUI: what is said of a file, what is assumed, what is refused."""
 
 import hashlib
+import json
 import shutil
 import time
 from pathlib import Path
@@ -197,6 +198,19 @@ def test_strengths_per_step_say_what_they_do(files: Any) -> None:
     assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors was trained on")
     (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
     assert "5 strengths for 4 steps: the last 1 are not used" in text
+
+
+def test_loras_tied_to_the_conditioning_are_in_the_record(files: Any) -> None:
+    prompt = _steps(files, "1, 0.5")
+    second = prompt["steps"]["inputs"] | {"conditioning": ["steps", 0], "strengths": "0, 0.25"}
+    prompt["second"] = prompt["steps"] | {"inputs": second}
+    prompt["sample"]["inputs"]["conditioning"] = ["second", 0]
+    prompt["end"]["inputs"]["source"] = ["sample", 1]
+    (record,) = files.run(prompt)["end"]["text"]
+    assert json.loads(record)["loras"] == [
+        {"name": "generator.safetensors", "strength_per_step": [1, 0.5, 0.5, 0.5]},
+        {"name": "generator.safetensors", "strength_per_step": [0, 0.25, 0.25, 0.25]},
+    ]
 
 
 def _steps(files: Any, strengths: str, model: str = "tiny.safetensors") -> Prompt:
