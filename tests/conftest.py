@@ -6,6 +6,9 @@ import os
 # Read when PyTorch is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from magicdistill_core.taehv import TAEHV
+from train.comfyui import ComfyUIError, find_comfyui
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -55,3 +59,27 @@ def taehv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["decoder.22.bias"] += 0.5
     save_file(state, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
+    """A real ComfyUI: COMFYUI_DIR, or a copy fetched once into the cache."""
+    try:
+        return find_comfyui()
+    except ComfyUIError as error:
+        lacking("comfyui", f"there is no ComfyUI to test against: {error}")
+
+
+@pytest.fixture(scope="session")
+def stock_side(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], None]:
+    """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side.py`."""
+
+    def run(jobs: list[dict]) -> None:
+        folder = tmp_path_factory.mktemp("stock")
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        script = Path(__file__).parent / "comfyui" / "stock_side.py"
+        command = [sys.executable, str(script), str(comfyui_dir), str(folder / "jobs.json")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return run

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,7 +25,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.recipe import METADATA_KEY, Recipe
 from magicdistill_core.taehv import TAEHV
-from train.comfyui import ComfyUIError, find_comfyui, prepare_directory, serve
+from train.comfyui import prepare_directory, serve
 from train.network import build_network
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -46,15 +44,6 @@ LORA_MODULES = (
     "single_transformer_blocks.1.proj_mlp",
     "single_transformer_blocks.1.proj_out",
 )
-
-
-@pytest.fixture(scope="session")
-def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
-    """A real ComfyUI: COMFYUI_DIR, or a copy fetched once into the cache."""
-    try:
-        return find_comfyui()
-    except ComfyUIError as error:
-        lacking("comfyui", f"there is no ComfyUI to test against: {error}")
 
 
 def tiny_recipe(kind: str, **changes: object) -> Recipe:
@@ -119,21 +108,6 @@ def tiny() -> SimpleNamespace:
         write_model=write_model,
         scale=ALPHA / RANK,
     )
-
-
-@pytest.fixture(scope="session")
-def stock_side(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], None]:
-    """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `stock_side.py`."""
-
-    def run(jobs: list[dict]) -> None:
-        folder = tmp_path_factory.mktemp("stock")
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        script = Path(__file__).with_name("stock_side.py")
-        command = [sys.executable, str(script), str(comfyui_dir), str(folder / "jobs.json")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-
-    return run
 
 
 class Client:

@@ -90,6 +90,17 @@ def job_velocity(job: dict) -> dict[str, Tensor]:
     return out | {"velocity": velocity(model, load_file(job["inputs"]))}
 
 
+def job_loaders(job: dict) -> dict[str, Tensor]:
+    """A file by the stock loader and by the pack's, and what the pack's says of it."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
+    inputs, more = load_file(job["inputs"]), {"guidance": job["guidance"]}
+    stock = comfy.sd.load_diffusion_model(job["model"])
+    given = {"unet_name": Path(job["model"]).name, "weight_dtype": "default", "start_image_mode": "from the file"}
+    (ours,), said = told(nodes.LoadModel, **given)
+    return {"stock": velocity(stock, inputs, **more), "ours": velocity(ours, inputs, **more), "said": letters(said)}
+
+
 def job_token_replace(job: dict) -> dict[str, Tensor]:
     """A token-replace model by the stock loader and by the pack's, at every batch size that the stock network takes."""
     nodes = load_pack()
