@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from comfy.patcher_extension import CallbacksMP
+from torch import Tensor, nn
 
 Dims = list[tuple[int, int | None, int]]
 _CLEAN, _NOISY = 0, 1
-_GUIDANCE = "diffusion_model.guidance_in.forward"
+_GUIDANCE = "diffusion_model.guidance_in"
 
 
 def apply_release(model: ModelPatcher, single_blocks: int, guidance_embed: bool) -> None:
@@ -20,7 +21,19 @@ def apply_release(model: ModelPatcher, single_blocks: int, guidance_embed: bool)
     for number in range(single_blocks):
         model.set_model_patch_replace(_single_block, "dit", "single_block", number)
     if guidance_embed:
-        model.add_object_patch(_GUIDANCE, _for_generated_frames(model.get_model_object(_GUIDANCE)))
+        _patch_guidance(model)
+        model.add_callback(CallbacksMP.ON_CLONE, _patch_guidance_of_clone)
+
+
+def _patch_guidance(model: ModelPatcher) -> None:
+    embed = model.model.get_submodule(_GUIDANCE)
+    model.add_object_patch(f"{_GUIDANCE}.forward", _for_generated_frames(embed))
+
+
+def _patch_guidance_of_clone(model: ModelPatcher, clone: ModelPatcher) -> None:
+    # Compiling, hooks and several GPUs give a clone a network of its own, and with it this one's patches.
+    if clone.model is not model.model:
+        _patch_guidance(clone)
 
 
 def _single_block(args: dict, extra: dict) -> dict:
@@ -39,11 +52,12 @@ def _behind_text(args: dict) -> Dims | None:
     return [(0, text_tokens, _NOISY), (text_tokens, start, _CLEAN), (start, None, _NOISY)]
 
 
-def _for_generated_frames(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _for_generated_frames(embed: nn.Module) -> Callable[[Tensor], Tensor]:
     """The guidance embedding for a modulation `[B, 2, C]` of clean and of noisy tokens: nothing for the clean ones."""
 
     def forward(features: Tensor) -> Tensor:
-        generated = embed(features)
+        # By its class: the module's own attribute is this function.
+        generated = type(embed).forward(embed, features)
         return torch.stack([torch.zeros_like(generated), generated], dim=1)
 
     return forward

@@ -115,7 +115,13 @@ def job_token_replace(job: dict) -> dict[str, Tensor]:
     (ours,) = run_node(
         nodes.LoadModel, unet_name=Path(job["model"]).name, weight_dtype="default", start_image_mode="from the file"
     )
-    return {"stock": velocity(stock, inputs, **more), "ours": velocity(ours, inputs, **more)}
+    out = {"stock": velocity(stock, inputs, **more), "ours": velocity(ours, inputs, **more)}
+    # As compiling and hooks do under dynamic VRAM: a clone with a network of its own, while the first is elsewhere.
+    twin = ours.clone(force_deepcopy=True)
+    assert twin.model is not ours.model
+    for parameter in ours.model.diffusion_model.parameters():
+        parameter.data.fill_(torch.nan)
+    return out | {"twin": velocity(twin, inputs, **more)}
 
 
 def job_wan(job: dict) -> dict[str, Tensor]:
