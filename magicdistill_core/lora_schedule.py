@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 from .errors import ConfigError
 
 STRENGTH_LIMIT = 10.0
+_FULL_NOISE = 0.9999
 
 
 def parse_strengths(text: str) -> list[float]:
@@ -27,18 +29,28 @@ def parse_strengths(text: str) -> list[float]:
     return values
 
 
-def strength_changes(strengths: list[float], steps: int) -> list[tuple[float, float]]:
-    """When a strength begins to hold, as (part of the sampling from 0 to 1, strength); the last one holds to the end.
+def strength_at(strengths: Sequence[float], step: int) -> float:
+    """The strength at a step, counted from 0; the last one is repeated."""
+    return strengths[min(step, len(strengths) - 1)]
 
-    A change stands half a step before the step that it is for: the noise level of a step is rounded, and comparing it
-    with a boundary at the very same level would be a matter of luck.
+
+def step_at(sigma: float, sigmas: Sequence[float], steps: int) -> int | None:
+    """Which step of the whole sampling a noise level belongs to, counted from 0: the one that begins nearest to it.
 
     Args:
-        strengths: one a step; those behind the last step are left out.
-        steps: the number of steps, at least 1.
+        sigma: the level that the network is called at.
+        sigmas: of the sampling that is going on, falling, one more than it has steps. One that begins below full
+            noise and ends without any is the end of the whole; the schedule of the rest may be any.
+        steps: of the whole.
+
+    Returns:
+        None for a piece from the middle, of which the levels do not tell how many steps were before it.
     """
-    changes = [(0.0, strengths[0])]
-    for step, strength in enumerate(strengths[1:steps], start=1):
-        if strength != changes[-1][1]:
-            changes.append(((step - 0.5) / steps, strength))
-    return changes
+    begun = sigmas[:-1]
+    if sigmas[0] > _FULL_NOISE:
+        before = 0
+    elif sigmas[-1] == 0:
+        before = max(0, steps - len(begun))
+    else:
+        return None
+    return before + min(range(len(begun)), key=lambda step: abs(begun[step] - sigma))

@@ -6,11 +6,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..magicdistill_core.errors import ConfigError
-from ..magicdistill_core.lora_schedule import parse_strengths, strength_changes
+from ..magicdistill_core.lora_schedule import parse_strengths, strength_at
 from .attached import attached_to, file_stamp, report
 from .lora_beside import beside_hook, weights_are_fixed
+from .lora_keyframes import StepKeyframes
 from .low_rank import FittedLora, fit_lora
 from .run_record import note_lora
+
+_SHOWN = 12
 
 
 class LoraSteps(io.ComfyNode):
@@ -94,27 +97,24 @@ class LoraSteps(io.ComfyNode):
         steps = steps or (recipe.steps if recipe is not None else len(values))
         notes = lora.warnings(model)
         if len(values) > steps:
-            notes.append(f"{len(values)} strengths for {steps} steps: the last {len(values) - steps} are not used.")
+            notes.append(
+                f"{len(values)} strengths for {steps} steps: the last {len(values) - steps} hold only in a sampling of "
+                f"more steps."
+            )
         if attached is not None and any(name == lora_name for name, _ in attached.loras):
             notes.append(f"{lora_name} is on the MODEL already, so that its strengths add up.")
-        hooks, left_out = _hooks(model, lora, strength_changes(values, steps))
+        hooks, left_out = _hooks(model, lora, StepKeyframes(values, steps))
         if left_out:
             notes.append(f"{left_out} whole differences of {lora_name} cannot follow steps and are left out.")
-        used = [values[min(step, len(values) - 1)] for step in range(steps)]
-        shown = ", ".join(f"{value:g}" for value in used[:12]) + (", ..." if steps > 12 else "")
+        first = [strength_at(values, step) for step in range(min(steps, _SHOWN))]
+        shown = ", ".join(f"{value:g}" for value in first) + (", ..." if steps > _SHOWN else "")
         said = f"{lora.said()}; {steps} steps: {shown}"
-        out = note_lora(comfy.hooks.set_hooks_for_conditioning(conditioning, hooks), lora_name, used)
+        out = note_lora(comfy.hooks.set_hooks_for_conditioning(conditioning, hooks), lora_name, values)
         return io.NodeOutput(out, ui=report(cls, said, notes))
 
 
-def _hooks(
-    model: ModelPatcher, lora: FittedLora, changes: list[tuple[float, float]]
-) -> tuple[comfy.hooks.HookGroup, int]:
-    """A hook whose strength follows `changes`, and how many differences of the LoRA it has to leave out."""
-    frames = comfy.hooks.HookKeyframeGroup()
-    for start, strength in changes:
-        # Held by the noise level alone, so that a sampling that begins in the middle begins with the right strength.
-        frames.add(comfy.hooks.HookKeyframe(strength, start, guarantee_steps=0))
+def _hooks(model: ModelPatcher, lora: FittedLora, frames: StepKeyframes) -> tuple[comfy.hooks.HookGroup, int]:
+    """A hook whose strength follows `frames`, and how many differences of the LoRA it has to leave out."""
     if weights_are_fixed(model):
         hook, left_out = beside_hook(model, lora, frames)
     else:

@@ -9,6 +9,7 @@ import node_helpers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..magicdistill_core.lora_schedule import strength_at
 from .attached import attached_to, known_family
 from .few_step import Settings
 
@@ -23,7 +24,7 @@ def pack_version() -> str:
 
 
 def note_lora(conditioning: list[list], name: str, strengths: list[float]) -> list[list]:
-    """The CONDITIONING with the name and the strength at each step of a LoRA that is tied to it, for the record."""
+    """The CONDITIONING with the name and the strengths (the last is repeated) of a LoRA that is tied to it."""
     return node_helpers.conditioning_set_values(conditioning, {_LORAS: ((name, tuple(strengths)),)}, append=True)
 
 
@@ -56,7 +57,10 @@ def run_record(
         "loras": [
             {"name": name, "strength": strength} for name, strength in (attached.loras if attached is not None else ())
         ]
-        + [{"name": name, "strength_per_step": strengths} for name, strengths in tied],
+        + [
+            {"name": name, "strength_per_step": [strength_at(strengths, step) for step in range(settings.steps)]}
+            for name, strengths in tied
+        ],
         "seed": seed,
         "steps": settings.steps,
         "shift": settings.shift,

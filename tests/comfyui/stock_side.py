@@ -275,12 +275,12 @@ def job_lora_steps(job: dict) -> dict[str, Tensor]:
     plain = [[inputs["text"], values]]
     lora = Path(job["lora"]).name
 
-    def sample(model: ModelPatcher, conditioning: list) -> Tensor:
+    def sample(model: ModelPatcher, conditioning: list, schedule: str = "sigmas") -> Tensor:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(conditioning, conditioning)
         guider.set_cfg(1.0)
         noise, euler = inputs["x"], comfy.samplers.ksampler("euler")
-        return guider.sample(noise, torch.zeros_like(noise), euler, inputs["sigmas"], disable_pbar=True)
+        return guider.sample(noise, torch.zeros_like(noise), euler, inputs[schedule], disable_pbar=True)
 
     out = {"without": sample(model, plain)}
     (patched,) = run_node(nodes.LoadLora, model=model, lora_name=lora, strength=1.0)
@@ -291,6 +291,8 @@ def job_lora_steps(job: dict) -> dict[str, Tensor]:
         )
         out[strengths] = sample(model, tied)
         out[f"{strengths} again"] = sample(model, tied)
+        for schedule in ("other sigmas", "last sigmas"):
+            out[f"{strengths} {schedule}"] = sample(model, tied, schedule)
     out["without, afterwards"] = sample(model, plain)
     return out
 

@@ -197,7 +197,7 @@ def test_strengths_per_step_say_what_they_do(files: Any) -> None:
     (text,) = files.run(_steps(files, "1, 0.5", "quantised.safetensors"))["steps"]["text"]
     assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors was trained on")
     (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
-    assert "5 strengths for 4 steps: the last 1 are not used" in text
+    assert "5 strengths for 4 steps: the last 1 hold only in a sampling of more steps" in text
 
 
 def test_loras_tied_to_the_conditioning_are_in_the_record(files: Any) -> None:

@@ -34,7 +34,7 @@ STRENGTHS = {
     "1, 1, 0": [1.0, 1.0, 0.0, 0.0],
     "-0.5,.25,.25,2": [-0.5, 0.25, 0.25, 2.0],
 }
-SHIFT = 5.0
+SHIFT, OTHER_SHIFT = 5.0, 17.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Exchange:
 
 
 def _inputs() -> dict[str, Tensor]:
-    return hunyuan_batch() | {"sigmas": few_step_sigmas(4, SHIFT)}
+    # A shift that is not the model's, and the end of a schedule.
+    schedules = {"sigmas": SHIFT, "other sigmas": OTHER_SHIFT, "last sigmas": SHIFT}
+    sigmas = {name: few_step_sigmas(4, shift) for name, shift in schedules.items()}
+    return hunyuan_batch() | sigmas | {"last sigmas": sigmas["last sigmas"][2:].clone()}
 
 
 def _underscores(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,9 +254,12 @@ def test_real_and_fake_of_every_family_and_dialect(
     torch.testing.assert_close(exchange.answers[kind][role], expected, atol=1e-4, rtol=1e-4)
 
 
-def _sampled_by_steps(network: torch.nn.Module, strengths: list[float], tiny: SimpleNamespace) -> Tensor:
+def _sampled_by_steps(
+    network: torch.nn.Module, strengths: list[float], tiny: SimpleNamespace, schedule: str = "sigmas"
+) -> Tensor:
     """The core's Euler sampler, each step by the network with the LoRA merged at that step's strength."""
-    nodes = few_step_sigmas(4, SHIFT)
+    nodes = _inputs()[schedule]
+    strengths = strengths[5 - len(nodes) :]
     branches = tiny.branches(network)
     stages = {
         float(sigma): _hunyuan_velocity(_merged(network, branches, strength), tiny)
@@ -264,7 +270,7 @@ def _sampled_by_steps(network: torch.nn.Module, strengths: list[float], tiny: Si
         return stages[float(sigma.reshape(-1)[0])](x, sigma)
 
     with torch.no_grad():
-        return sample_euler(velocity, _inputs()["x"], nodes) / LATENT_SCALE
+        return sample_euler(velocity, nodes[0] * _inputs()["x"], nodes) / LATENT_SCALE
 
 
 @pytest.mark.parametrize("strengths", list(STRENGTHS))
@@ -275,6 +281,16 @@ def test_strengths_per_step_are_merged_weights_per_step(
     expected = _sampled_by_steps(exchange.hunyuan, STRENGTHS[strengths], tiny)
     torch.testing.assert_close(answer[strengths], expected, atol=2e-4, rtol=1e-4)
     assert torch.equal(answer[f"{strengths} again"], answer[strengths])
+
+
+@pytest.mark.parametrize("schedule", ["other sigmas", "last sigmas"])
+def test_a_step_keeps_its_strength_whatever_the_schedule(
+    schedule: str, exchange: Exchange, tiny: SimpleNamespace
+) -> None:
+    strengths = "-0.5,.25,.25,2"
+    expected = _sampled_by_steps(exchange.hunyuan, STRENGTHS[strengths], tiny, schedule)
+    answer = exchange.answers["hunyuan steps"][f"{strengths} {schedule}"]
+    torch.testing.assert_close(answer, expected, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("strengths", list(STRENGTHS))

@@ -4,7 +4,7 @@ import pytest
 
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.flow import few_step_sigmas
-from magicdistill_core.lora_schedule import parse_strengths, strength_changes
+from magicdistill_core.lora_schedule import parse_strengths, step_at, strength_at
 
 
 @pytest.mark.parametrize("text", ["1, 1, 0.5, 0", "1 1 .5 0", "1;1;0.5;0.0;", " 1,\n1,\t5e-1, -0 "])
@@ -18,18 +18,25 @@ def test_what_is_no_list_of_strengths_is_explained(text: str) -> None:
         parse_strengths(text)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_the_last_strength_is_repeated() -> None:
+    assert [strength_at([1.0, 0.5], step) for step in range(4)] == [1, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 28, 1000])
 @pytest.mark.parametrize("shift", [1.0, 5.0, 17.0])
-def test_each_step_is_behind_its_own_change_and_before_the_next(steps: int, shift: float) -> None:
-    strengths = [float(number) for number in range(steps)]
-    starts = [start for start, _ in strength_changes(strengths, steps)]
-    assert len(starts) == steps
-    # Noise falls along the sampling: part p stands for the shifted noise level of 1 - p.
-    levels = [shift * (1 - start) / (1 + (shift - 1) * (1 - start)) for start in starts]
-    for step, sigma in enumerate(few_step_sigmas(steps, shift)[:-1].tolist()):
-        assert sum(level >= sigma for level in levels) == step + 1
+def test_each_level_of_a_schedule_is_a_step_of_its_own(steps: int, shift: float) -> None:
+    sigmas = few_step_sigmas(steps, shift).tolist()
+    assert [step_at(sigma, sigmas, steps=4) for sigma in sigmas[:-1]] == list(range(steps))
 
 
-def test_equal_neighbours_are_one_change_and_surplus_is_left_out() -> None:
-    assert strength_changes([1, 1, 0.5, 0, 7], 4) == [(0.0, 1), (0.375, 0.5), (0.625, 0)]
-    assert strength_changes([0.5], 8) == [(0.0, 0.5)]
+def test_levels_between_two_steps_belong_to_the_nearer() -> None:
+    sigmas = [1.0, 0.8, 0.4, 0.0]
+    assert [step_at(sigma, sigmas, 3) for sigma in (0.95, 0.85, 0.61, 0.59, 0.01)] == [0, 1, 1, 2, 2]
+
+
+def test_the_end_of_a_sampling_has_the_last_steps_and_a_piece_of_it_is_not_known() -> None:
+    sigmas = few_step_sigmas(8, 5.0).tolist()
+    assert [step_at(sigma, sigmas[:4], 8) for sigma in sigmas[:3]] == [0, 1, 2]
+    assert [step_at(sigma, sigmas[5:], 8) for sigma in sigmas[5:8]] == [5, 6, 7]
+    assert step_at(sigmas[5], sigmas[5:], 2) == 0
+    assert step_at(sigmas[3], sigmas[2:6], 8) is None
