@@ -12,6 +12,8 @@ from magicdistill_core.families.base import NullPrompt
 
 _INDEX = "model_index.json"
 _WAN_TOKENS = 512
+# What HunyuanVideoPipeline cuts off before the prompt's states: how many tokens its template has up to there.
+_TEMPLATE_TOKENS = 95
 
 
 def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device | str = "cpu") -> NullPrompt:
@@ -66,15 +68,47 @@ def _load(kind: Any, pipeline: Path, **components: Any) -> Any:
 def _hunyuan_video(pipeline: Path, kind: str, prompt: str, device: torch.device) -> NullPrompt:
     from diffusers import HunyuanVideoPipeline
 
-    components: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler"))
+    # Llama's tokenizer and, in an image-to-video pipeline, the language model inside LLaVA are loaded apart.
+    apart = ("tokenizer", "text_encoder") if "ImageToVideo" in kind else ("tokenizer",)
+    components: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler", *apart))
+    encoders = _load(HunyuanVideoPipeline, pipeline, **components)
+    encoders.register_modules(tokenizer=_llama_tokenizer(pipeline / "tokenizer"))
     if "ImageToVideo" in kind:
         from transformers import LlavaForConditionalGeneration
 
-        components["text_encoder"] = _load(LlavaForConditionalGeneration, pipeline / "text_encoder").language_model
-    encoders = _load(HunyuanVideoPipeline, pipeline, **components).to(device)
+        llava = _load(LlavaForConditionalGeneration, pipeline / "text_encoder")
+        # Before transformers 4.52 it stands in the outer model.
+        encoders.register_modules(text_encoder=getattr(llava, "model", llava).language_model)
+    encoders.to(device)
     with torch.no_grad():
         text, pooled, mask = encoders.encode_prompt(prompt, device=device)
     return NullPrompt(text[:, mask[0].bool()].cpu(), pooled.cpu())
+
+
+def _llama_tokenizer(folder: Path) -> Any:
+    """Llama 3's tokenizer as its file describes it.
+
+    The class that diffusers asks for, LlamaTokenizerFast, is Llama 2's: under transformers 5 it puts its own rules in
+    place of the file's and loses spaces and line breaks.
+
+    Raises:
+        CheckpointError: if it does not keep HunyuanVideo's template, or cuts it into another number of tokens.
+    """
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    template = DEFAULT_PROMPT_TEMPLATE["template"]
+    text, before = template.format(""), template.partition("{}")[0]
+    kept = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids, clean_up_tokenization_spaces=False)
+    count = len(tokenizer(before).input_ids)
+    if kept != text or count != _TEMPLATE_TOKENS:
+        raise CheckpointError(
+            f"The tokenizer in {folder} is not the one that HunyuanVideo was trained with: of the text around a prompt "
+            f"it makes {count} tokens, expected {_TEMPLATE_TOKENS}, which read {kept[:80]!r}... Download the folder "
+            f"again from a release of HunyuanVideo in diffusers' format (tokenizer.json is Llama 3's)."
+        )
+    return tokenizer
 
 
 def _wan(pipeline: Path, kind: str, prompt: str, device: torch.device) -> NullPrompt:
