@@ -94,9 +94,12 @@ def recipe_said(recipe: Recipe) -> str:
     )
 
 
-def file_stamp(folder: str, name: str) -> tuple[int, int]:
-    """Size and time of a model file: a node that loads it runs again after it was exported anew."""
-    path = folder_paths.get_full_path(folder, name)
+def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
+    """Size and time of a model file: a node that loads it runs again after it was exported anew.
+
+    A name that comes from another node is not known when ComfyUI asks (None): such a node runs again by its name alone.
+    """
+    path = folder_paths.get_full_path(folder, name) if name is not None else None
     if path is None:
         return (0, 0)
     status = os.stat(path)

@@ -194,7 +194,7 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, unet_name: str, **_: object) -> tuple[int, int]:
+    def fingerprint_inputs(cls, unet_name: str | None = None, **_: object) -> tuple[int, int]:
         return file_stamp("diffusion_models", unet_name)
 
     @classmethod

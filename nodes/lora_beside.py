@@ -68,4 +68,7 @@ def _add(branch: LowRank, strength: float, module: torch.nn.Module, args: tuple[
     x = args[0]
     down, up = (cast_to_device(half, x.device, output.dtype) for half in (branch.down, branch.up))
     hidden = torch.nn.functional.linear(x.to(output.dtype), down)
-    return output + strength * branch.factor * torch.nn.functional.linear(hidden, up)
+    # In place: at full size a layer's output has gigabytes, of which ComfyUI expects one and not three.
+    rows = output.view(-1, output.shape[-1])
+    rows.addmm_(hidden.view(-1, hidden.shape[-1]), up.T, alpha=strength * branch.factor)
+    return output

@@ -83,7 +83,7 @@ class LoraSteps(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_: object) -> tuple[int, int]:
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: object) -> tuple[int, int]:
         return file_stamp("loras", lora_name)
 
     @classmethod

@@ -87,7 +87,7 @@ class PortraitToVideo(io.ComfyNode):
                     min=1,
                     max=64,
                     tooltip="Videos in one run, 1 to 64, each from its own noise. Raise it to choose among takes, as "
-                    "far as memory allows.",
+                    "far as memory allows, and decode each by itself (Latent From Batch): VAE Decode joins them.",
                 ),
                 io.Conditioning.Input(
                     "positive",

@@ -43,7 +43,7 @@ class Quantise(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, unet_name: str) -> tuple[int, int]:
+    def fingerprint_inputs(cls, unet_name: str | None = None) -> tuple[int, int]:
         return file_stamp(_FOLDER, unet_name)
 
     @classmethod

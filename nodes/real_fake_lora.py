@@ -60,7 +60,7 @@ class RealFakeLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_: object) -> tuple[int, int]:
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: object) -> tuple[int, int]:
         return file_stamp("loras", lora_name)
 
     @classmethod

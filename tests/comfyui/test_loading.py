@@ -245,3 +245,16 @@ def test_a_lora_exported_anew_is_loaded_anew(files: Any) -> None:
     time.sleep(0.01)
     shutil.copy(folder / "elsewhere.safetensors", folder / "changing.safetensors")
     assert "generator_lora: 4 steps" in files.run(prompt)["lora"]["text"][0]
+
+
+def test_a_name_from_another_node_loads_its_file_once(files: Any) -> None:
+    prompt = shown(with_lora("generator.safetensors", loader("tiny.safetensors")), "lora")
+    for node, name in (("load", "unet_name"), ("lora", "lora_name")):
+        text = {"class_type": "PrimitiveString", "inputs": {"value": prompt[node]["inputs"][name]}}
+        # Its output fits everywhere, a list of files too.
+        choice = {"switch": True, "on_true": [f"{name} text", 0], "on_false": [f"{name} text", 0]}
+        prompt |= {f"{name} text": text, name: {"class_type": "ComfySwitchNode", "inputs": choice}}
+        prompt[node]["inputs"][name] = [name, 0]
+    files.run(prompt)
+    messages = dict(files.wait(files.queue(prompt))["status"]["messages"])
+    assert {"load", "lora"} <= set(messages["execution_cached"]["nodes"])
