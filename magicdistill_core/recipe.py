@@ -46,6 +46,9 @@ class Recipe(BaseModel):
     a_strong: float | None = Field(None, description="Branch weight of the fake score.")
     teacher_hash: str | None = Field(None, description="sha256 of the teacher's file.")
     base_hash: str | None = Field(None, description="For a LoRA: sha256 of the file it is to be applied to.")
+    base_kind: Literal["folder"] | None = Field(
+        None, description="For a LoRA: `folder` if base_hash is over the files of a diffusers folder, else one file's."
+    )
     lora_rank: int | None = Field(None, ge=1, description="For a LoRA: rank before q, k and v are fused.")
     lora_alpha: float | None = Field(None, gt=0, description="For a LoRA: alpha before q, k and v are fused.")
 

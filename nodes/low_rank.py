@@ -59,7 +59,8 @@ class FittedLora:
                 f"{self.file.source} was made for {recipe.family}, start image {recipe.i2v_mode}, but the model is "
                 f"{family.architecture.title}: {family.title}. Load the base that the LoRA was trained on."
             )
-        wanted = recipe.base_hash if recipe is not None else None
+        # That of a folder is no file's, whatever the weights.
+        wanted = recipe.base_hash if recipe is not None and recipe.base_kind is None else None
         found = base.sha256() if wanted is not None and base is not None else None
         if wanted is not None and found is not None and found != wanted:
             assert base is not None
@@ -67,7 +68,7 @@ class FittedLora:
             notes.append(
                 f"{self.file.source} was trained on a base with sha256 {wanted[:12]}..., but {base.path.name} has "
                 f"{found[:12]}...: the result is not the model of that run, or only nearly (a base in another "
-                f"precision). Load the base that its recipe names."
+                f"precision, or in one file instead of a folder). Load the base that its recipe names."
             )
         return notes
 

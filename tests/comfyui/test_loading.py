@@ -80,6 +80,7 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
     for name, changes in {
         "generator": {"base_hash": digest, "steps": 2, "shift": 3.0},
         "elsewhere": {"base_hash": "0" * 64},
+        "of_folder": {"base_hash": "0" * 64, "base_kind": "folder"},
         "replaced": {"i2v_mode": "token_replace"},
     }.items():
         save_lora(loras / f"{name}.safetensors", branches, tiny.recipe("generator_lora", **changes))
@@ -158,6 +159,9 @@ def test_a_generator_lora_brings_its_recipe(files: Any) -> None:
 def test_another_base_and_partial_matches_are_said(files: Any) -> None:
     (text,) = files.run(shown(with_lora("elsewhere.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
     assert "Note: elsewhere.safetensors was trained on a base with sha256 000000000000..., but tiny.safetensors" in text
+    # A folder's hash cannot be held against a file's.
+    (text,) = files.run(shown(with_lora("of_folder.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
+    assert "sha256" not in text
     for base in (loader("no_recipe.safetensors"), stock_loader("no_recipe.safetensors")):
         (text,) = files.run(shown(with_lora("partly.safetensors", base), "lora"))["lora"]["text"]
         assert text.startswith("matched 8/10 modules, no alpha in the file: taken as the rank; strength 1")

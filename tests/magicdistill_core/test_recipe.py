@@ -13,7 +13,7 @@ def test_metadata_carries_everything_there_and_back() -> None:
     recipe = Recipe.model_validate(
         BASICS
         | {"sampler": "renoise", "method": "w2s", "training_step": 600, "a_weak": 0.25, "a_strong": 1.0}
-        | {"teacher_hash": "ab", "base_hash": "cd", "lora_rank": 64, "lora_alpha": 32.0}
+        | {"teacher_hash": "ab", "base_hash": "cd", "base_kind": "folder", "lora_rank": 64, "lora_alpha": 32.0}
     )
     metadata = recipe.to_metadata()
     assert all(isinstance(value, str) for value in metadata.values())
