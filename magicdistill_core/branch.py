@@ -83,10 +83,10 @@ def stack(parts: list[LowRank | None], rows: list[int]) -> LowRank:
 
     Returns:
         A branch whose rank is the sum of the parts' ranks; its alpha keeps a common `alpha / rank`. Where the parts
-        differ in that, the ratio to the first is folded into `up`.
+        differ in that, the ratio to the first that is not 0 is folded into `up`.
     """
     given = [part for part in parts if part is not None]
-    factor = given[0].factor
+    factor = next((part.factor for part in given if part.factor), 0.0)
     rank = sum(part.rank for part in given)
     up = given[0].up.new_zeros(sum(rows), rank)
     row = column = 0
@@ -97,7 +97,7 @@ def stack(parts: list[LowRank | None], rows: list[int]) -> LowRank:
                     f"A LoRA part has {part.up.shape[0]} rows where the fused module has {height}. It belongs to a "
                     f"model of another width."
                 )
-            ratio = part.factor / factor
+            ratio = part.factor / factor if factor else 1.0
             up[row : row + height, column : column + part.rank] = part.up if ratio == 1 else part.up * ratio
             column += part.rank
         row += height

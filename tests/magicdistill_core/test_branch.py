@@ -64,6 +64,15 @@ def test_stacking_equal_factors_only_rearranges() -> None:
     assert set(fused.up.flatten().tolist()) - {0.0} == {x for p in parts if p for x in p.up.flatten().tolist()}
 
 
+@pytest.mark.parametrize("alphas", [(0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
+def test_parts_of_alpha_0_change_nothing_and_spoil_nothing(alphas: tuple[float, float]) -> None:
+    q, v = low_rank(3, 5, rank=2, alpha=alphas[0], seed=1), low_rank(4, 5, rank=4, alpha=alphas[1], seed=2)
+    expected = torch.cat([q.delta(0.7), torch.zeros(2, 5), v.delta(0.7)])
+    fused = stack([q, None, v], rows=[3, 2, 4])
+    torch.testing.assert_close(fused.delta(0.7), expected)
+    torch.testing.assert_close(torch.cat([part.delta(0.7) for part in split(fused, [3, 2, 4])]), expected)
+
+
 def test_split_is_the_inverse() -> None:
     branch = low_rank(9, 5, rank=2, alpha=3.0)
     pieces = split(branch, [2, 3, 4])
