@@ -1,6 +1,6 @@
 """LoRA files of any known dialect, with the Recipe and the null prompt that ours carry."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from .branch import LowRank
 from .checkpoint import null_prompt_tensors, pop_null_prompt, read_tensors, write_safetensors
 from .errors import CheckpointError
-from .families import architecture_knowing
+from .families import all_architectures, architecture_knowing
 from .families.base import Architecture, NullPrompt
 from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
 from .layouts.modules import listing
@@ -49,13 +49,15 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
         hidden: hidden size of the network it is meant for.
 
     Raises:
-        CheckpointError: if it is no LoRA, damaged, holds more than pairs, or has modules that the family does not have.
+        CheckpointError: if it is no LoRA, damaged, holds more than pairs, has modules that the family does not have, or
+            names none that any family has.
     """
     tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, Path(path).name)
     prompt = pop_null_prompt(tensors)
     parsed = parse_lora(tensors, metadata, Path(path).name)
     architecture = architecture_knowing(parsed.keys())
+    _check_names(architecture, parsed, Path(path).name)
     branches = to_file_layout(architecture.layout, parsed, hidden)
     return LoraFile(branches, recipe, Path(path).name, null_prompt=prompt)
 
@@ -78,17 +80,33 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
     if not placed.branches:
         names = [*placed.unknown, *placed.misfits]
         whose = architecture_knowing(parsed.branches)
-        other = whose is not architecture and known_modules(whose.layout, parsed.branches)
+        _check_names(whose, parsed.branches, source)
         raise CheckpointError(
             f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
             f"found {listing(names, 3)}. "
-            + (f"It is a LoRA for {whose.title}: " if other else "It belongs to another model: ")
+            + (f"It is a LoRA for {whose.title}: " if whose is not architecture else "It belongs to another model: ")
             + "load the base that it was trained on."
         )
     misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
     return LoraFile(
         placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated, prompt
     )
+
+
+def _check_names(architecture: Architecture, modules: Collection[str], source: str) -> None:
+    """Refuse a LoRA whose names say nothing even to the transformer that knows most of them.
+
+    Raises:
+        CheckpointError: if it knows none.
+    """
+    if not known_modules(architecture.layout, modules):
+        titles = " or ".join(sorted(other.title for other in all_architectures()))
+        raise CheckpointError(
+            f"{source} matches 0/{len(modules)} modules, for its names are not understood: found "
+            f"{listing(list(modules), 3)}, expected modules of {titles} as ComfyUI, diffusers, PEFT or kohya's "
+            f"trainers write them. If it is a LoRA for one of these, save it again with ComfyUI's or diffusers' names; "
+            f"if not, choose another file."
+        )
 
 
 def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 Three things vary: what stands before a module's name (`diffusion_model.`, `transformer.`, `base_model.model.`, or
 `lora_unet_` before a name whose dots became underscores), what stands behind it (`lora_A`/`lora_B`, also with an
-adapter's name, or `lora_down`/`lora_up`), and whether q, k and v are one module or three.
+adapter's name, `lora_down`/`lora_up`, or `lora.down`/`lora.up`), and whether q, k and v are one module or three.
 """
 
 import json
@@ -14,10 +14,12 @@ from ..errors import CheckpointError
 from .modules import LayoutMap
 
 _DOTTED_PREFIX = re.compile(r"^((base_model\.model|diffusion_model|transformer|model|module|unet|pipe|dit)\.)+")
-_FLAT_PREFIX = re.compile(r"^(lora_unet_|lora_transformer_|lycoris_)")
+# With two underscores where a trainer names modules from the nameless root on (Wan-Fun's); Tencent's own trainer has a
+# prefix of its own.
+_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_+")
 _PARTS = (
-    (re.compile(r"\.lora_(A(\.[^.]+)?|down)\.weight$"), "down"),
-    (re.compile(r"\.lora_(B(\.[^.]+)?|up)\.weight$"), "up"),
+    (re.compile(r"\.(lora_A(\.[^.]+)?\.weight|lora_A|lora[_.]down\.weight)$"), "down"),
+    (re.compile(r"\.(lora_B(\.[^.]+)?\.weight|lora_B|lora[_.]up\.weight)$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     # Step-distilled LoRAs of Wan bring, beside the pairs, whole differences of small tensors.
     (re.compile(r"\.diff$"), "weight"),

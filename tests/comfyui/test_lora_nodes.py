@@ -35,6 +35,9 @@ STRENGTHS = {
     "-0.5,.25,.25,2": [-0.5, 0.25, 0.25, 2.0],
 }
 SHIFT, OTHER_SHIFT = 5.0, 17.0
+DIALECTS = ("ours", "diffusers", "musubi", "trainer", "halves")
+# What the trainers of HunyuanVideo-I2V and of Wan-Fun put before their names.
+TRAINER_PREFIXES = {"hunyuan": "Hunyuan_video_I2V_lora_", "wan": "lora_unet__"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,29 @@ def _inputs() -> dict[str, Tensor]:
     return hunyuan_batch() | sigmas | {"last sigmas": sigmas["last sigmas"][2:].clone()}
 
 
-def _underscores(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`lora_unet_` names of kohya's and musubi's trainers, from names under `diffusion_model.`."""
+def _underscores(state: dict[str, Tensor], prefix: str = "lora_unet_") -> dict[str, Tensor]:
+    """Names as kohya's and musubi's trainers write them, from names under `diffusion_model.`."""
     out = {}
     for key, value in state.items():
         module, _, half = key.removeprefix("diffusion_model.").partition(".lora_")
         if half:
-            out[f"lora_unet_{module.replace('.', '_')}.lora_{'down' if half[0] == 'A' else 'up'}.weight"] = value
+            out[f"{prefix}{module.replace('.', '_')}.lora_{'down' if half[0] == 'A' else 'up'}.weight"] = value
         else:
-            out[f"lora_unet_{module.removesuffix('.alpha').replace('.', '_')}.alpha"] = value
+            out[f"{prefix}{module.removesuffix('.alpha').replace('.', '_')}.alpha"] = value
+    return out
+
+
+def _other_halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The pairs called `lora.down` and `lora.up` in one half of the modules, `lora_A` and `lora_B` in the other."""
+    modules = sorted(key.removesuffix(".alpha") for key in state if key.endswith(".alpha"))
+    out = {}
+    for number, module in enumerate(modules):
+        down, up = ("lora.down.weight", "lora.up.weight") if number % 2 else ("lora_A", "lora_B")
+        out |= {
+            f"{module}.{down}": state[f"{module}.lora_A.weight"],
+            f"{module}.{up}": state[f"{module}.lora_B.weight"],
+        }
+        out[f"{module}.alpha"] = state[f"{module}.alpha"]
     return out
 
 
@@ -69,6 +86,11 @@ def _write_loras(folder: Path, kind: str, split: dict[str, LowRank], fused: dict
     save_lora(folder / f"{kind}_ours.safetensors", fused, recipe)
     save_file(_clones(lora_state(split, "transformer.")), folder / f"{kind}_diffusers.safetensors")
     save_file(_clones(_underscores(lora_state(fused))), folder / f"{kind}_musubi.safetensors")
+    # One that changes nothing: by this name ComfyUI tells Wan-Fun's trainer.
+    mark = {} if kind == "hunyuan" else {"blocks.0.cross_attn.k": LowRank(torch.ones(4, 128), torch.zeros(128, 4), 4.0)}
+    trained = _underscores(lora_state(fused | mark), TRAINER_PREFIXES[kind])
+    save_file(_clones(trained), folder / f"{kind}_trainer.safetensors")
+    save_file(_clones(_other_halves(lora_state(fused))), folder / f"{kind}_halves.safetensors")
 
 
 def _clones(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +147,7 @@ def exchange(
     save_file(_clones(extra), folder / "wan_step.safetensors")
 
     def loras(kind: str, *more: str) -> list[tuple[str, float]]:
-        return [(f"{kind}_{name}.safetensors", 0.5) for name in ("ours", "diffusers", "musubi", *more)]
+        return [(f"{kind}_{name}.safetensors", 0.5) for name in (*DIALECTS, *more)]
 
     job = {"run": "loras", "inputs": str(folder / "inputs.st"), "fake": "hunyuan_diffusers.safetensors"}
     jobs = [
@@ -180,7 +202,7 @@ def _expected(kind: str, exchange: Exchange, tiny: SimpleNamespace, weight: floa
 
 
 @pytest.mark.parametrize("base", ["ours", "stock"])
-@pytest.mark.parametrize("dialect", ["ours", "diffusers", "musubi"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])
 def test_every_dialect_is_the_merged_network(
     kind: str, dialect: str, base: str, exchange: Exchange, tiny: SimpleNamespace
@@ -197,10 +219,10 @@ def test_the_stock_loader_agrees_or_skips(kind: str, exchange: Exchange) -> None
     """What the node is for: once nothing is skipped here any more, stock LoRA loaders do as well."""
     answer = exchange.answers[kind]
     effect = (answer[f"{kind}_ours.safetensors on stock"] - answer["base stock"]).std()
-    for dialect in ("ours", "diffusers", "musubi"):
+    for dialect in DIALECTS:
         name = f"{kind}_{dialect}.safetensors"
         apart = (answer[f"{name} by the stock loader"] - answer[f"{name} on stock"]).std()
-        if dialect == "ours" or (kind, dialect) == ("wan", "musubi"):
+        if dialect in ("ours", "halves") or (kind == "wan" and dialect in ("musubi", "trainer")):
             assert apart < 1e-5
         else:
             assert apart > 0.1 * effect

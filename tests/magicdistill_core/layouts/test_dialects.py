@@ -24,7 +24,8 @@ from magicdistill_core.lora_file import load_lora, load_lora_for
 
 HIDDEN, RANK, ALPHA = 128, 4, 2.0
 HALVES = {"peft": ("lora_A.weight", "lora_B.weight"), "adapter": ("lora_A.default.weight", "lora_B.default.weight")}
-HALVES |= {"kohya": ("lora_down.weight", "lora_up.weight")}
+HALVES |= {"kohya": ("lora_down.weight", "lora_up.weight"), "dots": ("lora.down.weight", "lora.up.weight")}
+HALVES |= {"bare": ("lora_A", "lora_B")}
 # Module of the file layout -> its name in ComfyUI's own spelling, and rows and columns.
 HUNYUAN = {
     "double_blocks.1.img_attn_qkv": ("double_blocks.1.img_attn.qkv", 3 * HIDDEN, HIDDEN),
@@ -72,6 +73,10 @@ DIALECTS: dict[str, tuple[Callable[[str], str], str, bool]] = {
     "lightx2v": (lambda name: f"diffusion_model.{name}", "kohya", False),
     "ComfyUI's spelling": (lambda name: f"diffusion_model.{name}", "peft", True),
     "lycoris": (flat("lycoris_"), "kohya", False),
+    "Wan-Fun's trainer": (flat("lora_unet__"), "kohya", False),
+    "HunyuanVideo-I2V's trainer": (flat("Hunyuan_video_I2V_lora_"), "kohya", False),
+    "old diffusers": (lambda name: f"transformer.{name}", "dots", False),
+    "parameters without modules": (lambda name: f"diffusion_model.{name}", "bare", False),
 }
 
 
@@ -104,7 +109,7 @@ def test_every_dialect_means_the_same_change(family: str, dialect: str, alpha: f
     assert load_lora(tmp_path / "lora.safetensors", HIDDEN).branches.keys() == expected.keys()
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", "lora_transformer_", "lora_unet_", "lycoris_"])
+@pytest.mark.parametrize("prefix", ["transformer.", "lora_transformer_", "lora_unet_", "lora_unet__", "lycoris_"])
 def test_split_projections_of_diffusers_fuse_in_every_dialect(prefix: str) -> None:
     names = [f"single_transformer_blocks.7.attn.to_{part}" for part in "qkv"]
     names += ["single_transformer_blocks.7.proj_mlp", "transformer_blocks.0.attn.to_out.0", "norm_out.linear"]
@@ -235,6 +240,38 @@ def test_misses_are_named_and_nothing_at_all_is_an_error(tmp_path: Path) -> None
         load_lora(tmp_path / "partly.safetensors", HIDDEN)
     with pytest.raises(CheckpointError, match=r"matches 0/2 modules of this HunyuanVideo.*is a LoRA for Wan 2\.1"):
         load_lora_for(hunyuan_video.ARCHITECTURE, tmp_path / "partly.safetensors", HIDDEN)
+
+
+@pytest.mark.parametrize("name", ["strange_unet_blocks_0_attn", "lora_te1_mlp_fc1", "model.layers.0.q_proj"])
+def test_names_that_no_family_has_are_shown(name: str, tmp_path: Path) -> None:
+    down, up = pair(HIDDEN, HIDDEN, 0)
+    state = {}
+    for number in range(4):
+        state |= {f"{name}{number}.lora_down.weight": down.clone(), f"{name}{number}.lora_up.weight": up.clone()}
+    save_file(state, tmp_path / "strange.safetensors")
+    shown = ", ".join(rf"\S*{name[6:]}{number}" for number in range(3))
+    message = rf"strange\.safetensors matches 0/4 modules, for its names are not understood: found {shown} and 1 more"
+    for architecture in (wan.ARCHITECTURE, hunyuan_video.ARCHITECTURE):
+        with pytest.raises(CheckpointError, match=message) as raised:
+            load_lora_for(architecture, tmp_path / "strange.safetensors", HIDDEN)
+        assert "another model" not in str(raised.value)
+    with pytest.raises(CheckpointError, match=message):
+        load_lora(tmp_path / "strange.safetensors", HIDDEN)
+
+
+def test_names_of_the_family_in_another_size_are_no_strange_names(tmp_path: Path) -> None:
+    down, up = pair(HIDDEN, HIDDEN, 0)
+    prefix = "transformer.single_transformer_blocks.0.attn.to_q"
+    save_file({f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}, tmp_path / "wide.safetensors")
+    with pytest.raises(CheckpointError, match="matches 0/1 modules of this HunyuanVideo model of width 256"):
+        load_lora_for(hunyuan_video.ARCHITECTURE, tmp_path / "wide.safetensors", 2 * HIDDEN)
+
+
+def test_biases_of_pairs_are_no_halves(tmp_path: Path) -> None:
+    down, up = pair(HIDDEN, HIDDEN, 0)
+    state = {"blocks.0.self_attn.q.lora_A.weight": down, "blocks.0.self_attn.q.lora_B.weight": up}
+    parsed = read_lora(state | {"blocks.0.self_attn.q.lora_B.bias": torch.zeros(HIDDEN)})
+    assert parsed.unknown == ("blocks.0.self_attn.q.lora_B.bias",)
 
 
 def test_pickled_loras_are_read_safely(tmp_path: Path) -> None:
