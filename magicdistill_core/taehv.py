@@ -6,7 +6,8 @@ four frames. They are "network space" latents: what the diffusion network sees. 
 
 The network is causal in time (each memory block sees the previous frame of its own level, zeros before the first).
 A clip of 4n + 1 frames is encoded with three copies of frame 0 in front, so latent 0 belongs to frame 0 alone and
-equals what a single still image encodes to, and latent k covers frames 4k - 3 .. 4k.
+equals what a single still image encodes to, and latent k covers frames 4k - 3 .. 4k. Long or large clips go through
+the network part by part, so that memory does not grow with their length.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SPATIAL_FACTOR = 8
 # The diffusion network patches latents 2 x 2, so picture sides are multiples of 8 * 2.
 SIDE_MULTIPLE = 16
 
+# Of a clip, at a time: 16 frames of 544 x 960, of which one activation of 64 channels takes 2 GB in float32.
+_PART_PIXELS = 2**23
 _ENCODER_WIDTH = 64
 _DECODER_WIDTHS = (256, 128, 64, 64)
 
@@ -58,12 +61,18 @@ class MemoryBlock(nn.Module):
             _conv(2 * width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
         )
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        """``x`` is ``[batch * T, C, H, W]``, frames of one clip next to each other; the past of frame 0 is zero."""
+    def forward(self, x: Tensor, batch: int, before: Tensor | None = None) -> Tensor:
+        """``x`` is ``[batch * T, C, H, W]``, frames of one clip next to each other.
+
+        ``before``, ``[batch, C, H, W]``, are the frames before the clips' first ones; None stands for zeros.
+        """
         # Shifting along the flat axis (rather than in a 5-D view) keeps the channels-last memory format.
         past = torch.cat([torch.zeros_like(x[:1]), x[:-1]], dim=0)
-        if batch > 1:
-            first = torch.arange(x.shape[0], device=x.device) % (x.shape[0] // batch) == 0
+        frames = x.shape[0] // batch
+        if before is not None:
+            past[::frames] = before
+        elif batch > 1:
+            first = torch.arange(x.shape[0], device=x.device) % frames == 0
             past = past.masked_fill(first.view(-1, 1, 1, 1), 0)
         return F.relu(self.conv(torch.cat([x, past], dim=1)) + x)
 
@@ -110,14 +119,37 @@ def _build_decoder() -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU(), _conv(widths[-1], 3))
 
 
-def run_stack(stack: nn.Module, clips: Tensor) -> Tensor:
-    """Run a stack on ``[B, T, C, H, W]``, all frames at once."""
+def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None = None) -> Tensor:
+    """Run a stack on ``[B, T, C, H, W]``, all frames at once.
+
+    ``memory`` holds what each memory block saw last, by its place in the stack: empty for the first part of a clip,
+    handed on and changed from part to part.
+    """
     assert isinstance(stack, nn.Sequential)  # a slice of one, which its type does not say
     batch = clips.shape[0]
     x = clips.flatten(0, 1)
-    for layer in stack:
-        x = layer(x, batch) if isinstance(layer, MemoryBlock) else layer(x)
+    for place, layer in enumerate(stack):
+        if not isinstance(layer, MemoryBlock):
+            x = layer(x)
+        elif memory is None:
+            x = layer(x, batch)
+        else:
+            seen = x.unflatten(0, (batch, -1))[:, -1].clone()  # not a view, which would keep all of x
+            x, memory[place] = layer(x, batch, memory.get(place)), seen
     return x.unflatten(0, (batch, -1))
+
+
+def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
+    """As :func:`run_stack`, by so many frames of the input at a time if gradients are not asked for."""
+    if clips.shape[1] <= frames or torch.is_grad_enabled():
+        return run_stack(stack, clips)
+    memory: dict[int, Tensor] = {}
+    return torch.cat([run_stack(stack, part, memory) for part in clips.split(frames, dim=1)], dim=1)
+
+
+def _part(height: int, width: int) -> int:
+    """How many video frames of a size are taken at a time, a multiple of what one latent frame stands for."""
+    return max(1, _PART_PIXELS // (height * width * TEMPORAL_FACTOR)) * TEMPORAL_FACTOR
 
 
 class TAEHV(nn.Module):
@@ -151,7 +183,8 @@ class TAEHV(nn.Module):
                 f"{max(1, height // SIDE_MULTIPLE) * SIDE_MULTIPLE}."
             )
         front = frames[:, :1].expand(-1, TEMPORAL_FACTOR - 1, -1, -1, -1)
-        return run_stack(self.encoder, torch.cat([front, frames], dim=1)).transpose(1, 2)
+        padded = torch.cat([front, frames], dim=1)
+        return _run_in_parts(self.encoder, padded, _part(height, width)).transpose(1, 2)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode still images ``[B, 3, H, W]`` to ``[B, 16, 1, H / 8, W / 8]``: latent 0 of any clip they begin."""
@@ -171,7 +204,9 @@ class TAEHV(nn.Module):
                 "Is this the latent of another video model?"
             )
         # The first latent frame decodes to four, three of which stand for the padding in front of frame 0.
-        return run_stack(self.decoder, latents.transpose(1, 2))[:, TEMPORAL_FACTOR - 1 :]
+        height, width = (SPATIAL_FACTOR * side for side in latents.shape[-2:])
+        part = _part(height, width) // TEMPORAL_FACTOR
+        return _run_in_parts(self.decoder, latents.transpose(1, 2), part)[:, TEMPORAL_FACTOR - 1 :]
 
 
 def load_taehv(path: str | Path) -> TAEHV:

@@ -45,6 +45,28 @@ def test_latent_k_sees_frames_up_to_4k_and_no_further(vae: TAEHV, clip: torch.Te
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("frames", [4, 8])
+def test_parts_of_a_clip_are_the_whole(
+    frames: int, vae: TAEHV, clip: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = vae.encode(clip)
+    decoded = vae.decode(latents)
+    most = 0
+
+    def seen(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        nonlocal most
+        most = max(most, given[0].shape[0] // clip.shape[0])
+
+    handles = [layer.register_forward_pre_hook(seen) for layer in (vae.encoder[0], vae.decoder[-1])]
+    monkeypatch.setattr("magicdistill_core.taehv._PART_PIXELS", frames * 32 * 48)
+    torch.testing.assert_close(vae.encode(clip), latents, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(vae.decode(latents), decoded, atol=1e-6, rtol=1e-5)
+    for handle in handles:
+        handle.remove()
+    assert most == frames
+
+
+@torch.no_grad()
 def test_clips_of_a_batch_do_not_meet(vae: TAEHV, clip: torch.Tensor) -> None:
     """The memory of one clip must not leak into the next, in either direction of the codec."""
     latents = vae.encode(clip)
