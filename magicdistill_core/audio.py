@@ -61,7 +61,8 @@ def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Aud
     """The sound of a file, streamed; None if it has none that can be decoded.
 
     Args:
-        start: seconds to leave out at the beginning.
+        start: the time in seconds, on the file's own clock, at which the sound is to begin. Files need not begin at
+            0: for the sound of a video this is `Video.start`, the time of its first frame.
         duration: seconds to read; 0 reads to the end.
 
     Raises:
@@ -80,14 +81,14 @@ def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Aud
 def _decode(
     container: av.container.InputContainer, stream: av.AudioStream, channels: int, start: float, duration: float
 ) -> Iterator[NDArray[np.float32]]:
-    """Chunks from `start` on; a stream that begins later than that is preceded by silence."""
+    """Chunks from the time `start` on; a stream that begins later than that is preceded by silence."""
     rate = stream.rate
     resampler = av.AudioResampler(format="fltp", layout=LAYOUTS[channels], rate=rate)
     left = round(duration * rate) if duration else None
     begun = False
     with container:
         try:
-            if start:
+            if start > float((stream.start_time or 0) * stream.time_base):
                 container.seek(int(start / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 time = frame.time or 0.0

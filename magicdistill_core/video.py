@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -43,12 +44,14 @@ _SHEET_GAP = 4
 class Video:
     """An opened video: its frame rate, and its upright frames `[H, W, 3]` in one pass.
 
-    `rate` is `fps` as an exact fraction; `count` how many frames the file says it has, None if it does not say.
+    `rate` is `fps` as an exact fraction; `count` how many frames the file says it has, None if it does not say; `start`
+    the time of the first frame in seconds on the file's own clock, where its sound is to begin (`read_audio`).
     """
 
     fps: float
     rate: Fraction
     count: int | None
+    start: float
     frames: Iterator[Tensor]
 
 
@@ -66,8 +69,8 @@ def read_video(
         deep: frames as float32 in [0, 1] of 16 bits a channel, instead of uint8.
 
     Raises:
-        VideoError: at once if the file is absent, empty or no video; while iterating if it is damaged or holds no
-            frame.
+        VideoError: at once if the file is absent, empty, no video or holds no frame; while iterating if it is damaged
+            behind its first frame.
     """
     name = "The video" if isinstance(source, io.BytesIO) else str(source)
     if not isinstance(source, io.BytesIO):
@@ -87,10 +90,12 @@ def read_video(
     if not rate:
         container.close()
         raise VideoError(f"{name} does not say its frame rate. Re-encode it, for example to mp4 with h264.")
-    timed = _decode(name, container, float(rate), start, duration, deep)
-    frames = (frame for _, frame in timed) if fps is None else _resample(timed, 1 / float(rate), fps)
     count = stream.frames if stream.frames and not start and not duration else None
-    return Video(float(rate) if fps is None else fps, Fraction(rate if fps is None else fps), count, frames)
+    decoded = _decode(name, container, float(rate), start, duration, deep)
+    first = next(decoded)
+    timed = chain([first], decoded)
+    frames = (frame for _, frame in timed) if fps is None else _resample(timed, 1 / float(rate), fps)
+    return Video(float(rate) if fps is None else fps, Fraction(rate if fps is None else fps), count, first[0], frames)
 
 
 def _stream_kinds(container: av.container.InputContainer) -> str:

@@ -210,7 +210,7 @@ def _video_clip(video: Input.Video, deep: bool) -> _Clip:
         clip = _frames_clip(parts.images, frame_rate(parts.frame_rate))
         return clip if parts.audio is None else clip._replace(audio=_sound(parts.audio))
     source, (start, duration) = video.get_stream_source(), video.get_active_trim_window()
-    rate = frame_rate(read_video(source).rate)
+    rate = frame_rate(read_video(source, start=start, duration=duration).rate)
     # At a constant rate, also if the file's own is not: sound and picture stay together.
     opened = read_video(source, float(rate), start=start, duration=duration, deep=deep)
     first = next(opened.frames)
@@ -220,7 +220,7 @@ def _video_clip(video: Input.Video, deep: bool) -> _Clip:
         yield first
         yield from opened.frames
 
-    return _Clip(frames(), opened.count, width, height, rate, read_audio(source, start, duration))
+    return _Clip(frames(), opened.count, width, height, rate, read_audio(source, opened.start, duration))
 
 
 def _sound(audio: Input.Audio) -> Audio:

@@ -10,9 +10,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
+import av
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -59,6 +62,36 @@ def taehv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["decoder.22.bias"] += 0.5
     save_file(state, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def write_late_clip() -> Callable[[Path, float, float], None]:
+    """Writes a clip that does not begin at 0: `write(path, picture, sound)`, the times at which its streams begin.
+
+    For one second from the picture's beginning it is black and silent, for another one white with a loud tone.
+    """
+    fps, rate, step = 25, 48000, 480
+
+    def write(path: Path, picture: float, sound: float) -> None:
+        with av.open(str(path), "w") as container:
+            video = container.add_stream("libx264", rate=fps, options={"crf": "0"})
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+            audio = container.add_stream("aac", rate=rate, layout="mono")
+            for number in range(2 * fps):
+                image = np.full((48, 64, 3), 255 * (number >= fps), np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = number + round(picture * fps), Fraction(1, fps)
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+            for first in range(round(sound * rate), round((picture + 2) * rate), step):
+                time = np.arange(first, first + step) / rate
+                wave = 0.5 * np.sin(2 * np.pi * 1000 * time) * (time >= picture + 1)
+                chunk = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
+                chunk.sample_rate, chunk.pts, chunk.time_base = rate, first, Fraction(1, rate)
+                container.mux(audio.encode(chunk))
+            container.mux(audio.encode(None))
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,21 @@ def test_a_trimmed_video_is_saved_as_trimmed(server: Any, counted: str) -> None:
     }
     asked["save"]["inputs"]["video"] = ["cut", 0]
     assert levels(saved(server, server.run(asked))) == list(range(6, 18))
+
+
+@pytest.mark.parametrize("source", ["late.mkv", "late.mp4", "late.ts"])
+def test_sound_stays_with_the_picture_of_files_that_begin_late(
+    source: str, server: Any, write_late_clip: Callable[[Path, float, float], None]
+) -> None:
+    write_late_clip(server.directory / "input" / source, 2.0, 2.0)
+    path = saved(server, server.run(with_video(source)))
+    with av.open(str(path)) as container:
+        white = [frame.time for frame in container.decode(video=0) if frame.to_ndarray(format="gray8").mean() > 128]
+    with av.open(str(path)) as container:
+        sound = [(frame.time, frame.rate, frame.to_ndarray()[0]) for frame in container.decode(audio=0)]
+    loud = [time + (np.abs(wave) > 0.1).argmax() / rate for time, rate, wave in sound if np.abs(wave).max() > 0.1]
+    assert white[0] == pytest.approx(1)
+    assert loud[:1] == pytest.approx(white[:1], abs=0.005)
 
 
 def test_ten_bits_come_through_from_file_to_file(server: Any) -> None:

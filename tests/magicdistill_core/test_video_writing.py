@@ -2,7 +2,7 @@ import io
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -226,6 +226,38 @@ def test_a_window_of_a_file_is_read_alone(tmp_path: Path) -> None:
         samples = np.concatenate(list(sound.chunks), axis=1)
         assert samples.shape == (1, 44100)
         assert samples[0, [0, -1]] == pytest.approx([0.25, 0.75], abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
+@pytest.mark.parametrize(("picture", "sound"), [(0.0, 0.0), (2.0, 2.0), (2.0, 1.5), (2.0, 2.5)])
+def test_sound_begins_with_the_first_frame_of_files_that_begin_late(
+    suffix: str, picture: float, sound: float, tmp_path: Path, write_late_clip: Callable[[Path, float, float], None]
+) -> None:
+    path = tmp_path / f"late{suffix}"
+    write_late_clip(path, picture, sound)
+    video = read_video(path, 25.0)
+    assert video.start == pytest.approx(picture, abs=0.03)
+    white = [float(frame.float().mean()) > 128 for frame in video.frames]
+    assert (white.index(True), len(white)) == (25, 50)
+    audio = read_audio(path, video.start)
+    assert audio is not None
+    loud = np.abs(np.concatenate(list(audio.chunks), axis=1)[0]) > 0.1
+    assert loud.argmax() / audio.rate == pytest.approx(1, abs=0.003)
+
+
+def test_sound_of_a_window_begins_with_its_first_frame(
+    tmp_path: Path, write_late_clip: Callable[[Path, float, float], None]
+) -> None:
+    write_late_clip(tmp_path / "late.mkv", 2.0, 2.0)
+    # Between two frames: the picture begins with the later one, and so does the sound.
+    video = read_video(tmp_path / "late.mkv", 25.0, start=2.545, duration=1.2)
+    assert video.start == pytest.approx(2.56)
+    assert [float(frame.float().mean()) > 128 for frame in video.frames].index(True) == 11
+    audio = read_audio(tmp_path / "late.mkv", video.start, 1.2)
+    assert audio is not None
+    samples = np.concatenate(list(audio.chunks), axis=1)[0]
+    assert len(samples) / audio.rate == pytest.approx(1.2)
+    assert (np.abs(samples) > 0.1).argmax() / audio.rate == pytest.approx(11 / 25, abs=0.003)
 
 
 def test_a_changed_size_and_no_frames_are_refused(tmp_path: Path) -> None:
