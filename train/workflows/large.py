@@ -36,7 +36,7 @@ to set and no text encoder to load.
 
 **Files**
 - models/diffusion_models: **{HUNYUAN_W2S.name}**. Nobody publishes it: it is made with the trainer of this pack, by the
-  preset *hunyuan_i2v_w2s_4step* and then *magicdistill export* (docs/training.md).
+  preset *hunyuan_i2v_w2s_4step* and then *magicdistill export* (docs/train-your-own.md).
 - models/vae: **{HUNYUAN_VAE.name}** (the page offers the download).
 
 **Then** choose your picture in *Your portrait* and press Run. Portraits of any shape fit: *resolution* takes the one
@@ -51,8 +51,8 @@ null prompt along, so that no text encoder is loaded. *Load few-step LoRA* says 
 
 **Files**
 - models/diffusion_models: **{HUNYUAN_I2V.name}** (download offered).
-- models/loras: **{HUNYUAN_W2S_LORA.name}**. Made with the trainer of this pack: preset *hunyuan_i2v_w2s_4step* with
-  *model.mode=lora*, then *magicdistill export --format lora*.
+- models/loras: **{HUNYUAN_W2S_LORA.name}**. Made with the trainer of this pack: preset
+  *hunyuan_i2v_w2s_4step_lora*, then *magicdistill export --format lora* (docs/train-your-own.md).
 - models/vae: **{HUNYUAN_VAE.name}** (download offered).
 {_MEASURED}"""
 
