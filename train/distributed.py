@@ -2,12 +2,16 @@
 
 import os
 import socket
+import sys
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from magicdistill_core.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -16,7 +20,15 @@ def prepare_environment() -> None:
     """Make a process that no launcher started a world of one, and keep DeepSpeed on the hardware that is there.
 
     To be called before deepspeed is imported; calling it again changes nothing.
+
+    Raises:
+        ConfigError: if there is no DeepSpeed.
     """
+    if find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"Training needs DeepSpeed, which is not installed here ({sys.platform}). It is for Linux, where `uv sync` "
+            f"installs it; on Windows train under WSL."
+        )
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
