@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
@@ -127,7 +128,7 @@ def prepare_directory(directory: Path) -> None:
     """Make `directory` a ComfyUI base directory with the pack in its `custom_nodes`.
 
     Raises:
-        ComfyUIError: if this is an installation without the pack's files.
+        ComfyUIError: if this is an installation without the pack's files, or the folder can hold no link to them.
     """
     if not (PACK / "nodes").is_dir():
         raise ComfyUIError(
@@ -137,10 +138,34 @@ def prepare_directory(directory: Path) -> None:
     for folder in _FOLDERS:
         (directory / folder).mkdir(parents=True, exist_ok=True)
     link = directory / "custom_nodes" / "magicdistillation"
-    if link.is_symlink():
+    if _is_link(link):
         link.unlink()
     if not link.exists():
-        link.symlink_to(PACK, target_is_directory=True)
+        _link(link, PACK)
+
+
+def _is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link, or a junction of Windows."""
+    try:
+        os.readlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let `link` lead to the folder `target`."""
+    try:
+        link.symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        # Windows leaves symbolic links to administrators and developers; a junction is for everybody.
+        try:
+            import_module("_winapi").CreateJunction(str(target), str(link))
+        except (ImportError, OSError):
+            raise ComfyUIError(
+                f"The pack in {target} cannot be linked as {link} ({error}). Choose a folder on a disk that has links "
+                f"by --dir, or copy the pack to that place."
+            ) from error
 
 
 @contextmanager
@@ -202,8 +227,13 @@ def ready(address: str, directory: Path) -> str:
 
 
 def _python(comfyui: Path) -> str:
-    """The interpreter that has ComfyUI's requirements: its own environment where it has one, else ours."""
-    own = [comfyui / name / "bin" / "python" for name in (".venv", "venv")]
+    """The interpreter that has ComfyUI's requirements: its own where it has one, else ours.
+
+    Its own is that of an environment in its folder, or what a portable ComfyUI for Windows has beside it.
+    """
+    inside = ("bin/python", "Scripts/python.exe")
+    own = [comfyui / name / path for name in (".venv", "venv") for path in inside]
+    own.append(comfyui.parent / "python_embeded" / "python.exe")
     return str(next((path for path in own if path.is_file()), sys.executable))
 
 
@@ -214,7 +244,7 @@ def _free_port(wanted: int) -> int:
         try:
             probe.bind((_HOST, wanted))
         except OSError as error:
-            raise ComfyUIError(f"Port {wanted} is taken by another program. Choose another, or 0 for any.") from error
+            raise ComfyUIError(f"Port {wanted} is taken by another program. Choose another by --port.") from error
         return int(probe.getsockname()[1])
 
 

