@@ -1,31 +1,62 @@
-"""Installing the pack into an environment that runs ComfyUI adds and replaces nothing."""
+"""The pack in an environment that runs ComfyUI: it adds and replaces no package, and says so of a Python too old."""
 
-import re
-import subprocess
+import ast
+import runpy
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from train.comfyui import OLDEST_VERSION, VERSION, ComfyUIError, find_comfyui
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKS = [Requirement(text) for text in PROJECT["dependencies"]]
 
 
-def name_of(requirement: str) -> str:
-    return re.split(r"[<>=~!;\[ ]", requirement, maxsplit=1)[0].lower()
+@pytest.fixture(params=[(VERSION, "COMFYUI_DIR"), (OLDEST_VERSION, "COMFYUI_OLDEST_DIR")], ids=lambda param: param[0])
+def comfyuis(request: pytest.FixtureRequest, lacking: Callable[[str, str], NoReturn]) -> dict[str, Requirement]:
+    """What a ComfyUI itself requires, by name: the newest that is tested, and the oldest."""
+    version, variable = request.param
+    try:
+        folder = find_comfyui(version=version, variable=variable)
+    except ComfyUIError as error:
+        lacking("comfyui", f"there is no ComfyUI {version} to compare with: {error}")
+    lines = (line.strip() for line in (folder / "requirements.txt").read_text().splitlines())
+    return {found.name.lower(): found for found in (Requirement(line) for line in lines if line and line[0] != "#")}
 
 
-def test_every_dependency_is_one_of_comfyuis(comfyui_dir: Path) -> None:
-    lines = (comfyui_dir / "requirements.txt").read_text().splitlines()
-    comfyuis = {name_of(line) for line in lines if line and not line.startswith("#")}
-    assert {name_of(requirement) for requirement in PROJECT["dependencies"]} <= comfyuis
+def test_every_dependency_is_one_of_comfyuis(comfyuis: dict[str, Requirement]) -> None:
+    assert {requirement.name.lower() for requirement in PACKS} <= set(comfyuis)
+    assert not [requirement for requirement in PACKS if requirement.extras or requirement.marker]
+
+
+def test_whatever_comfyui_installs_is_enough(comfyuis: dict[str, Requirement]) -> None:
+    """No version that ComfyUI takes has to be replaced by a newer one: its own lower bound is within the pack's."""
+    for requirement in PACKS:
+        if not requirement.specifier:
+            continue
+        bounds = [Version(bound.version) for bound in comfyuis[requirement.name.lower()].specifier]
+        assert bounds, f"ComfyUI takes any {requirement.name}, the pack {requirement.specifier}"
+        assert requirement.specifier.contains(min(bounds)), requirement
 
 
 def test_no_dependency_has_an_upper_bound() -> None:
-    assert not [requirement for requirement in PROJECT["dependencies"] if re.search(r"<|==|~=", requirement)]
+    assert {bound.operator for requirement in PACKS for bound in requirement.specifier} <= {">="}
 
 
-def test_installer_has_nothing_to_do() -> None:
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", *PROJECT["dependencies"]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Would install" not in done.stdout
-    assert done.stdout.count("Requirement already satisfied") >= len(PROJECT["dependencies"])
+def test_older_pythons_are_told_so_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = ROOT / "__init__.py"
+    ast.parse(entry.read_text(), feature_version=(3, 10))
+    loaded = set(sys.modules)
+    assert runpy.run_path(str(entry))["WEB_DIRECTORY"]
+    monkeypatch.setattr(sys, "version_info", (3, 10, 14, "final", 0))
+    with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, .* runs on Python 3\.10\.14"):
+        runpy.run_path(str(entry))
+    assert set(sys.modules) <= loaded
+    assert PROJECT["requires-python"] == ">=3.11"
