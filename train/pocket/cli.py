@@ -19,6 +19,9 @@ from .settings import parse_settings
 app = typer.Typer(no_args_is_help=True, help="Make the pocket model: portraits, video autoencoder, teacher.")
 
 Processes = Annotated[int, typer.Option(help="Processes that render.", min=1)]
+# Where trainings put their files; not over the shipped ones, which docs/pocket.md says how to replace.
+_MADE = Path("runs/pocket")
+
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value; see docs/pocket.md.")]
 
 
@@ -62,7 +65,7 @@ def render(
 def train_vae_command(
     data: Annotated[Path, typer.Option(help="Folder made by `render`.")] = Path("runs/pocket/portraits"),
     run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/vae"),
-    out: Annotated[Path, typer.Option(help="The fp16 file to write.")] = VAE,
+    out: Annotated[Path, typer.Option(help="The fp16 file to write.")] = _MADE / VAE.name,
     encoder: Annotated[list[str] | None, typer.Option(help="key=value for the encoder's stage, repeatable.")] = None,
     decoder: Annotated[list[str] | None, typer.Option(help="key=value for the decoder's stage, repeatable.")] = None,
 ) -> None:
@@ -80,9 +83,9 @@ def train_vae_command(
 def train_teacher_command(
     latents: Annotated[Path, typer.Option(help="Folder for the encoded portraits.")] = Path("runs/pocket/latents"),
     clips: Annotated[int, typer.Option(help="Portraits to train on.", min=1)] = 4000,
-    vae: Annotated[Path, typer.Option(help="Video autoencoder.")] = VAE,
+    vae: Annotated[Path, typer.Option(help="Video autoencoder; by default the shipped one.")] = VAE,
     run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/teacher"),
-    out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = TEACHER,
+    out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = _MADE / TEACHER.name,
     start: Annotated[Path | None, typer.Option(help="A teacher to begin from, in place of random weights.")] = None,
     processes: Processes = 1,
     portraits: Annotated[Path | None, typer.Option(help="Rendered portraits to take, made by `render`.")] = None,
