@@ -23,6 +23,9 @@ GENERATOR, FAKE, DISCRIMINATOR = "generator", "fake", "discriminator"
 
 Mode = Literal["full", "lora"]
 
+# Of a field that every method has.
+NAME = "Which method this is; it decides the other fields."
+
 
 def _needs_full(mode: Mode, what: str, trained: str) -> None:
     if mode != "full":
@@ -35,7 +38,7 @@ class MethodConfig(Section):
     # Whether the frozen teacher must be at hand besides (`Players.teacher`).
     uses_teacher: ClassVar[bool] = False
 
-    name: str
+    name: str = Field(description=NAME)
 
     @property
     def players(self) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ class SupervisionConfig(Section):
 class DiscriminatorConfig(Section):
     """The tailored discriminator (MD 3.4): a trained copy of the teacher's first single block on its double blocks."""
 
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = Field(description="Of its own, beside the generator's and the fake branch's.")
     weight: float = Field(
         0.05, gt=0, description="Weight of the adversarial loss beside the generator's matching loss."
     )
@@ -102,7 +105,9 @@ class MatchingConfig(MethodConfig):
         description="w of the real score v(negative) + w * (v(prompt) - v(negative)); 1 is none. What others write as "
         "v(prompt) + s * (v(prompt) - v(negative)) has s = w - 1.",
     )
-    supervision: SupervisionConfig | None = None
+    supervision: SupervisionConfig | None = Field(
+        None, description="Ground-truth supervision beside matching; none by default."
+    )
 
     @property
     def real_weight(self) -> float:
@@ -133,7 +138,9 @@ class _WeakConfig(MatchingConfig):
     """A real score that is pulled a little towards the fake one, and a discriminator if wanted."""
 
     a_weak: float = Field(A_WEAK, ge=0, description="Branch weight of the real score (MD Eq. 6).")
-    discriminator: DiscriminatorConfig | None = None
+    discriminator: DiscriminatorConfig | None = Field(
+        None, description="An adversarial loss beside matching; none by default."
+    )
 
     @property
     def real_weight(self) -> float:
@@ -149,13 +156,13 @@ class _WeakConfig(MatchingConfig):
 class W2SConfig(_WeakConfig):
     """Weak-to-strong distribution matching (MagicDistillation)."""
 
-    name: Literal["w2s"] = "w2s"
+    name: Literal["w2s"] = Field("w2s", description=NAME)
 
 
 class OneStepConfig(_WeakConfig):
     """One-step distillation with the help of a few-step generator (MD 3.4); needs `schedule.steps` 1."""
 
-    name: Literal["one_step"] = "one_step"
+    name: Literal["one_step"] = Field("one_step", description=NAME)
     few_step_generator: Path = Field(
         description="File of a generator of several steps: it makes the pairs, and is where the one-step one starts."
     )
@@ -175,14 +182,14 @@ class OneStepConfig(_WeakConfig):
 class DMDConfig(MatchingConfig):
     """Distribution matching distillation: the real score is the teacher itself."""
 
-    name: Literal["dmd"] = "dmd"
+    name: Literal["dmd"] = Field("dmd", description=NAME)
 
 
 class DMD2Config(MatchingConfig):
     """DMD with a discriminator."""
 
-    name: Literal["dmd2"] = "dmd2"
-    discriminator: DiscriminatorConfig
+    name: Literal["dmd2"] = Field("dmd2", description=NAME)
+    discriminator: DiscriminatorConfig = Field(description="The adversarial loss beside matching.")
 
     @property
     def adversary(self) -> DiscriminatorConfig:
@@ -195,7 +202,7 @@ class LCMConfig(MethodConfig):
 
     uses_teacher = True
 
-    name: Literal["lcm"] = "lcm"
+    name: Literal["lcm"] = Field("lcm", description=NAME)
     ode_steps: Positive = Field(28, description="Steps of the teacher's schedule, of which one is taken.")
     huber_width: float = Field(1e-3, gt=0, description="c of sqrt(d^2 + c^2) - c.")
     target: Literal["teacher", "student"] = Field(
@@ -208,7 +215,7 @@ class LCMConfig(MethodConfig):
 class SFTConfig(MethodConfig):
     """Fine-tuning of a teacher on real videos by flow matching; what it exports is a teacher."""
 
-    name: Literal["sft"] = "sft"
+    name: Literal["sft"] = Field("sft", description=NAME)
     widen: bool = Field(
         False,
         description="The teacher is a text-to-video network: widen its patch embedding to a start image first (M141).",
@@ -243,7 +250,7 @@ class CFGConfig(MethodConfig):
 
     uses_teacher = True
 
-    name: Literal["cfg"] = "cfg"
+    name: Literal["cfg"] = Field("cfg", description=NAME)
     scale_min: float = Field(1.0, ge=1, description="Smallest guidance scale that is learned.")
     scale_max: float = Field(8.0, gt=1, description="Largest guidance scale that is learned.")
     weight: float = Field(1.0, gt=0, description="lambda of M141 Eq. 8, beside flow matching without guidance.")

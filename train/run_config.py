@@ -1,8 +1,8 @@
 """The parts of the configuration that say how a run is watched and kept, and not what it learns."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .section import Positive, Section
 
@@ -11,19 +11,26 @@ class CheckpointConfig(Section):
     """Saved state, from which a run resumes exactly and is exported."""
 
     every: Positive = Field(50, description="Generator updates between checkpoints; the last one is always saved.")
-    keep: Positive = Field(2, description="How many of the newest to keep; the best one is kept besides.")
+    minutes: float = Field(
+        60.0,
+        ge=0,
+        description="Minutes after which one is saved at the end of the round, however few updates that were; 0 never.",
+    )
+    keep: Positive = Field(
+        2, description="How many of the newest to keep; the best one and the newest healthy one are kept besides."
+    )
     measure: str = Field(
         "generator/real_fake_distance",
         description="The best checkpoint is the healthy one with the lowest median of this metric over the last "
-        "guard.window rounds. Where the method has no such metric, generator/loss is taken.",
+        "guard.window rounds; with a fake branch only those from the metric's peak on count, and before it the newest "
+        "is the best. Where the method has no such metric, generator/loss is taken.",
     )
 
 
 class GuardConfig(Section):
     """What counts as collapse, and what is done then (see `guard.RULES`).
 
-    Ceilings and floors are multiples of the medians over the run's first rounds, unless they say otherwise. In healthy
-    runs of the pocket model medians stayed within 0.77 and 1.33 times their baselines, the fake loss's below 2.3.
+    Ceilings and floors are multiples of the medians over the run's first rounds, unless they say otherwise.
     """
 
     action: Literal["off", "warn", "stop", "rollback"] = Field(
@@ -48,6 +55,12 @@ class GuardConfig(Section):
     guidance_ceiling: float = Field(
         20.0, gt=0, description="Guidance's part of |g| over distribution matching's; no multiple."
     )
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads off, unquoted, as false.
+        return "off" if value is False else value
 
 
 class LoggingConfig(Section):

@@ -16,10 +16,14 @@ class Section(BaseModel):
 class OptimizerConfig(Section):
     """AdamW."""
 
-    lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.0, 0.999)
+    lr: float = Field(gt=0, description="Learning rate, after the warm-up.")
+    betas: tuple[float, float] = Field(
+        (0.0, 0.999),
+        description="Decay of Adam's two moving averages, of the gradient and of its square; a first one of 0 is usual "
+        "where two networks chase each other.",
+    )
     eps: float = Field(1e-8, gt=0, description="1e-15 lets gradients near 1e-9 through, as a LoRA of a 13B model has.")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="Share of a weight, times lr, that every update takes away.")
     warmup: int = Field(0, ge=0, description="Updates of this optimizer over which lr rises from 0.")
     final_lr: float | None = Field(
         None, gt=0, description="What lr falls to in a straight line until the last update of the run; none: it stays."
@@ -30,6 +34,6 @@ class OptimizerConfig(Section):
 class EmaConfig(Section):
     """A moving average of the generator's weights, which is then what is validated and exported."""
 
-    decay: float = Field(0.99, gt=0, lt=1)
+    decay: float = Field(0.99, gt=0, lt=1, description="Share of the average that stays at an update.")
     start: int = Field(0, ge=0, description="First updates, after which averaging begins.")
     on_cpu: bool = Field(False, description="Keep it in main memory: 4 bytes per trained weight, over all processes.")
