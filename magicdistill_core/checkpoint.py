@@ -5,7 +5,9 @@ either the old file or the new one.
 """
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from .files import atomic_file
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
 from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
+
+logger = logging.getLogger(__name__)
 
 NULL_TEXT_KEY = "null_prompt.text_states"
 NULL_POOLED_KEY = "null_prompt.pooled"
@@ -91,16 +95,46 @@ def file_sha256(path: str | Path) -> str:
 def weights_sha256(path: str | Path) -> str:
     """`file_sha256` of a file; of a diffusers folder, the sha256 over its files' names and hashes.
 
+    These are the files of weights that are read (see `weight_files`) and the JSON files beside them, so that a
+    pipeline's folder has the hash of its transformer's.
+
     Raises:
-        CheckpointError: if there is nothing at the path.
+        CheckpointError: if there is nothing at the path, or the folder holds no weights.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. Check the path.")
     if not path.is_dir():
         return file_sha256(path)
+    files = weight_files(path)
+    return _listed_sha256({*files, *files[0].parent.glob("*.json")})
+
+
+def has_sha256(path: str | Path, recorded: str, found: str) -> bool:
+    """Whether weights are those of which a hash was recorded, by this version or an earlier one.
+
+    Earlier versions hashed what lies at a folder's top: of a pipeline that is its model_index.json and no weights.
+
+    Args:
+        recorded: the hash in a recipe or in a run's record.
+        found: `weights_sha256(path)`.
+    """
+    path = Path(path)
+    if recorded == found:
+        return True
+    if not path.is_dir() or recorded != _listed_sha256([*path.glob("*.json"), *path.glob("*.safetensors")]):
+        return False
+    logger.warning(
+        "The sha256 recorded for %s is of an earlier version, which did not look at a pipeline's weights: whether they "
+        "are those of that training cannot be checked.",
+        path,
+    )
+    return True
+
+
+def _listed_sha256(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
+    for file in sorted(files):
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
@@ -309,9 +343,28 @@ def null_prompt_tensors(prompt: NullPrompt | None) -> dict[str, Tensor]:
     return {NULL_TEXT_KEY: prompt.text_states} | pooled
 
 
+@contextmanager
+def explained_writing(path: str | Path) -> Iterator[None]:
+    """Within, an error of writing `path` is said in a paragraph.
+
+    Raises:
+        CheckpointError: if the disk is full, read-only or otherwise refuses.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error}). Make room on that disk, or write to another folder."
+        ) from error
+
+
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that it appears under its name only when it is complete and on disk."""
-    with atomic_file(path) as temporary:
+    """Write a safetensors file so that it appears under its name only when it is complete and on disk.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    with explained_writing(path), atomic_file(path) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
 
 
@@ -329,7 +382,7 @@ def save_checkpoint(
         dtype: dtype of the stored weights; None keeps each tensor's own.
 
     Raises:
-        CheckpointError: if the weights are incomplete.
+        CheckpointError: if the weights are incomplete, or the file cannot be written.
     """
     architecture = architecture_of(state.keys())
     missing = ["every tensor"] if architecture is None else missing_keys(architecture.layout, state)

@@ -99,8 +99,8 @@ def save(
         export(temporary)
         if is_main():
             files |= {p.name: StoredFile(p.stat().st_size, _checksum(p)) for p in temporary.iterdir() if p.is_file()}
-    except (OSError, SafetensorError) as problem:
-        error = str(problem)
+    except (OSError, CheckpointError) as problem:
+        error = str(problem.__cause__ or problem)
     _check_written(run, temporary, error)
     counters = {name: keeper.counter() for name, keeper in keepers.items()}
     all_files = {name: file for part in from_all(files) for name, file in part.items()}

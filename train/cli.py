@@ -211,7 +211,9 @@ def sample(
     i2v_mode: Annotated[
         str | None, typer.Option(help="How the start image enters, for a file that leaves it open (see inspect).")
     ] = None,
-    precision: Annotated[Dtype, typer.Option(help="What the network computes in.")] = Dtype.FP32,
+    precision: Annotated[
+        Dtype | None, typer.Option(help="What the network computes in; by default bf16 on a GPU, fp32 on a CPU.")
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Make a video from a still image, without ComfyUI."""
@@ -233,7 +235,7 @@ def sample(
             height=height,
             frames=frames,
             i2v_mode=i2v_mode,
-            precision=precision.value,
+            precision=None if precision is None else precision.value,
             device=_device(device),
             callback=lambda state: status.update(f"Step {state.step + 1} done (sigma {state.sigma:.3f})"),
         )
@@ -248,7 +250,7 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="A safetensors file, a .pt or .pth of tensors, a diffusers folder, or a dataset.")
     ],
-    sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file, as recipes name it.")] = False,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file or folder, as recipes name it.")] = False,
 ) -> None:
     """Say what a weights file or a dataset is, and what a recipe says."""
     from .inspect import facts_table, inspect_file

@@ -1,5 +1,7 @@
 """The trainer's configuration: every field typed, explained and checked; a misspelt one is an error that names it."""
 
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,7 +15,13 @@ from magicdistill_core.recipe import Sampler
 
 from .method_config import FAKE, AnyMethod, CFGConfig, OneStepConfig, W2SConfig
 from .run_config import CheckpointConfig, GuardConfig, LoggingConfig
+from .run_folder import CONFIG_FILE, RUN_FILE
 from .section import EmaConfig, OptimizerConfig, Positive, Section
+
+logger = logging.getLogger(__name__)
+
+# In place of a path: the file of that kind that ships with us.
+POCKET = "pocket"
 
 
 class BranchConfig(Section):
@@ -153,7 +161,14 @@ def _override(tree: dict[str, Any], text: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"In {text!r}, {part} is a value and has no fields. Check the key's spelling.")
-    node[leaf] = yaml.safe_load(value)
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem", None) or "it is no YAML"
+        raise ConfigError(
+            f"Cannot read the value of the setting {text!r} ({mark}). A shell divides what has spaces or braces: put "
+            f"the whole setting in quotes, such as 'method={{name: dmd}}'."
+        ) from error
 
 
 def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
@@ -211,15 +226,29 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merged(_read(parent, (*children, path)), tree)
 
 
+def _moved_to(path: Path, named: Any) -> Path | None:
+    """The folder of a run, if `path` is the configuration in it, and that names another folder: one moved or copied."""
+    folder = path.parent
+    if path.name != CONFIG_FILE or not (folder / RUN_FILE).is_file() or Path(str(named)).resolve() == folder.resolve():
+        return None
+    return folder
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML configuration and apply `key.key=value` overrides.
 
-    A file may begin with `extends: OTHER.yaml` (beside it): it then holds only what differs from that one.
+    A file may begin with `extends: OTHER.yaml` (beside it): it then holds only what differs from that one. The one
+    in the folder of a run that was moved or copied is for that folder, unless an override says otherwise.
 
     Raises:
         ConfigError: if a file is absent, no YAML mapping, or not valid.
     """
     tree = _read(path)
+    if (folder := _moved_to(path, tree.get("run"))) is not None:
+        if not any(text.startswith("run=") for text in overrides) and os.environ.get("RANK", "0") == "0":
+            named = tree.get("run")
+            logger.warning("%s names the run %s; taken is the one that it lies in (else: run=%s)", path, named, named)
+        tree["run"] = str(folder)
     for text in overrides:
         _override(tree, text)
     return parse_config(tree, path.name)

@@ -8,6 +8,7 @@ import torch
 
 from magicdistill_core.checkpoint import (
     Checkpoint,
+    explained_writing,
     load_checkpoint,
     null_prompt_tensors,
     read_tensors,
@@ -113,10 +114,11 @@ def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | Non
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        network.save_pretrained(temporary)
-        mode = (temporary / "config.json").stat().st_mode
-        for file in temporary.glob("*.safetensors"):
-            file.chmod(mode)  # safetensors leaves its files to their owner alone
+        with explained_writing(out):
+            network.save_pretrained(temporary)
+            mode = (temporary / "config.json").stat().st_mode
+            for file in temporary.glob("*.safetensors"):
+                file.chmod(mode)  # safetensors leaves its files to their owner alone
         assert generator.recipe is not None
         tensors = null_prompt_tensors(generator.null_prompt)
         write_safetensors(temporary / COMPANION, tensors, generator.recipe.to_metadata())

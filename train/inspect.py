@@ -13,10 +13,10 @@ from magicdistill_core.checkpoint import (
     NULL_TEXT_KEY,
     Checkpoint,
     TensorInfo,
-    file_sha256,
     parse_checkpoint,
     read_header,
     read_metadata,
+    weights_sha256,
 )
 from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
 from magicdistill_core.errors import CheckpointError
@@ -42,7 +42,7 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
 
     Args:
         path: a safetensors file, a pickle of tensors, a diffusers folder, or a latent dataset.
-        with_hash: add the sha256, by which recipes name a teacher or base; it reads the whole file.
+        with_hash: add the sha256, by which recipes name a teacher or base; it reads everything.
 
     Raises:
         MagicDistillError: if a file is absent, unsafe or damaged, or a folder holds weights of several networks.
@@ -75,7 +75,7 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
     else:
         facts["recipe"] = "none"
     if with_hash:
-        facts |= {f"sha256{f' {file.name}' if len(files) > 1 else ''}": file_sha256(file) for file in files}
+        facts["sha256"] = weights_sha256(path)
     return facts
 
 

@@ -1,6 +1,5 @@
 """The training loop: rounds of updates, logging, samples, checkpoints."""
 
-import json
 import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -8,21 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt, save_checkpoint, weights_sha256
-from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt, save_checkpoint
+from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.files import write_text
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import save_lora
-from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.recipe import Recipe
 
-from . import checkpoints
 from .config import BranchConfig, TrainConfig
 from .distributed import (
-    barrier,
     bound_waiting,
     first_error,
     init_distributed,
@@ -36,24 +30,20 @@ from .draws import Draws
 from .ema import GeneratorEma
 from .engines import collect_state
 from .guard import Verdict
-from .latents import LatentDataset
 from .machine import machine_facts
 from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
 from .players import build_players
+from .preflight import begin, look
 from .progress import RunLog, check_trackers
 from .report import write_report
 from .roles import branch_modules
 from .run_folder import (
     CONFIG_FILE,
     FAKE_LORA_FILE,
-    FOLDER,
     GENERATOR_FILE,
     GENERATOR_LORA_FILE,
-    LATEST,
-    RUN_FILE,
     VALIDATION,
-    run_facts,
 )
 from .run_state import GuardError, RunState
 from .signals import StopRequest
@@ -61,8 +51,6 @@ from .validation import Validation
 from .weights import null_prompt_of
 
 logger = logging.getLogger(__name__)
-
-POCKET = "pocket"
 
 
 @dataclass(frozen=True)
@@ -83,18 +71,18 @@ class Trainer:
     def __init__(self, config: TrainConfig, *, resume: bool) -> None:
         self.config = config
         self.device = init_distributed(config.timeout)
-        teacher_path = TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
-        teacher = config.method.prepared(load_checkpoint(teacher_path), config.model.mode)
+        self.inputs = look(config, resume=resume)
+        self.dataset = self.inputs.dataset
+        teacher = config.method.prepared(load_checkpoint(self.inputs.teacher), config.model.mode)
         teacher = teacher.teacher(config.model.i2v_mode)
         self.family = teacher.family()
         self.prompt = _prompt(config, teacher)
         negative = config.model.negative_prompt
         self.shape = teacher.shape
-        self.dataset = LatentDataset(config.data.dataset)
         self.dataset.check_family(self.family)
         self.draws = Draws(config.seed)
-        self.recipe = self._recipe(weights_sha256(teacher_path))
-        self._prepare_folder(teacher_path, resume)
+        self.recipe = self._recipe()
+        begin(config, self.inputs)
         self.players = build_players(
             config, teacher, self.prompt, self.device, None if negative is None else load_null_prompt(negative)
         )
@@ -111,7 +99,7 @@ class Trainer:
         if resume:
             self.state.resume()
 
-    def _recipe(self, teacher_hash: str) -> Recipe:
+    def _recipe(self) -> Recipe:
         schedule, dataset = self.config.schedule, self.dataset
         fields = {
             "kind": "generator",
@@ -124,45 +112,11 @@ class Trainer:
             "height": dataset.height,
             "frames": dataset.frames,
             "fps": dataset.fps,
-            "teacher_hash": teacher_hash,
+            "teacher_hash": self.inputs.teacher_hash,
         }
         if self.shape.guidance_embed:
             fields["embedded_guidance"] = self.config.model.embedded_guidance
         return Recipe.model_validate(fields | self.config.method.recipe_fields())
-
-    def _prepare_folder(self, teacher_path: Path, resume: bool) -> None:
-        run = self.config.run
-        facts = {
-            "teacher": str(teacher_path.resolve()),
-            "teacher_hash": self.recipe.teacher_hash,
-            "mode": self.config.model.mode,
-            "samples": len(self.dataset),
-        }
-        if resume:
-            run_facts(run)
-            if (run / FOLDER / LATEST).is_file():
-                checkpoints.verified(run)
-            before = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-            for name, what in (
-                ("teacher_hash", f"another teacher than {teacher_path} is now: of sha256"),
-                ("mode", "model.mode"),
-                ("samples", f"another dataset than {self.config.data.dataset} is now: of samples"),
-            ):
-                if before.get(name) != facts[name]:
-                    raise CheckpointError(
-                        f"{run} was started with {what} {before.get(name)}, now {facts[name]}. A run resumes only with "
-                        "what it began with: restore that, or start a new run in another folder."
-                    )
-        elif (run / FOLDER).exists():
-            raise ConfigError(
-                f"{run} already holds a run. Continue it with --resume, or name another folder (run=FOLDER)."
-            )
-        barrier()
-        if is_main():
-            run.mkdir(parents=True, exist_ok=True)
-            write_text(run / RUN_FILE, json.dumps(facts, indent=1))
-            write_text(run / CONFIG_FILE, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        barrier()
 
     def train(self) -> Outcome:
         """Train to the configured number of updates, or until told to stop, saving and sampling on the way."""
@@ -285,6 +239,7 @@ class Trainer:
                 "kind": f"{self.recipe.kind if name == GENERATOR else name}_lora",
                 "training_step": self.state.step,
                 "base_hash": self.recipe.teacher_hash,
+                "base_kind": "folder" if self.inputs.teacher.is_dir() else None,
                 "lora_rank": size.rank,
                 "lora_alpha": size.alpha,
             }

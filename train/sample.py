@@ -159,6 +159,11 @@ def resolve_settings(
     return settings
 
 
+def usual_precision(device: torch.device | str) -> Precision:
+    """What a network computes in on a device, if nobody says: bf16, but fp32 on a CPU, which is slow at bf16."""
+    return "fp32" if torch.device(device).type == "cpu" else "bf16"
+
+
 def sample_file(
     file: Path,
     image: Path,
@@ -174,7 +179,7 @@ def sample_file(
     height: int | None = None,
     frames: int | None = None,
     i2v_mode: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: torch.device | str = "cpu",
     callback: SamplerCallback | None = None,
 ) -> SampleSettings:
@@ -190,6 +195,7 @@ def sample_file(
         seed: of the starting noise.
         steps, shift, width, height, frames: None takes the recipe's.
         i2v_mode: how the start image enters, for a file that leaves it open.
+        precision: what the network computes in; None means fp32 on a CPU and bf16 elsewhere.
 
     Returns:
         The settings used.
@@ -210,7 +216,7 @@ def sample_file(
             f"{decoder.architecture}. Name the VAE of its own release."
         )
     encoder = load_start_images(decoder, image_encoder, device)
-    network = load_network(checkpoint, DTYPES[precision], device)
+    network = load_network(checkpoint, DTYPES[precision or usual_precision(device)], device)
 
     if note := crop_note(picture.shape[0], picture.shape[1], settings.height, settings.width):
         logger.warning(note)

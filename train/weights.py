@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicdistill_core.branch import merge
-from magicdistill_core.checkpoint import Checkpoint, is_lora, load_checkpoint, weights_sha256
+from magicdistill_core.checkpoint import Checkpoint, has_sha256, is_lora, load_checkpoint, weights_sha256
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.lora_file import load_lora
 from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+# With it a user makes what `model.null_prompt` names.
+ENCODE_PROMPT = "magicdistill encode-prompt PIPELINE --out {out} (PIPELINE: its release in diffusers' format)."
 
 
 def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = None) -> Checkpoint:
@@ -57,10 +60,11 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
                 f"{lora_file.name} is a {recipe.kind}, expected a generator_lora: a fake branch scores samples and "
                 f"makes none. Use the LoRA of the generator."
             )
-        if recipe.base_hash is not None and recipe.base_hash != (found := weights_sha256(base)):
+        wanted = recipe.base_hash
+        if wanted is not None and not has_sha256(base, wanted, found := weights_sha256(base)):
             raise CheckpointError(
-                f"{lora_file.name} belongs to a base with sha256 {recipe.base_hash}, but {base.name} has {found}. "
-                f"Use the file that the LoRA was trained on."
+                f"{lora_file.name} belongs to a base with sha256 {wanted}, but {base.name} has {found}. "
+                f"Use the file or the folder that the LoRA was trained on."
             )
     else:
         logger.warning("%s carries no recipe: whether %s is its base cannot be checked", lora_file.name, base.name)
@@ -72,7 +76,7 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
 
 def whole_recipe(recipe: Recipe) -> Recipe:
     """The recipe of the generator (or of the fine-tuned teacher) that a merged LoRA gives."""
-    cleared = {"base_hash": None, "lora_rank": None, "lora_alpha": None}
+    cleared = {"base_hash": None, "base_kind": None, "lora_rank": None, "lora_alpha": None}
     return recipe.model_copy(update={"kind": recipe.kind.removesuffix("_lora"), **cleared})
 
 
@@ -85,6 +89,7 @@ def null_prompt_of(checkpoint: Checkpoint) -> NullPrompt:
     if checkpoint.null_prompt is None:
         raise CheckpointError(
             f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and there "
-            f"is no text encoder here. Use a file that MagicDistillation exported; for training, set model.null_prompt."
+            f"is no text encoder here. Use a file that MagicDistillation exported. For training, make one and name it "
+            f"as model.null_prompt: {ENCODE_PROMPT.format(out='null_prompt.safetensors')}"
         )
     return checkpoint.null_prompt

@@ -1,4 +1,5 @@
 import hashlib
+import resource
 import struct
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path, state: dict[str, Tensor],
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert not is_lora(path)
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"a": torch.zeros(4)}, {})
+    before = path.read_bytes()
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"a\.safetensors cannot be written .*Make room"):
+            write_safetensors(path, {"a": torch.zeros(4000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_safetensors(tmp_path / "file" / "b.safetensors", {"a": torch.zeros(4)}, {})
 
 
 def test_weights_are_stored_in_the_asked_dtype_and_the_prompt_in_its_own(

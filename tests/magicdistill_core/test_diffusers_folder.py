@@ -1,12 +1,13 @@
 """Folders as diffusers itself writes them."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from magicdistill_core.checkpoint import load_checkpoint, weights_sha256
+from magicdistill_core.checkpoint import file_sha256, has_sha256, load_checkpoint, weights_sha256
 from magicdistill_core.diffusers_folder import WEIGHTS, weight_files
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import CONCAT, TEXT_ONLY, NetworkShape
@@ -72,3 +73,43 @@ def test_a_folders_hash_is_that_of_its_files(tmp_path: Path) -> None:
     assert weights_sha256(tmp_path / "a") != weights_sha256(tmp_path / "b")
     with pytest.raises(CheckpointError, match="does not exist"):
         weights_sha256(tmp_path / "c")
+
+
+def pipeline(folder: Path) -> Path:
+    """A pipeline's folder: the parts of every one are named alike at its top."""
+    network().save_pretrained(folder / "transformer")
+    (folder / "model_index.json").write_text('{"_class_name": "HunyuanVideoPipeline"}')
+    return folder
+
+
+def listed(*files: Path) -> str:
+    """The hash of files as it was from the beginning."""
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def test_a_pipelines_hash_is_that_of_its_transformer(tmp_path: Path) -> None:
+    first, second = pipeline(tmp_path / "a"), pipeline(tmp_path / "b")
+    inner = first / "transformer"
+    assert weights_sha256(first) == weights_sha256(inner) == listed(inner / "config.json", inner / WEIGHTS)
+    # Another variant, which is not read, and other parts of the pipeline change nothing.
+    (second / "transformer" / WEIGHTS.replace(".safe", ".fp16.safe")).write_bytes(b"x")
+    (second / "model_index.json").write_text("{}")
+    assert weights_sha256(first) == weights_sha256(second)
+    for name in ("config.json", WEIGHTS):
+        file = second / "transformer" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b" ")
+        assert weights_sha256(first) != weights_sha256(second)
+        file.write_bytes(whole)
+
+
+def test_a_pipelines_hash_of_earlier_versions_is_known_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = pipeline(tmp_path)
+    found, earlier = weights_sha256(folder), listed(folder / "model_index.json")
+    assert has_sha256(folder, found, found)
+    assert not has_sha256(folder, "0" * 64, found)
+    assert not caplog.text
+    assert has_sha256(folder, earlier, found)
+    assert "cannot be checked" in caplog.text

@@ -87,6 +87,46 @@ def test_overrides(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
         load_config(path, ["updates.x=1"])
 
 
+def test_a_setting_that_a_shell_has_divided(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    config = load_config(path, ["method={name: dmd}"])
+    assert config.method.name == "dmd"
+    with pytest.raises(ConfigError, match=r"'method=\{name:'.*quotes, such as 'method=\{name: dmd\}'"):
+        load_config(path, ["method={name:", "dmd}"])
+
+
+def test_the_guard_is_off_without_quotes(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    """YAML reads the word as false."""
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    assert load_config(path, ["guard.action=off"]).guard.action == "off"
+    path.write_text(path.read_text() + "guard:\n  action: off\n")
+    assert load_config(path).guard.action == "off"
+    with pytest.raises(ConfigError, match=r"guard\.action"):
+        load_config(path, ["guard.action=on"])
+
+
+def test_a_run_that_was_moved_or_copied_is_the_one_that_is_meant(
+    tmp_path: Path, tiny_config: Callable[..., dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    for folder in (first, copy):
+        folder.mkdir()
+        (folder / "run.json").touch()
+        (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config(first)))
+    assert load_config(first / "config.yaml").run == first
+    assert load_config(copy / "config.yaml", [f"run={first}"]).run == first
+    assert not caplog.text
+    assert load_config(copy / "config.yaml").run == copy
+    assert f"{copy / 'config.yaml'} names the run {first}" in caplog.text
+    # What is no run's own configuration is as it says.
+    (copy / "other.yaml").write_text((copy / "config.yaml").read_text())
+    assert load_config(copy / "other.yaml").run == first
+    (copy / "run.json").unlink()
+    assert load_config(copy / "config.yaml").run == first
+
+
 @pytest.mark.parametrize(("text", "match"), [("[1, 2]", "YAML mapping"), ("a: [", "no YAML"), ("", "YAML mapping")])
 def test_files_that_hold_no_configuration(tmp_path: Path, text: str, match: str) -> None:
     path = tmp_path / "c.yaml"

@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from magicdistill_core.checkpoint import (
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
-from train.export import export_run
+from train.export import ExportFormat, export_run
 from train.families.hunyuan_video import network_inputs
 from train.network import load_network
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
@@ -91,6 +92,21 @@ def test_dtype_is_as_asked(tmp_path: Path, run: Path) -> None:
     export_run(run, tmp_path / "d", "diffusers", dtype=torch.float16)
     header = read_header(tmp_path / "d" / "diffusion_pytorch_model.safetensors")
     assert {info.dtype for info in header.values()} == {"F16"}
+
+
+@full_mode
+@pytest.mark.parametrize("format", ["comfyui", "diffusers"])
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, run: Path, format: ExportFormat) -> None:
+    out = tmp_path / "out" / "g.safetensors"
+    out.parent.mkdir()
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"g\.safetensors cannot be written .*Make room"):
+            export_run(run, out, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(out.parent.iterdir())
 
 
 @both_modes

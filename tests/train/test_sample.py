@@ -6,6 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
+import train.sample
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, VideoError
@@ -17,7 +18,7 @@ from magicdistill_core.recipe import METADATA_KEY, Recipe
 from magicdistill_core.video import read_image, read_tags, read_video
 from magicdistill_core.video_writing import write_video
 from train.network import load_network
-from train.sample import SAMPLING_TAG, generate, sample_file, sample_latents
+from train.sample import SAMPLING_TAG, generate, sample_file, sample_latents, usual_precision
 from train.vae import load_vae
 
 
@@ -135,6 +136,22 @@ def test_settings_come_from_the_recipe_unless_given(
     assert torch.stack(list(read_video(tmp_path / "a.mp4").frames)).shape == (1, 32, 48, 3)
     tags = json.loads(read_tags(tmp_path / "a.mp4")[SAMPLING_TAG])
     assert (tags["shift"], tags["width"], tags["frames"]) == (2.0, 48, 1)
+
+
+def test_the_precision_is_the_devices(
+    tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.dtype] = []
+
+    def network(checkpoint: object, dtype: torch.dtype, device: object) -> torch.nn.Module:
+        used.append(dtype)
+        return load_network(checkpoint, dtype, device)
+
+    monkeypatch.setattr(train.sample, "load_network", network)
+    for precision in (None, "bf16"):
+        sample_file(teacher_file, still, tmp_path / "a.mp4", vae=taehv_file, steps=1, precision=precision)
+    assert used == [torch.float32, torch.bfloat16]
+    assert [usual_precision(device) for device in ("cpu", torch.device("cuda:1"))] == ["fp32", "bf16"]
 
 
 def test_a_lora_is_sampled_with_its_base_only(
