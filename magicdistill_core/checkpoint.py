@@ -24,6 +24,7 @@ from .families.base import Architecture, Family, NullPrompt
 from .files import atomic_file
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
+from .streamed import Space, streamed_file
 from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -388,7 +389,10 @@ def save_checkpoint(
     missing = ["every tensor"] if architecture is None else missing_keys(architecture.layout, state)
     if missing:
         raise CheckpointError(f"The weights to be written lack {len(missing)} tensors: {listing(missing)}.")
-    tensors = {key: value.to(dtype) if dtype else value for key, value in state.items()}
-    tensors |= null_prompt_tensors(null_prompt)
-    # Split or tied weights may be views of one storage, which safetensors refuses.
-    write_safetensors(path, {key: value.clone() for key, value in tensors.items()}, recipe.to_metadata())
+    stored = {key: Space(dtype or value.dtype, tuple(value.shape)) for key, value in state.items()}
+    prompt = null_prompt_tensors(null_prompt)
+    spaces = stored | {key: Space.of(value) for key, value in prompt.items()}
+    with explained_writing(path), streamed_file(path, spaces, recipe.to_metadata()) as file:
+        # One after the other, which also keeps apart what are views of one storage.
+        for key, value in ({**state, **prompt}).items():
+            file.write(key, value.to(spaces[key].dtype))

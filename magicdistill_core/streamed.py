@@ -14,18 +14,21 @@ from torch import Tensor
 from .errors import CheckpointError
 from .files import atomic_file
 
+# In the order in which the safetensors library lays tensors out: the widest first, so that every one is aligned to its
+# own dtype.
 _NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_ORDER = list(_NAMES)
 _ALIGNMENT = 8
 
 
@@ -54,8 +57,7 @@ class StreamedFile:
         self._file = file
         self._spaces = dict(spaces)
         self._missing = set(spaces)
-        # The widest first, as safetensors orders them, so that every tensor is aligned to its own dtype.
-        order = sorted(spaces, key=lambda name: (-spaces[name].dtype.itemsize, name))
+        order = sorted(spaces, key=lambda name: (_ORDER.index(spaces[name].dtype), name))
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         self._offsets, end = {}, 0
         for name in order:
@@ -66,7 +68,7 @@ class StreamedFile:
                 "shape": list(space.shape),
                 "data_offsets": [self._offsets[name], end],
             }
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         file.write(len(text).to_bytes(8, "little") + text)
         self._start = file.tell()
@@ -78,7 +80,7 @@ class StreamedFile:
         self._missing.remove(name)
         if tensor.numel():
             self._file.seek(self._start + self._offsets[name])
-            tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(self._file)
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(self._file)
 
     def finish(self) -> None:
         """Make sure that nothing announced is lacking."""
