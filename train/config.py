@@ -27,8 +27,8 @@ POCKET = "pocket"
 class BranchConfig(Section):
     """Size of a low-rank branch; it adds `alpha / rank * up @ down` to every linear of the blocks."""
 
-    rank: Positive = 64
-    alpha: float = Field(64.0, gt=0)
+    rank: Positive = Field(64, description="Rank of the two matrices; memory and file size grow with it.")
+    alpha: float = Field(64.0, gt=0, description="The branch counts `alpha / rank` times; equal to rank is once.")
 
 
 class ModelConfig(Section):
@@ -54,7 +54,9 @@ class ModelConfig(Section):
         "full",
         description="`full` trains a copy of the teacher; `lora` a branch, and one frozen base serves all.",
     )
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Of weights and computation; with bf16 the optimizers keep fp32 copies of what is trained."
+    )
     activation_checkpointing: bool = Field(False, description="Recompute blocks in backward: less memory, more time.")
     keep_attention: bool = Field(
         False,
@@ -68,8 +70,13 @@ class ModelConfig(Section):
 class ScheduleConfig(Section):
     """How the generator will be sampled; written into the recipe of what is exported."""
 
-    steps: Positive = 4
-    shift: float = Field(5.0, gt=0)
+    steps: Positive = Field(4, description="Calls of the generator for a video, which is what it is trained for.")
+    shift: float = Field(
+        5.0,
+        gt=0,
+        description="How far noise levels lie towards noise: t becomes shift * t / (1 + (shift - 1) * t), in the steps "
+        "and in the levels drawn for training; 1 leaves them as they are.",
+    )
     sampler: Sampler = Field("euler", description="`euler`, or `renoise` (DMD2's).")
 
 
@@ -84,7 +91,11 @@ class DataConfig(Section):
 class ZeroConfig(Section):
     """DeepSpeed's sharding."""
 
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="What is cut among the processes: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too, "
+        "which costs communication at every call.",
+    )
 
 
 class ValidationConfig(Section):
@@ -92,7 +103,7 @@ class ValidationConfig(Section):
 
     every: int = Field(50, ge=0, description="Generator updates between samples; 0 never.")
     samples: Positive = Field(4, description="Start images, evenly spread over the dataset.")
-    seed: int = 0
+    seed: int = Field(0, description="Of the samples' noise: the same at every step of the run.")
     vae: str = Field("pocket", description="VAE that decodes the samples: a path, or `pocket`.")
 
 
@@ -100,20 +111,22 @@ class TrainConfig(Section):
     """A whole training run."""
 
     run: Path = Field(description="Folder of the run: checkpoints, metrics, samples.")
-    seed: int = 0
+    seed: int = Field(0, description="Of every draw of the run: noise, levels, order of the data, new weights.")
     updates: Positive = Field(description="Generator updates in all.")
-    model: ModelConfig
-    data: DataConfig
-    method: AnyMethod = W2SConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    generator_optimizer: OptimizerConfig
-    generator_ema: EmaConfig | None = None
+    model: ModelConfig = Field(description="What is trained, from what, and in which precision.")
+    data: DataConfig = Field(description="The dataset, and how much of it one update sees.")
+    method: AnyMethod = Field(W2SConfig(), description="The method, chosen by `method.name`, and its settings.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="How the generator will be sampled.")
+    generator_optimizer: OptimizerConfig = Field(description="For the generator, which every method trains.")
+    generator_ema: EmaConfig | None = Field(
+        None, description="A moving average of the generator, validated and exported in its place; none by default."
+    )
     fake_optimizer: OptimizerConfig | None = Field(None, description="For the methods that train a fake branch.")
-    zero: ZeroConfig = ZeroConfig()
-    validation: ValidationConfig = ValidationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    guard: GuardConfig = GuardConfig()
-    logging: LoggingConfig = LoggingConfig()
+    zero: ZeroConfig = Field(ZeroConfig(), description="What DeepSpeed cuts among the processes.")
+    validation: ValidationConfig = Field(ValidationConfig(), description="Samples to look at while the run goes on.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When state is saved, and what is kept.")
+    guard: GuardConfig = Field(GuardConfig(), description="What counts as collapse, and what is done then.")
+    logging: LoggingConfig = Field(LoggingConfig(), description="Where metrics go besides the run's folder.")
     timeout: float = Field(
         30.0, gt=0, description="Minutes that a process waits for the others before it takes one of them for dead."
     )

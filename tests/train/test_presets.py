@@ -1,0 +1,81 @@
+"""What ships with the trainer: presets that say what they are, and configurations whose every field is described."""
+
+import re
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+import train.config
+from train.config import TrainConfig, load_config
+from train.method_config import CFGConfig, DiscriminatorConfig, DMD2Config, DMDConfig, OneStepConfig, SFTConfig
+from train.run_config import GuardConfig
+from train.section import EmaConfig
+
+PRESET_FOLDER = Path(train.config.__file__).parent / "presets"
+PRESETS = sorted(PRESET_FOLDER.glob("*.yaml"))
+
+
+def sections_of(annotation: Any) -> set[type[BaseModel]]:
+    """Every section that a field's type leads to."""
+    found = {annotation} if isinstance(annotation, type) and issubclass(annotation, BaseModel) else set()
+    parts = [field.annotation for model in found for field in model.model_fields.values()]
+    return found.union(*(sections_of(part) for part in (*get_args(annotation), *parts)))
+
+
+def test_every_field_has_a_description() -> None:
+    sections = sections_of(TrainConfig)
+    assert {CFGConfig, DiscriminatorConfig, DMD2Config, EmaConfig, GuardConfig, OneStepConfig, SFTConfig} <= sections
+    lacking = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert not lacking
+
+
+def header(path: Path) -> str:
+    """The comment that a preset begins with."""
+    lines = path.read_text().splitlines()
+    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+@pytest.mark.parametrize("path", [path for path in PRESETS if not path.stem.startswith("pocket")], ids=lambda p: p.stem)
+def test_presets_say_what_batch_they_make_on_which_gpus(path: Path) -> None:
+    gpus, batch = (re.search(pattern, header(path)) for pattern in (r"(\d+) GPUs", r"batch of (\d+)"))
+    assert gpus is not None
+    assert batch is not None
+    data = load_config(path).data
+    assert int(batch[1]) == int(gpus[1]) * data.micro_batch * data.accumulation
+
+
+def test_every_13b_lora_lets_tiny_gradients_through() -> None:
+    """A LoRA's gradients near 1e-9 are swallowed by an epsilon above them, unless the loss is scaled up."""
+    trained = 0
+    for path in PRESETS:
+        config = load_config(path)
+        if config.model.teacher == "pocket":
+            continue
+        optimizers = {"fake": (config.fake_optimizer, getattr(config.method, "fake_loss_scale", 1.0))}
+        if config.model.mode == "lora":
+            optimizers["generator"] = (config.generator_optimizer, 1.0)
+        for optimizer, scale in optimizers.values():
+            if optimizer is not None:
+                trained += 1
+                assert optimizer.eps < 0.1 * 1e-9 * scale, path.name
+    assert trained >= 4
+
+
+def test_the_lora_preset_is_the_other_one_but_for_what_a_lora_needs() -> None:
+    full, lora = (load_config(PRESET_FOLDER / f"hunyuan_i2v_w2s_4step{name}.yaml") for name in ("", "_lora"))
+    assert (full.model.mode, lora.model.mode) == ("full", "lora")
+    assert lora.generator_optimizer.lr >= 10 * full.generator_optimizer.lr
+    same = ("method", "data", "schedule", "zero", "updates", "validation", "checkpoint")
+    assert {name: getattr(full, name) for name in same} == {name: getattr(lora, name) for name in same}
+
+
+def test_dmd_has_a_preset_of_its_own() -> None:
+    assert load_config(PRESET_FOLDER / "hunyuan_i2v_dmd_4step.yaml").method == DMDConfig()
