@@ -1,0 +1,106 @@
+"""What the documentation tells people to type is understood, and the sizes that it computes are the networks'."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from accelerate import init_empty_weights
+
+from benchmarks.sizes import FULL_SIZES, HUNYUAN_13B
+from train.cli import app
+from train.config import load_config
+from train.network import build_network
+from train.roles import add_branch, branch_parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAIN_YOUR_OWN, TRAINING = ROOT / "docs" / "train-your-own.md", ROOT / "docs" / "training.md"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """What is typed on a page, as words: the lines of its code blocks that begin with a program of ours."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    typed = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in typed if {"magicdistill", "torchrun"} & set(words[:3])]
+
+
+def arguments(words: list[str]) -> list[str]:
+    """Those of `magicdistill`, however it is started."""
+    start = words.index("-m") + 1 if "torchrun" in words else words.index("magicdistill")
+    return words[start + 1 :]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for words in commands(page):
+        command, rest = typer.main.get_command(app), arguments(words)
+        while hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        given = command.make_context(words[0], list(rest)).params
+        if command.name == "train" and given["config"].is_relative_to("train"):
+            overrides = [text for text in given["overrides"] or [] if text != "KEY=VALUE"]
+            load_config(given["config"], [text for text in overrides if text != "..."])
+
+
+def test_programs_of_the_environment_are_started_through_uv() -> None:
+    for page in (TRAIN_YOUR_OWN, ROOT / "README.md"):
+        assert {tuple(words[:2]) for words in commands(page)} <= {("uv", "run")}
+        assert not re.findall(r"`(?:torchrun|deepspeed) ", page.read_text())
+
+
+def test_every_step_from_a_folder_to_comfyui_is_there_in_order() -> None:
+    done = [arguments(words) for words in commands(TRAIN_YOUR_OWN)]
+    large = done[[words[0] for words in done].index("inspect") :]
+    order = list(dict.fromkeys(words[0] for words in large))
+    assert order == ["inspect", "encode-prompt", "prepare", "train", "export", "sample"]
+    # What one step writes is where the next one looks for it.
+    files = {words[0]: words for words in large}
+    preset = load_config(ROOT / next(text for text in files["train"] if text.endswith(".yaml")))
+    assert str(preset.model.null_prompt) in files["encode-prompt"]
+    assert str(preset.data.dataset) in files["prepare"]
+    vae = files["prepare"][files["prepare"].index("--vae") + 1]
+    assert f"validation.vae={vae}" in files["train"]
+    assert vae == files["sample"][files["sample"].index("--vae") + 1]
+    run = next(text for text in files["train"] if text.startswith("run=")).removeprefix("run=")
+    assert all(words[1] == run for words in large if words[0] == "export")
+    assert files["sample"][1] in [words[words.index("--out") + 1] for words in large if words[0] == "export"]
+
+
+def test_memory_and_disk_are_computed_from_the_network() -> None:
+    with init_empty_weights():
+        network = build_network(HUNYUAN_13B)
+        weights = sum(parameter.numel() for parameter in network.parameters())
+        add_branch(network, "fake", 64, 64.0, 0)
+    branch = sum(parameter.numel() for parameter in branch_parameters(network, "fake"))
+    page = " ".join(TRAINING.read_text().split())
+
+    def gigabytes(number: float) -> str:
+        return f"{number / 1e9:.0f} GB"
+
+    assert f"{weights / 1e9:.1f} billion weights, a branch of rank 64 on it {branch / 1e9:.2f} billion" in page
+    # Two branches stood beside the network; their gradients and averages came with the first update.
+    kept = 45.1e9 - 2 * weights - 2 * 16 * branch
+    tokens = {clip.frames: clip.tokens for clip in FULL_SIZES.clips}
+    at = {frames: kept * tokens[frames] / tokens[33] for frames in (81, 129)}
+    assert f"{gigabytes(kept)} at 33 frames" in page
+    assert f"{gigabytes(at[81])} at 81 frames and {gigabytes(at[129])} at 129" in page
+    held = {
+        "| `w2s`, `dmd` in mode `lora`, 8 |": (2 * weights + 2 * 16 * branch) / 8,
+        "| `w2s`, `dmd`, 8 |": (18 * weights + 16 * branch) / 8,
+        "| `lcm`, `cfg`, 8 |": 18 * weights / 8,
+        "| `sft`, 8 |": 16 * weights / 8,
+        "| `one_step`, 16 |": (20 * weights + 16 * branch) / 16,
+    }
+    for row, own in held.items():
+        cells = " | ".join(gigabytes(own + more) for more in (0, at[81], at[129]))
+        assert f"{row} {cells} |" in page, (row, cells)
+    whole = 14 * weights + 12 * branch
+    assert f"{gigabytes(whole)} for a whole 13B generator ({gigabytes(18 * weights)} with the average" in page
+    assert f"up to {6 * whole / 1e12:.1f} TB" in page
+    own_pages = TRAIN_YOUR_OWN.read_text()
+    assert f"{6 * whole / 1e12:.1f} TB" in own_pages
+    assert f"{gigabytes(held['| `w2s`, `dmd`, 8 |'] + at[129])} in place of" in own_pages
