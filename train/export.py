@@ -67,7 +67,8 @@ def export_run(
             f"by a training run: use another checkpoint."
         )
     if format == "int8":
-        return save_quantised(out, generator, dtype)
+        with explained_writing(out):
+            return save_quantised(out, generator, dtype)
     if format == "comfyui":
         save_checkpoint(out, generator.state, generator.recipe, generator.null_prompt, dtype)
     else:

@@ -95,7 +95,7 @@ def test_dtype_is_as_asked(tmp_path: Path, run: Path) -> None:
 
 
 @full_mode
-@pytest.mark.parametrize("format", ["comfyui", "diffusers"])
+@pytest.mark.parametrize("format", ["comfyui", "int8", "diffusers"])
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, run: Path, format: ExportFormat) -> None:
     out = tmp_path / "out" / "g.safetensors"
     out.parent.mkdir()
