@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from magicdistill_core.checkpoint import write_safetensors
+from magicdistill_core.checkpoint import explained_writing, write_safetensors
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.families import all_families
 from magicdistill_core.families.base import Family, StartImage
@@ -191,7 +191,11 @@ class LatentWriter:
             self._pending_sources.append(source)
 
     def flush(self) -> None:
-        """Write what has gathered as a shard, then the index."""
+        """Write what has gathered as a shard, then the index.
+
+        Raises:
+            CheckpointError: if one of them cannot be written; what has gathered stays.
+        """
         if not self._pending and not self._pending_sources and (self._folder / INDEX_NAME).exists():
             return
         shards = list(self._index.shards)
@@ -204,7 +208,8 @@ class LatentWriter:
             shards.append(Shard(file=name, bytes=(self._folder / name).stat().st_size, samples=list(self._pending)))
         sources = [*self._index.sources, *self._pending_sources]
         self._index = self._index.model_copy(update={"shards": shards, "sources": sources})
-        write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1))
+        with explained_writing(self._folder / INDEX_NAME):
+            write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1))
         self._pending, self._pending_sources = {}, []
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from magicdistill_core.checkpoint import weights_sha256
-from magicdistill_core.errors import MagicDistillError, VideoError
+from magicdistill_core.errors import VideoError
 from magicdistill_core.families.hunyuan_video import check_geometry, frames_to_unit
 from magicdistill_core.video import read_video, resize_crop
 
@@ -155,7 +155,7 @@ def _add_source(
             unit = frames_to_unit(window).to(device)
             writer.append(key, encoder.vae.encode(unit)[0], encoder.encode(unit[:, 0], geometry.frames))
             report.added += 1
-    except MagicDistillError as error:
+    except VideoError as error:
         report.skipped[name] = str(error)
         logger.warning("skipped: %s", error)
     else:

@@ -1,16 +1,18 @@
 import io
 import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from magicdistill_core.errors import MagicDistillError, VideoError
+import train.latents
+from magicdistill_core.errors import CheckpointError, MagicDistillError, VideoError
 from magicdistill_core.families.hunyuan_video import frames_to_unit
 from magicdistill_core.video import read_video, resize_crop
 from magicdistill_core.video_writing import write_video
-from train.latents import DatasetError, LatentDataset
+from train.latents import DatasetError, DatasetIndex, LatentDataset
 from train.prepare import prepare
 from train.vae import load_vae
 
@@ -47,6 +49,27 @@ def test_windows_are_cut_cropped_and_encoded(tmp_path: Path, taehv_file: Path) -
     vae = load_vae(taehv_file)
     assert torch.allclose(batch.latents, vae.encode(unit), atol=1e-6)
     assert torch.allclose(batch.image_latents, vae.encode_image(unit[:, 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000])
+def test_a_full_disk_ends_it_with_a_paragraph(
+    limit: int, tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a shard, and at the index. No clip is to blame for it."""
+    for name in ("a", "b"):
+        clip(tmp_path / "in" / f"{name}.mp4", 5)
+    monkeypatch.setattr(train.latents, "_SHARD_SAMPLES", 1)
+    if limit > 1000:
+        # As long as what is written would be the whole disk.
+        monkeypatch.setattr(DatasetIndex, "model_dump_json", lambda *_, **__: "x" * 200_000)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"(shard-00000\.safetensors|dataset\.json) cannot be written .*Make"):
+            run(tmp_path / "in", tmp_path / "out", taehv_file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "skipped" not in caplog.text
 
 
 @pytest.mark.parametrize(
