@@ -22,6 +22,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.files import atomic_file, write_text
 
 from .distributed import barrier, first_error, from_all, is_main, rank, world_size
+from .rollback import Rollback, note_rollback
 from .run_folder import (
     BEST,
     FOLDER,
@@ -67,6 +68,7 @@ def save(
     step: int,
     keep: int,
     measure: float | None,
+    since: int,
     healthy: bool,
     notes: dict[str, object],
 ) -> Path:
@@ -77,6 +79,7 @@ def save(
         export: writes the trained weights into a folder (called by every process).
         keep: how many of the newest checkpoints to keep. The best one, and the newest healthy one, stay besides.
         measure: how good the run is at this point, lower is better.
+        since: measures of earlier steps are not compared with those from this one on.
         healthy: whether the guard had nothing to say.
         notes: what else a resumed run needs to know (JSON); `load` gives it back.
 
@@ -86,8 +89,7 @@ def save(
     root = run / FOLDER
     temporary = root / f"{_TEMPORARY}{step_name(step)}"
     if is_main():
-        for left in root.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(left)
+        clear_unfinished(run)
     barrier()
     error, files = None, {}
     try:
@@ -107,11 +109,22 @@ def save(
     if is_main():
         manifest = Manifest(step, all_files, counters, measure, healthy, notes)
         try:
-            _publish(root, temporary, manifest, keep)
+            _publish(root, temporary, manifest, keep, since)
         except OSError as problem:
             error = str(problem)
     _check_written(run, temporary, error)
     return root / step_name(step)
+
+
+def clear_unfinished(run: Path) -> None:
+    """Remove what a killed save has left. Called by the main process alone."""
+    for left in (run / FOLDER).glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(left)
+
+
+def held_bytes(run: Path) -> int:
+    """What the checkpoints of a run take."""
+    return sum(file.bytes for manifest in _manifests(run / FOLDER).values() for file in manifest.files.values())
 
 
 def _write_states(folder: Path, keepers: Mapping[str, Keeper]) -> dict[str, StoredFile]:
@@ -141,7 +154,7 @@ def _portions(keeper: Keeper) -> Iterator[dict[str, Tensor]]:
         yield tensors
 
 
-def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int) -> None:
+def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: int) -> None:
     """Bring a complete folder to the disk, give it its name, let `latest` and `best` say so, and remove old ones."""
     write_text(temporary / MANIFEST, manifest.to_json())
     for path in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
@@ -155,11 +168,11 @@ def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int) -> None
     _point(root, LATEST, final)
     # Later ones are of a future that this run went back from; they stay until they are written anew.
     manifests = {step: known for step, known in _manifests(root).items() if step <= manifest.step}
-    measured = {step: m.measure for step, m in manifests.items() if m.measure is not None and m.healthy}
-    best = min(measured, key=lambda step: measured[step], default=None)
+    healthy = [step for step, m in manifests.items() if m.healthy]
+    measured = {step: m for step in healthy if step >= since and (m := manifests[step].measure) is not None}
+    best = min(measured, key=lambda step: measured[step], default=max(healthy, default=None))
     if best is not None:
         _point(root, BEST, root / step_name(best))
-    healthy = [step for step, m in manifests.items() if m.healthy]
     for step in set(manifests) - {*sorted(manifests)[-keep:], best, *healthy[-1:]}:
         _remove(root / step_name(step))
 
@@ -208,10 +221,15 @@ def point_to(run: Path, step: int) -> None:
     _point(root, LATEST, root / step_name(step))
 
 
-def go_back(run: Path, step: int) -> None:
-    """Make an earlier checkpoint the newest: later ones are removed. Called by the main process alone."""
+def go_back(run: Path, to: Rollback) -> None:
+    """Make an earlier checkpoint the newest: later ones are removed. Called by the main process alone.
+
+    That the run goes back is noted first, so that a process that is killed meanwhile does not forget it.
+    """
+    root, step = run / FOLDER, to.step
+    note_rollback(run, to)
+    fsync(root)
     point_to(run, step)
-    root = run / FOLDER
     for later in checkpoint_steps(root):
         if later > step:
             _remove(root / step_name(later))

@@ -1,5 +1,6 @@
 """DeepSpeed engines: what is trained, each with an optimizer of its own, and networks that are only asked."""
 
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -160,15 +161,20 @@ class Frozen(Holder):
             self.called = deepspeed.initialize(model=network, config=deepspeed_config(config, 0.0, 3))[0]
 
 
-def collect_state(network: nn.Module) -> dict[str, Tensor]:
-    """A network's parameters on the CPU of the main process (elsewhere empty); a collective call under ZeRO-3.
+def collect_state(network: nn.Module, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+    """Copies of a network's parameters on the CPU of the main process (elsewhere none); a collective call under ZeRO-3.
 
     One parameter is gathered at a time, so that a sharded 13B network never stands whole on one GPU.
+
+    Args:
+        wanted: by its name, whether a parameter is; without it all are.
     """
     state = {}
     for name, parameter in network.named_parameters():
+        if wanted is not None and not wanted(name):
+            continue
         sharded = [parameter] if hasattr(parameter, "ds_id") else []
         with deepspeed.zero.GatheredParameters(sharded):
             if is_main():
-                state[name] = parameter.detach().cpu().clone()
+                state[name] = parameter.detach().to("cpu", copy=True)
     return state

@@ -2,20 +2,17 @@
 
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt, save_checkpoint
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.layouts.modules import diffusers_to_file
-from magicdistill_core.lora_file import save_lora
 from magicdistill_core.recipe import Recipe
 
-from .config import BranchConfig, TrainConfig
+from .config import TrainConfig
+from .disk_space import check_room, state_bytes
 from .distributed import (
     bound_waiting,
     first_error,
@@ -28,25 +25,17 @@ from .distributed import (
 )
 from .draws import Draws
 from .ema import GeneratorEma
-from .engines import collect_state
 from .guard import Verdict
 from .machine import machine_facts
-from .method_config import FAKE, GENERATOR
 from .methods import MicroBatch, build_method
 from .players import build_players
 from .preflight import begin, look
 from .progress import RunLog, check_trackers
 from .report import write_report
-from .roles import branch_modules
-from .run_folder import (
-    CONFIG_FILE,
-    FAKE_LORA_FILE,
-    GENERATOR_FILE,
-    GENERATOR_LORA_FILE,
-    VALIDATION,
-)
+from .run_folder import CONFIG_FILE, VALIDATION
 from .run_state import GuardError, RunState
 from .signals import StopRequest
+from .trained_files import TrainedFiles
 from .validation import Validation
 from .weights import null_prompt_of
 
@@ -82,7 +71,6 @@ class Trainer:
         self.dataset.check_family(self.family)
         self.draws = Draws(config.seed)
         self.recipe = self._recipe()
-        begin(config, self.inputs)
         self.players = build_players(
             config, teacher, self.prompt, self.device, None if negative is None else load_null_prompt(negative)
         )
@@ -91,13 +79,29 @@ class Trainer:
         self.validation = Validation(
             config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
         )
-        self.state = RunState(config, self.players.engines, self.draws, self.export)
         self.ema = None
         if config.generator_ema is not None:
             self.ema = GeneratorEma(self.players.generator.engine, config.generator_ema)
+        self.files = TrainedFiles(
+            config.model,
+            self.players,
+            self.family.architecture.layout,
+            teacher.shape.hidden,
+            self.recipe,
+            "folder" if self.inputs.teacher.is_dir() else None,
+            self.prompt,
+            self.ema,
+        )
+        self.state = RunState(config, self.players.engines, self.draws, self.files.write)
+        if self.ema is not None:
             self.state.keepers["generator_ema"] = self.ema
         if resume:
             self.state.resume()
+        self.checkpoint_bytes = state_bytes(self.state.keepers) + self.files.bytes()
+        if self.state.step < config.updates:
+            check_room(config.run, self.checkpoint_bytes, config.checkpoint.keep)
+        # Only now: a resume that is refused leaves the run's record as it was.
+        begin(config, self.inputs)
 
     def _recipe(self) -> Recipe:
         schedule, dataset = self.config.schedule, self.dataset
@@ -122,7 +126,10 @@ class Trainer:
         """Train to the configured number of updates, or until told to stop, saving and sampling on the way."""
         config, state = self.config, self.state
         with StopRequest() as stop, RunLog(config, state.step, self.method.headline) as log:
-            log.event("resumed" if state.step else "started", state.step, **machine_facts())
+            facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
+            if state.changed:
+                facts["changed"] = state.changed
+            log.event("resumed" if state.step else "started", state.step, **facts)
             while state.step < config.updates:
                 began = time.monotonic()
                 metrics = self._round()
@@ -133,16 +140,19 @@ class Trainer:
                     logger.warning("Update %d: %s", state.step, finding)
                 if verdict.act and self._act(verdict, log):
                     continue
-                if self.validation.due(state.step):
-                    with self._exported_weights():
-                        self.validation.run(self.players, state.step)
                 stopped_by = first_error(stop.name)
-                if state.step % config.checkpoint.every == 0 or state.step == config.updates or stopped_by:
+                if state.due() or stopped_by:
                     state.save()
                     log.event("saved", state.step)
                 if stopped_by:
                     log.event("stopped", state.step, by=stopped_by)
                     return Outcome(state.step, stopped_by)
+                # After the save, which holds more than samples to be looked at.
+                if self.validation.due(state.step):
+                    with self.files.exported_weights():
+                        problem = self.validation.run(self.players, state.step)
+                    if problem is not None:
+                        log.event("warning", state.step, finding=problem)
             log.event("finished", state.step)
         return Outcome(state.step, None)
 
@@ -209,43 +219,6 @@ class Trainer:
             self.family.free_shape(shape),
             lambda: self.family.free(self.dataset.latents(indices)).to(self.device),
         )
-
-    def _exported_weights(self) -> AbstractContextManager[None]:
-        """Within, the generator has the weights that are exported: their average if there is one."""
-        return nullcontext() if self.ema is None else self.ema.applied()
-
-    def export(self, folder: Path) -> None:
-        """Write the trained weights as they stand into `folder`; a collective call."""
-        model = self.config.model
-        recipe = self.recipe.model_copy(update={"training_step": self.state.step})
-        with self._exported_weights():
-            generator = collect_state(self.players.generator.network.transformer)
-        shared = model.mode == "lora"
-        trains_fake = FAKE in self.players.engines
-        branches = collect_state(self.players.fake.network.transformer) if trains_fake and not shared else generator
-        if not is_main():
-            return
-        if shared:
-            self._save_branch(folder / GENERATOR_LORA_FILE, GENERATOR, model.generator_branch, generator)
-        else:
-            state = diffusers_to_file(self.family.architecture.layout, generator)
-            save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
-        if trains_fake:
-            self._save_branch(folder / FAKE_LORA_FILE, FAKE, model.fake_branch, branches)
-
-    def _save_branch(self, path: Path, name: str, size: BranchConfig, state: dict[str, torch.Tensor]) -> None:
-        recipe = self.recipe.model_copy(
-            update={
-                "kind": f"{self.recipe.kind if name == GENERATOR else name}_lora",
-                "training_step": self.state.step,
-                "base_hash": self.recipe.teacher_hash,
-                "base_kind": "folder" if self.inputs.teacher.is_dir() else None,
-                "lora_rank": size.rank,
-                "lora_alpha": size.alpha,
-            }
-        )
-        prompt = self.prompt if name == GENERATOR else None
-        save_lora(path, branch_modules(state, name, size.alpha, self.shape.hidden), recipe, prompt)
 
 
 def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:

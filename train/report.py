@@ -211,6 +211,7 @@ def _timeline(events: Rows) -> str:
     for event in events:
         when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M:%S")
         said = event.get("findings") or [event[key] for key in ("finding", "by", "device") if key in event]
+        said = [*said, *(f"{name}: {was}, now {now}" for name, (was, now) in event.get("changed", {}).items())]
         if event["event"] != "saved":
             rows.append((when, str(event["step"]), event["event"], "; ".join(said)))
     saved = [str(event["step"]) for event in events if event["event"] == "saved"]

@@ -192,8 +192,12 @@ def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed:
 
 def branch_parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:
     """The parameters of one branch."""
-    halves = (f".lora_A.{name}.", f".lora_B.{name}.")
-    return [p for key, p in transformer.named_parameters() if any(half in key for half in halves)]
+    return [p for key, p in transformer.named_parameters() if is_in_branch(key, name)]
+
+
+def is_in_branch(key: str, name: str) -> bool:
+    """Whether a parameter of this name belongs to a branch."""
+    return f".lora_A.{name}." in key or f".lora_B.{name}." in key
 
 
 def branch_modules(state: Mapping[str, Tensor], name: str, alpha: float, hidden: int) -> dict[str, LowRank]:

@@ -14,6 +14,8 @@ RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 METRICS_FILE, ABANDONED_FILE, EVENTS_FILE = "metrics.jsonl", "metrics-abandoned.jsonl", "events.jsonl"
 VALIDATION, REPORT = "validation", "report"
 FOLDER, LATEST, BEST, MANIFEST = "checkpoints", "latest", "best", "manifest.json"
+# Beside them: to which step the run went back last, and how often it has.
+ROLLBACK = "rollback.json"
 GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
     "generator.safetensors",
     "generator_lora.safetensors",

@@ -73,20 +73,31 @@ class Validation:
         return self.settings.every > 0 and step % self.settings.every == 0
 
     @torch.no_grad()
-    def run(self, players: Players, step: int) -> None:
-        """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`."""
+    def run(self, players: Players, step: int) -> str | None:
+        """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`.
+
+        Returns:
+            What went wrong if they could not be decoded or written: a run need not end for that, because samples are
+            only to be looked at.
+        """
         sigmas = few_step_sigmas(self.schedule.steps, self.schedule.shift)
-        clips = []
+        latents = []
         for number in range(len(self.images)):
             image = self.images[number : number + 1]
             velocity = players.generator_velocity(self.family.condition(image, self.shape[2]))
             seed, kept = self.settings.seed + number, self.family.kept_frames
             sampler = self.schedule.sampler
             free = sample_latents(velocity, self.shape, sigmas, sampler, seed, self.device, kept_frames=kept)
-            if self.vae is not None:
-                clips.append(unit_to_frames(self.vae.decode(self.family.whole(free, image)).cpu()))
-        if clips:
-            self._write(clips, step)
+            latents.append(self.family.whole(free, image))
+        if self.vae is None:
+            return None
+        try:
+            self._write([unit_to_frames(self.vae.decode(latent).cpu()) for latent in latents], step)
+        except Exception as error:
+            # Apart from the sampling above: there an error on one process would leave the others waiting.
+            logger.warning("Update %d: the samples could not be shown; the run goes on", step, exc_info=True)
+            return f"the samples could not be shown: {error}"
+        return None
 
     def _write(self, clips: list[Tensor], step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

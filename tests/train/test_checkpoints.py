@@ -52,6 +52,13 @@ def branch(whole: Path, parts: Path, step: int) -> None:
     (parts / "checkpoints" / "latest").write_text(f"step-{step:06d}")
 
 
+def assert_size_was_foreseen(run: Path) -> None:
+    """What was computed before the first update is what a checkpoint takes, but for its files' headers."""
+    computed = json.loads((run / "events.jsonl").read_text().splitlines()[0])["checkpoint_bytes"]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(run, 3).values())
+    assert computed == held
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("mode", "precision", "stage", "processes"),
@@ -71,6 +78,7 @@ def test_resume_continues_bit_exactly(
     done = live(config | {"run": str(tmp_path / "parts")}, "--resume", processes=processes)
     assert done.codes == [0] * processes, done.said
     assert_same_run(tmp_path / "parts", tmp_path / "whole", 3)
+    assert_size_was_foreseen(tmp_path / "whole")
     first, last = tensors(tmp_path / "whole", 1), tensors(tmp_path / "whole", 3)
     assert any(not torch.equal(first[name], last[name]) for name in first)
 
@@ -94,9 +102,11 @@ def test_another_number_of_processes_goes_on_alike(
     branch(tmp_path / "whole", tmp_path / "parts", 1)
     wrong = config("parts", after, stages[1])
     wrong["data"]["accumulation"] = 3
+    record = (tmp_path / "parts" / "config.yaml").read_text()
     refused = live(wrong, "--resume", processes=after)
     assert set(refused.codes) == {2}
     assert f"Set data.accumulation={2 // after}" in refused.said
+    assert (tmp_path / "parts" / "config.yaml").read_text() == record
     done = live(config("parts", after, stages[1]), "--resume", processes=after)
     assert done.codes == [0] * after, done.said
     for name in ("generator.safetensors", "fake_lora.safetensors"):
@@ -126,16 +136,41 @@ def run(finished: Path, tmp_path: Path, tiny_config: Callable, live: Callable) -
     return tmp_path / "run"
 
 
-def test_the_newest_and_the_best_are_kept(run: Path) -> None:
+def test_while_the_fake_branch_is_new_the_newest_is_the_best(run: Path) -> None:
+    """Its distance is lowest at first, because it is zero then; see `test_measure.py` for what comes later."""
     values = {row["step"]: row["generator/real_fake_distance"] for row in lines(run)}
-    measures = {1: values[1], 2: (values[1] + values[2]) / 2, 3: sorted(values.values())[1]}
-    best = min(measures, key=lambda step: measures[step])
-    assert checkpoint_folder(run, best=True).name == f"step-{best:06d}"
-    assert checkpoint_steps(run / "checkpoints") == sorted({best, 3})
+    assert values[1] < min(values[2], values[3])
+    assert checkpoint_folder(run, best=True).name == "step-000003"
+    assert checkpoint_steps(run / "checkpoints") == [3]
     manifest = read_manifest(checkpoint_folder(run, best=True))
-    assert (manifest.step, manifest.healthy) == (best, True)
-    assert manifest.measure == pytest.approx(measures[best])
-    assert manifest.counters == {"generator": best, "fake": 2 * best}
+    assert (manifest.step, manifest.healthy) == (3, True)
+    assert manifest.measure == pytest.approx(sorted(values.values())[1])
+    assert manifest.counters == {"generator": 3, "fake": 6}
+
+
+def test_another_method_is_refused_and_what_changed_is_told(
+    run: Path, tmp_path: Path, tiny_config: Callable, live: Callable
+) -> None:
+    """A refusal leaves the run's record as it was; a resume says which settings are others."""
+    records = [run / "run.json", run / "config.yaml"]
+    before = [path.read_text() for path in records]
+    other = tiny_config(run, updates=4, method={"name": "dmd", "fake_updates": 2}, generator_optimizer={"lr": 1.0})
+    refused = live(other, "--resume")
+    assert refused.codes == [2]
+    assert "trained with the method w2s, and the configuration now says dmd" in refused.said
+    assert "set method.name=w2s" in refused.said
+    assert [path.read_text() for path in records] == before
+    config = tiny_config(run, updates=4, generator_optimizer={"lr": 2e-3, "clip": 0.5})
+    done = live(config, "--resume")
+    assert done.codes == [0], done.said
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    resumed = next(event for event in events if event["event"] == "resumed")
+    # The checkpoint is of the run that this one was copied from.
+    assert resumed["changed"].pop("run")[1] == str(run)
+    keep = resumed["changed"].pop("checkpoint.keep"), resumed["changed"].pop("checkpoint.every")
+    assert keep == ([1, 2], [1, 100])
+    assert resumed["changed"] == {"updates": [3, 4], "generator_optimizer.lr": [1e-3, 2e-3]}
+    assert "generator_optimizer.lr: 0.001, now 0.002" in (run / "report" / "report.md").read_text()
 
 
 def test_damage_is_named(run: Path, tiny_config: Callable, live: Callable) -> None:

@@ -9,10 +9,11 @@ import typer
 from accelerate import init_empty_weights
 
 from benchmarks.sizes import FULL_SIZES, HUNYUAN_13B
+from magicdistill_core.layouts.lora import lora_state
 from train.cli import app
 from train.config import load_config
 from train.network import build_network
-from train.roles import add_branch, branch_parameters
+from train.roles import add_branch, branch_modules, branch_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,9 +99,12 @@ def test_memory_and_disk_are_computed_from_the_network() -> None:
     for row, own in held.items():
         cells = " | ".join(gigabytes(own + more) for more in (0, at[81], at[129]))
         assert f"{row} {cells} |" in page, (row, cells)
-    whole = 14 * weights + 12 * branch
+    lora = lora_state(branch_modules(dict(network.named_parameters()), "fake", 64.0, HUNYUAN_13B.hidden))
+    file = 2 * sum(tensor.numel() for tensor in lora.values())
+    whole, branches = 14 * weights + 12 * branch + file, 2 * (12 * branch + file)
     assert f"{gigabytes(whole)} for a whole 13B generator ({gigabytes(18 * weights)} with the average" in page
-    assert f"up to {6 * whole / 1e12:.1f} TB" in page
-    own_pages = TRAIN_YOUR_OWN.read_text()
-    assert f"{6 * whole / 1e12:.1f} TB" in own_pages
+    assert f"{gigabytes(branches)} in mode `lora`" in page
+    assert f"up to {6 * whole / 1e12:.1f} TB, or {gigabytes(6 * branches)}" in page
+    own_pages = " ".join(TRAIN_YOUR_OWN.read_text().split())
+    assert f"{6 * whole / 1e12:.1f} TB of disk in place of {gigabytes(6 * branches)}" in own_pages
     assert f"{gigabytes(held['| `w2s`, `dmd`, 8 |'] + at[129])} in place of" in own_pages

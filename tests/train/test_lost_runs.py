@@ -192,9 +192,64 @@ def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: 
     went_back = [event for event in events if event["event"] == "went back"]
     assert [(event["step"], event["failed"]) for event in went_back] == [(2, 4)]
     assert events[-1]["event"] == "ended by the guard"
+    assert json.loads((run / "checkpoints" / "rollback.json").read_text()) == {"step": 2, "attempt": 1}
     abandoned = (run / "metrics-abandoned.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in abandoned] == [3, 4]
     mended = wild | {"generator_optimizer": config["generator_optimizer"]}
     assert live(mended, "--resume").codes == [0]
     shutil.rmtree(run / "tensorboard")
     assert len((run / "metrics.jsonl").read_text().splitlines()) == UPDATES
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_remembers_that_it_went_back(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """Killed after it went back (see above for the note of that), before it saved: `guard.rollbacks` counts still."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    (run / "checkpoints" / "rollback.json").write_text(json.dumps({"step": 2, "attempt": 1}))
+    wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
+    life = live(wild, "--resume")
+    assert life.codes == [2]
+    assert "The run was stopped at update 4" in life.said
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "went back" not in events
+
+
+@pytest.mark.timeout(600)
+def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """Killed between the note and its doing; the learning rate is lowered as it would have been."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    (run / "checkpoints" / "rollback.json").write_text(json.dumps({"step": 1, "attempt": 1}))
+    life = live(config | {"updates": 2}, "--resume")
+    assert life.codes == [0], life.said
+    assert "learning rates are multiplied by 0.5" in life.said
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "resumed"] == [1]
+    assert json.loads((verified(run) / "manifest.json").read_text())["notes"]["attempt"] == 1
+    # What was noted is done once: the next process begins from what this one saved.
+    assert live(config | {"updates": 3}, "--resume").codes == [0]
+    last = json.loads((run / "events.jsonl").read_text().splitlines()[-3])
+    assert (last["event"], last["step"]) == ("resumed", 2)
+
+
+@pytest.mark.timeout(600)
+def test_a_time_limit_saves_and_changes_nothing(
+    tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
+    """Far below `every` updates; and samples that cannot be written end nothing: saved first, warned, gone on."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "validation").write_text("in the way of the folder of the samples")
+    checkpoint = {"every": 100, "keep": 2, "minutes": 1e-6}
+    life = live(small(tiny_config, run, checkpoint=checkpoint, validation={"every": 3, "samples": 1}), processes=2)
+    assert life.codes == [0, 0], life.said
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "saved"] == list(range(1, UPDATES + 1))
+    shown = [(event["event"], event["step"]) for event in events if event["step"] == 3]
+    assert shown == [("saved", 3), ("warning", 3)]
+    assert "the samples could not be shown" in life.output[0]
+    assert "FileExistsError" in life.output[0]
+    assert contents(run) == whole(2)
