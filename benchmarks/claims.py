@@ -36,6 +36,11 @@ def claims(document: Document) -> Iterator[str]:
             )
 
 
+def of_run(row: Row) -> str:
+    """The older run that a row is of, where several are shown together; empty for one of the benchmark's own run."""
+    return str(row.get("of_run", ""))
+
+
 def _verdict(document: Document, row: Row, target: float) -> str:
     """Whether a target is met; at pocket sizes, where Python takes its part, there is none."""
     if document["machine"].get("sizes") == "pocket":
@@ -46,12 +51,17 @@ def _verdict(document: Document, row: Row, target: float) -> str:
 def _repeats(row: Row, rows: list[Row]) -> int | None:
     """How often a row was measured; a computed one as often as those of its clip that it comes from."""
     clip = row["case"].partition(": ")[0]
-    known = [other["repeats"] for other in rows if other["case"].startswith(f"{clip}: bare") and "repeats" in other]
+    known = [
+        other["repeats"]
+        for other in rows
+        if other["case"].startswith(f"{clip}: bare") and "repeats" in other and of_run(other) == of_run(row)
+    ]
     return row.get("repeats", min(known, default=None))
 
 
 def _forwards(rows: list[Row]) -> Iterator[str]:
-    groups: dict[str, dict[str, float]] = {}
+    # Only what was measured in one run is compared.
+    groups: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         group, _, variant = row["case"].partition(": ")
         if "seconds" not in row or "part" in row:
@@ -62,11 +72,11 @@ def _forwards(rows: list[Row]) -> Iterator[str]:
                 f"plain matrix product"
             )
         elif variant:
-            groups.setdefault(group, {})[variant] = row["seconds"]
+            groups.setdefault((group, of_run(row)), {})[variant] = row["seconds"]
     if profile := by_kind(row for row in rows if "part" in row):
         parts = ", ".join(f"{row['case'].partition(': ')[2]} {100 * row['part']:.0f} %" for row in profile)
         yield f"{profile[0]['case'].partition(': ')[0]}: {parts}"
-    for group, variants in groups.items():
+    for (group, _), variants in groups.items():
         if len(variants) > 1:
             (fast, least), *_, (slow, most) = sorted(variants.items(), key=lambda item: item[1])
             yield f"{group}: fastest is {fast} ({least:.3g} s), slowest {slow} ({most / least:.3g} times as long)"

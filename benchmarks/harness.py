@@ -64,6 +64,14 @@ class Timing:
         return columns
 
 
+@dataclass
+class Case:
+    """How one case went, once it is over."""
+
+    failed: bool = False
+    seconds: float = 0.0
+
+
 class Bench:
     """One benchmark on one device.
 
@@ -116,20 +124,23 @@ class Bench:
         return False
 
     @contextmanager
-    def case(self, name: str) -> Iterator[None]:
+    def case(self, name: str) -> Iterator[Case]:
         """One case, whose failure is recorded and ends only itself; memory and its peak are clean before and after."""
         self.clean()
         began = self._clock()
+        case = Case()
         try:
-            yield
+            yield case
         except Exception as error:
+            case.failed = True
             logger.warning("%s failed", name, exc_info=error)
             self.record(name, error=describe(error))
             # The frames of the traceback hold the tensors of the case.
             traceback.clear_frames(error.__traceback__)
         finally:
             self.clean()
-            logger.info("%s: %.1f s", name, self._clock() - began)
+            case.seconds = self._clock() - began
+            logger.info("%s: %.1f s", name, case.seconds)
 
     def compare(self, variants: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
         """Time several ways of doing a thing, one after another in every round, so that drift meets all alike.

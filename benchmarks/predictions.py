@@ -1,13 +1,17 @@
 """What was expected of 13B on one large GPU before it was measured, and what came of it.
 
-Expectations are typed; outcomes are computed from the results, and say "not measured" until there are rows for them.
+Expectations are typed; outcomes are computed from the results. Where there are no rows for one it says why: it was
+not measured, or how it failed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from .claims import PROFILE, Document, Row
 from .kernels import by_kind
+from .merge import DONE, NOT_RUN, closest_failure
 from .sizes import FULL_SIZES
 
 _SMALL, _MEDIUM, _USUAL, _LONGEST = (clip.name for clip in FULL_SIZES.clips)
@@ -17,27 +21,42 @@ _ITERATION = "iteration, computed from one update of each"
 
 
 class NotMeasuredError(LookupError):
-    """No result has the row."""
+    """No result has the rows; the message says what came of them instead."""
 
 
 class Measured:
-    """Rows by benchmark and case, out of the newest result that has them."""
+    """Rows by benchmark and case, out of the newest result that has them.
+
+    Attributes:
+        remarks: failures of newer results at the rows that were given out.
+    """
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._documents = sorted(documents, key=lambda document: document["machine"].get("date", ""), reverse=True)
+        self.remarks: list[str] = []
 
-    def rows(self, benchmark: str, start: str) -> list[Row]:
+    def beginning(self, benchmark: str, start: str) -> list[Row]:
         """The measured rows of one result whose cases begin so.
 
         Raises:
             NotMeasuredError: if there are none.
         """
-        for document in self._documents:
-            entry = document["benchmarks"].get(benchmark, {"rows": []})
-            found = [row for row in entry["rows"] if row["case"].startswith(start) and "error" not in row]
-            if found:
-                return found
-        raise NotMeasuredError(f"{benchmark}: {start}")
+        return self._newest(
+            benchmark, (start,), lambda rows: [row for row in rows if row["case"].startswith(start)] or None
+        )
+
+    def rows(self, benchmark: str, *cases: str) -> list[Row]:
+        """Rows that were measured together, in one run, in the order of their cases.
+
+        Raises:
+            NotMeasuredError: if no run has all of them.
+        """
+
+        def pick(rows: list[Row]) -> list[Row] | None:
+            found = {row["case"]: row for row in rows}
+            return [found[case] for case in cases] if all(case in found for case in cases) else None
+
+        return self._newest(benchmark, cases, pick)
 
     def row(self, benchmark: str, case: str) -> Row:
         """One row.
@@ -45,10 +64,53 @@ class Measured:
         Raises:
             NotMeasuredError: if there is none.
         """
-        for row in self.rows(benchmark, case):
-            if row["case"] == case:
-                return row
-        raise NotMeasuredError(f"{benchmark}: {case}")
+        (row,) = self.rows(benchmark, case)
+        return row
+
+    def _newest(self, benchmark: str, cases: Sequence[str], pick: Callable[[list[Row]], list[Row] | None]) -> list[Row]:
+        lacks: list[_Lack] = []
+        for document in self._documents:
+            entry = document["benchmarks"].get(benchmark)
+            if entry is None:
+                continue
+            found = pick([row for row in entry["rows"] if "error" not in row])
+            if found is not None:
+                self.remarks += [f"in a newer run {lack.text}" for lack in lacks if lack.failed]
+                return found
+            lacks += _lacks(document["machine"], entry, cases)
+        # A failure says more of what was expected than want of time does.
+        lacks.sort(key=lambda lack: not lack.failed)
+        raise NotMeasuredError(lacks[0].text if lacks else "not measured")
+
+
+@dataclass(frozen=True)
+class _Lack:
+    """Why a run has no row of a case; whether it was tried and failed."""
+
+    text: str
+    failed: bool
+
+
+def _lacks(machine: dict[str, Any], entry: dict[str, Any], cases: Sequence[str]) -> Iterator[_Lack]:
+    errors = [row for row in entry["rows"] if "error" in row]
+    closest = (closest_failure(errors, case) for case in cases)
+    telling = list({row["case"]: row for row in closest if row is not None}.values())
+    if len(errors) == len(entry["rows"]):
+        # What all others need, such as the network, is a case of its own.
+        telling = telling or errors
+    for row in telling:
+        if row["error"].startswith(NOT_RUN):
+            yield _Lack(f"not measured: {row['error'].removeprefix(NOT_RUN)}", failed=False)
+        else:
+            yield _Lack(f"{row['case']}: {row['error']} ({_where(machine)})", failed=True)
+    if not telling and entry["status"] != DONE:
+        reason = entry["status"].removeprefix(NOT_RUN)
+        yield _Lack(f"not measured: {reason}", failed=False)
+
+
+def _where(machine: dict[str, Any]) -> str:
+    memory = [f"{machine['device_memory_gb']} GB"] if "device_memory_gb" in machine else []
+    return ", ".join([machine.get("device", "unknown device"), *memory, f"commit {machine.get('commit') or 'unknown'}"])
 
 
 @dataclass(frozen=True)
@@ -62,17 +124,18 @@ class Prediction:
 
 def outcomes(documents: Sequence[Document]) -> Iterator[str]:
     """The table of all predictions, as lines of Markdown."""
-    measured = Measured(documents)
-    yield "Measured on a large GPU at 13B sizes; the last column is written by hand."
+    yield "Measured on a large GPU at 13B sizes; the last column is written by hand, from what was measured at 0fdcf5b."
     yield ""
     yield "| expected, or asked | measured | what follows |"
     yield "| --- | --- | --- |"
     for prediction in PREDICTIONS:
+        measured = Measured(documents)
         try:
             outcome = prediction.outcome(measured)
-        except NotMeasuredError:
-            outcome = "not measured"
-        yield f"| {prediction.expected} | {outcome} | {prediction.follows} |"
+        except NotMeasuredError as lack:
+            outcome = str(lack)
+        said = "; ".join([outcome, *dict.fromkeys(measured.remarks)]).replace("|", "\\|")
+        yield f"| {prediction.expected} | {said} | {prediction.follows} |"
 
 
 def _once(row: Row) -> str:
@@ -88,23 +151,21 @@ def _forwards(measured: Measured) -> str:
 
 
 def _mask(measured: Measured) -> str:
-    masked, unmasked = (
-        measured.row("forward", f"{_ATTENTION}: {name}") for name in ("PyTorch's choice, masked", "as it is")
-    )
+    masked, unmasked = measured.rows("forward", f"{_ATTENTION}: PyTorch's choice, masked", f"{_ATTENTION}: as it is")
     seconds = masked["seconds"], unmasked["seconds"]
     less = 100 * (1 - seconds[1] / seconds[0])
     return f"{seconds[0]:.3f} s with it, {seconds[1]:.3f} s without at {_MEDIUM}: {less:.0f} % less"
 
 
 def _back_ends(measured: Measured) -> str:
-    ours, cudnn, flash = (
-        measured.row("forward", f"{_ATTENTION}: {name}")["seconds"] for name in ("as it is", "cuDNN", "flash")
-    )
+    rows = measured.rows("forward", *(f"{_ATTENTION}: {name}" for name in ("as it is", "cuDNN", "flash")))
+    ours, cudnn, flash = (row["seconds"] for row in rows)
     return f"{ours:.3f} s by PyTorch's own choice, {cudnn:.3f} s by cuDNN, {flash:.3f} s by PyTorch's flash kernel"
 
 
 def _compiled(measured: Measured) -> str:
-    eager, compiled = (measured.row("forward", f"compiled blocks, {_MEDIUM}: {name}") for name in ("eager", "compiled"))
+    group = f"compiled blocks, {_MEDIUM}"
+    eager, compiled = measured.rows("forward", f"{group}: eager", f"{group}: compiled")
     return (
         f"{eager['seconds'] / compiled['seconds']:.2f} times as fast at {_MEDIUM} ({compiled['seconds']:.3f} s instead "
         f"of {eager['seconds']:.3f} s); the first call takes {compiled['first_call_seconds']:.0f} s"
@@ -112,13 +173,11 @@ def _compiled(measured: Measured) -> str:
 
 
 def _weights(measured: Measured) -> str:
-    exact, expanded, multiplied = (
-        measured.row("forward", f"{_WEIGHTS}: {name}")
-        for name in ("bfloat16", "int8, expanded at every call", "fp8, multiplied in fp8")
-    )
+    kinds = ("bfloat16", "int8, expanded at every call", "fp8, multiplied in fp8")
+    exact, expanded, multiplied = measured.rows("forward", *(f"{_WEIGHTS}: {kind}" for kind in kinds))
     products = next(
         row["part"]
-        for row in by_kind(measured.rows("forward", f"{PROFILE}, {_MEDIUM}"))
+        for row in by_kind(measured.beginning("forward", f"{PROFILE}, {_MEDIUM}"))
         if row["case"].endswith("matrix products")
     )
     return (
@@ -129,7 +188,7 @@ def _weights(measured: Measured) -> str:
 
 
 def _casts(measured: Measured) -> str:
-    rows = measured.rows("forward", f"{PROFILE}, {_MEDIUM}")
+    rows = measured.beginning("forward", f"{PROFILE}, {_MEDIUM}")
     (casts,) = (row for row in by_kind(rows) if "casts" in row["case"])
     calls = " and ".join(str(row["calls"]) for row in rows if "copy" in row["case"])
     return f"{100 * casts['part']:.1f} % of a forward's time are casts and copies ({calls} calls)"
@@ -149,10 +208,9 @@ def _kept(measured: Measured) -> str:
 
 
 def _sampler(measured: Measured) -> str:
-    usual, small = (
-        measured.row("sampling", f"{name}: our Euler sampler") for name in (f"{_USUAL}, 4 steps", f"{_SMALL}, 28 steps")
-    )
-    peer = measured.row("sampling", f"{_SMALL}, 28 steps: diffusers' scheduler loop")
+    usual = measured.row("sampling", f"{_USUAL}, 4 steps: our Euler sampler")
+    many = f"{_SMALL}, 28 steps"
+    small, peer = measured.rows("sampling", f"{many}: our Euler sampler", f"{many}: diffusers' scheduler loop")
     return (
         f"{usual['ratio']:.4f} at {_USUAL}, 4 steps{_once(usual)}; {small['ratio']:.4f} at {_SMALL}, 28 steps"
         f"{_once(small)}, where diffusers' loop takes {peer['ratio']:.4f}"
@@ -160,11 +218,8 @@ def _sampler(measured: Measured) -> str:
 
 
 def _overhead(measured: Measured) -> str:
-    row = measured.row("iteration", f"{_MEDIUM}: {_ITERATION}")
-    fake, generator = (
-        measured.row("iteration", f"{_MEDIUM}: {player} update, exit at the first node")
-        for player in ("fake", "generator")
-    )
+    updates = (f"{_MEDIUM}: {player} update, exit at the first node" for player in ("fake", "generator"))
+    row, fake, generator = measured.rows("iteration", f"{_MEDIUM}: {_ITERATION}", *updates)
     parts = sorted(100 * update["optimizer_seconds"] / update["seconds"] for update in (fake, generator))
     return (
         f"{row['ratio']:.3f} at {_MEDIUM}{_once(fake)}: {fake['ratio']:.3f} for a fake update, "
@@ -176,9 +231,13 @@ def _overhead(measured: Measured) -> str:
 def _longest(measured: Measured) -> str:
     try:
         row = measured.row("iteration", f"{_LONGEST}: {_ITERATION}")
-    except NotMeasuredError:
-        lower = measured.row("iteration", f"{_MEDIUM}: {_ITERATION}")
-        return f"not measured, for lack of time; {lower['peak_gb']:.1f} GB at {_MEDIUM}"
+    except NotMeasuredError as lack:
+        for shorter in (_USUAL, _MEDIUM):
+            # Why a shorter one was not measured is of no interest here.
+            with suppress(NotMeasuredError):
+                row = measured.row("iteration", f"{shorter}: {_ITERATION}")
+                return f"{lack}; {row['peak_gb']:.1f} GB at {shorter}"
+        raise
     return f"{row['peak_gb']:.1f} GB at {_LONGEST}"
 
 

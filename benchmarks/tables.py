@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .claims import Row
+from .claims import Row, of_run
 from .kernels import by_kind
 
 _HEADINGS = {
@@ -33,29 +33,33 @@ _LAST = (
     "relative_difference",
 )
 # The JSON has them; the spread and the names of the cases say enough here. Notes and errors stand outside of tables.
-_HIDDEN = {"seconds_min", "seconds_max", "frames", "steps", "note", "error"}
+_HIDDEN = {"seconds_min", "seconds_max", "frames", "steps", "note", "error", "of_run", "stands_for", "because"}
 
 
 def tables(rows: list[Row]) -> Iterator[str]:
-    """Lines of Markdown: cases without a group first, then a table for every group "group: variant"."""
-    groups: dict[str, list[Row]] = {}
+    """Lines of Markdown: cases without a group first, then a table for every group "group: variant".
+
+    Rows of an older run have tables of their own, since only what ran together is to be compared.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if "error" not in row and len(row) > 1:
             group, _, variant = row["case"].partition(": ")
-            groups.setdefault(group if variant else "", []).append(row)
-    for number, (group, members) in enumerate(sorted(groups.items(), key=lambda item: item[0] != "")):
+            groups.setdefault((group if variant else "", of_run(row)), []).append(row)
+    for number, ((group, run), members) in enumerate(sorted(groups.items(), key=lambda item: item[0][0] != "")):
         if number:
             yield ""
-        yield from _group(group, members)
+        yield from _group(group, run, members)
 
 
-def _group(group: str, rows: list[Row]) -> Iterator[str]:
+def _group(group: str, run: str, rows: list[Row]) -> Iterator[str]:
     if "part" in rows[0]:
         rows = by_kind(rows)
     counts = {row.get("tokens") for row in rows}
     common = group != "" and len(counts) == 1 and None not in counts
-    if group:
-        yield f"**{group}**{f' ({counts.pop()} tokens)' if common else ''}"
+    heading = f"**{group}**{f' ({counts.pop()} tokens)' if common else ''}" if group else ""
+    if heading or run:
+        yield ", ".join(part for part in (heading, run and f"measured {run}") if part)
         yield ""
     shown = [
         {key: value for key, value in row.items() if not (common and key == "tokens")}
@@ -95,6 +99,20 @@ def missing(benchmarks: dict[str, Any]) -> Iterator[str]:
                 reasons.setdefault(row["error"].removeprefix("not run: "), []).append(f"{row['case']} ({name})")
     for reason, cases in reasons.items():
         yield f"{'; '.join(cases)}: {reason}"
+
+
+def older(benchmarks: dict[str, Any]) -> Iterator[str]:
+    """Where rows of an older run are shown, and what became of them in a newer one."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, entry in benchmarks.items():
+        for row in entry["rows"]:
+            if "stands_for" in row:
+                cases = reasons.setdefault((row.get("of_run") or entry["measured"], row["because"]), [])
+                case = f"{row['stands_for']} ({name})"
+                if case not in cases:
+                    cases.append(case)
+    for (run, because), cases in reasons.items():
+        yield f"{'; '.join(cases)}, measured {run}; in a newer run: {because.removeprefix('not run: ')}"
 
 
 def number(value: float) -> str:

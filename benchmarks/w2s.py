@@ -125,6 +125,11 @@ class Subject:
         self.switch = players.fake.network.switch
         self.dtype = next(self.transformer.parameters()).dtype
 
+    def release(self) -> None:
+        """Take DeepSpeed's hooks off the parameters, which would hold the network for good; no updates after it."""
+        for player in self.players.engines.values():
+            player.engine.destroy()
+
     @property
     def strong(self) -> Role:
         """The role in which the bare calls are made; every role costs the same."""

@@ -1,6 +1,7 @@
 """One weak-to-strong iteration (five fake updates, one of the generator) against its own bare network calls."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -27,34 +28,86 @@ _POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
 _SEED = 0
 _POCKET_REPEATS = 7
 _POCKET_ROUNDS = 6
-# What one clip's updates, and what the choices, are expected to take in bare forwards; a call with backward and
+_NO_BRANCH, _ATTENTION_KEPT = "forward without a branch", "backward, attention kept"
+# What one clip's updates, and what each choice, are expected to take in bare forwards; a call with backward and
 # recomputation costs four.
 _CLIP_FORWARDS = 19
-_CHOICES_FORWARDS = 10
+CHOICES = {_NO_BRANCH: 2, _ATTENTION_KEPT: 8}
 
 
 def run(bench: Bench) -> None:
     """Single updates at growing lengths until memory or time ends, and choices; at pocket size whole rounds as well."""
     prepare_environment()
     init_distributed()
-    subjects: list[Subject] = []
-    with bench.case("build"):
-        subjects.append(build(bench, bench.sizes.shape, bench.sizes.text_tokens))
-        bench.clean()
-        bench.record("network, branches and optimizers before the first update", **_peak(bench.peak_bytes()))
-    if not subjects:
-        return
-    (subject,) = subjects
     if bench.full:
-        _growing(bench, subject)
+        growing(bench)
         return
-    for clip in (bench.sizes.medium, bench.sizes.usual):
-        with bench.case(clip.name):
-            measure_updates(bench, subject, clip, _POCKET_REPEATS, warmup=1)
-    with bench.case("choices"):
-        measure_choices(bench, subject, bench.sizes.usual, _POCKET_REPEATS, warmup=1)
-    with bench.case("rounds"):
-        measure_rounds(bench, subject, bench.sizes.medium, _POCKET_ROUNDS)
+    subjects, repeats = Subjects(bench), _POCKET_REPEATS
+    medium, usual = bench.sizes.medium, bench.sizes.usual
+    for clip in (medium, usual):
+        subjects.case(clip.name, partial(measure_updates, bench, clip=clip, repeats=repeats, warmup=1))
+    for choice in CHOICES:
+        work = partial(measure_choice, bench, clip=usual, choice=choice, repeats=repeats, warmup=1)
+        subjects.case(f"{usual.name}: {choice}", work, trains=False)
+    subjects.case("rounds", partial(measure_rounds, bench, clip=medium, repeats=_POCKET_ROUNDS))
+
+
+class Subjects:
+    """The distillation that cases are measured on, and another one after a case of training that failed.
+
+    An error in the middle of a backward leaves ZeRO's bookkeeping half done: every later update of the same engines
+    would fail as well.
+
+    Args:
+        warm_up: the clip at which each player makes an update before the first case: DeepSpeed makes its states at the
+            first. None where cases warm up themselves.
+    """
+
+    def __init__(self, bench: Bench, warm_up: Clip | None = None) -> None:
+        self._bench = bench
+        self._warm_up = warm_up
+        self._subject: Subject | None = None
+        self._seconds: float | None = None
+        self._cannot = False
+
+    @property
+    def seconds_before(self) -> float:
+        """What building one will take before the next case, by what it took last; nothing if there is one."""
+        return self._seconds or 0.0 if self._subject is None else 0.0
+
+    def case(self, name: str, work: "Callable[[Subject], float | None]", *, trains: bool = True) -> float | None:
+        """One case on a distillation that no failure has touched; what it gives, None if it failed or was not run.
+
+        Args:
+            trains: whether it makes updates by the engines.
+        """
+        self._build()
+        if self._subject is None:
+            self._bench.record(name, error="not run: the distillation could not be built")
+            return None
+        result = None
+        with self._bench.case(name) as case:
+            result = work(self._subject)
+        if case.failed and trains:
+            # The next case begins by freeing what nothing holds any more.
+            self._subject.release()
+            self._subject = None
+        return result
+
+    def _build(self) -> None:
+        """Build one if there is none, unless that has failed before."""
+        bench, first = self._bench, self._seconds is None
+        if self._subject is not None or self._cannot:
+            return
+        with bench.case("build" if first else "build again, after a failure") as case:
+            subject = build(bench, bench.sizes.shape, bench.sizes.text_tokens)
+            if first:
+                bench.clean()
+                bench.record("network, branches and optimizers before the first update", **_peak(bench.peak_bytes()))
+            if self._warm_up is not None:
+                _warm_up(bench, subject, self._warm_up)
+            self._subject = subject
+        self._seconds, self._cannot = case.seconds, case.failed
 
 
 def build(bench: Bench, shape: NetworkShape, text_tokens: int) -> "Subject":
@@ -73,27 +126,26 @@ def settings(bench: Bench) -> TrainConfig:
     return load_config(PRESET, (*_ONE_GPU, *(() if bench.full else _POCKET), f"model.precision={precision}"))
 
 
-def _growing(bench: Bench, subject: "Subject") -> None:
+def growing(bench: Bench) -> None:
     """33 frames, then the longest clip that is to fit, then the usual one; choices in what time is left."""
     sizes = bench.sizes
-    with bench.case("warm-up"):
-        _warm_up(bench, subject, sizes.small)
+    subjects = Subjects(bench, warm_up=sizes.small)
     forward = 0.0
 
-    def expected(clip: Clip) -> float:
+    def fits(name: str, clip: Clip, forwards: int) -> bool:
         work, known = (forward_flops(sizes.shape, c.tokens, sizes.text_tokens) for c in (clip, sizes.medium))
-        return _CLIP_FORWARDS * forward * work / known
+        return bench.time_for(name, subjects.seconds_before + forwards * forward * work / known)
 
     for clip in (sizes.medium, sizes.longest, sizes.usual):
-        if bench.time_for(clip.name, expected(clip)):
-            with bench.case(clip.name):
-                taken = measure_updates(bench, subject, clip, repeats=1, warmup=0)
-                forward = forward or taken
+        if fits(clip.name, clip, _CLIP_FORWARDS):
+            taken = subjects.case(clip.name, partial(measure_updates, bench, clip=clip, repeats=1, warmup=0))
+            forward = forward or taken or 0.0
     for clip in (sizes.longest, sizes.usual):
-        name = f"{clip.name}: choices"
-        if bench.time_for(name, _CHOICES_FORWARDS / _CLIP_FORWARDS * expected(clip)):
-            with bench.case(name):
-                measure_choices(bench, subject, clip, repeats=1, warmup=0)
+        for choice, forwards in CHOICES.items():
+            name = f"{clip.name}: {choice}"
+            if fits(name, clip, forwards):
+                work = partial(measure_choice, bench, clip=clip, choice=choice, repeats=1, warmup=0)
+                subjects.case(name, work, trains=False)
 
 
 def _warm_up(bench: Bench, subject: "Subject", clip: Clip) -> None:
@@ -178,23 +230,22 @@ def _peak(peak_bytes: int) -> dict[str, float]:
     return {"peak_gb": peak_bytes / GB} if peak_bytes else {}
 
 
-def measure_choices(bench: Bench, subject: "Subject", clip: Clip, repeats: int, warmup: int) -> None:
-    """What a branch costs, and what keeping attention's outputs saves; ratios to the bare calls as trained with."""
+def measure_choice(bench: Bench, subject: "Subject", clip: Clip, choice: str, repeats: int, warmup: int) -> None:
+    """What a branch costs, or what keeping attention's outputs saves; a ratio to the bare call as trained with."""
     from ..w2s import Course, FixedExit
 
     course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
-    pairs = {
-        "forward without a branch": (course.base_forward, course.bare_forward),
-        "backward, attention kept": (course.backward_with_attention_kept, course.bare_backward),
-    }
+    chosen, usual = {
+        _NO_BRANCH: (course.base_forward, course.bare_forward),
+        _ATTENTION_KEPT: (course.backward_with_attention_kept, course.bare_backward),
+    }[choice]
     with course.held():
-        for name, (choice, usual) in pairs.items():
-            timings = bench.compare({name: choice, "usual": usual}, repeats, warmup)
-            ratio = timings[name].median / timings["usual"].median
-            row = timings[name].row() | {"bare_seconds": timings["usual"].median, "ratio": ratio}
-            if timings["usual"].peak_bytes:
-                row["usual_peak_gb"] = timings["usual"].peak_bytes / GB
-            bench.record(f"{clip.name}: {name}", frames=clip.frames, tokens=clip.tokens, **row)
+        timings = bench.compare({choice: chosen, "usual": usual}, repeats, warmup)
+    ratio = timings[choice].median / timings["usual"].median
+    row = timings[choice].row() | {"bare_seconds": timings["usual"].median, "ratio": ratio}
+    if timings["usual"].peak_bytes:
+        row["usual_peak_gb"] = timings["usual"].peak_bytes / GB
+    bench.record(f"{clip.name}: {choice}", frames=clip.frames, tokens=clip.tokens, **row)
 
 
 def iteration_seconds(

@@ -28,6 +28,8 @@ from ..sizes import POCKET_SIZES, Clip, forward_flops
 SHIFT = 5.0
 FEW, MANY = 4, 28
 OURS, PEER = "our Euler sampler", "diffusers' scheduler loop"
+# Calls before the measured ones: in the first, kernels are chosen; the last tells how long one takes.
+_BEFORE = 2
 _SEED = 0
 _COMFYUI_SIDE = Path(__file__).resolve().parents[1] / "comfyui_side.py"
 _COMFYUI_REPEATS = 5
@@ -49,14 +51,15 @@ def run(bench: Bench) -> None:
             forward_flops(sizes.shape, clip.tokens, sizes.text_tokens) for clip in (sizes.usual, sizes.small)
         )
         name = f"{sizes.usual.name}, {FEW} steps"
-        if bench.time_for(name, (2 * FEW + 1) * forward * work / known):
+        # By the small clip's rate, which is low: enough to know whether the calls before fit, which tell of the others.
+        if bench.time_for(name, _BEFORE * forward * work / known):
             with bench.case(name):
                 # On 13B the peer has been measured above, and a round of it costs many seconds.
                 measure_samplers(
                     bench, network, prompt, sizes.usual, FEW, repeats=1 if bench.full else 11, peer=not bench.full
                 )
         del network
-    with bench.case("ComfyUI"):
+    with bench.case(_comfyui_case(POCKET_SIZES.medium, FEW)):
         measure_comfyui(bench, POCKET_SIZES.medium, FEW)
 
 
@@ -111,14 +114,17 @@ class Samplers:
 def measure_samplers(
     bench: Bench, network: nn.Module, prompt: NullPrompt, clip: Clip, steps: int, repeats: int, *, peer: bool = True
 ) -> float:
-    """Our sampler and diffusers' loop, each as a multiple of the bare calls; one call before warms up.
+    """Our sampler and diffusers' loop, each as a multiple of the bare calls; calls before them warm up.
+
+    What the last of those takes decides whether there is time for the rest; if not, that is recorded.
 
     Args:
         peer: whether to measure diffusers' loop.
 
     Returns:
-        The seconds of one bare call.
+        The seconds of one bare call; of one before where there was no time for more.
     """
+    name = f"{clip.name}, {steps} steps"
     samplers = Samplers(network, prompt, clip, steps, bench.generator(_SEED))
     results: dict[str, Tensor] = {}
 
@@ -128,20 +134,26 @@ def measure_samplers(
     variants = {"bare forwards": samplers.bare, OURS: kept(OURS, samplers.ours)}
     if peer:
         variants[PEER] = kept(PEER, samplers.diffusers)
-    samplers.call()
+    warm_up = bench.compare({"call": samplers.call}, repeats=1, warmup=_BEFORE - 1)["call"].median
+    if not bench.time_for(name, repeats * len(variants) * steps * warm_up):
+        return warm_up
     timings = bench.compare(variants, repeats, warmup=0)
     bare = timings["bare forwards"].median
-    for name, timing in timings.items():
+    for variant, timing in timings.items():
         row = timing.row() | {"ratio": timing.median / bare}
-        if name == PEER:
+        if variant == PEER:
             row["relative_difference"] = float((results[PEER] - results[OURS]).std() / results[OURS].std())
-        bench.record(f"{clip.name}, {steps} steps: {name}", frames=clip.frames, tokens=clip.tokens, steps=steps, **row)
+        bench.record(f"{name}: {variant}", frames=clip.frames, tokens=clip.tokens, steps=steps, **row)
     return bare / steps
+
+
+def _comfyui_case(clip: Clip, steps: int) -> str:
+    return f"ComfyUI, {clip.name}, {steps} steps"
 
 
 def measure_comfyui(bench: Bench, clip: Clip, steps: int) -> None:
     """Our sampler node against ComfyUI's own sampler on the same file, in a process that has ComfyUI."""
-    name = f"ComfyUI, {clip.name}, {steps} steps"
+    name = _comfyui_case(clip, steps)
     try:
         comfyui = find_comfyui(fetch=False)
     except ComfyUIError:

@@ -5,19 +5,23 @@ DeepSpeed takes the environment and the process group of the process it is impor
 
 import json
 import sys
+import weakref
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.cases.iteration import build, measure_rounds, measure_updates
+from benchmarks.cases import iteration
+from benchmarks.cases.iteration import build, growing, measure_rounds, measure_updates
 from benchmarks.harness import Bench, Row
-from benchmarks.sizes import Clip
+from benchmarks.sizes import Clip, Sizes
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from train.distributed import init_distributed, prepare_environment
 
 SHAPE = NetworkShape(33, 128, 1, 1, 1, 16, 768, False)
 CLIP = Clip(5, 32, 32)
 EXIT = 2
+SIZES = Sizes(SHAPE, 3, Clip(5, 32, 32), Clip(5, 32, 64), Clip(9, 32, 64), Clip(13, 32, 64))
 
 
 def main() -> None:
@@ -52,7 +56,43 @@ def main() -> None:
         course.bare_round()
     counted["round"] = {"made": made, "expected": [seen.count(False), seen.count(True)]}
     changed = [name for name, p in subject.transformer.named_parameters() if not torch.equal(p, before[name])]
-    sys.stdout.write(json.dumps({"rows": rows, "counted": counted, "changed_by_bare_calls": changed}) + "\n")
+    answer = {"rows": rows, "counted": counted, "changed_by_bare_calls": changed, "short_of_memory": short_of_memory()}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def short_of_memory() -> dict[str, Any]:
+    """Rows of growing clips whose longest leaves a backward half done; networks alive whenever one is built."""
+    networks: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def fragile(bench: Bench, shape: NetworkShape, text_tokens: int) -> "iteration.Subject":
+        alive.append(sum(network() is not None for network in networks))
+        subject = build(bench, shape, text_tokens)
+        frames: list[int] = []
+        backwards: list[int] = []
+
+        def note(module: nn.Module, arguments: tuple[object, ...], named: dict[str, Tensor]) -> None:
+            frames.append(named["hidden_states"].shape[2])
+
+        def fail(gradient: Tensor) -> None:
+            backwards.append(frames[-1])
+            # The first is a bare call, which no engine knows of.
+            if frames[-1] == SIZES.longest.latent[2] and backwards.count(frames[-1]) > 1:
+                raise torch.OutOfMemoryError("no memory")
+
+        subject.transformer.register_forward_pre_hook(note, with_kwargs=True)
+        branch = [p for name, p in subject.transformer.named_parameters() if "lora" in name and "fake" in name]
+        # The last that a backward comes to, so that others have been reduced by then.
+        branch[0].register_hook(fail)
+        networks.append(weakref.ref(subject.transformer))
+        return subject
+
+    rows: list[Row] = []
+    bench = Bench(torch.device("cpu"), False, rows.append)
+    bench.sizes = SIZES
+    iteration.build = fragile
+    growing(bench)
+    return {"rows": rows, "alive": alive}
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.cases.iteration import iteration_seconds
-from benchmarks.harness import Timing
+from benchmarks.cases import iteration
+from benchmarks.cases.iteration import growing, iteration_seconds
+from benchmarks.harness import Bench, Row, Timing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +26,34 @@ def measured() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+def test_updates_go_on_after_one_that_ran_out_of_memory(measured: dict[str, Any]) -> None:
+    """The longest clip comes before the usual one, and fails with gradients half reduced."""
+    rows = {row["case"]: row for row in measured["short_of_memory"]["rows"]}
+    failed = {case: row["error"] for case, row in rows.items() if "error" in row}
+    longest = "13 frames at 32x64"
+    assert failed == {longest: "out of memory", f"{longest}: backward, attention kept": "out of memory"}
+    for frames in (5, 9):
+        assert rows[f"{frames} frames at 32x64: iteration, computed from one update of each"]["ratio"] > 0
+    assert rows["9 frames at 32x64: backward, attention kept"]["ratio"] > 0
+
+
+def test_what_failed_is_free_before_another_is_built(measured: dict[str, Any]) -> None:
+    assert measured["short_of_memory"]["alive"] == [0, 0]
+
+
+def test_without_a_distillation_no_case_is_said_to_have_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(iteration, "build", build)
+    rows: list[Row] = []
+    bench = Bench(torch.device("cpu"), False, rows.append)
+    growing(bench)
+    assert rows[0] == {"case": "build", "error": "out of memory"}
+    assert len(rows) == 1 + 3 + 4
+    assert {row["error"] for row in rows[1:]} == {"not run: the distillation could not be built"}
 
 
 def test_iteration_is_computed_from_its_updates() -> None:

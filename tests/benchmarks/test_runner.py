@@ -1,5 +1,6 @@
 """How a run's time is shared out among its benchmarks."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,13 @@ def test_what_does_not_fit_is_recorded_as_not_run(given: dict[str, float], tmp_p
     assert {entry["status"] for entry in Store(tmp_path / "run.json").read()["benchmarks"].values()} == {
         "not run: out of time"
     }
+
+
+def test_calls_for_a_gpu_machine_fit_their_nine_minutes() -> None:
+    """Every benchmark of a call gets its share, also when those before it take all of theirs."""
+    text = Path(runner.__file__).with_name("README.md").read_text(encoding="utf-8")
+    calls = re.findall(r"gpu_call\.sh RESULTS --minutes (\d+) --commit COMMIT (.+)", text)
+    assert len(calls) == 3
+    for minutes, names in calls:
+        assert runner._MACHINE_SECONDS + sum(runner.LIMITS[name] for name in names.split()) <= 60 * int(minutes)
+    assert {name for _, names in calls for name in names.split()} == runner.LIMITS.keys()

@@ -6,7 +6,9 @@ from typing import NoReturn
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from benchmarks.cases import sampling
 from benchmarks.cases.sampling import measure_comfyui, measure_samplers
 from benchmarks.harness import Bench, Row
 from benchmarks.models import random_network, random_prompt
@@ -35,6 +37,40 @@ def test_samplers_agree_and_cost_little_over_the_bare_calls(bench: tuple[Bench, 
     assert forward == pytest.approx(bare["seconds"] / 4)
     assert peer["relative_difference"] < 1e-4
     assert ours["seconds_min"] < 1.3 * bare["seconds_min"]
+
+
+class Slow(nn.Module):
+    """A network whose calls take what 13B takes: kernels are chosen in the first, and short clips are inefficient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.now = 0.0
+        self._seen: set[int] = set()
+
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor]:
+        frames = hidden_states.shape[2]
+        self.now += {5: 0.152, 21: 3.95}[frames] + (0 if self._seen else 5)
+        self._seen.add(frames)
+        return (hidden_states[:, :16] * self.scale,)
+
+
+@pytest.mark.parametrize(("seconds", "done"), [(90, True), (80, False)])
+def test_time_for_the_usual_clip_is_reckoned_by_its_own_calls(
+    seconds: float, done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the rate of the small clip the four steps would take 48 s, of which 46 are left at 90."""
+    network, rows = Slow(), list[Row]()
+    monkeypatch.setattr(sampling, "random_network", lambda *_: network)
+    monkeypatch.setattr(sampling, "network_velocity", lambda *_: lambda x, sigma: network(x)[0])
+    monkeypatch.setattr(sampling, "measure_comfyui", lambda *_: None)
+    sampling.run(Bench(torch.device("cpu"), True, rows.append, seconds, clock=lambda: network.now))
+    usual = [row for row in rows if row["case"].startswith("81 frames")]
+    if done:
+        assert [row["seconds"] for row in usual] == [pytest.approx(4 * 3.95)] * 2
+    else:
+        (row,) = usual
+        assert row["error"] == "not run: out of time (needs about 32 s)"
 
 
 def test_without_comfyui_the_row_says_so(
