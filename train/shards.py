@@ -111,11 +111,17 @@ class EngineState:
             for part in self._parts():
                 if part.flat not in self._adam.state:
                     self._adam.state[part.flat] = {
-                        "step": torch.tensor(float(counter)),
+                        "step": self._step(counter, part.flat),
                         **{kind: torch.zeros_like(part.flat.data) for kind in MOMENTS},
                     }
         read(self.shards())
         self.refresh_network()
+
+    def _step(self, counter: int, flat: Tensor) -> Tensor:
+        """Adam's count of steps: a fused kernel reads it where the weights are, the other ones on the CPU."""
+        # All groups are made alike; which one `flat` belongs to, ZeRO-3's empty groups do not tell between two steps.
+        beside = any(group["fused"] or group["capturable"] for group in self._adam.param_groups)
+        return torch.tensor(float(counter), dtype=torch.float32, device=flat.device if beside else "cpu")
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self.engine.module.named_parameters()}
