@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from magicdistill_core.errors import ConfigError
 
@@ -48,8 +49,11 @@ def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Featur
 class Discriminator(nn.Module):
     """A single block of its own on the features, and one logit for each sample."""
 
-    def __init__(self, transformer: HunyuanVideoTransformer3DModel, seed: int) -> None:
+    def __init__(self, transformer: HunyuanVideoTransformer3DModel, seed: int, *, recompute: bool = False) -> None:
         """Copy the first single block; it shares nothing with `transformer` afterwards.
+
+        Args:
+            recompute: hold only the features for the backward, and compute what comes after them again.
 
         Raises:
             ConfigError: if the teacher has no single blocks.
@@ -61,6 +65,7 @@ class Discriminator(nn.Module):
                 "The discriminator continues a teacher's double blocks with a copy of its first single block, and this "
                 "teacher has no single blocks. Use a method without a discriminator, such as w2s or dmd."
             )
+        self.recompute = recompute
         self.block = copy.deepcopy(blocks[0]).requires_grad_()
         weight = self.block.proj_out.weight
         hidden = weight.shape[0]
@@ -72,6 +77,13 @@ class Discriminator(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Logits `[B]` in float32."""
+        if not self.recompute:
+            return self._logits(features)
+        # The block draws no random numbers, so that there is no state of a generator to keep.
+        logits: Tensor = checkpoint(self._logits, features, use_reentrant=False, preserve_rng_state=False)
+        return logits
+
+    def _logits(self, features: Features) -> Tensor:
         video, _ = self.block(features.video, features.text, *features.context)
         # The residual stream of a large teacher has a few huge channels, which would be all that the mean shows.
         pooled = F.layer_norm(video, video.shape[-1:]).mean(dim=1)

@@ -107,7 +107,9 @@ def build_players(
         few_step = FewStep(maker, recipe)
     base = load_network(teacher, dtype, device) if shared or FAKE in method.players or method.uses_teacher else None
     # Before branches are added, so that its copy of a block has none.
-    judge = Discriminator(base, config.seed + 2) if base is not None and DISCRIMINATOR in method.players else None
+    judge = None
+    if base is not None and DISCRIMINATOR in method.players:
+        judge = Discriminator(base, config.seed + 2, recompute=model.activation_checkpointing)
     if base is not None and shared:
         add_branch(base, GENERATOR, model.generator_branch.rank, model.generator_branch.alpha, config.seed)
     if base is not None and FAKE in method.players:

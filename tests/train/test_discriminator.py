@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
@@ -63,7 +64,7 @@ def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_b
     gradients = []
     for recompute in (False, True):
         transformer = load_network(teacher)
-        judge = Discriminator(transformer, seed=0)
+        judge = Discriminator(transformer, seed=0, recompute=recompute)
         add_branch(transformer, "fake", 4, 4.0, seed=1)
         for key, parameter in transformer.named_parameters():
             if ".lora_B." in key:
@@ -83,6 +84,26 @@ def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_b
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_recomputed_it_holds_the_features_alone_and_learns_the_same(teacher_file: Path) -> None:
+    teacher = load_checkpoint(teacher_file)
+    network = load_network(teacher).requires_grad_(False)
+    with torch.no_grad():
+        features = double_block_features(network, inputs(teacher.null_prompt))
+    gradients, held = [], []
+    for recompute in (False, True):
+        judge = Discriminator(network, seed=0, recompute=recompute)
+        kept: list[torch.Tensor] = []
+        with saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor):
+            logits = judge(features)
+        logits.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in judge.named_parameters()})
+        held.append(sum(tensor.numel() for tensor in kept))
+    assert all(gradient.norm() > 0 for gradient in gradients[0].values())
+    torch.testing.assert_close(gradients[0], gradients[1], atol=0, rtol=0)
+    assert held[0] > 10 * features.video.numel()
+    assert held[1] == 0
 
 
 def test_a_teacher_without_single_blocks_is_refused() -> None:

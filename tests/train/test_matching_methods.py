@@ -54,7 +54,7 @@ def test_discriminator_and_average_resume_bit_exactly(
 
     def config(name: str, updates: int) -> dict:
         tree = dmd2(tiny_config(tmp_path / name, generator_ema=EMA), updates, every=2)
-        tree["model"] |= {"mode": mode, "precision": precision}
+        tree["model"] |= {"mode": mode, "precision": precision, "activation_checkpointing": mode == "lora"}
         return tree
 
     for tree, flags in [(config("whole", 4), ()), (config("parts", 2), ()), (config("parts", 4), ("--resume",))]:
