@@ -194,8 +194,8 @@ class Trainer:
         metrics: dict[str, torch.Tensor | float] = {}
         for micro in range(data.accumulation):
             loss = self.method.loss(player, self._micro_batch(update, micro))
-            engine.backward(loss.value, last=micro == data.accumulation - 1)
-            for name, value in loss.metrics.items():
+            found = loss.backward(engine, last=micro == data.accumulation - 1)
+            for name, value in found.items():
                 metrics[name] = metrics.get(name, 0.0) + value / data.accumulation
         norm = engine.step(own_update, self.state.step / self.config.updates)
         if norm is not None:

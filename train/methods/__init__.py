@@ -8,7 +8,8 @@ To add one:
    joined to `AnyMethod`;
 2. its class in a module here: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see `base.py`); noise and
    levels come from `_noise` and `_level` with a purpose of their own, clean latents from `batch.latents`, weights from
-   `self.players` (`generator_velocity`, `score`, `teacher`);
+   `self.players` (`generator_velocity`, `score`, `teacher`); a term that asks the trained network once more is a part
+   of its own (`Loss.after`);
 3. a line in `_METHODS`.
 
 Loop, checkpoints and export know methods by these alone. Engines are made for the `players` named, so that a method

@@ -15,6 +15,7 @@ from magicdistill_core.objectives.rollout import rollout
 
 from ..config import TrainConfig
 from ..draws import Draws
+from ..engines import Engine
 from ..method_config import MethodConfig
 from ..players import Players
 
@@ -48,10 +49,30 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Loss:
-    """A differentiable value, and scalars for the log."""
+    """A differentiable value, and scalars for the log; or the first part of a loss, each with a graph of its own.
+
+    Parts are for terms that ask the network again: what a large network holds for one backward is much of the memory
+    that training takes, so that two such graphs at a time would not fit.
+
+    Attributes:
+        value: of this part; the loss is the sum over the parts.
+        metrics: of this part, under names of its own.
+        after: makes the next part; called once the backward of this one has freed its graph. None ends the loss.
+    """
 
     value: Tensor
     metrics: dict[str, Tensor]
+    after: Callable[[], "Loss"] | None = None
+
+    def backward(self, engine: Engine, *, last: bool) -> dict[str, Tensor]:
+        """Backward of all parts, one after another, and their metrics; `last` as for `Engine.backward`."""
+        part, metrics = self, dict(self.metrics)
+        while part.after is not None:
+            engine.backward(part.value, last=False)
+            part = part.after()
+            metrics |= part.metrics
+        engine.backward(part.value, last=last)
+        return metrics
 
 
 class Method(ABC, Generic[S]):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from magicdistill_core.objectives.flow_matching import flow_matching_loss
 from magicdistill_core.objectives.guidance import cfg_distillation_loss
 
 from ..method_config import GENERATOR, CFGConfig
@@ -23,26 +24,32 @@ class GuidanceDistillation(Method[CFGConfig]):
         return (GENERATOR,)
 
     def loss(self, player: str, batch: MicroBatch) -> Loss:
-        """The distance to the guided teacher at a random scale, and flow matching without guidance."""
+        """The distance to the guided teacher at a random scale, then flow matching without guidance (M141 Eq. 8)."""
         players, condition, scales = self.players, batch.condition, self._scales(batch)
         unguided = torch.ones_like(scales)
-        result = cfg_distillation_loss(
+        eps, sigma = self._noise("loss", batch), self._level("level", batch)
+        distance = cfg_distillation_loss(
             players.generator_velocity(condition, guidance=scales),
-            players.generator_velocity(condition, guidance=unguided),
             players.teacher(condition, guidance=unguided),
             players.teacher(condition, guidance=unguided, unconditional=True),
             batch.latents,
-            self._noise("loss", batch),
-            self._level("level", batch),
+            eps,
+            sigma,
             scales,
-            self.settings.weight,
         )
-        metrics = {
-            "generator/loss": result.loss.detach(),
-            "generator/distillation": result.distillation,
-            "generator/base_loss": result.base,
-        }
-        return Loss(result.loss, metrics)
+        weighted, distillation = self.settings.weight * distance, distance.detach()
+
+        def base() -> Loss:
+            student = players.generator_velocity(condition, guidance=unguided)
+            value = flow_matching_loss(student, batch.latents, eps, sigma)
+            metrics = {
+                "generator/loss": self.settings.weight * distillation + value.detach(),
+                "generator/distillation": distillation,
+                "generator/base_loss": value.detach(),
+            }
+            return Loss(value, metrics)
+
+        return Loss(weighted, {}, after=base)
 
     def _scales(self, batch: MicroBatch) -> Tensor:
         """Guidance scales `[B]`, uniform over their range, another for every sample."""

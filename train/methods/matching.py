@@ -85,12 +85,8 @@ class DistributionMatching(Method[M]):
         return Loss(result.loss, metrics)
 
     def _total(self, batch: MicroBatch, x_hat: Tensor, matching: Loss) -> Loss:
-        """The matching loss, and the parts that are configured besides."""
+        """The matching loss, and what is configured besides: the adversarial gradient, and supervision as a part."""
         value, metrics = matching.value, dict(matching.metrics)
-        if self.settings.supervision is not None:
-            supervision = self._supervision(batch)
-            value = value + self.settings.supervision.weight * supervision
-            metrics["generator/supervision"] = supervision.detach()
         adversary = self.settings.adversary
         if adversary is not None:
             loss, gradient = adversarial_gradient(
@@ -100,10 +96,10 @@ class DistributionMatching(Method[M]):
             value = value + taught * (x_hat * gradient).sum()
             metrics["generator/adversarial_loss"] = loss
             metrics["generator/adversarial_gradient"] = adversary.weight * gradient.abs().mean() * gradient.numel()
-        return Loss(value, metrics)
+        return Loss(value, metrics, None if self.settings.supervision is None else lambda: self._supervision(batch))
 
-    def _supervision(self, batch: MicroBatch) -> Tensor:
-        """MD Eq. 7 at a random node of the schedule for each sample."""
+    def _supervision(self, batch: MicroBatch) -> Loss:
+        """MD Eq. 7 at a random node of the schedule for each sample, with its weight."""
         settings = self.settings.supervision
         assert settings is not None
         nodes = self.draws.each(
@@ -112,7 +108,7 @@ class DistributionMatching(Method[M]):
             batch.positions,
             lambda generator: torch.randint(self.schedule.steps, (), generator=generator),
         )
-        return supervision_loss(
+        value = supervision_loss(
             self.players.generator_velocity(batch.condition),
             batch.latents,
             self._noise("supervision", batch),
@@ -120,6 +116,7 @@ class DistributionMatching(Method[M]):
             distance=settings.distance,
             xi=settings.xi,
         )
+        return Loss(settings.weight * value, {"generator/supervision": value.detach()})
 
     def _discriminator(self, batch: MicroBatch) -> Loss:
         adversary = self.settings.adversary
