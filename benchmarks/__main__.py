@@ -41,6 +41,7 @@ def measure(names: list[str], results: Path, minutes: float, pocket: bool, commi
         store.begin(name)
         if left < _GRACE:
             store.end(name, "not run: out of time", 0)
+            write_text(results.with_suffix(".md"), render(store.read()))
             continue
         began = time.monotonic()
         seconds = left - _GRACE / 2
