@@ -169,8 +169,9 @@ def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: 
     # Later ones are of a future that this run went back from; they stay until they are written anew.
     manifests = {step: known for step, known in _manifests(root).items() if step <= manifest.step}
     healthy = [step for step, m in manifests.items() if m.healthy]
-    measured = {step: m for step in healthy if step >= since and (m := manifests[step].measure) is not None}
-    best = min(measured, key=lambda step: measured[step], default=max(healthy, default=None))
+    measured = {step: m for step in healthy if (m := manifests[step].measure) is not None}
+    compared = [step for step in measured if step >= since]
+    best = min(compared, key=lambda step: measured[step], default=max(measured, default=None))
     if best is not None:
         _point(root, BEST, root / step_name(best))
     for step in set(manifests) - {*sorted(manifests)[-keep:], best, *healthy[-1:]}:
