@@ -179,10 +179,10 @@ class Course:
         batch = MicroBatch(self.condition, [0], number, tuple(self.x.shape[1:]), lambda: self.x)
         loss = self.method.loss(player, batch)
         with watch.phase(BACKWARD):
-            engine.backward(loss.value, last=True)
+            metrics = loss.backward(engine, last=True)
         with watch.phase(OPTIMIZER):
             norm = engine.step(number)
-        return {**loss.metrics, f"{player}/gradient_norm": float("nan") if norm is None else norm}
+        return {**metrics, f"{player}/gradient_norm": float("nan") if norm is None else norm}
 
     def round(self) -> dict[str, float]:
         """A whole round: the fake updates, the generator's, and the metrics averaged."""
