@@ -7,6 +7,7 @@ the processes said. The processes are what a launcher would have started, and ca
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from train.distributed import prepare_environment
 
@@ -35,6 +37,7 @@ class Request:
         signal_after: seconds from the first logged round after which `signal` goes to the process `victim` (to all of
             them if that is None).
         file_limit: bytes beyond which no file of the process `victim` can be written.
+        free_space: bytes that are free on every disk, as the processes see it.
         naive_accumulation: engines are not told where an update ends.
     """
 
@@ -47,6 +50,7 @@ class Request:
     signal: int = signal.SIGKILL
     log: str = ""
     file_limit: int | None = None
+    free_space: int | None = None
     naive_accumulation: bool = False
 
 
@@ -82,6 +86,9 @@ def _live(request: Request, rank: int, port: int, output: str) -> None:
         _die_at(request.die_at, request.watched)
     if hit and request.file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request.file_limit, request.file_limit))
+    if request.free_space is not None:
+        usage = SimpleNamespace(free=request.free_space)
+        shutil.disk_usage = lambda path: usage  # type: ignore[assignment, misc]
     if request.naive_accumulation:
         Engine.backward = lambda engine, loss, *, last: engine.engine.backward(loss)  # type: ignore[method-assign]
     sys.argv = ["magicdistill", "train", *request.arguments]

@@ -145,6 +145,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 
 @pytest.mark.timeout(600)
+def test_a_disk_that_is_too_small_is_said_at_once(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """By both processes, before anything is trained or written."""
+    run = tmp_path / "run"
+    life = live(small(tiny_config, run), processes=2, free_space=10_000)
+    assert life.codes == [2, 2], life.said
+    assert all("One checkpoint of this run takes" in said for said in life.output)
+    assert not run.exists()
+
+
+@pytest.mark.timeout(600)
 def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
     """Weights explode in update 3, which only update 4 shows: the checkpoint of update 3 is not trusted."""
     run = tmp_path / "run"
