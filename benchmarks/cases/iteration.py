@@ -28,6 +28,7 @@ _POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
 _SEED = 0
 _POCKET_REPEATS = 7
 _POCKET_ROUNDS = 6
+_RESTORING = "restoring"
 _NO_BRANCH, _ATTENTION_KEPT = "forward without a branch", "backward, attention kept"
 # What one clip's updates, and what each choice, are expected to take in bare forwards; a call with backward and
 # recomputation costs four.
@@ -50,6 +51,7 @@ def run(bench: Bench) -> None:
         work = partial(measure_choice, bench, clip=usual, choice=choice, repeats=repeats, warmup=1)
         subjects.case(f"{usual.name}: {choice}", work, trains=False)
     subjects.case("rounds", partial(measure_rounds, bench, clip=medium, repeats=_POCKET_ROUNDS))
+    subjects.case(_RESTORING, partial(restoring, bench, clip=medium))
 
 
 class Subjects:
@@ -127,7 +129,7 @@ def settings(bench: Bench) -> TrainConfig:
 
 
 def growing(bench: Bench) -> None:
-    """33 frames, then the longest clip that is to fit, then the usual one; choices in what time is left."""
+    """A restored state, 33 frames, the longest clip that is to fit, the usual one; choices in what time is left."""
     sizes = bench.sizes
     subjects = Subjects(bench, warm_up=sizes.small)
     forward = 0.0
@@ -136,6 +138,7 @@ def growing(bench: Bench) -> None:
         work, known = (forward_flops(sizes.shape, c.tokens, sizes.text_tokens) for c in (clip, sizes.medium))
         return bench.time_for(name, subjects.seconds_before + forwards * forward * work / known)
 
+    subjects.case(_RESTORING, partial(restoring, bench, clip=sizes.small))
     for clip in (sizes.medium, sizes.longest, sizes.usual):
         if fits(clip.name, clip, _CLIP_FORWARDS):
             taken = subjects.case(clip.name, partial(measure_updates, bench, clip=clip, repeats=1, warmup=0))
@@ -223,6 +226,13 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
         f"{(steps - 1) / 2:g} bare forwards, the average exit; one process: no communication",
     )
     return forward.median
+
+
+def restoring(bench: Bench, subject: "Subject", clip: Clip) -> None:
+    """As `measure_restoring`, which needs DeepSpeed."""
+    from ..restoring import measure_restoring
+
+    measure_restoring(bench, subject, clip)
 
 
 def _peak(peak_bytes: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import iteration
-from benchmarks.cases.iteration import build, growing, measure_rounds, measure_updates
+from benchmarks.cases.iteration import build, growing, measure_rounds, measure_updates, restoring
 from benchmarks.harness import Bench, Row
 from benchmarks.sizes import Clip, Sizes
 from magicdistill_core.families.hunyuan_video import NetworkShape
@@ -34,6 +34,7 @@ def main() -> None:
     subject = build(bench, SHAPE, text_tokens=3)
     measure_updates(bench, subject, CLIP, repeats=2, warmup=1)
     measure_rounds(bench, subject, CLIP, repeats=2)
+    restoring(bench, subject, CLIP)
 
     seen: list[bool] = []
 

@@ -39,6 +39,12 @@ def test_updates_go_on_after_one_that_ran_out_of_memory(measured: dict[str, Any]
     assert rows["9 frames at 32x64: backward, attention kept"]["ratio"] > 0
 
 
+def test_a_restored_optimizer_makes_the_same_update(measured: dict[str, Any]) -> None:
+    rows = {row["case"]: row for row in measured["rows"] if "restored" in row["case"]}
+    assert list(rows) == [f"5 frames at 32x32: {player} state, restored" for player in ("fake", "generator")]
+    assert all(row["relative_difference"] == 0 for row in rows.values())
+
+
 def test_what_failed_is_free_before_another_is_built(measured: dict[str, Any]) -> None:
     assert measured["short_of_memory"]["alive"] == [0, 0]
 
@@ -52,7 +58,7 @@ def test_without_a_distillation_no_case_is_said_to_have_failed(monkeypatch: pyte
     bench = Bench(torch.device("cpu"), False, rows.append)
     growing(bench)
     assert rows[0] == {"case": "build", "error": "out of memory"}
-    assert len(rows) == 1 + 3 + 4
+    assert len(rows) == 1 + 1 + 3 + 4
     assert {row["error"] for row in rows[1:]} == {"not run: the distillation could not be built"}
 
 

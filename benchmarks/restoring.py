@@ -1,0 +1,61 @@
+"""Whether an engine goes on as if nothing had been: an update made, its state put back, and the update made again."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from train.shards import MASTER, EngineState, Shard
+
+from .harness import Bench
+from .sizes import Clip
+from .w2s import FAKE, GENERATOR, Course, FixedExit, Subject
+
+_SEED = 0
+
+State = Mapping[tuple[str, str], Tensor]
+
+
+def measure_restoring(bench: Bench, subject: Subject, clip: Clip) -> None:
+    """For each player, the time of restoring its state, and how far the repeated update ends from the first one.
+
+    On a CPU that is nowhere. Kernels of a GPU that add in no fixed order leave a little, relative to how far the update
+    goes; an optimizer that is not what it was leaves as much again.
+    """
+    for player in (FAKE, GENERATOR):
+        keeper = EngineState(subject.players.engine(player).engine)
+
+        def update(player: str = player) -> None:
+            # Courses of one seed give the same noise, and begin with the same update.
+            Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED)).update(player)
+
+        update()
+        counter, before = keeper.counter(), _copied(keeper)
+        update()
+        first = _copied(keeper)
+        bench.synchronize()
+        began = time.perf_counter()
+        keeper.restore(counter, partial(_fill, before))
+        bench.synchronize()
+        seconds = time.perf_counter() - began
+        update()
+        apart, moved = _distance(_copied(keeper), first), _distance(first, before)
+        bench.record(f"{clip.name}: {player} state, restored", seconds=seconds, relative_difference=apart / moved)
+
+
+def _copied(keeper: EngineState) -> State:
+    return {(shard.name, kind): t.clone() for shard in keeper.shards() for kind, t in shard.tensors.items()}
+
+
+def _fill(saved: State, shards: list[Shard]) -> None:
+    for shard in shards:
+        for kind, tensor in shard.tensors.items():
+            tensor.copy_(saved[shard.name, kind])
+
+
+def _distance(one: State, other: State) -> float:
+    """Between the weights of two states."""
+    parts = [(one[key] - other[key]).norm() for key in one if key[1] == MASTER]
+    return float(torch.stack(parts).norm())
