@@ -21,7 +21,10 @@ from train.distributed import prepare_environment
 
 prepare_environment()
 
-import train.loop  # noqa: E402, F401 - DeepSpeed reads the environment when it is imported
+# What DeepSpeed imports when it is given an optimizer takes longer than a tiny training.
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
+
+import train.loop  # noqa: E402 - DeepSpeed reads the environment when it is imported
 from train.cli import main  # noqa: E402
 from train.engines import Engine  # noqa: E402
 
@@ -39,6 +42,7 @@ class Request:
         file_limit: bytes beyond which no file of the process `victim` can be written.
         free_space: bytes that are free on every disk, as the processes see it.
         naive_accumulation: engines are not told where an update ends.
+        report: the report is drawn at the end, which takes longer than a tiny training.
     """
 
     arguments: list[str]
@@ -52,6 +56,7 @@ class Request:
     file_limit: int | None = None
     free_space: int | None = None
     naive_accumulation: bool = False
+    report: bool = False
 
 
 def _die_at(operation: int, watched: str) -> None:
@@ -91,6 +96,8 @@ def _live(request: Request, rank: int, port: int, output: str) -> None:
         shutil.disk_usage = lambda path: usage  # type: ignore[assignment, misc]
     if request.naive_accumulation:
         Engine.backward = lambda engine, loss, *, last: engine.engine.backward(loss)  # type: ignore[method-assign]
+    if not request.report:
+        train.loop.write_report = lambda run: run
     sys.argv = ["magicdistill", "train", *request.arguments]
     code = 1
     try:

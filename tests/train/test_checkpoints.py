@@ -161,7 +161,7 @@ def test_another_method_is_refused_and_what_changed_is_told(
     assert "set method.name=w2s" in refused.said
     assert [path.read_text() for path in records] == before
     config = tiny_config(run, updates=4, generator_optimizer={"lr": 2e-3, "clip": 0.5})
-    done = live(config, "--resume")
+    done = live(config, "--resume", report=True)
     assert done.codes == [0], done.said
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     resumed = next(event for event in events if event["event"] == "resumed")

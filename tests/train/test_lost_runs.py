@@ -161,7 +161,7 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, l
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
     assert live(config | {"updates": 2}).codes == [0]
     wild = config | {"generator_optimizer": {"lr": 1e38}}
-    life = live(wild, "--resume")
+    life = live(wild, "--resume", report=True)
     assert life.codes == [2]
     assert "stopped at update 4" in life.said
     assert "is nan" in life.said
@@ -177,7 +177,7 @@ def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, li
     run = tmp_path / "run"
     guard = {"warmup": 1, "window": 1, "patience": 2, "distance_ceiling": 1e-6}
     config = small(tiny_config, run, guard=guard)
-    life = live(config)
+    life = live(config, report=True)
     assert life.codes == [2]
     assert "stopped at update 3: real and fake score drift apart" in life.said
     assert verified(run).name == "step-000001"
