@@ -41,6 +41,7 @@ def run_record(
     Waits for the checkpoint's sha256, which has been in the making since the file was loaded.
 
     Args:
+        conditioning: names the LoRAs that are tied to it (`note_lora`).
         guidance: given to the network's guidance embedding; None if it has none.
     """
     attached, family = attached_to(model), known_family(model)

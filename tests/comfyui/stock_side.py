@@ -291,7 +291,7 @@ def job_lora_steps(job: dict) -> dict[str, Tensor]:
         )
         out[strengths] = sample(model, tied)
         out[f"{strengths} again"] = sample(model, tied)
-        for schedule in ("other sigmas", "last sigmas"):
+        for schedule in ("other sigmas", "last sigmas", "middle sigmas"):
             out[f"{strengths} {schedule}"] = sample(model, tied, schedule)
     out["without, afterwards"] = sample(model, plain)
     return out
