@@ -123,6 +123,8 @@ def test_page_speaks_chinese(page: Any, server: Any) -> None:
         server.post("/settings", {"Comfy.Locale": "en"})
         page.reload()
         page.get_by_role("button", name="Templates").first.wait_for(timeout=90_000)
+        # The last graph comes back, and would replace what the next test has made.
+        page.wait_for_function("window.app?.graph?.nodes.length > 0", timeout=90_000)
     assert shown["titles"] == {name: node["display_name"] for name, node in chinese.items()}
     expected = {part["name"] for part in chinese["MagicDistillSampler"]["inputs"].values()}
     assert expected <= set(shown["labels"])
