@@ -21,16 +21,17 @@ from .diffusers_folder import folder_i2v_mode, weight_files
 from .errors import CheckpointError
 from .families import all_architectures, architecture_of, choose_family
 from .families.base import Architecture, Family, NullPrompt
-from .files import atomic_file
+from .files import atomic_file, enough_memory
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .recipe import Recipe
-from .streamed import Space, streamed_file
+from .streamed import DTYPE_NAMES, Space, streamed_file
 from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
 
 logger = logging.getLogger(__name__)
 
 NULL_TEXT_KEY = "null_prompt.text_states"
 NULL_POOLED_KEY = "null_prompt.pooled"
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,18 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist or is no file. Check the path.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened_to_look(path) as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+
+
+def _opened_to_look(path: Path) -> Any:
+    """A safetensors file without its tensors.
+
+    Mapped to be read only, as NumPy has it: PyTorch's way reserves memory for the whole file, which may not be there.
+    """
+    return safe_open(path, framework="np")
 
 
 def read_recipe(path: str | Path) -> Recipe | None:
@@ -186,13 +195,18 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file.
 
+    Args:
+        device: `meta` for tensors without data, of which nothing is read.
+
     Raises:
-        CheckpointError: as `read_metadata`.
+        CheckpointError: as `read_metadata`, or if memory does not suffice.
     """
     path = Path(path)
     metadata = read_metadata(path)
+    if device == "meta":
+        return {key: info.without_data() for key, info in read_header(path).items()}, metadata
     try:
-        with safe_open(path, framework="pt", device=device) as file:
+        with enough_memory(path), safe_open(path, framework="pt", device=device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
@@ -205,12 +219,16 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
 
+    def without_data(self) -> Tensor:
+        """Such a tensor on the device `meta`; float32 if PyTorch has no such dtype."""
+        return torch.empty(self.shape, dtype=_DTYPES.get(self.dtype, torch.float32), device="meta")
+
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """The names, dtypes and shapes of a file's tensors, without reading them. Errors as in `read_metadata`."""
     path = Path(path)
     read_metadata(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened_to_look(path) as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         return {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
 
@@ -294,7 +312,7 @@ def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
     """
     path = Path(path)
     if path.is_file() and is_pickle_name(path):
-        return read_pickle(path), None
+        return {key: tensor.to(device) for key, tensor in read_pickle(path).items()}, None
     state: dict[str, Tensor] = {}
     recipe = None
     for file in weight_files(path):
@@ -306,6 +324,9 @@ def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     """Read a transformer: a safetensors file, a `.pt` or `.pth` of nothing but tensors, or a diffusers folder.
+
+    Args:
+        device: as for `read_tensors`.
 
     Raises:
         CheckpointError: if it cannot be read safely, is damaged, quantised, a LoRA, or no complete transformer of a

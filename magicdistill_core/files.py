@@ -1,9 +1,11 @@
-"""Writing files so that a killed process leaves either the old file or the complete new one."""
+"""Files: written so that a killed process leaves either the old or the complete new one, and mapped into memory."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import CheckpointError
 
 
 @contextmanager
@@ -32,3 +34,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Around PyTorch's mapping of a file.
+
+    Raises:
+        CheckpointError: if memory, or what the system lets a process reserve of it, does not suffice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "unable to mmap" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{path.name} has {path.stat().st_size / 1e9:,.1f} GB, more than this machine lets a program map into "
+            f"memory now ({error}). The file may well be sound. End other programs, add swap, let Linux promise more "
+            f"memory than there is (sysctl vm.overcommit_memory=1), or use a smaller file of the model (int8)."
+        ) from error

@@ -16,7 +16,7 @@ from .files import atomic_file
 
 # In the order in which the safetensors library lays tensors out: the widest first, so that every one is aligned to its
 # own dtype.
-_NAMES = {
+DTYPE_NAMES = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -24,11 +24,13 @@ _NAMES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ORDER = list(_NAMES)
+_ORDER = list(DTYPE_NAMES)
 _ALIGNMENT = 8
 
 
@@ -64,7 +66,7 @@ class StreamedFile:
             space = spaces[name]
             self._offsets[name], end = end, end + space.bytes
             header[name] = {
-                "dtype": _NAMES[space.dtype],
+                "dtype": DTYPE_NAMES[space.dtype],
                 "shape": list(space.shape),
                 "data_offsets": [self._offsets[name], end],
             }

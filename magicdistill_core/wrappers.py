@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import enough_memory
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with enough_memory(path):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise

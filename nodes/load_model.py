@@ -24,6 +24,7 @@ from ..magicdistill_core.checkpoint import (
 from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
+from ..magicdistill_core.files import enough_memory
 from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
@@ -115,7 +116,8 @@ def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if is_pickle_name(Path(path)):
         return read_pickle(Path(path)), {}
     read_metadata(path)  # before ComfyUI does: it says what is wrong with a file
-    state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+    with enough_memory(Path(path)):
+        state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     return state, metadata or {}
 
 

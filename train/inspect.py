@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from safetensors import safe_open
 
 from magicdistill_core.checkpoint import (
     NULL_TEXT_KEY,
@@ -16,6 +15,7 @@ from magicdistill_core.checkpoint import (
     parse_checkpoint,
     read_header,
     read_metadata,
+    read_tensors,
     weights_sha256,
 )
 from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
@@ -25,14 +25,14 @@ from magicdistill_core.families.base import Architecture
 from magicdistill_core.layouts.dialects import lora_part
 from magicdistill_core.layouts.lora import file_name, known_modules
 from magicdistill_core.recipe import Recipe
+from magicdistill_core.streamed import DTYPE_NAMES
 from magicdistill_core.taehv import TAEHV
 from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 
 from .latents import INDEX_NAME, read_index
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
-_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "U8": torch.uint8}
-_NAMES = defaultdict(lambda: "other", {dtype: name for name, dtype in _TORCH.items()})
+_NAMES = defaultdict(lambda: "other", DTYPE_NAMES)
 
 Header = Mapping[str, TensorInfo]
 
@@ -134,11 +134,7 @@ def _taehv_shapes() -> dict[str, tuple[int, ...]]:
 
 def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str, str]:
     scales = [key for key in header if key.endswith(QUANTISATION_MARKS)]
-    meta = {
-        key: torch.empty(info.shape, dtype=_TORCH.get(info.dtype, torch.float32), device="meta")
-        for key, info in header.items()
-        if key not in scales
-    }
+    meta = {key: info.without_data() for key, info in header.items() if key not in scales}
     try:
         mode = folder_i2v_mode(path)
         checkpoint = parse_checkpoint(meta, recipe, path.name, i2v_mode=mode, allow_quantised=True)
@@ -211,6 +207,6 @@ def _lora_spelling(architecture: Architecture, names: Collection[str]) -> str:
 def _alphas(files: list[Path]) -> str:
     values = set()
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            values |= {float(file.get_tensor(key)) for key in file.keys() if key.endswith(".alpha")}  # noqa: SIM118
+        tensors, _ = read_tensors(path)
+        values |= {float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
     return ", ".join(f"{value:g}" for value in sorted(values)) or "not stored (taken as the rank)"

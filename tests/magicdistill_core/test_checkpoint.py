@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import magicdistill_core.checkpoint
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import (
     Checkpoint,
@@ -30,6 +31,7 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import load_lora, load_lora_for, save_lora
 from magicdistill_core.recipe import Recipe
+from magicdistill_core.streamed import Space, StreamedFile
 from train.network import build_network
 
 SHAPE = NetworkShape(33, 128, 1, 1, 1, 16, 24, guidance_embed=False)
@@ -165,6 +167,41 @@ def test_truncated_files_are_refused(tmp_path: Path, state: dict[str, Tensor], k
     for read in (read_metadata, read_tensors, read_header, load_checkpoint, is_lora):
         with pytest.raises(CheckpointError, match=r"a\.safetensors.*truncated or damaged"):
             read(path)
+
+
+def test_a_file_larger_than_memory_is_looked_at(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path, rows = tmp_path / "a.safetensors", 10**9
+    spaces = {key: Space.of(value) for key, value in state.items()}
+    with open(path, "wb") as file:
+        # A file of holes, 2 TB long, which takes no room on the disk.
+        StreamedFile(file, spaces | {"null_prompt.text_states": Space(torch.float16, (1, rows, 1000))}, {"k": "v"})
+    assert path.stat().st_size > 2 * 10**12
+    assert read_metadata(path) == {"k": "v"}
+    assert read_header(path)["null_prompt.text_states"].shape == (1, rows, 1000)
+    assert not is_lora(path)
+    checkpoint = load_checkpoint(path, "meta")
+    assert all(value.is_meta and value.shape == state[key].shape for key, value in checkpoint.state.items())
+
+
+def test_too_little_memory_is_no_damage(
+    tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, state, RECIPE, None)
+    opened = magicdistill_core.checkpoint.safe_open
+
+    def mapped(path: Path, framework: str, **settings: str) -> object:
+        if framework == "pt":
+            raise RuntimeError(f"unable to mmap 25626276520 bytes from file <{path}>: Cannot allocate memory (12)")
+        return opened(path, framework, **settings)
+
+    monkeypatch.setattr(magicdistill_core.checkpoint, "safe_open", mapped)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has .* GB, more than this machine lets.*may well be sound.*int8"):
+        load_checkpoint(path)
+    torch.save({"module": state}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "load", lambda *args, **settings: mapped(args[0], "pt"))
+    with pytest.raises(CheckpointError, match=r"a\.pt has .* GB, more than this machine lets"):
+        load_checkpoint(tmp_path / "a.pt")
 
 
 def test_garbage_and_absence_are_named(tmp_path: Path) -> None:
