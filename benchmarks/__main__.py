@@ -1,4 +1,4 @@
-"""`python -m benchmarks [names]`: measure this machine; `python -m benchmarks report`: write docs/performance.md."""
+"""`python -m benchmarks [names]`: measure this machine; `report` and `memory` instead: write a page of docs/."""
 
 import argparse
 import logging
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from magicdistill_core.files import write_text
 
+from .memory import memory_page
 from .report import performance_page, render
 from .store import Store
 from .worker import MACHINE
@@ -21,6 +22,7 @@ from .worker import MACHINE
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
+MEMORY_PAGE = ROOT / "docs" / "memory.md"
 # The most seconds that each may take while others wait; the order is that in which all of them run.
 LIMITS = {"forward": 160, "iteration": 330, "sampling": 160, "loading": 150, "autoencoder": 40, "data": 30}
 _MACHINE_SECONDS = 60
@@ -87,7 +89,7 @@ def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(LIMITS)} (default: all); or report")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(LIMITS)} (default: all); or report, or memory")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--minutes", type=float, default=10, help="for all together; what does not fit is not run")
     parser.add_argument("--pocket", action="store_true", help="pocket sizes also on a large GPU")
@@ -98,9 +100,12 @@ def main() -> None:
             write_text(results.with_suffix(".md"), render(Store(results).read()))
         write_text(PAGE, performance_page(options.out))
         return
+    if options.names == ["memory"]:
+        write_text(MEMORY_PAGE, memory_page([Store(path).read() for path in sorted(options.out.glob("*.json"))]))
+        return
     unknown = [name for name in options.names if name not in LIMITS]
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(LIMITS)}, or report")
+        parser.error(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(LIMITS)}, report and memory")
     options.out.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     results = options.out / f"{stamp}.json"

@@ -102,6 +102,38 @@ def train(
 
 
 @app.command()
+def memory(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, as for train.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as zero.stage=3.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="On how many it is to run, one process each.")] = 1,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a sample, 4n + 1; by default as in the dataset.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="Of a sample, in pixels; by default as in the dataset.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Of a sample, in pixels; by default as in the dataset.")
+    ] = None,
+) -> None:
+    """Say what memory a training will take on each GPU, before it is started. Needs no GPU."""
+    from .config import load_config
+    from .distributed import prepare_environment
+
+    settings = load_config(config, overrides or [])
+    prepare_environment()
+    from .inspect import facts_table
+    from .memory import memory_of, sample_of
+    from .teacher import load_teacher
+
+    teacher = load_teacher(settings, "meta")
+    shapes = sample_of(settings, teacher, frames, height, width)
+    with Console(stderr=True).status("Making one update of each player, without data"):
+        found = memory_of(settings, teacher, shapes, gpus)
+    Console().print(facts_table(found.facts()))
+
+
+@app.command()
 def prepare(
     videos: Annotated[Path, typer.Option(help="Folder of videos (searched with its subfolders), or one video.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")],

@@ -34,14 +34,17 @@ class FewStep:
         return sample_renoise(velocity, noise, sigmas, lambda step, _: fresh(step))
 
 
-def load_few_step(path: Path, teacher: Checkpoint) -> tuple[Checkpoint, Recipe]:
+def load_few_step(path: Path, teacher: Checkpoint, device: str = "cpu") -> tuple[Checkpoint, Recipe]:
     """A few-step generator's file, fit for a run on `teacher`.
+
+    Args:
+        device: as for `load_checkpoint`.
 
     Raises:
         CheckpointError: if the file is absent or damaged.
         ConfigError: if it is no few-step generator, or not of the teacher's kind and size.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, device)
     recipe = checkpoint.recipe
     if recipe is None or recipe.kind != "generator" or recipe.steps < 2:
         found = "no recipe" if recipe is None else f"the recipe of a {recipe.kind} of {recipe.steps} steps"

@@ -81,21 +81,30 @@ class DatasetIndex(BaseModel):
         return sum(len(shard.samples) for shard in self.shards)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of one sample and their shapes.
+        """The tensors of one sample and their shapes; errors as in `sample_shapes`."""
+        return sample_shapes(self.family, self.frames, self.height, self.width)
 
-        Raises:
-            DatasetError: if the family is not known here.
-        """
-        of_kind = [f for f in all_families() if f.architecture.name == self.family and f.takes_image]
-        if not of_kind:
-            raise DatasetError(
-                f"The dataset is for {self.family!r}, which is not known here. Correct the index, or update."
-            )
-        channels, frames, rows, columns = latent_shape(self.frames, self.height, self.width)[1:]
-        image = (channels, of_kind[0].image_frames(frames), rows, columns)
-        shapes: dict[str, tuple[int, ...]] = {LATENTS: (channels, frames, rows, columns), IMAGE_LATENTS: image}
-        features = of_kind[0].feature_shape
-        return shapes if features is None else shapes | {IMAGE_FEATURES: features}
+
+def sample_shapes(architecture: str, frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of one sample and their shapes.
+
+    Args:
+        architecture: by name, for which the start image is encoded.
+        frames, height, width: of the clip; geometry errors as in `check_geometry`.
+
+    Raises:
+        DatasetError: if the architecture is not known here.
+    """
+    of_kind = [f for f in all_families() if f.architecture.name == architecture and f.takes_image]
+    if not of_kind:
+        raise DatasetError(
+            f"The dataset is for {architecture!r}, which is not known here. Correct the index, or update."
+        )
+    channels, latent_frames, rows, columns = latent_shape(frames, height, width)[1:]
+    image = (channels, of_kind[0].image_frames(latent_frames), rows, columns)
+    shapes: dict[str, tuple[int, ...]] = {LATENTS: (channels, latent_frames, rows, columns), IMAGE_LATENTS: image}
+    features = of_kind[0].feature_shape
+    return shapes if features is None else shapes | {IMAGE_FEATURES: features}
 
 
 def read_index(folder: Path) -> DatasetIndex:

@@ -2,13 +2,11 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.recipe import Recipe
 
 from .config import TrainConfig
@@ -35,9 +33,9 @@ from .report import write_report
 from .run_folder import CONFIG_FILE, VALIDATION
 from .run_state import GuardError, RunState
 from .signals import StopRequest
+from .teacher import load_teacher
 from .trained_files import TrainedFiles
 from .validation import Validation
-from .weights import null_prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +60,15 @@ class Trainer:
         self.device = init_distributed(config.timeout)
         self.inputs = look(config, resume=resume)
         self.dataset = self.inputs.dataset
-        teacher = config.method.prepared(load_checkpoint(self.inputs.teacher), config.model.mode)
-        teacher = teacher.teacher(config.model.i2v_mode)
+        loaded = load_teacher(config)
+        teacher = loaded.checkpoint
         self.family = teacher.family()
-        self.prompt = _prompt(config, teacher)
-        negative = config.model.negative_prompt
+        self.prompt = loaded.prompt
         self.shape = teacher.shape
         self.dataset.check_family(self.family)
         self.draws = Draws(config.seed)
         self.recipe = self._recipe()
-        self.players = build_players(
-            config, teacher, self.prompt, self.device, None if negative is None else load_null_prompt(negative)
-        )
+        self.players = build_players(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
         self.method = build_method(config, self.players, self.draws, self.device)
         self.validation = Validation(
@@ -210,21 +205,14 @@ class Trainer:
         positions = list(range(first, first + data.micro_batch))
         indices = self.draws.sample_indices(update, positions, width * data.accumulation, len(self.dataset))
         images = self.dataset.start_image(indices).to(self.device)
-        images = self.method.shown(images, update, positions)
-        shape = self.dataset.latent_shape
-        return MicroBatch(
-            self.family.condition(images, shape[1]),
-            positions,
+        return self.method.micro_batch(
+            self.family,
+            images,
+            self.dataset.latent_shape,
             update,
-            self.family.free_shape(shape),
-            lambda: self.family.free(self.dataset.latents(indices)).to(self.device),
+            positions,
+            lambda: self.dataset.latents(indices).to(self.device),
         )
-
-
-def _prompt(config: TrainConfig, teacher: Checkpoint) -> NullPrompt:
-    if config.model.null_prompt is not None:
-        teacher = replace(teacher, null_prompt=load_null_prompt(config.model.null_prompt))
-    return null_prompt_of(teacher)
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Outcome:

@@ -35,7 +35,8 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, dev
     weights = file_to_diffusers(checkpoint.architecture.layout, checkpoint.state, checkpoint.shape.hidden)
     copies = {key: value.to(device=device, dtype=dtype, copy=True).contiguous() for key, value in weights.items()}
     network.load_state_dict(copies, assign=True)
-    return network.eval()
+    # What is in no file, like Wan's tables of rotations, was made on the CPU.
+    return network.to(device).eval()
 
 
 def prompt_on(prompt: NullPrompt, device: torch.device) -> NullPrompt:

@@ -4,6 +4,7 @@ Mode `full`: the generator is a copy of the teacher; the fake branch, if there i
 Mode `lora`: generator branch, fake branch, real score and teacher share one frozen base.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from .few_step import FewStep, load_few_step
 from .method_config import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from .network import load_network
 from .roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
+from .section import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,27 @@ class Players:
         return engine
 
 
+@dataclass(frozen=True)
+class Makers:
+    """What wraps networks into players, as the classes of these names in `engines` do."""
+
+    network: Callable[..., NetworkEngine] = NetworkEngine
+    discriminator: Callable[[Discriminator, TrainConfig, OptimizerConfig], Engine] = DiscriminatorEngine
+    frozen: Callable[[RoleNetwork, TrainConfig], Holder] = Frozen
+
+
 def build_players(
     config: TrainConfig,
     teacher: Checkpoint,
     prompt: NullPrompt,
     device: torch.device,
     negative: NullPrompt | None = None,
+    makers: Makers = Makers(),
 ) -> Players:
     """Load the teacher once or twice, add the branches, and wrap what is trained into engines.
+
+    Args:
+        makers: DeepSpeed's by default.
 
     Raises:
         ConfigError: if the method does not suit the teacher.
@@ -102,8 +117,8 @@ def build_players(
     shared, guidance = model.mode == "lora", model.embedded_guidance
     start, few_step = teacher, None
     if method.start_file is not None:
-        start, recipe = load_few_step(method.start_file, teacher)
-        maker = Frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
+        start, recipe = load_few_step(method.start_file, teacher, "meta" if device.type == "meta" else "cpu")
+        maker = makers.frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
         few_step = FewStep(maker, recipe)
     base = load_network(teacher, dtype, device) if shared or FAKE in method.players or method.uses_teacher else None
     # Before branches are added, so that its copy of a block has none.
@@ -125,12 +140,12 @@ def build_players(
         network.train()
         if model.activation_checkpointing:
             checkpoint_activations(network, model.keep_attention)
-    generator = NetworkEngine(generator_network, trained, config, config.generator_optimizer)
+    generator = makers.network(generator_network, trained, config, config.generator_optimizer)
     engines: dict[str, Engine] = {GENERATOR: generator}
     holder: Holder | None = generator if shared else None
     if base is not None and isinstance(method, MatchingConfig):
         assert config.fake_optimizer is not None
-        holder = engines[FAKE] = NetworkEngine(
+        holder = engines[FAKE] = makers.network(
             RoleNetwork(base, prompt, negative, guidance),
             branch_parameters(base, FAKE),
             config,
@@ -138,7 +153,7 @@ def build_players(
             method.fake_loss_scale,
         )
         if judge is not None and method.adversary is not None:
-            engines[DISCRIMINATOR] = DiscriminatorEngine(judge, config, method.adversary.optimizer)
+            engines[DISCRIMINATOR] = makers.discriminator(judge, config, method.adversary.optimizer)
     elif base is not None and not shared:
-        holder = Frozen(RoleNetwork(base, prompt, negative, guidance), config)
+        holder = makers.frozen(RoleNetwork(base, prompt, negative, guidance), config)
     return Players(engines, role, holder, few_step)

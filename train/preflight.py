@@ -18,7 +18,6 @@ from magicdistill_core.checkpoint import (
 from magicdistill_core.diffusers_folder import weight_files
 from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
 from magicdistill_core.files import write_text
-from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.wrappers import is_pickle_name
 
 from . import checkpoints
@@ -26,6 +25,7 @@ from .config import POCKET, TrainConfig
 from .distributed import barrier, first_error, is_main
 from .latents import DatasetIndex, LatentDataset
 from .run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, run_facts
+from .teacher import teacher_path
 from .weights import ENCODE_PROMPT
 
 _DIGEST = "dataset_digest"
@@ -66,7 +66,7 @@ def _look(config: TrainConfig, *, resume: bool) -> Inputs:
         raise ConfigError(
             f"{config.run} already holds a run. Continue it with --resume, or name another folder (run=FOLDER)."
         )
-    teacher = TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
+    teacher = teacher_path(config)
     files = weight_files(teacher)
     for file in files:
         _check_there("model.teacher", file, "Check the path.")

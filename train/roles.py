@@ -4,6 +4,7 @@ The role is an argument of the call. Within the call it is set on peft's layers;
 again during backward, so every checkpointed block remembers the role of its forward and recomputes in it.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -185,7 +186,12 @@ def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed:
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, transformer, adapter_name=name)
+        # Where the base has no data its branches have none either, which peft does not see to by itself.
+        meta = next(transformer.parameters()).is_meta
+        with warnings.catch_warnings():
+            # A second branch is meant.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            inject_adapter_in_model(config, transformer, adapter_name=name, low_cpu_mem_usage=meta)
     for key, parameter in transformer.named_parameters():
         parameter.requires_grad_(".lora_" in key)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PRESET = Path(train.__file__).parent / "presets" / "hunyuan_i2v_w2s_4step.yaml"
 # One GPU: the generator is a branch as well, so that one frozen base serves all.
-_ONE_GPU = ("model.mode=lora", "model.activation_checkpointing=true", "zero.stage=2")
+ONE_GPU = ("model.mode=lora", "model.activation_checkpointing=true", "zero.stage=2")
 _POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
 _SEED = 0
 _POCKET_REPEATS = 7
@@ -125,7 +125,7 @@ def build(bench: Bench, shape: NetworkShape, text_tokens: int) -> "Subject":
 def settings(bench: Bench) -> TrainConfig:
     """The 13B preset's for one GPU, in the precision of the machine; small branches for the pocket network."""
     precision = "bf16" if bench.dtype == torch.bfloat16 else "fp32"
-    return load_config(PRESET, (*_ONE_GPU, *(() if bench.full else _POCKET), f"model.precision={precision}"))
+    return load_config(PRESET, (*ONE_GPU, *(() if bench.full else _POCKET), f"model.precision={precision}"))
 
 
 def growing(bench: Bench) -> None:

@@ -196,7 +196,9 @@ def test_too_little_memory_is_no_damage(
         return opened(path, framework, **settings)
 
     monkeypatch.setattr(magicdistill_core.checkpoint, "safe_open", mapped)
-    with pytest.raises(CheckpointError, match=r"a\.safetensors has .* GB, more than this machine lets.*may well be sound.*int8"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.safetensors has .* GB, more than this machine lets.*may well be sound.*int8"
+    ):
         load_checkpoint(path)
     torch.save({"module": state}, tmp_path / "a.pt")
     monkeypatch.setattr(torch, "load", lambda *args, **settings: mapped(args[0], "pt"))

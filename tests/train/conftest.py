@@ -156,3 +156,21 @@ def train_runs(live: Callable[..., Life]) -> Callable[..., None]:
             assert set(life.codes) == {0}, life.said[-8000:]
 
     return launch
+
+
+@pytest.fixture
+def magicdistill(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process: status, stdout, stderr."""
+    from train.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["magicdistill", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run

@@ -12,22 +12,6 @@ from train.latents import LatentDataset
 
 
 @pytest.fixture
-def magicdistill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command in this process: status, stdout, stderr."""
-    from train.cli import main
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["magicdistill", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
-
-
-@pytest.fixture
 def still(tmp_path: Path) -> Path:
     path = tmp_path / "still.png"
     Image.new("RGB", (48, 40), "orange").save(path)
@@ -37,7 +21,7 @@ def still(tmp_path: Path) -> Path:
 def test_help_names_every_command_and_does_not_wait_for_torch(magicdistill) -> None:
     status, out, _ = magicdistill("--help")
     assert status == 0
-    for name in ("train", "prepare", "export", "report", "sample", "inspect", "demo", "comfyui", "pocket"):
+    for name in ("train", "memory", "prepare", "export", "report", "sample", "inspect", "demo", "comfyui", "pocket"):
         assert f" {name} " in out
     heavy = "import sys, train.cli; print([m for m in ('torch', 'diffusers', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)

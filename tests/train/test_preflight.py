@@ -136,7 +136,7 @@ def test_what_is_absent_is_said_before_anything_is_loaded(
     tree[section] = tree[section] | change
     if "negative_prompt" in change:
         tree["method"] = {"fake_updates": 2, "guidance_scale": 2.0}
-    monkeypatch.setattr(train.loop, "load_checkpoint", lambda path: pytest.fail(f"{path} was loaded"))
+    monkeypatch.setattr(train.loop, "load_teacher", lambda config: pytest.fail("the teacher was loaded"))
     with pytest.raises(MagicDistillError, match=match):
         train.loop.train(parse_config(tree, "test"))
     assert not (tmp_path / "run").exists()

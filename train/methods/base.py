@@ -9,7 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from magicdistill_core.families.base import Condition, StartImage
+from magicdistill_core.families.base import Condition, Family, StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.objectives.rollout import rollout
 
@@ -102,6 +102,24 @@ class Method(ABC, Generic[S]):
     def shown(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
         """The start images as the network is to see them: as they are, unless a method wants it otherwise."""
         return images
+
+    def micro_batch(
+        self,
+        family: Family,
+        images: StartImage,
+        shape: tuple[int, ...],
+        update: int,
+        positions: list[int],
+        read_latents: Callable[[], Tensor],
+    ) -> MicroBatch:
+        """What the family makes of samples.
+
+        Args:
+            shape: of one latent, `(16, T, H, W)`.
+            read_latents: reads the latents `[B, 16, T, H, W]`.
+        """
+        condition = family.condition(self.shown(images, update, positions), shape[1])
+        return MicroBatch(condition, positions, update, family.free_shape(shape), lambda: family.free(read_latents()))
 
     def _noise(self, purpose: str, batch: MicroBatch) -> Tensor:
         """Noise `[B, C, T, H, W]`, its own for each purpose."""

@@ -1,0 +1,183 @@
+"""What training takes on each GPU by preset, computed at true sizes on any machine: `docs/memory.md`."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import save_file
+
+import train
+from magicdistill_core.checkpoint import null_prompt_tensors
+from magicdistill_core.families.base import Family, NullPrompt
+from magicdistill_core.families.hunyuan_video import CONCAT
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.recipe import Recipe
+from magicdistill_core.streamed import Space, StreamedFile
+from train.config import TrainConfig, load_config
+from train.distributed import prepare_environment
+from train.latents import sample_shapes
+from train.network import build_network
+from train.teacher import load_teacher
+
+from .cases.iteration import ONE_GPU, PRESET
+from .claims import Row
+from .harness import GB
+from .predictions import Measured, NotMeasuredError
+from .sizes import FULL_SIZES, HUNYUAN_13B, Clip
+from .tables import table
+
+logger = logging.getLogger(__name__)
+
+_WAN_14B = WanShape(in_channels=36, hidden=5120, mlp=13824, blocks=40, text_dim=4096, frequencies=256)
+_INTRODUCTION = """# Memory of a training
+
+Written by `python -m benchmarks memory`, which needs no GPU. `magicdistill memory CONFIG --gpus N` says the same of any
+configuration, teacher and clip length, before anything is rented:
+
+    uv run magicdistill memory train/presets/hunyuan_i2v_w2s_4step_lora.yaml model.teacher=HUNYUAN \\
+        --gpus 8 --frames 129 --height 544 --width 960
+
+Nothing is estimated that can be found by running it: the networks are built with their branches, and one update of each
+player is made by the training's own code, on tensors that have shapes and no data. What comes and goes meanwhile is
+counted. DeepSpeed's share is computed: how weights, gradients and optimizer are divided, and its buffers at their usual
+sizes. CUDA itself, the VAE that decodes validation's samples, and what the allocator cannot use are not in it: leave
+some GB. GB are 10^9 bytes; a GPU of 80 GB has 85.
+
+`update` is what the calls of the costliest update hold besides the rest; `at the start` what the networks take before
+DeepSpeed divides them.
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preset, and the GPUs and clips for which it is computed."""
+
+    preset: str
+    gpus: int
+    clips: tuple[Clip, ...] = (FULL_SIZES.usual, FULL_SIZES.longest)
+
+
+CASES = (
+    Case("hunyuan_i2v_w2s_4step_lora", 1),
+    Case("hunyuan_i2v_w2s_4step_lora", 8),
+    Case("hunyuan_i2v_w2s_4step", 8),
+    Case("hunyuan_i2v_dmd_4step", 8),
+    Case("hunyuan_i2v_dmd2_4step", 8),
+    Case("hunyuan_i2v_dmd2_4step", 16, (FULL_SIZES.longest,)),
+    Case("hunyuan_i2v_supervised_4step", 40),
+    Case("hunyuan_i2v_one_step", 16),
+    Case("hunyuan_i2v_lcm_4step", 8),
+    Case("hunyuan_i2v_cfg", 8),
+    Case("hunyuan_i2v_sft", 8),
+    Case("magic141_w2s_4step", 16),
+    Case("wan_i2v_w2s_4step", 8, (Clip(81, 480, 832),)),
+)
+
+
+class Files:
+    """Weights files of true size and no data, which take no room: of a 13B HunyuanVideo-I2V, and of Wan 2.1 I2V 14B."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hunyuan = folder / "hunyuan.safetensors"
+        self.wan = folder / "wan.safetensors"
+        self.prompt = folder / "prompt.safetensors"
+        _write(self.hunyuan, HUNYUAN_13B, CONCAT)
+        _write(self.wan, _WAN_14B, IMAGE_TO_VIDEO)
+        text = torch.zeros(1, FULL_SIZES.text_tokens, HUNYUAN_13B.text_dim)
+        save_file(null_prompt_tensors(NullPrompt(text, torch.zeros(1, HUNYUAN_13B.pooled_dim))), self.prompt)
+
+    def settings(self, preset: str, *overrides: str) -> TrainConfig:
+        """A preset on them."""
+        wan = preset.startswith("wan")
+        file = self.wan if wan else self.hunyuan
+        given = [f"model.teacher={file}", f"model.null_prompt={self.prompt}", *overrides]
+        path = Path(train.__file__).parent / "presets" / f"{preset}.yaml"
+        method = load_config(path).method
+        if method.uses_negative_prompt:
+            given.append(f"model.negative_prompt={self.prompt}")
+        if method.start_file is not None:
+            given.append(f"method.few_step_generator={file}")
+        return load_config(path, given)
+
+
+def _write(path: Path, shape: Any, family: Family) -> None:
+    with init_empty_weights():
+        network = build_network(shape, family)
+    weights = diffusers_to_file(family.architecture.layout, network.state_dict())
+    spaces = {key: Space(torch.bfloat16, tuple(value.shape)) for key, value in weights.items()}
+    # A generator's, so that the file is a teacher and the few-step generator of one-step distillation as well.
+    recipe = Recipe(
+        kind="generator", family=family.architecture.name, i2v_mode=family.i2v_mode, steps=4, shift=5.0, width=960,
+        height=544, frames=129, fps=24,
+    )  # fmt: skip
+    with open(path, "wb") as file:
+        StreamedFile(file, spaces, recipe.to_metadata())
+
+
+def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
+    """One row, in GB."""
+    from train.memory import memory_of
+
+    teacher = load_teacher(config, "meta")
+    shapes = sample_shapes(teacher.checkpoint.architecture.name, clip.frames, clip.height, clip.width)
+    found = memory_of(config, teacher, shapes, gpus)
+    parts = {
+        "weights": found.weights,
+        "optimizer": found.optimizer,
+        "gradients": found.gradients,
+        "buffers": found.buffers,
+        "update": max(found.updates.values()),
+        "in all": found.total,
+        "at the start": found.start,
+    }
+    return {name: size / GB for name, size in parts.items()}
+
+
+def memory_page(documents: Sequence[dict[str, Any]]) -> str:
+    """The page: presets, then what was computed beside what was measured.
+
+    Args:
+        documents: results of the benchmarks.
+    """
+    prepare_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        files = Files(Path(folder))
+        rows = []
+        for case in CASES:
+            for clip in case.clips:
+                logger.info("%s, %d GPUs, %s", case.preset, case.gpus, clip.name)
+                row = computed(files.settings(case.preset), clip, case.gpus)
+                rows.append({"case": case.preset, "GPUs": case.gpus, "clips": clip.name} | row)
+        checks = list(_checks(files, documents))
+    lines = [_INTRODUCTION, *table(rows), "", "## Computed and measured", "", _CHECKED, *table(checks), ""]
+    return "\n".join(lines)
+
+
+_CHECKED = """On one GPU in mode `lora`, beside what `benchmarks iteration` [measured](performance.md).
+"One call" is a call of the network with its backward, attention kept, outside of DeepSpeed's: without its buffer.
+"""
+
+
+def _checks(files: Files, documents: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    measured, settings = Measured(documents), files.settings(PRESET.stem, *ONE_GPU)
+    for clip in (FULL_SIZES.small, FULL_SIZES.medium, FULL_SIZES.longest):
+        found = computed(settings, clip, 1)["in all"]
+        yield {"case": clip.name} | _beside(found, measured, f"{clip.name}: fake update, exit at the first node")
+    usual = FULL_SIZES.usual
+    found = computed(files.settings(PRESET.stem, *ONE_GPU, "model.keep_attention=true"), usual, 1)
+    bare = found["weights"] + found["optimizer"] + found["update"]
+    yield {"case": f"{usual.name}: one call"} | _beside(bare, measured, f"{usual.name}: backward, attention kept")
+
+
+def _beside(found: float, measured: Measured, case: str) -> Row:
+    try:
+        peak = measured.row("iteration", case)["peak_gb"]
+    except NotMeasuredError:
+        return {"computed GB": found}
+    return {"computed GB": found, "measured GB": peak, "computed / measured": found / peak}

@@ -1,0 +1,40 @@
+"""What a training at 13B is computed to take, against what one took on a GPU."""
+
+import pytest
+
+from benchmarks.__main__ import MEMORY_PAGE, RESULTS
+from benchmarks.cases.iteration import ONE_GPU, PRESET
+from benchmarks.memory import CASES, Files, computed
+from benchmarks.predictions import Measured
+from benchmarks.sizes import FULL_SIZES
+from benchmarks.store import Store
+from train.distributed import prepare_environment
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    prepare_environment()
+    return Files(tmp_path_factory.mktemp("files"))
+
+
+def test_files_of_true_size_take_no_room(files: Files) -> None:
+    for path, size in ((files.hunyuan, 25.6e9), (files.wan, 32.8e9)):
+        assert path.stat().st_size == pytest.approx(size, rel=0.01)
+        assert path.stat().st_blocks * 512 < 10**6
+
+
+def test_one_update_takes_what_it_took_on_a_gpu(files: Files) -> None:
+    medium = FULL_SIZES.medium
+    measured = Measured([Store(path).read() for path in sorted(RESULTS.glob("*.json"))])
+    peak = measured.row("iteration", f"{medium.name}: fake update, exit at the first node")["peak_gb"]
+    found = computed(files.settings(PRESET.stem, *ONE_GPU), medium, 1)
+    assert found["in all"] == pytest.approx(peak, rel=0.02)
+    page = MEMORY_PAGE.read_text(encoding="utf-8")
+    assert f"| {medium.name} | {found['in all']:.4g} | {peak:.4g} |" in page
+
+
+def test_every_preset_for_large_teachers_is_on_the_page() -> None:
+    page = MEMORY_PAGE.read_text(encoding="utf-8")
+    presets = {path.stem for path in PRESET.parent.glob("*.yaml") if not path.stem.startswith("pocket")}
+    assert presets == {case.preset for case in CASES}
+    assert all(f"| {case.preset} | {case.gpus} | {clip.name} |" in page for case in CASES for clip in case.clips)
