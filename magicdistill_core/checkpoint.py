@@ -6,7 +6,7 @@ either the old file or the new one.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,34 +109,8 @@ def weights_sha256(path: str | Path) -> str:
     if not path.is_dir():
         return file_sha256(path)
     files = weight_files(path)
-    return _listed_sha256({*files, *files[0].parent.glob("*.json")})
-
-
-def has_sha256(path: str | Path, recorded: str, found: str) -> bool:
-    """Whether weights are those of which a hash was recorded, by this version or an earlier one.
-
-    Earlier versions hashed what lies at a folder's top: of a pipeline that is its model_index.json and no weights.
-
-    Args:
-        recorded: the hash in a recipe or in a run's record.
-        found: `weights_sha256(path)`.
-    """
-    path = Path(path)
-    if recorded == found:
-        return True
-    if not path.is_dir() or recorded != _listed_sha256([*path.glob("*.json"), *path.glob("*.safetensors")]):
-        return False
-    logger.warning(
-        "The sha256 recorded for %s is of an earlier version, which did not look at a pipeline's weights: whether they "
-        "are those of that training cannot be checked.",
-        path,
-    )
-    return True
-
-
-def _listed_sha256(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted({*files, *files[0].parent.glob("*.json")}):
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 

@@ -3,6 +3,8 @@
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TypeVar
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from magicdistill_core.errors import ConfigError
+from magicdistill_core.errors import ConfigError, MagicDistillError
 
 T = TypeVar("T")
 
@@ -103,6 +105,25 @@ def from_all(value: T) -> list[T]:
 def first_error(error: str | None) -> str | None:
     """The error of the first process that has one: all processes agree on what went wrong (a collective call)."""
     return next((text for text in from_all(error) if text is not None), None)
+
+
+@contextmanager
+def beginning_together() -> Iterator[None]:
+    """A part of a run's beginning that every process gets through, or none: no one waits for one that has failed.
+
+    Raises:
+        MagicDistillError: its own, or ConfigError with that of another process. Other errors pass as they are.
+    """
+    problem = None
+    try:
+        yield
+    except MagicDistillError as error:
+        problem = error
+    said = first_error(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    if said is not None:
+        raise ConfigError(f"Another process of this run cannot begin: {said}")
 
 
 def is_lost_process(error: BaseException) -> bool:

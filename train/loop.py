@@ -12,6 +12,7 @@ from magicdistill_core.recipe import Recipe
 from .config import TrainConfig
 from .disk_space import check_room, state_bytes
 from .distributed import (
+    beginning_together,
     bound_waiting,
     first_error,
     init_distributed,
@@ -68,12 +69,14 @@ class Trainer:
         self.dataset.check_family(self.family)
         self.draws = Draws(config.seed)
         self.recipe = self._recipe()
+        # Before 13B are loaded; it is the main process' alone to load a VAE.
+        with beginning_together():
+            self.validation = Validation(
+                config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
+            )
         self.players = build_players(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
         self.method = build_method(config, self.players, self.draws, self.device)
-        self.validation = Validation(
-            config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
-        )
         self.ema = None
         if config.generator_ema is not None:
             self.ema = GeneratorEma(self.players.generator.engine, config.generator_ema)

@@ -57,7 +57,7 @@ class Memory:
             "optimizer": self.optimizer,
             "gradients": self.gradients,
             "DeepSpeed's buffers": self.buffers,
-            **{f"an update of the {player}": size for player, size in self.updates.items()},
+            **{f"one update: {player}": size for player, size in self.updates.items()},
         }
         return {name: f"{size / 1e9:.2f} GB" for name, size in parts.items()} | {
             "in all, at most": f"{self.total / 1e9:.2f} GB on each GPU, where one update is made at a time",

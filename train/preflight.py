@@ -9,20 +9,19 @@ import yaml
 
 from magicdistill_core.checkpoint import (
     NULL_TEXT_KEY,
-    has_sha256,
     load_null_prompt,
     read_header,
     read_metadata,
     weights_sha256,
 )
 from magicdistill_core.diffusers_folder import weight_files
-from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
+from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.files import write_text
 from magicdistill_core.wrappers import is_pickle_name
 
 from . import checkpoints
 from .config import POCKET, TrainConfig
-from .distributed import barrier, first_error, is_main
+from .distributed import barrier, beginning_together, is_main
 from .latents import DatasetIndex, LatentDataset
 from .run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, run_facts
 from .teacher import teacher_path
@@ -47,17 +46,8 @@ def look(config: TrainConfig, *, resume: bool) -> Inputs:
         MagicDistillError: on every process, if one of them finds that something is absent or damaged, that the folder
             holds a run already, or that a run to be resumed was started with something else.
     """
-    found, problem = None, None
-    try:
+    with beginning_together():
         found = _look(config, resume=resume)
-    except MagicDistillError as error:
-        problem = error
-    said = first_error(None if problem is None else str(problem))
-    if problem is not None:
-        raise problem
-    if said is not None:
-        raise ConfigError(f"Another process of this run cannot begin: {said}")
-    assert found is not None
     return found
 
 
@@ -139,15 +129,9 @@ def dataset_digest(index: DatasetIndex) -> str:
 
 
 def _check_unchanged(config: TrainConfig, inputs: Inputs) -> None:
-    """Refuse to resume with another teacher, mode or dataset than `run.json` records.
-
-    Runs begun by earlier versions have no digest of their dataset there, and are not asked for it.
-    """
+    """Refuse to resume with another teacher, mode or dataset than `run.json` records."""
     path = config.run / RUN_FILE
     before, now = json.loads(path.read_text(encoding="utf-8")), _facts(config, inputs)
-    recorded = str(before.get("teacher_hash"))
-    if has_sha256(inputs.teacher, recorded, inputs.teacher_hash):
-        before["teacher_hash"] = inputs.teacher_hash
     data = f"another dataset than {config.data.dataset} is now"
     for name, what in (
         ("teacher_hash", f"another teacher than {inputs.teacher} is now: of sha256"),
@@ -155,7 +139,7 @@ def _check_unchanged(config: TrainConfig, inputs: Inputs) -> None:
         ("samples", f"{data}: of samples"),
         (_DIGEST, f"{data} (as many samples, but not the same, or of another geometry, frame rate or VAE): of digest"),
     ):
-        if before.get(name, now[name] if name == _DIGEST else None) != now[name]:
+        if before.get(name) != now[name]:
             raise CheckpointError(
                 f"{config.run} was started with {what} {before.get(name)}, now {now[name]}. A run resumes only with "
                 "what it began with: restore that, or start a new run in another folder."

@@ -110,7 +110,7 @@ class RunState:
         if self.attempt:
             factor = self.config.guard.lr_factor**self.attempt
             logger.info("Times that this run went back: %d; learning rates are multiplied by %g", self.attempt, factor)
-        self.changed = _changes(notes["settings"], self._settings) if "settings" in notes else {}
+        self.changed = _changes(notes["settings"], self._settings)
         for name, (was, value) in self.changed.items():
             logger.info("Changed since update %d: %s from %s to %s", self.step, name, was, value)
 
@@ -125,7 +125,7 @@ class RunState:
             barrier()
 
     def _check_method(self, notes: Mapping[str, Any]) -> None:
-        before = notes.get("settings", {}).get("method", {}).get("name", self.config.method.name)
+        before = notes["settings"]["method"]["name"]
         if before != self.config.method.name:
             raise CheckpointError(
                 f"{self.config.run} was trained with the method {before}, and the configuration now says "
@@ -138,8 +138,7 @@ class RunState:
         notes = manifest.notes
         self.step = self._saved = manifest.step
         self.guard.restore(notes["guard"])
-        if "measure" in notes:
-            self._measure.restore(notes["measure"])
+        self._measure.restore(notes["measure"])
         self._set_attempt(notes["attempt"])
 
     def _set_attempt(self, attempt: int) -> None:

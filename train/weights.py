@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicdistill_core.branch import merge
-from magicdistill_core.checkpoint import Checkpoint, has_sha256, is_lora, load_checkpoint, weights_sha256
+from magicdistill_core.checkpoint import Checkpoint, is_lora, load_checkpoint, weights_sha256
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.lora_file import load_lora
@@ -61,7 +61,7 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
                 f"makes none. Use the LoRA of the generator."
             )
         wanted = recipe.base_hash
-        if wanted is not None and not has_sha256(base, wanted, found := weights_sha256(base)):
+        if wanted is not None and wanted != (found := weights_sha256(base)):
             raise CheckpointError(
                 f"{lora_file.name} belongs to a base with sha256 {wanted}, but {base.name} has {found}. "
                 f"Use the file or the folder that the LoRA was trained on."

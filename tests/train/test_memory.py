@@ -132,7 +132,7 @@ def test_the_command_says_it_for_the_dataset_and_for_clips_that_are_not_there_ye
     path.write_text(yaml.safe_dump(raw))
     status, out, err = magicdistill("memory", path, "--gpus", 4)
     assert status == 0, err
-    for part in ("weights", "optimizer", "DeepSpeed's buffers", "an update of the generator", "in all, at most"):
+    for part in ("weights", "optimizer", "DeepSpeed's buffers", "one update: generator", "in all, at most"):
         assert f"{part} " in out
     assert not (tmp_path / "run").exists()
 

@@ -1,8 +1,6 @@
 """What is looked at before anything is loaded: the files that a configuration names, and what a run began with."""
 
-import hashlib
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from safetensors.torch import save_file
 
 import train.loop
 import train.preflight
-from magicdistill_core.checkpoint import file_sha256, load_checkpoint, null_prompt_tensors, read_recipe, weights_sha256
+from magicdistill_core.checkpoint import load_checkpoint, null_prompt_tensors, read_recipe, weights_sha256
 from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
 from magicdistill_core.families.base import StartImage
 from train.config import TrainConfig, parse_config
@@ -68,22 +66,6 @@ def test_a_run_resumes_on_its_own_pipeline_only(
         look(other, resume=True)
 
 
-def test_a_run_of_an_earlier_version_resumes_and_hears_what_cannot_be_checked(
-    pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, _, prompt = pipelines
-    config = parse_config(of_pipeline(tiny_config(tmp_path / "run"), first, prompt), "test")
-    facts = begun(config)
-    # Then a record had no digest of the dataset, and the hash of a pipeline was that of its index.
-    del facts["dataset_digest"]
-    line = f"model_index.json {file_sha256(first / 'model_index.json')}\n"
-    facts["teacher_hash"] = hashlib.sha256(line.encode()).hexdigest()
-    (config.run / "run.json").write_text(json.dumps(facts))
-    with caplog.at_level(logging.WARNING):
-        look(config, resume=True)
-    assert "whether they are those of that training cannot be checked" in caplog.text
-
-
 def test_a_lora_of_a_pipeline_knows_its_base(
     pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config, live: Callable
 ) -> None:
@@ -106,16 +88,12 @@ def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: P
     def config(data: Path) -> TrainConfig:
         return parse_config(tiny_config(tmp_path / "run", data={"dataset": str(data)}), "test")
 
-    facts = begun(config(dataset(tmp_path / "data")))
+    begun(config(dataset(tmp_path / "data")))
     other = config(dataset(tmp_path / "other", **change))
     with pytest.raises(CheckpointError, match=r"started with another dataset than .*other is now .as many samples"):
         look(other, resume=True)
     (tmp_path / "data").rename(tmp_path / "moved")
     look(config(tmp_path / "moved"), resume=True)
-    # An earlier version recorded the number of samples alone.
-    del facts["dataset_digest"]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-    look(other, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +132,25 @@ def test_a_teacher_without_a_null_prompt_says_what_makes_one(
 def test_all_processes_end_if_one_of_them_misses_a_file(
     tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.preflight, "first_error", lambda error: error or "its disk is not mounted")
+    monkeypatch.setattr(train.distributed, "first_error", lambda error: error or "its disk is not mounted")
     with pytest.raises(ConfigError, match="Another process of this run cannot begin: its disk"):
         look(parse_config(tiny_config(tmp_path / "run"), "test"), resume=False)
+
+
+def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
+    tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.loop, "build_players", lambda *given: pytest.fail("networks were built"))
+    vae = tmp_path / "vae"
+    vae.mkdir()
+    (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    tree = tiny_config(tmp_path / "run", validation={"every": 1, "vae": str(vae)})
+    with pytest.raises(CheckpointError, match="no video VAE that is known here"):
+        train.loop.train(parse_config(tree, "test"))
+    # Where it is another process that loads it.
+    monkeypatch.setattr(train.validation, "is_main", lambda: False)
+    answers = iter([None, "The VAE cannot be used."])
+    monkeypatch.setattr(train.distributed, "first_error", lambda error: error or next(answers))
+    with pytest.raises(ConfigError, match="Another process of this run cannot begin: The VAE cannot be used"):
+        train.loop.train(parse_config(tree, "test"))
+    assert not (tmp_path / "run").exists()
