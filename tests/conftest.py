@@ -105,12 +105,12 @@ def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
 
 @pytest.fixture(scope="session")
 def stock_side(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], None]:
-    """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side.py`."""
+    """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side/`."""
 
     def run(jobs: list[dict]) -> None:
         folder = tmp_path_factory.mktemp("stock")
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        script = Path(__file__).parent / "comfyui" / "stock_side.py"
+        script = Path(__file__).parent / "comfyui" / "stock_side"
         command = [sys.executable, str(script), str(comfyui_dir), str(folder / "jobs.json")]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
         assert done.returncode == 0, done.stderr[-4000:]

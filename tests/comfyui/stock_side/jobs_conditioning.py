@@ -1,0 +1,91 @@
+"""Jobs on what a model is given: start image, text, and both."""
+
+import importlib
+from types import SimpleNamespace
+
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_wan import WanImageToVideo
+from jobs_common import letters, load_pack, run_node, stock_vae, told
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+
+def job_portrait(job: dict) -> dict[str, Tensor]:
+    """Portrait to video with a MODEL of the stock or of the pack's loader, beside ComfyUI's own node for Wan."""
+    nodes = load_pack()
+    load = comfy.sd.load_diffusion_model
+    if job.get("loader") == "pack":
+        pack_load = importlib.import_module("pack.nodes.load_model").load_model
+
+        def load(path: str) -> ModelPatcher:
+            return pack_load(path, {})
+
+    given = load_file(job["inputs"])
+    settings = {"width": 0, "height": 0, "length": 0, "batch_size": 1} | job["settings"]
+    if "text" in given:
+        settings["positive"] = [[given["text"], {"pooled_output": given["pooled"]}]]
+    if "features" in given:
+        settings["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=given["features"])
+    vae = stock_vae(job)
+    inputs = {"model": load(job["model"]), "vae": vae, "start_image": given["image"]} | settings
+    result, said = told(nodes.PortraitToVideo, **inputs)
+    out = {"said": letters(said)}
+    if not result:
+        return out
+    ((text, values),), latent = result
+    out |= {"text": text} | {f"latent.{key}": value for key, value in latent.items()}
+    out |= {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    out |= {key: torch.tensor(values[key]) for key in ("guidance", "guiding_frame_index") if key in values}
+    if "clip_vision_output" in values:
+        out["features"] = values["clip_vision_output"].penultimate_hidden_states
+    if job.get("native"):
+        size = {key: settings[key] for key in ("width", "height", "length", "batch_size")}
+        positive, _, empty = run_node(
+            WanImageToVideo,
+            positive=settings["positive"],
+            negative=settings["positive"],
+            vae=vae,
+            clip_vision_output=settings["clip_vision_output"],
+            start_image=given["image"],
+            **size,
+        )
+        native = positive[0][1]
+        out |= {f"native.{key}": native[key] for key in ("concat_latent_image", "concat_mask")}
+        out["native.samples"] = empty["samples"]
+    return out
+
+
+def job_text_image(job: dict) -> dict[str, Tensor]:
+    """The pack's encode node with a tiny pair of HunyuanVideo's text encoders, beside ComfyUI's own text encode."""
+    nodes = load_pack()
+    options = {"llama_model_config": job["llama_config"], "model_config": job["clip_config"]}
+    options |= {"dtype": torch.float32}
+    files = [comfy.utils.load_torch_file(job[name]) for name in ("llama", "clip_l")]
+    clip = comfy.sd.load_text_encoder_state_dicts(
+        files, clip_type=comfy.sd.CLIPType.HUNYUAN_VIDEO, model_options=options
+    )
+    # What transformers 4 makes of ComfyUI's tokenizer folder; transformers 5 loses spaces and line breaks.
+    clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["tokenizer"])
+    projected = load_file(job["inputs"])["projected"]
+    out = {}
+    for number, prompt in enumerate(job["prompts"]):
+        seen = SimpleNamespace(mm_projected=projected)
+        (((states, values),),), said = told(nodes.TextImageEncode, clip=clip, clip_vision_output=seen, prompt=prompt)
+        out |= {
+            f"states.{number}": states,
+            f"pooled.{number}": values["pooled_output"],
+            f"said.{number}": letters(said),
+        }
+        text, native = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
+        out |= {f"native.{number}": text, f"native_pooled.{number}": native["pooled_output"]}
+    blind = SimpleNamespace(mm_projected=None)
+    out["blind"] = letters(told(nodes.TextImageEncode, clip=clip, clip_vision_output=blind, prompt="")[1])
+    other = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1))
+    clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["lossy_tokenizer"])
+    out["lossy"] = letters(told(nodes.TextImageEncode, clip=clip, clip_vision_output=seen, prompt="")[1])
+    out["other"] = letters(told(nodes.TextImageEncode, clip=other, clip_vision_output=seen, prompt="")[1])
+    return out
