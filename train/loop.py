@@ -25,7 +25,8 @@ from .distributed import (
 from .draws import Draws
 from .ema import GeneratorEma
 from .guard import Verdict
-from .machine import machine_facts
+from .machine import gpu_bytes, machine_facts
+from .memory import memory_of, tell_memory
 from .methods import MicroBatch, build_method
 from .players import build_players
 from .preflight import begin, look
@@ -69,11 +70,14 @@ class Trainer:
         self.dataset.check_family(self.family)
         self.draws = Draws(config.seed)
         self.recipe = self._recipe()
-        # Before 13B are loaded; it is the main process' alone to load a VAE.
+        # Before 13B are loaded. The VAE and the sum are the main process' alone.
         with beginning_together():
             self.validation = Validation(
                 config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
             )
+            room = gpu_bytes(self.device)
+            if room is not None and is_main():
+                tell_memory(memory_of(config, loaded, self.dataset.index.tensor_shapes(), world_size()), room)
         self.players = build_players(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
         self.method = build_method(config, self.players, self.draws, self.device)

@@ -9,6 +9,11 @@ import torch
 from .distributed import world_size
 
 
+def gpu_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU; None for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def machine_facts() -> dict[str, object]:
     """Hardware and versions of this process, as JSON."""
     cuda = torch.cuda.is_available()

@@ -1,5 +1,6 @@
 """What a training holds on each GPU: its updates are made on tensors without data, DeepSpeed's share is computed."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -22,7 +23,11 @@ from .roles import RoleNetwork
 from .section import OptimizerConfig
 from .teacher import Teacher
 
+logger = logging.getLogger(__name__)
+
 _FP32_BYTES = 4
+# Of a GPU's memory; CUDA, communication and what the allocator cannot use take the rest.
+_USABLE = 0.95
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,21 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
         _updates(config, teacher, players, shapes),
         # The few-step generator is divided before the others are loaded.
         whole + judged - few_step + _share(few_step, divisor),
+    )
+
+
+def tell_memory(memory: Memory, room: int) -> None:
+    """Say, before anything is loaded, what a run will take of a GPU's `room` bytes; a warning if that is too much."""
+    found = f"{memory.total / 1e9:.1f} GB (at the start {memory.start / 1e9:.1f} GB)"
+    if max(memory.total, memory.start) <= _USABLE * room:
+        logger.info("Each GPU will hold about %s of the %.1f GB that it has", found, room / 1e9)
+        return
+    logger.warning(
+        "Each GPU will hold about %s of the %.1f GB that it has, which leaves too little for CUDA, communication and "
+        "validation: expect this run to end for lack of memory. Take more GPUs at zero.stage=3, shorter or smaller "
+        "clips, model.activation_checkpointing=true, or model.mode=lora; `magicdistill memory` says what each gives.",
+        found,
+        room / 1e9,
     )
 
 

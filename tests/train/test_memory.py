@@ -1,11 +1,13 @@
 """What a training will take, said before it starts: for every method, divided as DeepSpeed divides."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+import train.loop
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.recipe import Recipe
 from train.config import parse_config
@@ -123,6 +125,33 @@ def test_updates_hold_what_their_settings_say(memory: Callable[..., Memory]) -> 
     assert most("cfg", activation_checkpointing=True) < 1.1 * recomputed
     assert memory("w2s", precision="fp32").weights == 2 * memory("w2s").weights
     assert memory("w2s", precision="fp32").optimizer == pytest.approx(memory("w2s").optimizer * 2 / 3, abs=8)
+
+
+@pytest.mark.parametrize(("room", "says"), [(10**12, "will hold about"), (10**6, "expect this run to end for lack")])
+def test_a_run_on_a_gpu_says_it_before_it_loads(
+    room: int,
+    says: str,
+    tmp_path: Path,
+    tiny_config: Callable[..., dict],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class LoadingError(Exception):
+        pass
+
+    def load(*given: object) -> None:
+        raise LoadingError
+
+    monkeypatch.setattr(train.loop, "gpu_bytes", lambda device: room)
+    monkeypatch.setattr(train.loop, "build_players", load)
+    config = parse_config(tiny_config(tmp_path / "run"), "config")
+    found = memory_of(config, load_teacher(config, "meta"), sample_shapes("hunyuan_video", 5, 32, 32), 1)
+    with caplog.at_level(logging.INFO, "train"), pytest.raises(LoadingError):
+        train.loop.train(config)
+    (record,) = [record for record in caplog.records if "Each GPU" in record.message]
+    assert says in record.message
+    assert f"{found.total / 1e9:.1f} GB (at the start" in record.message
+    assert (record.levelno == logging.WARNING) == (room == 10**6)
 
 
 def test_the_command_says_it_for_the_dataset_and_for_clips_that_are_not_there_yet(
