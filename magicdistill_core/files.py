@@ -46,7 +46,7 @@ def enough_memory(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "unable to mmap" not in str(error):
+        if not all(part in str(error) for part in ("unable to mmap", "Cannot allocate memory")):
             raise
         raise CheckpointError(
             f"{path.name} has {path.stat().st_size / 1e9:,.1f} GB, more than this machine lets a program map into "

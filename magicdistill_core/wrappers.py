@@ -60,6 +60,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f"such a file could run any code. Convert it once to .safetensors in an environment that you trust, and "
             f"use the result. (Weights quantised by quanto or torchao look so too: use the unquantised checkpoint.)"
         ) from error
+    except CheckpointError:
+        raise
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file ({error}). It is truncated "

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from magicdistill_core.errors import ConfigError, MagicDistillError
+from magicdistill_core.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -112,14 +112,14 @@ def beginning_together() -> Iterator[None]:
     """A part of a run's beginning that every process gets through, or none: no one waits for one that has failed.
 
     Raises:
-        MagicDistillError: its own, or ConfigError with that of another process. Other errors pass as they are.
+        ConfigError: with the error of another process; its own a process raises as it is.
     """
     problem = None
     try:
         yield
-    except MagicDistillError as error:
+    except Exception as error:
         problem = error
-    said = first_error(None if problem is None else str(problem))
+    said = first_error(None if problem is None else str(problem) or repr(problem))
     if problem is not None:
         raise problem
     if said is not None:

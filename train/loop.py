@@ -35,7 +35,7 @@ from .report import write_report
 from .run_folder import CONFIG_FILE, VALIDATION
 from .run_state import GuardError, RunState
 from .signals import StopRequest
-from .teacher import load_teacher
+from .teacher import Teacher, load_teacher
 from .trained_files import TrainedFiles
 from .validation import Validation
 
@@ -62,22 +62,21 @@ class Trainer:
         self.device = init_distributed(config.timeout)
         self.inputs = look(config, resume=resume)
         self.dataset = self.inputs.dataset
-        loaded = load_teacher(config)
-        teacher = loaded.checkpoint
-        self.family = teacher.family()
-        self.prompt = loaded.prompt
-        self.shape = teacher.shape
-        self.dataset.check_family(self.family)
-        self.draws = Draws(config.seed)
-        self.recipe = self._recipe()
-        # Before 13B are loaded. The VAE and the sum are the main process' alone.
         with beginning_together():
+            loaded = load_teacher(config)
+            teacher = loaded.checkpoint
+            self.family = teacher.family()
+            self.prompt = loaded.prompt
+            self.shape = teacher.shape
+            self.dataset.check_family(self.family)
+            self.draws = Draws(config.seed)
+            self.recipe = self._recipe()
+            # Before 13B are loaded; the VAE and the sum are the main process' alone.
             self.validation = Validation(
                 config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
             )
-            room = gpu_bytes(self.device)
-            if room is not None and is_main():
-                tell_memory(memory_of(config, loaded, self.dataset.index.tensor_shapes(), world_size()), room)
+            if is_main():
+                self._tell_memory(loaded)
         self.players = build_players(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
         self.method = build_method(config, self.players, self.draws, self.device)
@@ -123,6 +122,21 @@ class Trainer:
         if self.shape.guidance_embed:
             fields["embedded_guidance"] = self.config.model.embedded_guidance
         return Recipe.model_validate(fields | self.config.method.recipe_fields())
+
+    def _tell_memory(self, teacher: Teacher) -> None:
+        """On a GPU, what the run will take of its memory."""
+        room = gpu_bytes(self.device)
+        if room is None:
+            return
+        try:
+            memory = memory_of(self.config, teacher, self.dataset.index.tensor_shapes(), world_size())
+        except MagicDistillError:
+            raise
+        except Exception:
+            # A run that would work does not end because it could not be foretold.
+            logger.warning("What this run will take of a GPU's memory could not be computed", exc_info=True)
+        else:
+            tell_memory(memory, room)
 
     def train(self) -> Outcome:
         """Train to the configured number of updates, or until told to stop, saving and sampling on the way."""

@@ -1,7 +1,7 @@
 """What a training holds on each GPU: its updates are made on tensors without data, DeepSpeed's share is computed."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -40,6 +40,7 @@ class Memory:
         gradients: this process' share of those that are there at a time.
         buffers: DeepSpeed's, in which gradients travel and, at stage 3, weights.
         updates: what the calls of one update of a player hold at most besides all that.
+        step: what the optimizers' steps hold at most, when the calls hold nothing: gradients in fp32.
         start: the networks, before DeepSpeed divides them.
     """
 
@@ -48,12 +49,13 @@ class Memory:
     gradients: int
     buffers: int
     updates: dict[str, int]
+    step: int
     start: int
 
     @property
     def total(self) -> int:
         """The most at a time while it trains."""
-        return self.weights + self.optimizer + self.gradients + self.buffers + max(self.updates.values())
+        return self.weights + self.optimizer + self.gradients + self.buffers + max(*self.updates.values(), self.step)
 
     def facts(self) -> dict[str, str]:
         """For people, in GB of 10^9 bytes."""
@@ -63,6 +65,7 @@ class Memory:
             "gradients": self.gradients,
             "DeepSpeed's buffers": self.buffers,
             **{f"one update: {player}": size for player, size in self.updates.items()},
+            "an optimizer's step": self.step,
         }
         return {name: f"{size / 1e9:.2f} GB" for name, size in parts.items()} | {
             "in all, at most": f"{self.total / 1e9:.2f} GB on each GPU, where one update is made at a time",
@@ -85,9 +88,12 @@ class _Player(NetworkEngine):
         self.network = network
         self.called = network
         self.loss_scale = loss_scale
+        # Of one micro-batch.
+        self.backwards = 0
         self.parameters = _trained(network, parameters, config)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.backwards += 1
         (loss * self.loss_scale).backward()
 
 
@@ -95,6 +101,7 @@ class _Judge(Engine):
     """The same of a discriminator."""
 
     loss_scale = 1.0
+    backwards = 1
 
     def __init__(self, discriminator: Discriminator, config: TrainConfig, optimizer: OptimizerConfig) -> None:
         self.engine = SimpleNamespace(module=discriminator)
@@ -157,13 +164,15 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
     whole, judged = _bytes(networks), _bytes(judges)
     divisor = gpus if stage == 3 else 1
     few_step = _bytes([players.few_step.holder.network]) if players.few_step is not None else 0
-    optimizer, gradients = _states(config, players, gpus)
+    updates = _updates(config, teacher, players, shapes)
+    optimizer, gradients, step = _states(config, players, gpus)
     return Memory(
         _share(whole, divisor) + judged,
         optimizer,
         gradients,
         _buffers(config, players, whole),
-        _updates(config, teacher, players, shapes),
+        updates,
+        step,
         # The few-step generator is divided before the others are loaded.
         whole + judged - few_step + _share(few_step, divisor),
     )
@@ -223,40 +232,53 @@ def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
 
 def _bytes(modules: list[nn.Module]) -> int:
     """Of all weights, each counted once."""
-    return sum({id(tensor): tensor.nbytes for tensor in _tensors(modules)}.values())
+    return _bytes_of({id(tensor): tensor for tensor in _tensors(modules)}.values())
 
 
-def _states(config: TrainConfig, players: Players, gpus: int) -> tuple[int, int]:
-    """What optimizers and gradients take."""
-    stage, average = config.zero.stage, config.generator_ema
-    optimizer, gradients = 0, []
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _states(config: TrainConfig, players: Players, gpus: int) -> tuple[int, int, int]:
+    """What optimizers and gradients take, and what a step does besides; after the updates were made."""
+    average, settings = config.generator_ema, _zero(config)
+    optimizer, gradients, steps = 0, [], []
     for engine in players.engines.values():
         assert isinstance(engine, _Player | _Judge)
         # A discriminator's engine stays at stage 2.
-        divided = stage if isinstance(engine, _Player) else min(stage, 2)
+        stage = config.zero.stage if isinstance(engine, _Player) else min(config.zero.stage, 2)
         trained = sum(parameter.numel() for parameter in engine.parameters)
+        share = _share(trained, gpus if stage >= 1 else 1)
         width = engine.parameters[0].element_size()
-        copies = 2 if width == _FP32_BYTES else 3
+        # From stage 1 on there is a copy of fp32 weights too.
+        copies = 2 if width == _FP32_BYTES and stage == 0 else 3
         if engine is players.generator and average is not None and not average.on_cpu:
             copies += 1
-        optimizer += _share(copies * _FP32_BYTES * trained, gpus if divided >= 1 else 1)
-        gradients.append(_share(width * trained, gpus if divided >= 2 else 1))
+        optimizer += copies * _FP32_BYTES * share
+        # At stage 2 those of a further backward come beside those that are kept.
+        kept = 2 if stage == 2 and engine.backwards * config.data.accumulation > 1 else 1
+        gradients.append(kept * width * (share if stage >= 2 else trained))
+        steps.append(
+            _FP32_BYTES * min(share, int(settings.sub_group_size)) if stage == 3 else (width + _FP32_BYTES) * share
+        )
     # At stage 3 every engine has a place for its own, for good.
-    return optimizer, sum(gradients) if stage == 3 else max(gradients)
+    return optimizer, sum(gradients) if config.zero.stage == 3 else max(gradients), max(steps)
+
+
+def _zero(config: TrainConfig) -> DeepSpeedZeroConfig:
+    return DeepSpeedZeroConfig(**deepspeed_config(config, 0.0, config.zero.stage)["zero_optimization"])
 
 
 def _buffers(config: TrainConfig, players: Players, whole: int) -> int:
-    """DeepSpeed's: a bucket of gradients, at stage 3 one for each engine, and there the weights that are gathered."""
-    stage = config.zero.stage
-    if stage < 2:
-        return 0
-    settings = DeepSpeedZeroConfig(**deepspeed_config(config, 0.0, stage)["zero_optimization"])
+    """DeepSpeed's: a bucket of gradients; at stage 3 one for each network, its copy, and weights that are gathered."""
+    settings = _zero(config)
     width = 2 if config.model.precision == "bf16" else _FP32_BYTES
     bucket = int(settings.reduce_bucket_size) * width
-    if stage == 2:
+    if config.zero.stage < 3:
         # Made for a backward, and freed after it.
-        return bucket
-    return bucket * len(players.engines) + min(whole, int(settings.max_live_parameters) * width)
+        return bucket if config.zero.stage else 0
+    trained = [_bytes_of(engine.parameters) for engine in players.engines.values() if isinstance(engine, _Player)]
+    return bucket * len(trained) + min(bucket, max(trained)) + min(whole, int(settings.max_live_parameters) * width)
 
 
 def _updates(
