@@ -20,7 +20,6 @@ from .latents import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, Laten
 from .methods import build_method
 from .players import Makers, Players, build_players
 from .roles import RoleNetwork
-from .section import OptimizerConfig
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -78,32 +77,25 @@ class _Player(NetworkEngine):
     """A player without DeepSpeed, whose gradients go as they come, as they go into DeepSpeed's buffer."""
 
     def __init__(
-        self,
-        network: RoleNetwork,
-        parameters: list[nn.Parameter],
-        config: TrainConfig,
-        optimizer: OptimizerConfig,
-        loss_scale: float = 1.0,
+        self, network: RoleNetwork, parameters: list[nn.Parameter], config: TrainConfig, *settings: object
     ) -> None:
         self.network = network
         self.called = network
-        self.loss_scale = loss_scale
         # Of one micro-batch.
         self.backwards = 0
         self.parameters = _trained(network, parameters, config)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.backwards += 1
-        (loss * self.loss_scale).backward()
+        loss.backward()
 
 
 class _Judge(Engine):
     """The same of a discriminator."""
 
-    loss_scale = 1.0
     backwards = 1
 
-    def __init__(self, discriminator: Discriminator, config: TrainConfig, optimizer: OptimizerConfig) -> None:
+    def __init__(self, discriminator: Discriminator, config: TrainConfig, *settings: object) -> None:
         self.engine = SimpleNamespace(module=discriminator)
         self.parameters = _trained(discriminator, list(discriminator.parameters()), config)
 

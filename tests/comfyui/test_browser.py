@@ -31,6 +31,7 @@ PREVIEW = """async () => {
     const bytes = new Uint8Array(await (await fetch(node.imgs[0].src)).arrayBuffer());
     return String.fromCharCode(...bytes.slice(0, 400));
 }"""
+TRIES = 6
 TYPES = "window.app.canvas.graph.nodes.map(n => n.type)"
 
 
@@ -40,20 +41,19 @@ def schemas(server: Any) -> dict[str, Schema]:
     return parse_schemas(server.get("/object_info"))
 
 
-def persist(act: Callable[[], None], seen: Callable[[], None], tries: int = 6) -> None:
+def persist(act: Callable[[], None], seen: Callable[[], None]) -> None:
     """Do what a person does again where a busy page has missed it.
 
     Args:
         seen: waits for what must follow; raises Playwright's TimeoutError if it does not.
     """
-    for _ in range(tries - 1):
+    for attempt in range(TRIES):
         try:
             act()
             return seen()
         except TimeoutError:
-            continue
-    act()
-    return seen()
+            if attempt == TRIES - 1:
+                raise
 
 
 def open_template(page: Any, name: str) -> None:
