@@ -49,8 +49,8 @@ counted. DeepSpeed's share is computed: how weights, gradients and optimizer are
 sizes. CUDA itself, the VAE that decodes validation's samples, and what the allocator cannot use are not in it: leave
 some GB. GB are 10^9 bytes; a GPU of 80 GB has 85.
 
-`update` is what the calls of the costliest update hold besides the rest; `at the start` what the networks take before
-DeepSpeed divides them.
+`update` is what the calls of the costliest update hold besides the rest, or an optimizer's step where that is more;
+`at the start` what the networks take before DeepSpeed divides them.
 """
 
 
@@ -132,7 +132,7 @@ def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
         "optimizer": found.optimizer,
         "gradients": found.gradients,
         "buffers": found.buffers,
-        "update": max(found.updates.values()),
+        "update": max(*found.updates.values(), found.step),
         "in all": found.total,
         "at the start": found.start,
     }

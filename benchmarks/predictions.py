@@ -304,7 +304,7 @@ PREDICTIONS = (
         "129 frames at 544x960 can be trained in 141 GB",
         _longest,
         "One iteration at that length decides it: it comes before the shorter 81 frames. What it will hold is computed "
-        "in [memory](memory.md), by a way that comes within 1.3 % of all that was measured here",
+        "in [memory](memory.md), by a way that comes within 1.3 % of the three peaks that are there beside it",
     ),
     Prediction(
         "A 26-GB file loads without as much memory of the host",
