@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.families.hunyuan_video import LORA_TARGETS
+from train.networks.families.hunyuan_video import LORA_TARGETS
 
 FP8 = torch.float8_e4m3fn
 _FP8_LARGEST = torch.finfo(FP8).max

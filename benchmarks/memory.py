@@ -19,11 +19,11 @@ from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.streamed import Space, StreamedFile
-from train.config import TrainConfig, load_config
+from train.config.training import TrainConfig, load_config
+from train.data.dataset import sample_shapes
 from train.distributed import prepare_environment
-from train.latents import sample_shapes
-from train.network import build_network
-from train.teacher import load_teacher
+from train.engines.teacher import load_teacher
+from train.networks.network import build_network
 
 from .cases.iteration import ONE_GPU, PRESET
 from .claims import Row
@@ -122,7 +122,7 @@ def _write(path: Path, shape: Any, family: Family) -> None:
 
 def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
     """One row, in GB."""
-    from train.memory import memory_of
+    from train.memory.training import memory_of
 
     teacher = load_teacher(config, "meta")
     shapes = sample_shapes(teacher.checkpoint.architecture.name, clip.frames, clip.height, clip.width)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import NetworkShape, concat_condition
-from train.network import build_network
+from train.networks.network import build_network
 
 from .sizes import Clip
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from train.shards import MASTER, EngineState, Shard
+from train.engines.state import MASTER, EngineState, Shard
 
 from .harness import Bench
 from .sizes import Clip

@@ -17,15 +17,15 @@ from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
-from train.config import TrainConfig
+from train.config.methods import FAKE, GENERATOR, W2SConfig
+from train.config.training import TrainConfig
 from train.distributed import mean_over_processes
-from train.draws import Draws
-from train.families.hunyuan_video import network_inputs
-from train.method_config import FAKE, GENERATOR, W2SConfig
+from train.engines.players import Players, build_players
 from train.methods import MicroBatch
+from train.methods.draws import Draws
 from train.methods.matching import DistributionMatching
-from train.players import Players, build_players
-from train.roles import BASE, Role, branch_parameters, checkpoint_activations
+from train.networks.families.hunyuan_video import network_inputs
+from train.networks.roles import BASE, Role, branch_parameters, checkpoint_activations
 
 from .models import random_clip, random_network
 from .sizes import Clip

@@ -68,7 +68,7 @@ def _wait_for_video(page: Page) -> None:
 def main(workflow: Path, picture: Path) -> None:
     """Start ComfyUI and take the picture."""
     sys.path.insert(0, str(ROOT))
-    from train.comfyui import find_comfyui, serve
+    from train.comfyui.server import find_comfyui, serve
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from magicdistill_core.taehv import TAEHV
-from train.comfyui import ComfyUIError, find_comfyui
+from train.comfyui.server import ComfyUIError, find_comfyui
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -76,13 +76,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the configured run exactly where it was.")] = False,
 ) -> None:
     """Train. For several processes: torchrun --nproc_per_node N -m train train CONFIG ..."""
-    from .config import load_config
+    from .config.training import load_config
     from .distributed import prepare_environment
 
     settings = load_config(config, overrides or [])
     prepare_environment()
     from .distributed import is_main
-    from .loop import train as run
+    from .run.trainer import train as run
     from .run_folder import CONFIG_FILE
 
     outcome = run(settings, resume=resume)
@@ -117,14 +117,14 @@ def memory(
     ] = None,
 ) -> None:
     """Say what memory a training will take on each GPU, before it is started. Needs no GPU."""
-    from .config import load_config
+    from .config.training import load_config
     from .distributed import prepare_environment
 
     settings = load_config(config, overrides or [])
     prepare_environment()
-    from .inspect import facts_table
-    from .memory import memory_of, sample_of
-    from .teacher import load_teacher
+    from .engines.teacher import load_teacher
+    from .memory.training import memory_of, sample_of
+    from .tools.inspect_file import facts_table
 
     teacher = load_teacher(settings, "meta")
     shapes = sample_of(settings, teacher, frames, height, width)
@@ -152,7 +152,7 @@ def prepare(
     """Encode real videos into a training dataset. Run it again to continue."""
     from magicdistill_core.pocket.files import VAE
 
-    from .prepare import prepare as run
+    from .data.prepare import prepare as run
 
     report = run(
         videos,
@@ -186,7 +186,7 @@ def encode_prompt(
     device: DeviceOption = None,
 ) -> None:
     """Encode a prompt once, so that training and sampling need no text encoder."""
-    from .prompts import encode_prompt as run
+    from .data.prompts import encode_prompt as run
 
     encoded = run(pipeline, prompt, out, _device(device))
     _, tokens, width = encoded.text_states.shape
@@ -206,9 +206,9 @@ def export(
     teacher: Annotated[Path | None, typer.Option(help="Where a LoRA run's teacher is now, if it has moved.")] = None,
 ) -> None:
     """Export the generator of a run."""
-    from .export import export_run
     from .run_folder import checkpoint_folder, read_manifest
-    from .sample import DTYPES
+    from .tools.export import export_run
+    from .tools.sample import DTYPES
 
     if best and step is not None:
         raise ConfigError("--best and --step name two checkpoints. Give one of them.")
@@ -221,7 +221,7 @@ def export(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a training run.")]) -> None:
     """Write the report of a run as it stands: curves, samples, settings, how to go on."""
-    from .report import write_report
+    from .watch.report import write_report
 
     Console().print(f"Wrote {write_report(run)}", soft_wrap=True)
 
@@ -249,7 +249,7 @@ def sample(
     device: DeviceOption = None,
 ) -> None:
     """Make a video from a still image, without ComfyUI."""
-    from .sample import sample_file
+    from .tools.sample import sample_file
 
     console = Console(stderr=True)
     with console.status("Loading") as status:
@@ -285,7 +285,7 @@ def inspect(
     sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file or folder, as recipes name it.")] = False,
 ) -> None:
     """Say what a weights file or a dataset is, and what a recipe says."""
-    from .inspect import facts_table, inspect_file
+    from .tools.inspect_file import facts_table, inspect_file
 
     Console().print(facts_table(inspect_file(file, sha256)))
 
@@ -293,7 +293,7 @@ def inspect(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")]) -> None:
     """Distil the pocket teacher, export it, and compare: a few minutes on a CPU."""
-    from .demo import demo as run
+    from .pocket.demo import demo as run
 
     run(out)
 
@@ -307,7 +307,7 @@ def comfyui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8188,
 ) -> None:
     """Start a real ComfyUI with the node pack in it."""
-    from .comfyui import run_comfyui
+    from .comfyui.server import run_comfyui
 
     raise typer.Exit(run_comfyui(comfyui, directory, port))
 
@@ -322,7 +322,7 @@ def workflows(
     ] = False,
 ) -> None:
     """Write the pack's example workflows anew, after its nodes or a workflow's definition changed."""
-    from .workflows.write import write_workflows
+    from .comfyui.workflows.write import write_workflows
 
     written = write_workflows(comfyui, thumbnails)
     Console().print(f"Wrote {len(written)} files into {written[0].parent}", soft_wrap=True)

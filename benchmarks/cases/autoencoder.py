@@ -7,8 +7,8 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
 from magicdistill_core.taehv import TAEHV
-from train.diffusers_vaes import HunyuanVideoVae
-from train.vae import Vae
+from train.data.diffusers_vaes import HunyuanVideoVae
+from train.data.vae import Vae
 
 from ..harness import Bench
 from ..models import fill_randomly

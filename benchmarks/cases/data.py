@@ -12,7 +12,7 @@ from torch import Tensor
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import frames_to_unit
 from magicdistill_core.taehv import TAEHV
-from train.latents import DatasetIndex, LatentDataset, LatentWriter
+from train.data.dataset import DatasetIndex, LatentDataset, LatentWriter
 
 from ..harness import GB, Bench
 from ..models import fill_randomly
@@ -80,7 +80,7 @@ def _prepare(bench: Bench, folder: Path) -> None:
     """`magicdistill prepare` on synthetic clips, and its decoding, cutting and resizing alone."""
     # Both need PyAV.
     from magicdistill_core.video_writing import write_video
-    from train.prepare import WindowGeometry, prepare, windows
+    from train.data.prepare import WindowGeometry, prepare, windows
 
     clip = bench.sizes.medium
     videos = folder / "videos"

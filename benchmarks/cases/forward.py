@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import HEAD_DIM
-from train.families.hunyuan_video import network_inputs
+from train.networks.families.hunyuan_video import network_inputs
 
 from ..attention import (
     FLASH_PACKAGE,

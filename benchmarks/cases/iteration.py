@@ -10,9 +10,9 @@ import torch
 
 import train
 from magicdistill_core.families.hunyuan_video import NetworkShape
-from train.config import TrainConfig, load_config
+from train.config.training import TrainConfig, load_config
 from train.distributed import init_distributed, prepare_environment
-from train.draws import Draws
+from train.methods.draws import Draws
 
 from ..harness import GB, Bench, Timing
 from ..models import random_prompt

@@ -17,9 +17,9 @@ from magicdistill_core.flow import TIMESTEPS, few_step_sigmas, sample_euler
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
-from train.comfyui import ComfyUIError, find_comfyui
-from train.families.hunyuan_video import network_inputs
-from train.network import network_velocity, prompt_on
+from train.comfyui.server import ComfyUIError, find_comfyui
+from train.networks.families.hunyuan_video import network_inputs
+from train.networks.network import network_velocity, prompt_on
 
 from ..harness import Bench
 from ..models import random_clip, random_network, random_prompt

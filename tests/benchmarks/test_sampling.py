@@ -13,7 +13,7 @@ from benchmarks.cases.sampling import measure_comfyui, measure_samplers
 from benchmarks.harness import Bench, Row
 from benchmarks.models import random_network, random_prompt
 from benchmarks.sizes import POCKET_SIZES, Clip
-from train.comfyui import ComfyUIError, find_comfyui
+from train.comfyui.server import ComfyUIError, find_comfyui
 
 CLIP = Clip(9, 64, 64)
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import random_clip, random_network, random_prompt
 from benchmarks.sizes import FULL_SIZES, POCKET_SIZES, Sizes, forward_flops
-from train.families.hunyuan_video import network_inputs
-from train.network import build_network
+from train.networks.families.hunyuan_video import network_inputs
+from train.networks.network import build_network
 
 
 def counted(sizes: Sizes) -> int:

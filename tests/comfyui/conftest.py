@@ -25,8 +25,8 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.recipe import METADATA_KEY, Recipe
 from magicdistill_core.taehv import TAEHV
-from train.comfyui import prepare_directory, serve
-from train.network import build_network
+from train.comfyui.server import prepare_directory, serve
+from train.networks.network import build_network
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RANK, ALPHA = 4, 8.0

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import TimeoutError
 
-from train.workflows.prompt import to_prompt
-from train.workflows.schemas import Schema, parse_schemas
-from train.workflows.write import DEFINITIONS, FOLDER
+from train.comfyui.workflows.prompt import to_prompt
+from train.comfyui.workflows.schemas import Schema, parse_schemas
+from train.comfyui.workflows.write import DEFINITIONS, FOLDER
 
 # Where on the page a point of a node is: `at` makes canvas coordinates of the node.
 SPOT = """([title, at]) => {

@@ -14,8 +14,8 @@ from torch import Tensor
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise, seeded_noise
 from magicdistill_core.taehv import TAEHV, load_taehv
-from train.families.hunyuan_video import network_inputs
-from train.network import network_velocity
+from train.networks.families.hunyuan_video import network_inputs
+from train.networks.network import network_velocity
 
 from .batches import hunyuan_batch
 

@@ -21,8 +21,8 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.taehv import TAEHV
-from train.network import load_network, network_velocity
-from train.sample import generate
+from train.networks.network import load_network, network_velocity
+from train.networks.sampling import generate
 
 from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
 

@@ -16,7 +16,7 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
 from magicdistill_core.taehv import TAEHV
 from magicdistill_core.widening import add_guidance_embedding
-from train.network import load_network, network_velocity
+from train.networks.network import load_network, network_velocity
 
 SCALE, OTHER, SEED = 2.5, 4.0, 77
 

@@ -24,7 +24,7 @@ from magicdistill_core.layouts.lora import lora_state, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import save_lora
-from train.network import network_velocity
+from train.networks.network import network_velocity
 
 from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
 

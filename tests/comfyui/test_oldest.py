@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import av
 import pytest
 
-from train.comfyui import OLDEST_VERSION, ComfyUIError, find_comfyui, prepare_directory, serve
+from train.comfyui.server import OLDEST_VERSION, ComfyUIError, find_comfyui, prepare_directory, serve
 
 from .prompts import CHAIN, Prompt, changed
 

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from train.comfyui import OLDEST_VERSION, VERSION, ComfyUIError, find_comfyui
+from train.comfyui.server import OLDEST_VERSION, VERSION, ComfyUIError, find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -26,11 +26,11 @@ from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.pocket.render import portrait_clip
 from magicdistill_core.video import read_tags
-from train.workflows import models
-from train.workflows.models import ModelFile
-from train.workflows.prompt import NOTES, to_prompt
-from train.workflows.schemas import Schema, parse_schemas, types_fit
-from train.workflows.write import DEFINITIONS, FOLDER, workflow_json
+from train.comfyui.workflows import models
+from train.comfyui.workflows.models import ModelFile
+from train.comfyui.workflows.prompt import NOTES, to_prompt
+from train.comfyui.workflows.schemas import Schema, parse_schemas, types_fit
+from train.comfyui.workflows.write import DEFINITIONS, FOLDER, workflow_json
 
 from .batches import WAN_SHAPE
 

@@ -32,7 +32,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import load_lora, load_lora_for, save_lora
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.streamed import Space, StreamedFile
-from train.network import build_network
+from train.networks.network import build_network
 
 SHAPE = NetworkShape(33, 128, 1, 1, 1, 16, 24, guidance_embed=False)
 RECIPE = Recipe(kind="teacher", steps=28, shift=5.0, width=96, height=96, frames=17, fps=24.0)

@@ -13,7 +13,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import CONCAT, TEXT_ONLY, NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
-from train.network import build_network
+from train.networks.network import build_network
 
 
 def network(in_channels: int = 33) -> torch.nn.Module:

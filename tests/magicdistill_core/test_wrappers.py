@@ -14,7 +14,7 @@ from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.wrappers import read_pickle
-from train.network import build_network
+from train.networks.network import build_network
 
 MAGIC = "hydit_unimodel.guidance_model.feedforward_model."
 

@@ -19,8 +19,8 @@ from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
-from train.latents import DatasetIndex, LatentWriter
-from train.network import build_network
+from train.data.dataset import DatasetIndex, LatentWriter
+from train.networks.network import build_network
 
 TINY = NetworkShape(
     in_channels=33,

@@ -24,9 +24,9 @@ prepare_environment()
 # What DeepSpeed imports when it is given an optimizer takes longer than a tiny training.
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
 
-import train.loop  # noqa: E402 - DeepSpeed reads the environment when it is imported
+import train.run.trainer  # noqa: E402 - DeepSpeed reads the environment when it is imported
 from train.cli import main  # noqa: E402
-from train.engines import Engine  # noqa: E402
+from train.engines.engine import Engine  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _live(request: Request, rank: int, port: int, output: str) -> None:
     if request.naive_accumulation:
         Engine.backward = lambda engine, loss, *, last: engine.engine.backward(loss)  # type: ignore[method-assign]
     if not request.report:
-        train.loop.write_report = lambda run: run
+        train.run.trainer.write_report = lambda run: run
     sys.argv = ["magicdistill", "train", *request.arguments]
     code = 1
     try:

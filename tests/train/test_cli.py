@@ -8,7 +8,7 @@ from PIL import Image
 
 from magicdistill_core.video import read_video
 from magicdistill_core.video_writing import write_video
-from train.latents import LatentDataset
+from train.data.dataset import LatentDataset
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_a_misspelt_setting_is_named(magicdistill, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_quiet(magicdistill, monkeypatch: pytest.MonkeyPatch, teacher_file: Path) -> None:
-    import train.inspect
+    import train.tools.inspect_file
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.inspect, "inspect_file", interrupted)
+    monkeypatch.setattr(train.tools.inspect_file, "inspect_file", interrupted)
     status, _, err = magicdistill("inspect", teacher_file)
     assert status in (1, 130)
     assert "Traceback" not in err
@@ -99,10 +99,10 @@ def test_prepare_then_sample(magicdistill, tmp_path: Path, teacher_file: Path, t
 def test_export_takes_its_options(
     magicdistill, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train.export
+    import train.tools.export
 
     seen: list[object] = []
-    monkeypatch.setattr(train.export, "export_run", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr(train.tools.export, "export_run", lambda *arguments: seen.extend(arguments))
     out = tmp_path / "x"
     options = ["--format", "diffusers", "--step", 7, "--dtype", "fp16", "--teacher", teacher_file]
     assert magicdistill("export", tmp_path, "--out", out, *options)[0] == 0
@@ -110,7 +110,7 @@ def test_export_takes_its_options(
 
 
 def test_export_of_the_best_checkpoint(magicdistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import train.export
+    import train.tools.export
     from train.run_folder import Manifest
 
     folder = tmp_path / "checkpoints" / "step-000007"
@@ -118,7 +118,7 @@ def test_export_of_the_best_checkpoint(magicdistill, tmp_path: Path, monkeypatch
     (folder / "manifest.json").write_text(Manifest(7, {}, {}, 0.5, True, {}).to_json())
     (folder.parent / "best").write_text(folder.name)
     seen: list[object] = []
-    monkeypatch.setattr(train.export, "export_run", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr(train.tools.export, "export_run", lambda *arguments: seen.extend(arguments))
     assert magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best")[0] == 0
     assert seen[3] == 7
     status, _, err = magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best", "--step", 3)

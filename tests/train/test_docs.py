@@ -11,9 +11,9 @@ from accelerate import init_empty_weights
 from benchmarks.sizes import HUNYUAN_13B
 from magicdistill_core.layouts.lora import lora_state
 from train.cli import app
-from train.config import load_config
-from train.network import build_network
-from train.roles import add_branch, branch_modules, branch_parameters
+from train.config.training import load_config
+from train.networks.network import build_network
+from train.networks.roles import add_branch, branch_modules, branch_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,13 +8,13 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-import train.config
-from train.config import TrainConfig, load_config
-from train.method_config import CFGConfig, DiscriminatorConfig, DMD2Config, DMDConfig, OneStepConfig, SFTConfig
-from train.run_config import GuardConfig
-from train.section import EmaConfig
+import train
+from train.config.methods import CFGConfig, DiscriminatorConfig, DMD2Config, DMDConfig, OneStepConfig, SFTConfig
+from train.config.run import GuardConfig
+from train.config.sections import EmaConfig
+from train.config.training import TrainConfig, load_config
 
-PRESET_FOLDER = Path(train.config.__file__).parent / "presets"
+PRESET_FOLDER = Path(train.__file__).parent / "presets"
 PRESETS = sorted(PRESET_FOLDER.glob("*.yaml"))
 
 

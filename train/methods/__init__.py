@@ -2,7 +2,7 @@
 
 To add one:
 
-1. its settings in `train/method_config.py`: a `MethodConfig` with `name: Literal[...]`, the `players` it trains,
+1. its settings in `train/config/methods.py`: a `MethodConfig` with `name: Literal[...]`, the `players` it trains,
    `uses_teacher` if it asks the frozen teacher, `uses_negative_prompt` if it asks somebody without the prompt,
    `recipe_fields` if its export is not a few-step generator, `start_file` if it does not start from the teacher;
    joined to `AnyMethod`;
@@ -20,9 +20,7 @@ from typing import Any
 
 import torch
 
-from ..config import TrainConfig
-from ..draws import Draws
-from ..method_config import (
+from ..config.methods import (
     CFGConfig,
     DMD2Config,
     DMDConfig,
@@ -32,9 +30,11 @@ from ..method_config import (
     SFTConfig,
     W2SConfig,
 )
-from ..players import Players
+from ..config.training import TrainConfig
+from ..engines.players import Players
 from .base import Loss, Method, MicroBatch
 from .cfg import GuidanceDistillation
+from .draws import Draws
 from .lcm import LatentConsistency
 from .matching import DistributionMatching
 from .one_step import OneStep

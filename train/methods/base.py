@@ -13,11 +13,11 @@ from magicdistill_core.families.base import Condition, Family, StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.objectives.rollout import rollout
 
-from ..config import TrainConfig
-from ..draws import Draws
-from ..engines import Engine
-from ..method_config import MethodConfig
-from ..players import Players
+from ..config.methods import MethodConfig
+from ..config.training import TrainConfig
+from ..engines.engine import Engine
+from ..engines.players import Players
+from .draws import Draws
 
 S = TypeVar("S", bound=MethodConfig)
 

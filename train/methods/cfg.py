@@ -6,7 +6,7 @@ from torch import Tensor
 from magicdistill_core.objectives.flow_matching import flow_matching_loss
 from magicdistill_core.objectives.guidance import cfg_distillation_loss
 
-from ..method_config import GENERATOR, CFGConfig
+from ..config.methods import GENERATOR, CFGConfig
 from .base import Loss, Method, MicroBatch
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.objectives.consistency import consistency_loss
 
-from ..method_config import GENERATOR, LCMConfig
+from ..config.methods import GENERATOR, LCMConfig
 from .base import Loss, Method, MicroBatch
 
 

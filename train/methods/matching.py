@@ -9,7 +9,7 @@ from magicdistill_core.objectives.adversarial import adversarial_gradient, discr
 from magicdistill_core.objectives.distribution_matching import Guidance, fake_loss, generator_loss
 from magicdistill_core.objectives.supervision import supervision_loss
 
-from ..method_config import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
+from ..config.methods import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from .base import Loss, Method, MicroBatch
 
 # Latents are scaled to a deviation near 1: hardly a value of a natural clip lies beyond this.

@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from ..method_config import OneStepConfig
+from ..config.methods import OneStepConfig
 from .base import Loss, MicroBatch
 from .matching import DistributionMatching
 

@@ -9,7 +9,7 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 
-from ..method_config import GENERATOR, SFTConfig
+from ..config.methods import GENERATOR, SFTConfig
 from .base import Loss, Method, MicroBatch
 
 

@@ -23,10 +23,10 @@ from magicdistill_core.metrics.distances import energy_distance, frechet_distanc
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.recipe import Recipe
 
-from ..network import load_network, network_velocity
-from ..sample import sample_latents
-from ..vae import Vae, load_vae
-from ..weights import null_prompt_of
+from ..data.vae import Vae, load_vae
+from ..networks.network import load_network, network_velocity
+from ..networks.sampling import sample_latents
+from ..networks.weights import null_prompt_of
 from .dataset import held_out_clips, to_unit_frames
 
 MEASURES = ("frechet", "energy", "motion", "sharpness")

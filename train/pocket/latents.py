@@ -10,8 +10,8 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
 
-from ..latents import DatasetIndex, LatentWriter
-from ..vae import load_vae
+from ..data.dataset import DatasetIndex, LatentWriter
+from ..data.vae import load_vae
 from .dataset import PortraitFolder, render_clips, to_unit_frames
 from .run import training_device
 

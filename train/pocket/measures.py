@@ -19,8 +19,8 @@ from magicdistill_core.objectives.flow_matching import flow_matching_loss
 from magicdistill_core.objectives.guidance import guided_velocity
 from magicdistill_core.recipe import Recipe
 
-from ..network import load_network, network_velocity
-from ..weights import null_prompt_of
+from ..networks.network import load_network, network_velocity
+from ..networks.weights import null_prompt_of
 from .evaluate import sample_set
 
 NEGATIVE_PROMPT = Path(__file__).parents[1] / "presets" / "pocket_negative_prompt.safetensors"

@@ -22,7 +22,7 @@ from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHA
 from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.widening import widen_to_image
 
-from ..vae import load_vae
+from ..data.vae import load_vae
 from .dataset import held_out_clips, to_unit_frames
 from .evaluate import encode
 from .latents import frames_needed, write_latents

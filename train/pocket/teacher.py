@@ -32,10 +32,10 @@ from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 from magicdistill_core.pocket.render import FRAMES_PER_SECOND
 from magicdistill_core.recipe import Recipe
 
-from ..families.hunyuan_video import network_inputs
-from ..latents import LatentDataset
-from ..network import build_network, load_network, network_velocity
-from ..vae import Vae, load_vae
+from ..data.dataset import LatentDataset
+from ..data.vae import Vae, load_vae
+from ..networks.families.hunyuan_video import network_inputs
+from ..networks.network import build_network, load_network, network_velocity
 from .dataset import held_out_clips, to_unit_frames
 from .pictures import plot_losses, save_strips
 from .run import LOG_NAME, ScheduleConfig, TrainingRun, step_generator, training_device

@@ -18,7 +18,7 @@ from magicdistill_core.families.hunyuan_video import (
 )
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
-from train.network import build_network
+from train.networks.network import build_network
 
 SHAPE = NetworkShape(
     in_channels=33,

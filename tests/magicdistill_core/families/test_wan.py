@@ -17,7 +17,7 @@ from magicdistill_core.families.wan import (
 )
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers, missing_keys
 from magicdistill_core.layouts.wan import WAN
-from train.network import build_network, load_network
+from train.networks.network import build_network, load_network
 
 SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=32, frequencies=256)
 

@@ -12,7 +12,7 @@ from magicdistill_core.layouts.dialects import lora_part
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import lora_state, parse_lora, to_diffusers_layout, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
-from train.network import build_network
+from train.networks.network import build_network
 
 HIDDEN, RANK, ALPHA = 128, 3, 5.0
 SHAPE = NetworkShape(33, HIDDEN, 1, 2, 1, 16, 24, guidance_embed=False)

@@ -14,7 +14,7 @@ from magicdistill_core.layouts.modules import (
     missing_keys,
     swap_halves,
 )
-from train.network import build_network
+from train.networks.network import build_network
 
 # Names from Tencent's released files, and what diffusers calls the same tensors.
 GOLDEN = {

@@ -10,9 +10,9 @@ from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler
-from train.network import load_network, network_velocity
+from train.networks.network import load_network, network_velocity
+from train.networks.weights import null_prompt_of
 from train.pocket.evaluate import Contender, evaluate, load_contender, sample_set
-from train.weights import null_prompt_of
 
 
 def test_a_file_without_recipe_is_refused_before_anything_is_sampled(tmp_path: Path, teacher_file: Path) -> None:

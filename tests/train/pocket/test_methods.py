@@ -12,8 +12,9 @@ from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
-from train.config import load_config
-from train.latents import LatentDataset
+from train.config.training import load_config
+from train.data.dataset import LatentDataset
+from train.data.vae import load_vae
 from train.methods import _METHODS
 from train.pocket import methods
 from train.pocket.dataset import to_unit_frames
@@ -21,7 +22,6 @@ from train.pocket.evaluate import encode
 from train.pocket.latents import FIRST_SEED, write_latents
 from train.pocket.measures import Held, distance_from_many_steps, held_out_loss, unexplained_guidance
 from train.pocket.methods import PRESETS, TRIALS, Trial
-from train.vae import load_vae
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.taehv import TAEHV, load_taehv
-from train.latents import LatentDataset
+from train.data.dataset import LatentDataset
 from train.pocket.dataset import PortraitFolder, RenderConfig, render_folder, to_unit_frames
 from train.pocket.latents import write_latents
 from train.pocket.run import RunError, ScheduleConfig

@@ -1,0 +1,140 @@
+"""Configurations: overrides, presets, and errors that name the field."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from magicdistill_core.errors import ConfigError
+from train.config.training import load_config, parse_config
+
+PRESETS = sorted((Path(train.__file__).parent / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_valid(path: Path) -> None:
+    config = load_config(path, ["data.dataset=elsewhere"])
+    assert config.data.dataset == Path("elsewhere")
+    if config.method.name in ("w2s", "one_step"):
+        assert config.method.a_weak == 0.25
+        assert config.schedule.steps == (1 if config.method.name == "one_step" else 4)
+
+
+def test_presets_write_to_folders_of_their_own() -> None:
+    runs = [load_config(path).run for path in PRESETS]
+    assert len(set(runs)) == len(runs)
+
+
+def test_a_file_holds_only_what_differs_from_the_one_it_extends(
+    tmp_path: Path, tiny_config: Callable[..., dict]
+) -> None:
+    base = tiny_config(tmp_path, method={"name": "w2s", "a_weak": 0.5, "normalize": False})
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    same = {"extends": "base.yaml", "method": {"a_weak": 0.75}, "generator_optimizer": {"lr": 1e-5}}
+    other = {"extends": "same.yaml", "method": {"name": "dmd"}}
+    for name, tree in (("same", same), ("other", other)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(tmp_path / "same.yaml")
+    assert (config.method.a_weak, config.method.normalize) == (0.75, False)
+    assert (config.generator_optimizer.lr, config.generator_optimizer.clip) == (1e-5, 0.5)
+    config = load_config(tmp_path / "other.yaml", ["updates=7"])
+    # Another method begins with its own defaults; the rest is inherited through both files.
+    assert (config.method.name, config.method.normalize, config.updates) == ("dmd", True, 7)
+    assert config.generator_optimizer.lr == 1e-5
+
+
+def test_files_that_extend_each_other_or_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    with pytest.raises(ConfigError, match="extends it again"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("extends: c.yaml")
+    with pytest.raises(ConfigError, match=r"c\.yaml cannot be read"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_there_are_presets() -> None:
+    assert len(PRESETS) >= 2
+
+
+def test_misspelt_fields_are_named(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    tree = tiny_config(tmp_path)
+    tree["model"]["precison"] = "bf16"
+    tree["updtes"] = 3
+    with pytest.raises(ConfigError, match=r"model\.precison: there is no such field.*updtes"):
+        parse_config(tree, "x.yaml")
+
+
+def test_wrong_values_and_missing_fields_are_named(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    tree = tiny_config(tmp_path, zero={"stage": 7})
+    del tree["updates"]
+    with pytest.raises(ConfigError, match=r"updates: Field required.*zero\.stage"):
+        parse_config(tree, "x.yaml")
+
+
+def test_overrides(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    config = load_config(path, ["zero.stage=3", "model.mode=lora", "generator_optimizer.lr=2e-5", "schedule.steps=1"])
+    assert (config.zero.stage, config.model.mode, config.generator_optimizer.lr) == (3, "lora", 2e-5)
+    with pytest.raises(ConfigError, match=r"zero\.stge: there is no such field"):
+        load_config(path, ["zero.stge=3"])
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(path, ["zero.stage"])
+    with pytest.raises(ConfigError, match="has no fields"):
+        load_config(path, ["updates.x=1"])
+
+
+def test_a_setting_that_a_shell_has_divided(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    config = load_config(path, ["method={name: dmd}"])
+    assert config.method.name == "dmd"
+    with pytest.raises(ConfigError, match=r"'method=\{name:'.*quotes, such as 'method=\{name: dmd\}'"):
+        load_config(path, ["method={name:", "dmd}"])
+
+
+def test_the_guard_is_off_without_quotes(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+    """YAML reads the word as false."""
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    assert load_config(path, ["guard.action=off"]).guard.action == "off"
+    path.write_text(path.read_text() + "guard:\n  action: off\n")
+    assert load_config(path).guard.action == "off"
+    with pytest.raises(ConfigError, match=r"guard\.action"):
+        load_config(path, ["guard.action=on"])
+
+
+def test_a_run_that_was_moved_or_copied_is_the_one_that_is_meant(
+    tmp_path: Path, tiny_config: Callable[..., dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    for folder in (first, copy):
+        folder.mkdir()
+        (folder / "run.json").touch()
+        (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config(first)))
+    assert load_config(first / "config.yaml").run == first
+    assert load_config(copy / "config.yaml", [f"run={first}"]).run == first
+    assert not caplog.text
+    assert load_config(copy / "config.yaml").run == copy
+    assert f"{copy / 'config.yaml'} names the run {first}" in caplog.text
+    # What is no run's own configuration is as it says.
+    (copy / "other.yaml").write_text((copy / "config.yaml").read_text())
+    assert load_config(copy / "other.yaml").run == first
+    (copy / "run.json").unlink()
+    assert load_config(copy / "config.yaml").run == first
+
+
+@pytest.mark.parametrize(("text", "match"), [("[1, 2]", "YAML mapping"), ("a: [", "no YAML"), ("", "YAML mapping")])
+def test_files_that_hold_no_configuration(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        load_config(path)
+
+
+def test_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")

@@ -1,0 +1,73 @@
+"""A state that was cut in one way, read by processes that are cut in another."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from magicdistill_core.errors import CheckpointError
+from train.engines.state import EngineState, Overlaps, Shard
+
+
+def saved(values: torch.Tensor, cuts: list[int]) -> Overlaps:
+    """`values` as several processes would have saved them."""
+    overlaps = Overlaps()
+    for start, end in zip([0, *cuts], [*cuts, len(values)], strict=True):
+        part = values[start:end]
+        overlaps.add("weight", "master", start, len(part), lambda a, b, part=part: part[a:b])
+    return overlaps
+
+
+@pytest.mark.parametrize("before", [[], [5], [1, 2, 9]])
+@pytest.mark.parametrize("after", [[], [5], [3, 4]])
+def test_any_cut_reads_any_other(before: list[int], after: list[int]) -> None:
+    values = torch.arange(10.0)
+    overlaps = saved(values, before)
+    found = []
+    for start, end in zip([0, *after], [*after, 10], strict=True):
+        target = torch.full((end - start,), float("nan"))
+        overlaps.fill([Shard("weight", start, 10, {"master": target})])
+        found.append(target)
+    assert torch.equal(torch.cat(found), values)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "size"), [("weight", "master", 12), ("weight", "exp_avg", 10), ("other", "master", 10)]
+)
+def test_what_was_not_saved_is_named(name: str, kind: str, size: int) -> None:
+    shard = Shard(name, 0, size, {kind: torch.zeros(10)})
+    with pytest.raises(CheckpointError, match=rf"elements of {name} \({kind}\), this run needs {size}"):
+        saved(torch.arange(10.0), [4]).fill([shard])
+
+
+def test_a_gap_is_seen() -> None:
+    overlaps = Overlaps()
+    overlaps.add("weight", "master", 6, 4, lambda a, b: torch.zeros(b - a))
+    with pytest.raises(CheckpointError):
+        overlaps.fill([Shard("weight", 0, 10, {"master": torch.zeros(10)})])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_restored_optimizer_is_where_pytorch_itself_would_load_it(fused: bool) -> None:
+    """Weights on another device than the CPU, where a fused kernel expects the count of steps as well."""
+
+    def adam(device: str, fused: bool) -> tuple[nn.Module, torch.optim.AdamW]:
+        module = nn.Linear(3, 2, device=device)
+        return module, torch.optim.AdamW(module.parameters(), fused=fused)
+
+    trained, source = adam("cpu", False)
+    trained(torch.ones(1, 3)).sum().backward()
+    source.step()
+    _, expected = adam("meta", fused)
+    expected.load_state_dict({**source.state_dict(), "param_groups": expected.state_dict()["param_groups"]})
+    module, restored = adam("meta", fused)
+    engine = SimpleNamespace(module=module, optimizer=restored, zero_optimization_stage=lambda: 0)
+    EngineState(engine).restore(1, lambda shards: None)
+
+    def places(optimizer: torch.optim.AdamW) -> list[dict[str, tuple]]:
+        state = optimizer.state_dict()["state"]
+        return [{kind: (t.device, t.dtype, t.shape) for kind, t in state[number].items()} for number in state]
+
+    assert len(places(restored)) == 2
+    assert places(restored) == places(expected)

@@ -1,0 +1,205 @@
+"""What a training will take, said before it starts: for every method, divided as DeepSpeed divides."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train.run.trainer
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
+from magicdistill_core.recipe import Recipe
+from train.config.methods import DISCRIMINATOR, FAKE, GENERATOR
+from train.config.training import parse_config
+from train.data.dataset import sample_shapes
+from train.engines.teacher import load_teacher
+from train.memory.training import Memory, memory_of
+
+FRAMES, SIDE = 17, 64
+
+
+class LoadingError(Exception):
+    """Raised where networks would be loaded."""
+
+
+def load(*given: object) -> None:
+    """In place of `build_players`."""
+    raise LoadingError
+
+
+JUDGE = {"optimizer": {"lr": 1e-3}}
+# By name: the method, and who is updated.
+METHODS = {
+    "w2s": ({"name": "w2s"}, {FAKE, GENERATOR}),
+    "guided": ({"name": "w2s", "guidance_scale": 3.0}, {FAKE, GENERATOR}),
+    "supervised": ({"name": "w2s", "supervision": {"weight": 0.25}}, {FAKE, GENERATOR}),
+    "dmd": ({"name": "dmd"}, {FAKE, GENERATOR}),
+    "dmd2": ({"name": "dmd2", "discriminator": JUDGE}, {FAKE, DISCRIMINATOR, GENERATOR}),
+    "one_step": ({"name": "one_step"}, {FAKE, GENERATOR}),
+    "lcm": ({"name": "lcm"}, {GENERATOR}),
+    "cfg": ({"name": "cfg"}, {GENERATOR}),
+    "sft": ({"name": "sft"}, {GENERATOR}),
+}
+# Those that cannot be trained as a LoRA.
+WHOLE = ("one_step", "cfg")
+
+
+@pytest.fixture(scope="module")
+def few_step_file(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -> Path:
+    """The tiny teacher as a generator of four steps."""
+    path, teacher = tmp_path_factory.mktemp("generator") / "generator.safetensors", load_checkpoint(teacher_file)
+    recipe = Recipe(kind="generator", steps=4, shift=5.0, width=SIDE, height=SIDE, frames=FRAMES, fps=24)
+    save_checkpoint(path, teacher.state, recipe, teacher.null_prompt)
+    return path
+
+
+@pytest.fixture
+def memory(
+    tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path, few_step_file: Path
+) -> Callable[..., Memory]:
+    def found(method: str, gpus: int = 1, stage: int = 2, micro_batch: int = 1, frames: int = FRAMES, **model: object):
+        raw = tiny_config(tmp_path / "run", method=METHODS[method][0], zero={"stage": stage})
+        raw["model"] |= {"precision": "bf16", **model}
+        raw["data"] |= {"micro_batch": micro_batch}
+        if method in ("guided", "cfg"):
+            raw["model"] |= {"negative_prompt": str(negative_prompt)}
+        if method == "one_step":
+            raw["method"] = raw["method"] | {"few_step_generator": str(few_step_file)}
+            raw["schedule"] = {"steps": 1}
+        if FAKE not in METHODS[method][1]:
+            del raw["fake_optimizer"]
+        if method == "sft":
+            raw["generator_ema"] = {"decay": 0.9}
+        config = parse_config(raw, "config")
+        return memory_of(config, load_teacher(config, "meta"), sample_shapes("hunyuan_video", frames, SIDE, SIDE), gpus)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [(method, mode) for method in METHODS for mode in ("full", "lora") if mode == "full" or method not in WHOLE],
+)
+def test_every_method_makes_its_updates_without_data(
+    method: str, mode: str, memory: Callable[..., Memory], teacher_file: Path
+) -> None:
+    found = memory(method, mode=mode)
+    assert found.updates.keys() == METHODS[method][1]
+    state = load_checkpoint(teacher_file).state
+    network = 2 * sum(tensor.numel() for tensor in state.values())
+    networks = {"one_step": 3, "sft": 1}.get(method, 2) if mode == "full" else 1
+    # Branches, a discriminator and cfg's guidance embedding are small beside whole networks.
+    assert networks * network <= found.weights <= (networks + 0.3) * network
+    assert found.weights == found.start
+    trained = network // 2 if mode == "full" else 0
+    copies = 16 if method == "sft" else 12
+    assert found.optimizer >= copies * trained
+    # A sample's noise and velocity at least, and not the whole of what would be held for every block.
+    latent = 4 * 16 * 5 * 8 * 8
+    assert all(4 * latent < size < network for size in found.updates.values())
+    most = max(*found.updates.values(), found.step)
+    assert found.total == found.weights + found.optimizer + found.gradients + 10**9 + most
+
+
+def test_what_deepspeed_divides_is_divided(memory: Callable[..., Memory]) -> None:
+    alone = memory("w2s", 1, 0)
+    for stage in (1, 2, 3):
+        four = memory("w2s", 4, stage)
+        assert four.optimizer == pytest.approx(alone.optimizer / 4, abs=8)
+        # Two micro-batches: at stage 2 the second one's gradients come beside the first one's.
+        assert four.gradients == pytest.approx(alone.gradients / {1: 1, 2: 2, 3: 4}[stage], rel=0.1)
+        assert four.step == pytest.approx(alone.step / 4 * (4 / 6 if stage == 3 else 1), rel=0.01)
+        assert four.weights == pytest.approx(alone.weights / (4 if stage == 3 else 1), abs=8)
+        assert (four.start, four.updates) == (alone.start, alone.updates)
+    assert [memory("w2s", 4, stage).buffers for stage in (0, 1, 2)] == [0, 10**9, 10**9]
+    # Two engines, the copy of what is reduced, and no more weights to gather than there are.
+    trained = alone.optimizer / 6
+    assert memory("w2s", 4, 3).buffers == pytest.approx(2 * 10**9 + trained + alone.weights, rel=1e-3)
+    # A discriminator's weights stay whole.
+    judged, without = (memory(method, 4, 3).weights for method in ("dmd2", "dmd"))
+    assert judged - without > memory("dmd2", 4, 2).weights - memory("dmd", 4, 2).weights - 8
+
+
+def test_the_few_step_generator_is_divided_before_the_others_come(memory: Callable[..., Memory]) -> None:
+    network = memory("sft", 1).weights
+    assert memory("one_step", 4, 2).start == pytest.approx(3 * network, rel=0.1)
+    assert memory("one_step", 4, 3).start == pytest.approx(2.25 * network, rel=0.1)
+
+
+def test_updates_hold_what_their_settings_say(memory: Callable[..., Memory]) -> None:
+    def most(method: str = "w2s", **settings: object) -> int:
+        return memory(method, **settings).updates[GENERATOR]
+
+    recomputed = most(activation_checkpointing=True)
+    assert recomputed < most(activation_checkpointing=True, keep_attention=True) < most()
+    assert most(micro_batch=2, activation_checkpointing=True) > 1.6 * recomputed
+    assert most(frames=33, activation_checkpointing=True) > 1.5 * recomputed
+    # Terms that ask the trained network again come one after another.
+    assert most("supervised", activation_checkpointing=True) < 1.1 * recomputed
+    assert most("cfg", activation_checkpointing=True) < 1.1 * recomputed
+    assert memory("w2s", precision="fp32").weights == 2 * memory("w2s").weights
+    # From stage 1 on DeepSpeed keeps a copy of fp32 weights too.
+    assert memory("w2s", precision="fp32").optimizer == memory("w2s").optimizer
+    assert memory("w2s", 1, 0, precision="fp32").optimizer == pytest.approx(memory("w2s", 1, 0).optimizer * 2 / 3)
+
+
+@pytest.mark.parametrize(("room", "says"), [(10**12, "will hold about"), (10**6, "expect this run to end for lack")])
+def test_a_run_on_a_gpu_says_it_before_it_loads(
+    room: int,
+    says: str,
+    tmp_path: Path,
+    tiny_config: Callable[..., dict],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(train.run.trainer, "gpu_bytes", lambda device: room)
+    monkeypatch.setattr(train.run.trainer, "build_players", load)
+    config = parse_config(tiny_config(tmp_path / "run"), "config")
+    found = memory_of(config, load_teacher(config, "meta"), sample_shapes("hunyuan_video", 5, 32, 32), 1)
+    with caplog.at_level(logging.INFO, "train"), pytest.raises(LoadingError):
+        train.run.trainer.train(config)
+    (record,) = [record for record in caplog.records if "Each GPU" in record.message]
+    assert says in record.message
+    assert f"{found.total / 1e9:.1f} GB (at the start" in record.message
+    assert (record.levelno == logging.WARNING) == (room == 10**6)
+
+
+def test_a_run_goes_on_where_it_cannot_be_foretold(
+    tmp_path: Path,
+    tiny_config: Callable[..., dict],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*given: object) -> None:
+        raise NotImplementedError("no kernel for meta tensors")
+
+    monkeypatch.setattr(train.run.trainer, "gpu_bytes", lambda device: 10**12)
+    monkeypatch.setattr(train.run.trainer, "memory_of", fail)
+    monkeypatch.setattr(train.run.trainer, "build_players", load)
+    with pytest.raises(LoadingError):
+        train.run.trainer.train(parse_config(tiny_config(tmp_path / "run"), "config"))
+    assert "could not be computed" in caplog.text
+
+
+def test_the_command_says_it_for_the_dataset_and_for_clips_that_are_not_there_yet(
+    tmp_path: Path, tiny_config: Callable[..., dict], magicdistill: Callable[..., tuple[int, str, str]]
+) -> None:
+    path, raw = tmp_path / "config.yaml", tiny_config(tmp_path / "run")
+    path.write_text(yaml.safe_dump(raw))
+    status, out, err = magicdistill("memory", path, "--gpus", 4)
+    assert status == 0, err
+    for part in ("weights", "optimizer", "DeepSpeed's buffers", "one update: generator", "in all, at most"):
+        assert f"{part} " in out
+    assert not (tmp_path / "run").exists()
+
+    path.write_text(yaml.safe_dump(raw | {"data": {"dataset": str(tmp_path / "none")}}))
+    status, _, err = magicdistill("memory", path, "--frames", 9)
+    assert status == 2
+    assert "none is no latent dataset" in err
+    assert "give --frames, --height and --width" in err
+    status, out, err = magicdistill("memory", path, "--frames", 9, "--height", 64, "--width", 96)
+    assert status == 0, err
+    status, _, err = magicdistill("memory", path, "--frames", 10, "--height", 64, "--width", 96)
+    assert status == 2
+    assert "4n + 1" in err

@@ -1,0 +1,41 @@
+"""Random draws depend on where they are made, and on nothing else."""
+
+import torch
+
+from train.methods.draws import Draws
+
+
+def test_noise_of_a_position_does_not_depend_on_who_draws_it() -> None:
+    whole = Draws(3).noise("rollout", 7, [0, 1, 2, 3], (2, 2))
+    parts = torch.cat([Draws(3).noise("rollout", 7, [0, 1], (2, 2)), Draws(3).noise("rollout", 7, [2, 3], (2, 2))])
+    assert torch.equal(whole, parts)
+
+
+def test_different_places_have_different_noise() -> None:
+    draws = Draws(0)
+    base = draws.noise("rollout", 1, [0], (64,))
+    others = [
+        draws.noise("loss", 1, [0], (64,)),
+        draws.noise("rollout", 2, [0], (64,)),
+        Draws(1).noise("rollout", 1, [0], (64,)),
+    ]
+    assert all((base - other).abs().mean() > 0.5 for other in others)
+
+
+def test_every_sample_once_an_epoch_in_a_new_order() -> None:
+    draws = Draws(0)
+    seen = [index for batch in range(6) for index in draws.sample_indices(batch, [0, 1, 2], 3, 9)]
+    assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
+    assert seen[:9] != seen[9:]
+
+
+def test_exits_cover_all_nodes_evenly() -> None:
+    counts = torch.bincount(torch.tensor([Draws(0).exit_index(update, 4) for update in range(2000)]), minlength=4)
+    assert (counts - 500).abs().max() < 80
+
+
+def test_levels_lie_in_the_clamped_range_and_are_shifted() -> None:
+    levels = Draws(0).sigma("level", 0, list(range(2000)), 5.0)
+    assert 0.02 <= levels.min() < levels.max() <= 0.98
+    # The median of shift_5(U) is 5 * 0.5 / (1 + 4 * 0.5).
+    torch.testing.assert_close(levels.median(), torch.tensor(5 / 6), atol=0.02, rtol=0)

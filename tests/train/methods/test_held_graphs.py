@@ -1,0 +1,119 @@
+"""What a backward holds: of a large network never more than one graph, whatever a method asks it for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import deepspeed
+import pytest
+import torch
+from torch import Tensor, nn
+
+from magicdistill_core.checkpoint import load_checkpoint, load_null_prompt
+from magicdistill_core.families.hunyuan_video import concat_condition
+from train.config.methods import DISCRIMINATOR, GENERATOR
+from train.config.training import parse_config
+from train.engines.players import Players, build_players
+from train.methods import MicroBatch, build_method
+from train.methods.draws import Draws
+
+CPU = torch.device("cpu")
+SUPERVISED = {"name": "w2s", "fake_updates": 1, "supervision": {"weight": 0.25}}
+DMD2 = {"name": "dmd2", "fake_updates": 1, "discriminator": {"optimizer": {"lr": 1e-3}, "weight": 0.5}}
+
+
+class Bare(nn.Module):
+    """In DeepSpeed's place: the network itself, and which backward was said to end an update."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.boundaries: list[bool] = []
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.module(*given, **named)
+
+    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
+        self.boundaries.append(boundary)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
+@pytest.fixture
+def prepare(
+    tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, Players]]:
+    """A method and its players, without DeepSpeed."""
+    monkeypatch.setattr(
+        deepspeed, "initialize", lambda model, optimizer, **settings: (Bare(model), optimizer, None, None)
+    )
+
+    def build(method: dict, checkpointing: bool = True) -> tuple[Any, Players]:
+        raw = tiny_config(tmp_path / "run", method=method)
+        raw["model"] |= {"activation_checkpointing": checkpointing}
+        if method["name"] == "cfg":
+            raw["model"] |= {"negative_prompt": str(negative_prompt)}
+            del raw["fake_optimizer"]
+        config = parse_config(raw, "run")
+        teacher = config.method.prepared(load_checkpoint(config.model.teacher), config.model.mode)
+        negative = config.model.negative_prompt
+        negative = None if negative is None else load_null_prompt(negative)
+        players = build_players(config, teacher, teacher.null_prompt, CPU, negative)
+        return build_method(config, players, Draws(0), CPU), players
+
+    return build
+
+
+def micro_batch() -> MicroBatch:
+    latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    return MicroBatch(concat_condition(latents[:, :, :1], 2), [0], 1, (16, 2, 4, 4), lambda: latents)
+
+
+def held_block_inputs(players: Players) -> Callable[[], int]:
+    """Watches the generator's blocks: the most inputs of theirs that were held at once by then."""
+    held: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+    most = [0]
+
+    def watch(block: nn.Module, given: tuple) -> None:
+        if torch.is_grad_enabled():
+            held[id(given[0])] = given[0]
+            most[0] = max(most[0], len(held))
+
+    transformer = players.generator.network.transformer
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.register_forward_pre_hook(watch)
+    return lambda: most[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [({"name": "w2s", "fake_updates": 1}, 1), (SUPERVISED, 2), ({"name": "cfg"}, 2)],
+    ids=["w2s", "supervised", "cfg"],
+)
+def test_the_generator_holds_one_graph_at_a_time(
+    prepare: Callable[..., tuple[Any, Players]], settings: dict, parts: int
+) -> None:
+    method, players = prepare(settings)
+    most = held_block_inputs(players)
+    engine = players.generator
+    method.loss(GENERATOR, micro_batch()).backward(engine, last=False)
+    method.loss(GENERATOR, micro_batch()).backward(engine, last=True)
+    assert most() == 2  # one for each of the tiny network's blocks
+    assert engine.engine.boundaries == [False] * (2 * parts - 1) + [True]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_discriminator_recomputes_where_the_networks_do(
+    prepare: Callable[..., tuple[Any, Players]], checkpointing: bool
+) -> None:
+    method, players = prepare(DMD2, checkpointing)
+    engine = players.engine(DISCRIMINATOR)
+    judged = []
+    engine.engine.module.block.register_forward_hook(lambda *call: judged.append(call))
+    loss = method.loss(DISCRIMINATOR, micro_batch())
+    asked = len(judged)
+    assert asked >= 2
+    loss.backward(engine, last=True)
+    assert len(judged) == asked * (2 if checkpointing else 1)

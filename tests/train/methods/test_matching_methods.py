@@ -1,0 +1,161 @@
+"""DMD2, one-step distillation, the generator's average: they train, resume to the bit, and refuse what cannot work."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magicdistill_core.checkpoint import load_checkpoint, read_recipe, read_tensors
+from magicdistill_core.errors import ConfigError
+from train.config.training import parse_config
+from train.engines.pair_generator import load_few_step
+from train.methods.one_step import annealed
+
+DISCRIMINATOR = {"optimizer": {"lr": 1e-3}, "weight": 0.5}
+EMA = {"decay": 0.5, "start": 1, "on_cpu": True}
+
+
+def lines(run: Path) -> list[dict]:
+    """The metrics of a run, without the clock."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in read]
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def weights(run: Path, step: int) -> dict[str, Tensor]:
+    files = sorted(checkpoint(run, step).rglob("*.safetensors"))
+    return {f"{file.name}/{key}": value for file in files for key, value in read_tensors(file)[0].items()}
+
+
+def generator(run: Path, step: int) -> dict[str, Tensor]:
+    return load_checkpoint(checkpoint(run, step) / "generator.safetensors").state
+
+
+def dmd2(config: dict, updates: int, every: int) -> dict:
+    method = {"name": "dmd2", "fake_updates": 1, "discriminator": DISCRIMINATOR}
+    data = config["data"] | {"accumulation": 1}
+    rest = {"checkpoint": {"every": every, "keep": 4}, "guard": {"action": "off"}}
+    return config | rest | {"updates": updates, "method": method, "data": data}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("mode", "precision"), [("full", "bf16"), ("lora", "fp32")])
+def test_discriminator_and_average_resume_bit_exactly(
+    tmp_path: Path, tiny_config: Callable[..., dict], live: Callable[..., Any], mode: str, precision: str
+) -> None:
+    """Four rounds at once equal two, a new process, and two more: all states, the average, the metrics."""
+
+    def config(name: str, updates: int) -> dict:
+        tree = dmd2(tiny_config(tmp_path / name, generator_ema=EMA), updates, every=2)
+        tree["model"] |= {"mode": mode, "precision": precision, "activation_checkpointing": mode == "lora"}
+        return tree
+
+    for tree, flags in [(config("whole", 4), ()), (config("parts", 2), ()), (config("parts", 4), ("--resume",))]:
+        done = live(tree, *flags)
+        assert done.codes == [0], done.said[-4000:]
+    expected, found = weights(tmp_path / "whole", 4), weights(tmp_path / "parts", 4)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert any("average" in key for key in expected)
+    measured = lines(tmp_path / "whole")
+    assert measured == lines(tmp_path / "parts")
+    assert measured[0]["discriminator/loss"] != measured[-1]["discriminator/loss"]
+    assert measured[-1]["generator/adversarial_gradient"] > 0
+
+
+@pytest.mark.timeout(600)
+def test_the_average_is_exported_and_changes_nothing_else(
+    tmp_path: Path, tiny_config: Callable[..., dict], live: Callable[..., Any]
+) -> None:
+    runs = tmp_path / "plain", tmp_path / "averaged"
+    for run, section in zip(runs, ({}, {"generator_ema": EMA}), strict=True):
+        done = live(dmd2(tiny_config(run, **section), updates=3, every=1))
+        assert done.codes == [0], done.said[-4000:]
+    assert lines(runs[0]) == lines(runs[1])
+    average = None
+    for step in range(1, 4):
+        own, exported = (generator(run, step) for run in runs)
+        kept = 0.0 if step <= EMA["start"] else EMA["decay"]
+        average = own if average is None else {k: kept * average[k] + (1 - kept) * own[k] for k in own}
+        assert all(torch.allclose(exported[key], average[key], rtol=1e-5, atol=1e-7) for key in own)
+    assert any(not torch.equal(exported[key], own[key]) for key in own)
+
+
+@pytest.mark.timeout(600)
+def test_one_step_starts_from_the_few_step_generator_and_anneals(
+    tmp_path: Path, tiny_config: Callable[..., dict], live: Callable[..., Any]
+) -> None:
+    few = tmp_path / "few"
+    file = checkpoint(few, 1) / "generator.safetensors"
+    one = tiny_config(
+        tmp_path / "one",
+        updates=3,
+        schedule={"steps": 1},
+        method={"name": "one_step", "fake_updates": 1, "few_step_generator": str(file)},
+        generator_optimizer={"lr": 1e-6},
+        checkpoint={"every": 1, "keep": 3},
+        guard={"action": "off"},
+    )
+    few_config = tiny_config(few, updates=1, method={"name": "dmd", "fake_updates": 1}, guard={"action": "off"})
+    # A high rate, so that the few-step generator is far from the teacher.
+    for config in (few_config | {"generator_optimizer": {"lr": 1e-2}}, one):
+        done = live(config)
+        assert done.codes == [0], done.said[-4000:]
+    few_step, teacher = generator(few, 1), load_checkpoint(one["model"]["teacher"]).state
+    first = generator(tmp_path / "one", 1)
+    distance = sum(float((first[key] - few_step[key]).norm()) for key in first)
+    assert 0 < distance < 0.01 * sum(float((teacher[key] - few_step[key]).norm()) for key in first)
+    measured = lines(tmp_path / "one")
+    assert [line["generator/pair_weight"] for line in measured] == [1.0, 0.625, 0.25]
+    assert all(line["generator/pair_distance"] > 0 for line in measured)
+    recipe = read_recipe(checkpoint(tmp_path / "one", 3) / "generator.safetensors")
+    assert recipe is not None
+    assert (recipe.method, recipe.steps, recipe.a_weak) == ("one_step", 1, 0.25)
+    assert read_recipe(file).a_weak == 0
+
+    few_checkpoint, few_recipe = load_few_step(file, load_checkpoint(one["model"]["teacher"]))
+    assert few_recipe.steps == 4
+    with pytest.raises(ConfigError, match="recipe of a teacher"):
+        load_few_step(Path(one["model"]["teacher"]), few_checkpoint)
+
+
+def test_weights_are_annealed_in_a_straight_line() -> None:
+    assert [annealed((1.0, 0.25), done) for done in (0.0, 0.5, 1.0)] == [1.0, 0.625, 0.25]
+    assert annealed((0.25, 1.0), 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "match"),
+    [
+        ({"method": {"guidance_scale": 3.0}}, "w2s needs model.negative_prompt"),
+        ({"method": {"name": "dmd", "a_weak": 0.25}}, r"method\.dmd\.a_weak: there is no such field"),
+        ({"method": {"name": "dmd2"}}, r"method\.dmd2\.discriminator: Field required"),
+        ({"method": {"name": "w2ss"}}, "method: .*w2ss"),
+        ({"method": {"name": "one_step", "few_step_generator": "x"}}, r"schedule\.steps=1"),
+        ({"fake_optimizer": None}, "needs fake_optimizer"),
+        ({"method": {"guidance_scale": 0.5}}, "guidance_scale"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., dict], sections: dict, match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        parse_config(tiny_config(tmp_path, **sections), "x.yaml")
+
+
+def test_a_second_prompt_without_use_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path
+) -> None:
+    tree = tiny_config(tmp_path)
+    tree["model"]["negative_prompt"] = str(negative_prompt)
+    with pytest.raises(ConfigError, match=r"no use for model\.negative_prompt"):
+        parse_config(tree, "x.yaml")
+    tree["method"]["guidance_scale"] = 3.0
+    assert parse_config(tree, "x.yaml").method.uses_negative_prompt

@@ -1,0 +1,265 @@
+"""Whatever happens to a run, it goes on from its last good checkpoint as if nothing had happened."""
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from train.run.checkpoints import verified
+
+UPDATES = 5
+
+
+def small(tiny_config: Callable[..., dict], run: Path, **sections: object) -> dict:
+    """A run that saves after every round."""
+    checkpoint = {"every": 1, "keep": 2}
+    config = tiny_config(run, updates=UPDATES, checkpoint=checkpoint, method={"fake_updates": 1}) | sections
+    config["model"] |= {"mode": "lora"}
+    return config
+
+
+def contents(run: Path) -> tuple[list[dict], dict[str, bytes]]:
+    """The metrics of every round, and all tensors of the last checkpoint as bytes."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    folder = verified(run)
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                found[f"{file.relative_to(folder)}/{name}"] = opened.get_tensor(name).numpy().tobytes()
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows], found
+
+
+@pytest.fixture(scope="module")
+def whole_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole(whole_folders: Path, tiny_config: Callable, live: Callable) -> Callable[[int], tuple]:
+    """The uninterrupted run on so many processes."""
+
+    def contents_of(processes: int) -> tuple[list[dict], dict[str, bytes]]:
+        run = whole_folders / str(processes)
+        if not run.exists():
+            done = live(small(tiny_config, run), processes=processes)
+            assert done.codes == [0] * processes, done.said
+        return contents(run)
+
+    return contents_of
+
+
+@pytest.mark.timeout(900)
+def test_kill_9_at_any_moment(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """Killed before random operations on the checkpoints' files, and at random times, until it is done."""
+    choose = random.Random(0)
+    run = tmp_path / "run"
+    config = small(tiny_config, run)
+    checkpoints = run / "checkpoints"
+    killed = saving = 0
+    for number in range(14):
+        if number % 3 == 2:
+            fault: dict[str, object] = {"signal_after": choose.uniform(0, 0.4)}
+        else:
+            fault = {"die_at": choose.randint(1, 70), "watched": str(checkpoints)}
+        life = live(config, *(["--resume"] if run.exists() else []), **fault)
+        assert life.codes in ([0], [-signal.SIGKILL]), life.said
+        killed += life.codes == [-signal.SIGKILL]
+        saving += any(checkpoints.glob(".tmp-*"))
+        if life.codes == [0]:
+            break
+    else:
+        assert live(config, "--resume").codes == [0]
+    assert killed >= 4
+    assert saving >= 2
+    assert contents(run) == whole(1)
+    assert not list(checkpoints.glob(".tmp-*"))
+
+
+@pytest.mark.timeout(600)
+def test_one_of_two_processes_is_killed(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """Before a round's end, and amid a save: the other one says so and ends, and the run goes on."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run)
+    for victim, fault in (
+        (1, {"signal_after": 0.1}),
+        (0, {"die_at": 45, "watched": str(run / "checkpoints")}),
+    ):
+        life = live(config, *(["--resume"] if run.exists() else []), processes=2, victim=victim, **fault)
+        assert life.codes[victim] == -signal.SIGKILL, life.said
+        assert life.codes[1 - victim] == 2, life.said
+        assert "Another process of this run has died" in life.output[1 - victim]
+        assert "--resume" in life.output[1 - victim]
+    assert live(config, "--resume", processes=2).codes == [0, 0]
+    assert contents(run) == whole(2)
+
+
+@pytest.mark.timeout(150)
+def test_a_process_that_does_not_answer_is_no_hang(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    config = small(tiny_config, tmp_path / "run", timeout=0.3, updates=100)
+    life = live(config, processes=2, victim=1, signal_after=0.1, signal=signal.SIGSTOP)
+    assert life.codes == [2, -signal.SIGKILL]
+    assert "has not answered for 0.3 minutes" in life.output[0]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_saves_and_stops(
+    number: signal.Signals, processes: int, tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
+    """Sent to one process of two: both stop after the same round. The command says how to go on."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 100, "keep": 2})
+    life = live(config, processes=processes, victim=processes - 1, signal_after=0.0, signal=number)
+    assert life.codes == [0] * processes, life.said
+    assert f"Stopped by {number.name} at update" in life.output[0]
+    assert "--resume" in life.output[0]
+    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert step < UPDATES
+    assert verified(run).name == f"step-{step:06d}"
+    assert live(config, "--resume", processes=processes).codes == [0] * processes
+    assert contents(run) == whole(processes)
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
+    """One process of two cannot write its share: both say so, and nothing of the new checkpoint stays."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run)
+    assert live(config | {"updates": 2}, processes=2).codes == [0, 0]
+    life = live(config, "--resume", processes=2, victim=1, file_limit=30_000)
+    assert life.codes == [2, 2], life.said
+    assert "could not be written" in life.said
+    assert "checkpoint of step 2 is intact" in life.said
+    assert verified(run).name == "step-000002"
+    assert not list((run / "checkpoints").glob(".tmp-*"))
+    assert live(config, "--resume", processes=2).codes == [0, 0]
+    assert contents(run) == whole(2)
+
+
+@pytest.mark.timeout(600)
+def test_a_disk_that_is_too_small_is_said_at_once(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """By both processes, before anything is trained or written."""
+    run = tmp_path / "run"
+    life = live(small(tiny_config, run), processes=2, free_space=10_000)
+    assert life.codes == [2, 2], life.said
+    assert all("One checkpoint of this run takes" in said for said in life.output)
+    assert not run.exists()
+
+
+@pytest.mark.timeout(600)
+def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """Weights explode in update 3, which only update 4 shows: the checkpoint of update 3 is not trusted."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    wild = config | {"generator_optimizer": {"lr": 1e38}}
+    life = live(wild, "--resume", report=True)
+    assert life.codes == [2]
+    assert "stopped at update 4" in life.said
+    assert "is nan" in life.said
+    assert "last good checkpoint is of step 2" in life.said
+    assert (run / "report" / "report.md").exists()
+    assert live(config | {"checkpoint": {"every": 1, "keep": 2}}, "--resume").codes == [0]
+    assert contents(run) == whole(1)
+
+
+@pytest.mark.timeout(600)
+def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+    """With a limit that the second round must break; to be warned only changes nothing of what is learned."""
+    run = tmp_path / "run"
+    guard = {"warmup": 1, "window": 1, "patience": 2, "distance_ceiling": 1e-6}
+    config = small(tiny_config, run, guard=guard)
+    life = live(config, report=True)
+    assert life.codes == [2]
+    assert "stopped at update 3: real and fake score drift apart" in life.said
+    assert verified(run).name == "step-000001"
+    assert "Ended by the guard" in (run / "report" / "report.md").read_text()
+    life = live(config | {"guard": guard | {"action": "warn"}}, "--resume")
+    assert life.codes == [0]
+    assert life.said.count("drift apart") == 1
+    assert contents(run)[1] == whole(1)[1]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["guard/real_fake_distance"] > 0
+
+
+@pytest.mark.timeout(600)
+def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """With `rollback` the run takes up the last good checkpoint at a lower rate, which here is still too high."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
+    life = live(wild, "--resume")
+    assert life.codes == [2]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    went_back = [event for event in events if event["event"] == "went back"]
+    assert [(event["step"], event["failed"]) for event in went_back] == [(2, 4)]
+    assert events[-1]["event"] == "ended by the guard"
+    assert json.loads((run / "checkpoints" / "rollback.json").read_text()) == {"step": 2, "attempt": 1}
+    abandoned = (run / "metrics-abandoned.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in abandoned] == [3, 4]
+    mended = wild | {"generator_optimizer": config["generator_optimizer"]}
+    assert live(mended, "--resume").codes == [0]
+    shutil.rmtree(run / "tensorboard")
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == UPDATES
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_remembers_that_it_went_back(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """Killed after it went back (see above for the note of that), before it saved: `guard.rollbacks` counts still."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    (run / "checkpoints" / "rollback.json").write_text(json.dumps({"step": 2, "attempt": 1}))
+    wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
+    life = live(wild, "--resume")
+    assert life.codes == [2]
+    assert "The run was stopped at update 4" in life.said
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "went back" not in events
+
+
+@pytest.mark.timeout(600)
+def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+    """Killed between the note and its doing; the learning rate is lowered as it would have been."""
+    run = tmp_path / "run"
+    config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
+    assert live(config | {"updates": 2}).codes == [0]
+    (run / "checkpoints" / "rollback.json").write_text(json.dumps({"step": 1, "attempt": 1}))
+    life = live(config | {"updates": 2}, "--resume")
+    assert life.codes == [0], life.said
+    assert "learning rates are multiplied by 0.5" in life.said
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "resumed"] == [1]
+    assert json.loads((verified(run) / "manifest.json").read_text())["notes"]["attempt"] == 1
+    # What was noted is done once: the next process begins from what this one saved.
+    assert live(config | {"updates": 3}, "--resume").codes == [0]
+    last = json.loads((run / "events.jsonl").read_text().splitlines()[-3])
+    assert (last["event"], last["step"]) == ("resumed", 2)
+
+
+@pytest.mark.timeout(600)
+def test_a_time_limit_saves_and_changes_nothing(
+    tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
+    """Far below `every` updates; and samples that cannot be written end nothing: saved first, warned, gone on."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "validation").write_text("in the way of the folder of the samples")
+    checkpoint = {"every": 100, "keep": 2, "minutes": 1e-6}
+    life = live(small(tiny_config, run, checkpoint=checkpoint, validation={"every": 3, "samples": 1}), processes=2)
+    assert life.codes == [0, 0], life.said
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "saved"] == list(range(1, UPDATES + 1))
+    shown = [(event["event"], event["step"]) for event in events if event["step"] == 3]
+    assert shown == [("saved", 3), ("warning", 3)]
+    assert "the samples could not be shown" in life.output[0]
+    assert "FileExistsError" in life.output[0]
+    assert contents(run) == whole(2)

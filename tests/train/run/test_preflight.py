@@ -1,0 +1,156 @@
+"""What is looked at before anything is loaded: the files that a configuration names, and what a run began with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import train.run.preflight
+import train.run.trainer
+from magicdistill_core.checkpoint import load_checkpoint, null_prompt_tensors, read_recipe, weights_sha256
+from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
+from magicdistill_core.families.base import StartImage
+from train.config.training import TrainConfig, parse_config
+from train.data.dataset import DatasetIndex, LatentWriter
+from train.networks.network import load_network
+from train.networks.weights import merge_lora
+from train.run.preflight import begin, look
+
+Config = Callable[..., dict]
+
+
+@pytest.fixture
+def pipelines(tmp_path: Path, teacher_file: Path) -> tuple[Path, Path, Path]:
+    """Two pipelines that differ in a weight of their transformers alone, and a null prompt for them."""
+    teacher = load_checkpoint(teacher_file)
+    network = load_network(teacher)
+    for name in ("first", "second"):
+        network.save_pretrained(tmp_path / name / "transformer")
+        (tmp_path / name / "model_index.json").write_text('{"_class_name": "HunyuanVideoImageToVideoPipeline"}')
+        next(network.parameters()).data.view(-1)[0] += 1
+    save_file(null_prompt_tensors(teacher.null_prompt), tmp_path / "prompt.safetensors")
+    return tmp_path / "first", tmp_path / "second", tmp_path / "prompt.safetensors"
+
+
+def of_pipeline(tree: dict, pipeline: Path, prompt: Path) -> dict:
+    return tree | {"model": tree["model"] | {"mode": "lora", "teacher": str(pipeline), "null_prompt": str(prompt)}}
+
+
+def begun(config: TrainConfig) -> dict:
+    """Begin a run; what its record says."""
+    begin(config, look(config, resume=False))
+    return json.loads((config.run / "run.json").read_text())
+
+
+def dataset(folder: Path, *, first: str = "a", fps: float = 24.0, side: int = 32, vae: str = "0" * 64) -> Path:
+    index = DatasetIndex(frames=5, height=side, width=side, fps=fps, vae_sha256=vae, dtype="float32")
+    with LatentWriter(folder, index) as writer:
+        for key in (first, "b"):
+            latent = torch.zeros(16, 2, side // 8, side // 8)
+            writer.append(key, latent, StartImage(latent[None, :, :1]))
+    return folder
+
+
+def test_a_run_resumes_on_its_own_pipeline_only(
+    pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config
+) -> None:
+    first, second, prompt = pipelines
+    config = parse_config(of_pipeline(tiny_config(tmp_path / "run"), first, prompt), "test")
+    begun(config)
+    look(config, resume=True)
+    other = parse_config(of_pipeline(tiny_config(tmp_path / "run"), second, prompt), "test")
+    with pytest.raises(CheckpointError, match=f"another teacher than {second} is now"):
+        look(other, resume=True)
+
+
+def test_a_lora_of_a_pipeline_knows_its_base(
+    pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config, live: Callable
+) -> None:
+    first, second, prompt = pipelines
+    done = live(of_pipeline(tiny_config(tmp_path / "run", updates=1), first, prompt))
+    assert done.codes == [0], done.said
+    lora = tmp_path / "run" / "checkpoints" / "step-000001" / "generator_lora.safetensors"
+    recipe = read_recipe(lora)
+    assert recipe is not None
+    assert (recipe.base_hash, recipe.base_kind) == (weights_sha256(first), "folder")
+    merged = merge_lora(first, lora).recipe
+    assert merged is not None
+    assert (merged.base_hash, merged.base_kind) == (None, None)
+    with pytest.raises(CheckpointError, match="belongs to a base with sha256"):
+        merge_lora(second, lora)
+
+
+@pytest.mark.parametrize("change", [{"first": "c"}, {"fps": 12.0}, {"side": 48}, {"vae": "1" * 64}])
+def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: Path, tiny_config: Config) -> None:
+    def config(data: Path) -> TrainConfig:
+        return parse_config(tiny_config(tmp_path / "run", data={"dataset": str(data)}), "test")
+
+    begun(config(dataset(tmp_path / "data")))
+    other = config(dataset(tmp_path / "other", **change))
+    with pytest.raises(CheckpointError, match=r"started with another dataset than .*other is now .as many samples"):
+        look(other, resume=True)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    look(config(tmp_path / "moved"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "match"),
+    [
+        ("model", {"teacher": "NONE"}, "model.teacher is .*NONE, which does not exist"),
+        ("model", {"null_prompt": "NONE"}, "null_prompt is .*NONE.*magicdistill encode-prompt PIPELINE --out .*NONE"),
+        ("model", {"negative_prompt": "NONE"}, "negative_prompt is .*NONE.*encode-prompt .*NONE .*--prompt"),
+        ("data", {"dataset": "NONE"}, "NONE is no latent dataset.*magicdistill prepare"),
+        ("validation", {"every": 1, "vae": "NONE"}, "validation.vae is .*NONE, which does not exist.*every=0"),
+    ],
+)
+def test_what_is_absent_is_said_before_anything_is_loaded(
+    section: str, change: dict, match: str, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tiny_config(tmp_path / "run")
+    change = {key: str(tmp_path / value) if value == "NONE" else value for key, value in change.items()}
+    tree[section] = tree[section] | change
+    if "negative_prompt" in change:
+        tree["method"] = {"fake_updates": 2, "guidance_scale": 2.0}
+    monkeypatch.setattr(train.run.trainer, "load_teacher", lambda config: pytest.fail("the teacher was loaded"))
+    with pytest.raises(MagicDistillError, match=match):
+        train.run.trainer.train(parse_config(tree, "test"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_without_a_null_prompt_says_what_makes_one(
+    pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config
+) -> None:
+    tree = of_pipeline(tiny_config(tmp_path / "run"), *pipelines[1:])
+    tree["model"]["null_prompt"] = None
+    with pytest.raises(CheckpointError, match=r"carries no null prompt.*magicdistill encode-prompt PIPELINE --out"):
+        look(parse_config(tree, "test"), resume=False)
+
+
+def test_all_processes_end_if_one_of_them_misses_a_file(
+    tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.distributed, "first_error", lambda error: error or "its disk is not mounted")
+    with pytest.raises(ConfigError, match="Another process of this run cannot begin: its disk"):
+        look(parse_config(tiny_config(tmp_path / "run"), "test"), resume=False)
+
+
+def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
+    tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.run.trainer, "build_players", lambda *given: pytest.fail("networks were built"))
+    vae = tmp_path / "vae"
+    vae.mkdir()
+    (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    tree = tiny_config(tmp_path / "run", validation={"every": 1, "vae": str(vae)})
+    with pytest.raises(CheckpointError, match="no video VAE that is known here"):
+        train.run.trainer.train(parse_config(tree, "test"))
+    # Where it is another process that loads it.
+    monkeypatch.setattr(train.watch.validation, "is_main", lambda: False)
+    answers = iter([None, "The VAE cannot be used."])
+    monkeypatch.setattr(train.distributed, "first_error", lambda error: error or next(answers))
+    with pytest.raises(ConfigError, match="Another process of this run cannot begin: The VAE cannot be used"):
+        train.run.trainer.train(parse_config(tree, "test"))
+    assert not (tmp_path / "run").exists()

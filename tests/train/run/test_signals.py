@@ -1,0 +1,42 @@
+"""What a signal does to a process that trains."""
+
+import signal
+import threading
+
+import pytest
+
+from train.run import signals
+from train.run.signals import StopRequest
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert stop.name is None
+        signal.raise_signal(number)
+        assert stop.name == number.name
+        signal.raise_signal(number)  # a launcher passing the same one on
+        assert stop.name == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_one_later_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_SAME_REQUEST_SECONDS", -1.0)
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_another_thread_may_train_too() -> None:
+    names: list[str | None] = []
+
+    def train() -> None:
+        with StopRequest() as stop:
+            names.append(stop.name)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert names == [None]

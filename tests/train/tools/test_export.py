@@ -1,0 +1,226 @@
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+
+from magicdistill_core.branch import LowRank, merge
+from magicdistill_core.checkpoint import (
+    file_sha256,
+    load_checkpoint,
+    read_header,
+    read_metadata,
+    read_tensors,
+    save_checkpoint,
+)
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.lora_file import load_lora, save_lora
+from magicdistill_core.recipe import Recipe
+from train.networks.families.hunyuan_video import network_inputs
+from train.networks.network import load_network
+from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
+from train.tools.export import ExportFormat, export_run
+
+MODULES = {"double_blocks.0.img_attn_qkv": (384, 128), "single_blocks.0.linear2": (128, 640)}
+
+
+def branches(seed: int) -> dict[str, LowRank]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(
+            torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator) / 50, alpha=8.0
+        )
+        for name, (rows, columns) in MODULES.items()
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path, teacher_file: Path, request: pytest.FixtureRequest) -> Path:
+    """A run folder of the mode given as the fixture's parameter, with checkpoints of steps 2 and 4."""
+    mode, root = request.param, tmp_path / "run"
+    teacher = load_checkpoint(teacher_file)
+    sha = file_sha256(teacher_file)
+    assert teacher.recipe is not None
+    for step in (2, 4):
+        folder = root / "checkpoints" / f"step-{step:06d}"
+        recipe = teacher.recipe.model_copy(
+            update={"kind": "generator", "steps": 4, "method": "w2s", "training_step": step, "teacher_hash": sha}
+        )
+        lora = recipe.model_copy(update={"kind": "generator_lora", "base_hash": sha, "lora_rank": 4, "lora_alpha": 8.0})
+        if mode == "full":
+            state = merge(teacher.state, branches(step), 1.0)
+            save_checkpoint(folder / GENERATOR_FILE, state, recipe, teacher.null_prompt)
+        else:
+            save_lora(folder / GENERATOR_LORA_FILE, branches(step), lora)
+        save_lora(folder / FAKE_LORA_FILE, branches(10 + step), lora.model_copy(update={"kind": "fake_lora"}))
+    (root / "checkpoints" / "latest").write_text("step-000004\n")
+    (root / "run.json").write_text(json.dumps({"teacher": str(teacher_file), "teacher_hash": sha, "mode": mode}))
+    return root
+
+
+both_modes = pytest.mark.parametrize("run", ["full", "lora"], indirect=True)
+full_mode = pytest.mark.parametrize("run", ["full"], indirect=True)
+lora_mode = pytest.mark.parametrize("run", ["lora"], indirect=True)
+
+
+@both_modes
+@pytest.mark.parametrize(("asked", "step"), [(None, 4), (2, 2)])
+def test_comfyui_file_is_the_whole_generator(
+    tmp_path: Path, teacher_file: Path, run: Path, asked: int | None, step: int
+) -> None:
+    export_run(run, tmp_path / "g.safetensors", step=asked)
+    got, teacher = load_checkpoint(tmp_path / "g.safetensors"), load_checkpoint(teacher_file)
+    assert got.recipe is not None
+    assert (got.recipe.kind, got.recipe.training_step, got.recipe.steps) == ("generator", step, 4)
+    assert (got.recipe.base_hash, got.recipe.lora_rank, got.recipe.lora_alpha) == (None, None, None)
+    assert got.null_prompt is not None
+    assert teacher.null_prompt is not None
+    assert torch.equal(got.null_prompt.text_states, teacher.null_prompt.text_states)
+    for key, weight in teacher.state.items():
+        branch = branches(step).get(key.removesuffix(".weight"))
+        expected = weight if branch is None else weight + 2.0 * branch.up @ branch.down  # alpha / rank = 2
+        assert torch.allclose(got.state[key], expected, atol=1e-6), key
+
+
+@both_modes
+def test_dtype_is_as_asked(tmp_path: Path, run: Path) -> None:
+    export_run(run, tmp_path / "g.safetensors", dtype=torch.bfloat16)
+    header = read_header(tmp_path / "g.safetensors")
+    assert {info.dtype for key, info in header.items() if not key.startswith("null_prompt.")} == {"BF16"}
+    export_run(run, tmp_path / "d", "diffusers", dtype=torch.float16)
+    header = read_header(tmp_path / "d" / "diffusion_pytorch_model.safetensors")
+    assert {info.dtype for info in header.values()} == {"F16"}
+
+
+@full_mode
+@pytest.mark.parametrize("format", ["comfyui", "int8", "diffusers"])
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, run: Path, format: ExportFormat) -> None:
+    out = tmp_path / "out" / "g.safetensors"
+    out.parent.mkdir()
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"g\.safetensors cannot be written .*Make room"):
+            export_run(run, out, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(out.parent.iterdir())
+
+
+@both_modes
+def test_int8_file_is_the_generator_rounded(tmp_path: Path, run: Path) -> None:
+    done = export_run(run, tmp_path / "q.safetensors", "int8", dtype=torch.bfloat16)
+    export_run(run, tmp_path / "g.safetensors")
+    assert done is not None
+    assert done.error < 0.01
+    exact, (got, _) = load_checkpoint(tmp_path / "g.safetensors"), read_tensors(tmp_path / "q.safetensors")
+    assert Recipe.from_metadata(read_metadata(tmp_path / "q.safetensors")) == exact.recipe
+    assert "null_prompt.text_states" in got
+    assert {value.dtype for key, value in got.items() if key.removesuffix(".weight") in done.errors} == {torch.int8}
+    for key, weight in exact.state.items():
+        name = key.removesuffix(".weight")
+        back = got[key] * got[f"{key}_scale"] if name in done.errors else got[key]
+        assert back.dtype == (torch.float32 if name in done.errors else torch.bfloat16)
+        assert (back - weight).norm() <= 0.012 * weight.norm(), key
+
+
+@both_modes
+def test_diffusers_folder_loads_there_and_here_with_equal_velocities(tmp_path: Path, run: Path) -> None:
+    export_run(run, tmp_path / "transformer", "diffusers")
+    export_run(run, tmp_path / "g.safetensors")
+    there = HunyuanVideoTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
+    assert there.config.image_condition_type == "latent_concat"
+    single = load_checkpoint(tmp_path / "g.safetensors")
+    here = load_checkpoint(tmp_path / "transformer")
+    assert here.recipe == single.recipe
+    assert here.null_prompt is not None
+    generator = torch.Generator().manual_seed(0)
+    inputs = network_inputs(
+        torch.randn(1, 16, 2, 4, 4, generator=generator),
+        torch.tensor([0.9375]),
+        torch.randn(1, 17, 2, 4, 4, generator=generator),
+        here.null_prompt,
+    )
+    with torch.no_grad():
+        velocities = [net(**inputs, return_dict=False)[0] for net in (there, load_network(single), load_network(here))]
+    assert torch.equal(velocities[0], velocities[1])
+    assert torch.equal(velocities[0], velocities[2])
+    with pytest.raises(CheckpointError, match="exists already"):
+        export_run(run, tmp_path / "transformer", "diffusers")
+
+
+@lora_mode
+def test_lora_export_is_the_generators(tmp_path: Path, run: Path) -> None:
+    export_run(run, tmp_path / "l.safetensors", "lora")
+    lora = load_lora(tmp_path / "l.safetensors", 128)
+    assert lora.recipe is not None
+    assert lora.recipe.kind == "generator_lora"
+    for name, branch in branches(4).items():
+        assert torch.equal(lora.branches[name].up, branch.up)
+        assert lora.branches[name].alpha == 8.0
+    export_run(run, tmp_path / "half.safetensors", "lora", dtype=torch.bfloat16)
+    dtypes = {
+        key.rpartition(".lora_")[2] if "lora_" in key else "alpha": info.dtype
+        for key, info in read_header(tmp_path / "half.safetensors").items()
+    }
+    assert dtypes == {"A.weight": "BF16", "B.weight": "BF16", "alpha": "F32"}
+    assert Recipe.from_metadata(read_metadata(tmp_path / "half.safetensors")) == lora.recipe
+
+
+@full_mode
+def test_a_full_run_has_no_lora(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(CheckpointError, match="no generator LoRA"):
+        export_run(run, tmp_path / "l.safetensors", "lora")
+
+
+@lora_mode
+def test_the_teacher_must_be_the_one_trained_on(tmp_path: Path, teacher_file: Path, run: Path) -> None:
+    facts = json.loads((run / "run.json").read_text()) | {"teacher": str(tmp_path / "moved.safetensors")}
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="is not there"):
+        export_run(run, tmp_path / "g.safetensors")
+    export_run(run, tmp_path / "g.safetensors", teacher=teacher_file)
+    teacher = load_checkpoint(teacher_file)
+    assert teacher.recipe is not None
+    changed = {key: value + 1 for key, value in teacher.state.items()}
+    save_checkpoint(tmp_path / "moved.safetensors", changed, teacher.recipe, teacher.null_prompt)
+    with pytest.raises(CheckpointError, match="belongs to a base with sha256"):
+        export_run(run, tmp_path / "g.safetensors")
+
+
+@full_mode
+def test_missing_pieces_are_named(tmp_path: Path, run: Path) -> None:
+    out = tmp_path / "g.safetensors"
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3\. Name one of its steps: 2, 4"):
+        export_run(run, out, step=3)
+    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+        export_run(run, tmp_path / "g.ckpt")
+    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+        export_run(run, tmp_path / "g.ckpt", "int8")
+    latest = run / "checkpoints" / "latest"
+    latest.write_text("step-000009")
+    with pytest.raises(CheckpointError, match="names 'step-000009', which does not exist"):
+        export_run(run, out)
+    latest.unlink()
+    with pytest.raises(CheckpointError, match=r"no file checkpoints/latest.*2, 4"):
+        export_run(run, out)
+    cut = run / "checkpoints" / "step-000002" / GENERATOR_FILE
+    cut.write_bytes(cut.read_bytes()[:-64])
+    with pytest.raises(CheckpointError, match="truncated"):
+        export_run(run, out, step=2)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        export_run(run, out)
+    (run / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="is no training run"):
+        export_run(run, out)
+    assert not out.exists()
+
+
+@full_mode
+def test_a_run_that_saved_nothing_says_so(tmp_path: Path, run: Path) -> None:
+    (run / "checkpoints").rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="no step yet"):
+        export_run(run, tmp_path / "g.safetensors")

@@ -1,0 +1,132 @@
+"""The guard on curves of runs that go well, and that fail in each of the known ways."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from train.config.run import GuardConfig
+from train.watch.guard import Guard, Verdict, judge
+
+# Medians and relative spreads as a healthy run of the pocket model has them (80 updates).
+HEALTHY = {
+    "fake/loss": (0.2, 0.45),
+    "generator/matching_gradient": (0.19, 0.3),
+    "generator/real_fake_distance": (0.045, 0.35),
+    "generator/motion": (0.34, 0.15),
+    "generator/deviation": (0.98, 0.07),
+    "generator/saturation": (0.002, 0.5),
+}
+
+
+def run(rounds: int, change: dict[str, tuple[int, float]] | None = None, seed: int = 0) -> list[dict[str, float]]:
+    """Metrics of a run; from round `start` a metric in `change` moves by `factor` within 30 rounds."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(rounds):
+        row = {}
+        for name, (centre, spread) in HEALTHY.items():
+            start, factor = (change or {}).get(name, (rounds, 1.0))
+            drift = factor ** min(max(number - start, 0) / 30, 1.0)
+            row[name] = centre * drift * math.exp(spread * generator.standard_normal())
+        rows.append(row)
+    return rows
+
+
+def first_act(rows: list[dict[str, float]], settings: GuardConfig | None = None) -> tuple[int, Verdict] | None:
+    guard = Guard(settings or GuardConfig())
+    for number, row in enumerate(rows):
+        verdict = guard.observe(row)
+        if verdict.act:
+            return number, verdict
+    return None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_healthy_run_is_left_alone(seed: int) -> None:
+    guard = Guard(GuardConfig())
+    assert not any(guard.observe(row).findings for row in run(600, seed=seed))
+    assert guard.healthy
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("metric", "factor", "meaning", "field"),
+    [
+        ("generator/motion", 0.1, "stop moving", "motion_floor"),
+        ("generator/deviation", 2.5, "saturate", "deviation_ceiling"),
+        ("generator/deviation", 0.3, "wash out", "deviation_floor"),
+        ("generator/saturation", 100.0, "leave the range", "saturation_ceiling"),
+        ("generator/matching_gradient", 10.0, "gradient diverges", "gradient_ceiling"),
+        ("generator/real_fake_distance", 10.0, "drift apart", "distance_ceiling"),
+        ("fake/loss", 10.0, "loses the generator", "fake_loss_ceiling"),
+    ],
+)
+def test_a_failing_run_is_ended_for_its_reason(metric: str, factor: float, meaning: str, field: str, seed: int) -> None:
+    settings = GuardConfig()
+    found = first_act(run(400, {metric: (200, factor)}, seed), settings)
+    assert found is not None
+    number, verdict = found
+    # Not before it happens, and within the drift, half a window and the patience after it.
+    assert 200 < number < 200 + 30 + settings.window + settings.patience
+    assert len(verdict.findings) == 1
+    assert meaning in verdict.findings[0]
+    assert f"guard.{field}" in verdict.findings[0]
+
+
+def test_guidance_that_drowns_matching() -> None:
+    rows = [row | {"generator/guidance_ratio": 3.0 if number < 100 else 50.0} for number, row in enumerate(run(200))]
+    found = first_act(rows)
+    assert found is not None
+    assert "guidance_scale" in found[1].findings[0]
+
+
+@pytest.mark.parametrize(("rounds", "acts"), [(6, False), (14, False), (30, True)])
+def test_a_passing_disturbance_is_only_remarked(rounds: int, acts: bool) -> None:
+    """A few rounds leave the medians alone; more are found, and only what lasts longer than the patience ends a run."""
+    rows = run(300)
+    for row in rows[150 : 150 + rounds]:
+        row["generator/motion"] *= 0.05
+    guard = Guard(GuardConfig(window=20, patience=20))
+    verdicts = [guard.observe(row) for row in rows]
+    assert any(verdict.findings for verdict in verdicts) == (rounds > 10)
+    assert any(verdict.act for verdict in verdicts) == acts
+    assert guard.healthy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_acts_at_once(value: float) -> None:
+    guard = Guard(GuardConfig(warmup=100))
+    assert not guard.observe(run(1)[0]).act
+    verdict = guard.observe(run(1)[0] | {"fake/gradient_norm": value})
+    assert verdict.act
+    assert guard.broken
+    assert verdict.findings == (f"fake/gradient_norm is {value}",)
+
+
+def test_a_resumed_guard_judges_alike() -> None:
+    rows = run(400, {"generator/motion": (200, 0.1)})
+    whole = Guard(GuardConfig())
+    verdicts = [whole.observe(row) for row in rows]
+    for cut in (5, 100, 215, 240):
+        before, after = Guard(GuardConfig()), Guard(GuardConfig())
+        for row in rows[:cut]:
+            before.observe(row)
+        after.restore(json.loads(json.dumps(before.notes())))
+        assert [after.observe(row) for row in rows[cut:]] == verdicts[cut:]
+
+
+def test_methods_without_a_quantity_are_judged_by_the_others() -> None:
+    rows = [{"generator/loss": 1.0, "generator/deviation": 1.0 if n < 100 else 9.0} for n in range(200)]
+    found = first_act(rows)
+    assert found is not None
+    assert "saturate" in found[1].findings[0]
+    assert first_act([{"generator/loss": 1.0}] * 200) is None
+
+
+def test_limits_are_of_the_baseline() -> None:
+    settings = GuardConfig(motion_floor=0.5)
+    assert not judge({"generator/motion": 0.51}, {"generator/motion": 1.0}, settings)
+    assert judge({"generator/motion": 0.49}, {"generator/motion": 1.0}, settings)
+    assert not judge({"generator/motion": 0.049}, {"generator/motion": 0.09}, settings)

@@ -1,0 +1,127 @@
+"""The report of a run, from what the run has written down."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from magicdistill_core.errors import CheckpointError
+from train.config.training import parse_config
+from train.run_folder import Manifest
+from train.watch.report import write_report
+
+UPDATES = 60
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_config: Callable[..., dict]) -> Path:
+    """A run's folder without a run: 60 updates, a best checkpoint, samples, a time that it went back."""
+    run = tmp_path / "portraits"
+    config = parse_config(tiny_config(run, updates=UPDATES), "test")
+    (run / "validation").mkdir(parents=True)
+    (run / "checkpoints" / "step-000040").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (run / "run.json").write_text(json.dumps({"teacher": "/models/teacher.safetensors", "mode": "full"}))
+    for name in ("latest", "best"):
+        (run / "checkpoints" / name).write_text("step-000040")
+    manifest = Manifest(40, {}, {}, 0.0321, True, {})
+    (run / "checkpoints" / "step-000040" / "manifest.json").write_text(manifest.to_json())
+    rows = [
+        {
+            "step": step,
+            "fake/loss": math.exp(-step / 30),
+            "generator/loss": 0.5,
+            "generator/motion": 0.3 + 0.05 * math.sin(step),
+            "generator/real_fake_distance": 0.04,
+            "guard/motion": 0.9,
+            "seconds": 2.0,
+        }
+        for step in range(1, UPDATES + 1)
+    ]
+    write_lines(run / "metrics.jsonl", rows)
+    write_lines(run / "metrics-abandoned.jsonl", rows[30:35])
+    machine = {"device": "a GPU", "processes": 8, "python": "3.11", "versions": {"torch": "2.11"}}
+    write_lines(
+        run / "events.jsonl",
+        [
+            {"event": "started", "step": 0, "time": 1e9, **machine},
+            {"event": "saved", "step": 40, "time": 1e9 + 80},
+            {"event": "went back", "step": 40, "time": 1e9 + 90, "failed": 45, "findings": ["a | b"]},
+            {"event": "finished", "step": 60, "time": 1e9 + 120},
+        ],
+    )
+    for step in range(5, 61, 5):
+        Image.new("RGB", (8, 8)).save(run / "validation" / f"step-{step:06d}.png")
+    (run / "validation" / "step-000060.mp4").touch()
+    return run
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_what_a_person_wants_to_know_is_in_it(run: Path) -> None:
+    text = write_report(run).read_text()
+    for said in (
+        "# portraits",
+        "Finished: 60 updates",
+        "w2s (full, fp32)",
+        "/models/teacher.safetensors",
+        "Samples an update | 16",  # 1 x 2 x 8 processes
+        "Time in updates | 0:02:00",
+        "2 s (median)",
+        "a GPU, 8 process(es), ZeRO-2",
+        "torch 2.11",
+        "(0.90 x its start)",
+        "went back | a \\| b",
+        "saved at updates 40",
+        f"magicdistill export {run} --best",
+        "update 40, generator/real_fake_distance 0.0321",
+        f"magicdistill train {run / 'config.yaml'} --resume",
+        "a_weak: 0.25",
+        "[video](../validation/step-000060.mp4)",
+    ):
+        assert said in text, said
+    assert text.count("![samples") == 6
+    for step in (5, 60):
+        assert f"../validation/step-{step:06d}.png" in text
+
+
+def test_its_pictures_are_there(run: Path) -> None:
+    report = write_report(run)
+    for name in ("losses.png", "guard.png"):
+        assert f"]({name})" in report.read_text()
+        with Image.open(report.parent / name) as picture:
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20) or ()) > 10
+    assert write_report(run) == report  # written again over itself
+
+
+def test_a_run_that_the_guard_ended_says_why_first(run: Path) -> None:
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "ended by the guard", "step": 60, "time": 1e9, "findings": ["no motion"]}))
+    lines = write_report(run).read_text().splitlines()
+    assert lines[2] == "**Ended by the guard** at update 60 of 60: no motion."
+
+
+def test_a_young_run_without_samples_or_guarded_quantities(run: Path) -> None:
+    write_lines(run / "metrics.jsonl", [{"step": 1, "generator/loss": 0.5, "seconds": 1.0}])
+    for name in ("events.jsonl", "metrics-abandoned.jsonl"):
+        (run / name).unlink()
+    for sheet in (run / "validation").iterdir():
+        sheet.unlink()
+    text = write_report(run).read_text()
+    assert "None were made" in text
+    assert "guard.png" not in text
+
+
+def test_no_run_and_no_update_are_refused(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="no update yet"):
+        write_report(run)
+    (run / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="no training run"):
+        write_report(run)

@@ -1,0 +1,1 @@
+"""A real ComfyUI with the pack in it, and the example workflows that are written for it."""

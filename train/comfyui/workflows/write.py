@@ -1,0 +1,131 @@
+"""The workflow files of the pack and their thumbnails, written anew; the command behind `magicdistill workflows`."""
+
+import json
+import logging
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..server import PACK, ComfyUIError, find_comfyui, serve
+from . import large, pocket
+from .graph import Graph
+from .prompt import to_prompt
+from .schemas import Schema, parse_schemas
+from .thumbnails import card, save_thumbnail, sweep_thumbnail, video_thumbnail
+
+LOGGER = logging.getLogger(__name__)
+FOLDER = PACK / "workflows"
+_RUN_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One workflow.
+
+    Attributes:
+        define: fills a graph.
+        card: title and lines of the thumbnail; None where the workflow is run for it.
+    """
+
+    define: Callable[[Graph], None]
+    card: tuple[str, list[str]] | None = None
+
+
+_I2V = "portrait to video"
+DEFINITIONS: dict[str, Definition] = {
+    one.define.__name__: one
+    for one in (
+        Definition(pocket.portrait_pocket),
+        Definition(pocket.portrait_in_one_node),
+        Definition(pocket.real_fake_sweep_pocket),
+        Definition(large.hunyuan_i2v_w2s_4step, ("HunyuanVideo-I2V", [_I2V, "4 steps, one checkpoint"])),
+        Definition(large.hunyuan_i2v_w2s_4step_lora, ("HunyuanVideo-I2V", [_I2V, "4 steps, LoRA on the base"])),
+        Definition(large.hunyuan_i2v_one_step, ("HunyuanVideo-I2V", [_I2V, "1 step"])),
+        Definition(large.magic141_text_image_to_video, ("Magic 1-For-1", ["text + portrait to video", "4 steps"])),
+        Definition(large.wan21_i2v_4step_lora, ("Wan 2.1 I2V", [_I2V, "4 steps, public LoRA"])),
+        Definition(large.text_to_image_to_video, ("Text to video", ["a picture from text", "then a video in 4 steps"])),
+    )
+}
+
+
+def workflow_json(name: str, schemas: Mapping[str, Schema]) -> str:
+    """The text of a workflow's file.
+
+    Raises:
+        ConfigError: if a definition does not fit the schemas.
+    """
+    graph = Graph(name, schemas)
+    DEFINITIONS[name].define(graph)
+    return json.dumps(graph.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def write_workflows(comfyui: Path | None, thumbnails: bool, folder: Path = FOLDER) -> list[Path]:
+    """Write every workflow by the schemas of a ComfyUI that is started for it; the files' paths.
+
+    Args:
+        comfyui: as `find_comfyui` takes it.
+        thumbnails: whether to make the pictures too, for which the pocket workflows are run.
+
+    Raises:
+        ComfyUIError: if there is no ComfyUI, or it does not run a workflow.
+        ConfigError: if a definition does not fit the nodes.
+    """
+    written = []
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        with (directory / "server.log").open("wb") as log, serve(find_comfyui(comfyui), directory, log=log) as server:
+            schemas = parse_schemas(_get(f"{server.address}/object_info"))
+            for name in DEFINITIONS:
+                path = folder / f"{name}.json"
+                path.write_text(workflow_json(name, schemas), encoding="utf-8")
+                written.append(path)
+            for name in DEFINITIONS if thumbnails else ():
+                path = folder / f"{name}.jpg"
+                LOGGER.info("%s ...", path.name)
+                _thumbnail(name, folder, schemas, server.address, directory / "output", path)
+                written.append(path)
+    return written
+
+
+def _thumbnail(name: str, folder: Path, schemas: Mapping[str, Schema], address: str, output: Path, path: Path) -> None:
+    drawn = DEFINITIONS[name].card
+    if drawn is not None:
+        title, lines = drawn
+        save_thumbnail(card(title, lines, list(DEFINITIONS).index(name)), path)
+        return
+    workflow = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    results = _run(address, to_prompt(workflow, schemas))
+    files = [
+        output / file["subfolder"] / file["filename"]
+        for result in results.values()
+        for file in result.get("images", [])
+    ]
+    pictures = [file for file in files if file.suffix == ".png"]
+    save_thumbnail(sweep_thumbnail(pictures[0]) if pictures else video_thumbnail(files[0]), path)
+
+
+def _run(address: str, prompt: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of a prompt by node."""
+    # Nobody looks: previews at every step would take most of the time.
+    body = json.dumps({"prompt": prompt, "extra_data": {"preview_method": "none"}}).encode()
+    prompt_id = _get(urllib.request.Request(f"{address}/prompt", body, {"Content-Type": "application/json"}))[
+        "prompt_id"
+    ]
+    end = time.monotonic() + _RUN_SECONDS
+    while time.monotonic() < end:
+        entry = _get(f"{address}/history/{prompt_id}").get(prompt_id)
+        if entry is not None:
+            if entry["status"]["status_str"] != "success":
+                raise ComfyUIError(f"ComfyUI did not run the workflow: {entry['status']['messages'][-1]}. Mend it.")
+            return dict(entry["outputs"])
+        time.sleep(0.5)
+    raise ComfyUIError(f"ComfyUI did not finish a workflow within {_RUN_SECONDS:.0f} s. Try on an idle machine.")
+
+
+def _get(what: str | urllib.request.Request) -> Any:
+    with urllib.request.urlopen(what, timeout=60) as answer:
+        return json.load(answer)

@@ -1,0 +1,1 @@
+"""From videos to datasets of latents, and from prompts to stored conditions."""

@@ -1,0 +1,184 @@
+"""Real clips to a latent dataset: decode, resample, cut into windows, resize and crop, encode; resumable."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from magicdistill_core.checkpoint import weights_sha256
+from magicdistill_core.errors import VideoError
+from magicdistill_core.families.hunyuan_video import check_geometry, frames_to_unit
+from magicdistill_core.video import read_video, resize_crop
+
+from .dataset import DatasetIndex, LatentWriter, StoredDtype
+from .start_images import StartImageEncoder, load_start_images
+from .vae import load_vae
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+
+@dataclass(frozen=True)
+class WindowGeometry:
+    """How a clip is cut: windows of `frames` frames at `fps`, a new one every `stride` frames."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    stride: int
+
+
+@dataclass
+class PrepareReport:
+    """What a preparation did."""
+
+    added: int = 0
+    total: int = 0
+    already_in: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)  # source file: why
+
+
+def prepare(
+    videos: Path,
+    out: Path,
+    vae: Path,
+    frames: int = 17,
+    height: int = 96,
+    width: int = 96,
+    fps: float = 24.0,
+    stride: int | None = None,
+    dtype: StoredDtype = "float16",
+    device: torch.device | str = "cpu",
+    console: Console | None = None,
+    image_encoder: Path | None = None,
+) -> PrepareReport:
+    """Encode every usable window of every clip into the latent dataset `out`.
+
+    Running it again on the same folders continues: clips that are in are not decoded again. A clip that is
+    damaged or too short is reported, keeping the windows before the damage, and is tried again by the next run.
+
+    Args:
+        videos: a video file, or a folder that is searched with its subfolders.
+        vae: what `load_vae` takes.
+        frames, height, width: geometry of a window, 4n + 1 frames of sides divisible by 16.
+        fps: frame rate that clips are resampled to before they are cut.
+        stride: frames from the start of one window to the next; None means `frames`, no overlap.
+        dtype: how latents are stored.
+        console: where the progress bar goes; None shows none.
+        image_encoder: CLIP's folder, for a family that looks at its features (see `load_start_images`).
+
+    Raises:
+        MagicDistillError: if there are no videos, none is usable, the geometry does not fit, or `out` holds a dataset
+            made otherwise.
+    """
+    check_geometry(frames, height, width)
+    geometry = WindowGeometry(frames, height, width, fps, frames if stride is None else stride)
+    if geometry.stride < 1 or not fps > 0:
+        raise VideoError(f"stride is {stride} and fps {fps}, expected at least 1 frame and a positive rate.")
+    sources = find_videos(videos)
+    encoder = load_start_images(load_vae(vae, device), image_encoder, device)
+    index = DatasetIndex(
+        **asdict(geometry),
+        family=encoder.vae.architecture,
+        dtype=dtype,
+        vae_sha256=weights_sha256(vae),
+        image_encoder_sha256=None if image_encoder is None else weights_sha256(image_encoder),
+    )
+    report = PrepareReport()
+    with LatentWriter(out, index) as writer, _progress(console) as progress:
+        task = progress.add_task("Preparing", total=len(sources), note="")
+        for name, path in sources.items():
+            progress.update(task, note=name)
+            if writer.finished(name):
+                report.already_in += 1
+            else:
+                _add_source(writer, encoder, name, path, geometry, device, report)
+            progress.advance(task)
+        report.total = len(writer)
+    if not report.total:
+        reasons = "; ".join(report.skipped.values())
+        raise VideoError(f"None of the {len(sources)} videos in {videos} could be used: {reasons}")
+    return report
+
+
+def find_videos(videos: Path) -> dict[str, Path]:
+    """The videos of a folder and its subfolders by relative name, sorted; a single file stands for itself.
+
+    Raises:
+        VideoError: if there is none.
+    """
+    if videos.is_file():
+        return {videos.name: videos}
+    if not videos.is_dir():
+        raise VideoError(f"{videos} does not exist. Expected a folder of videos, or one video.")
+    found = sorted(p for p in videos.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    if not found:
+        raise VideoError(
+            f"The folder {videos} holds no video (files named {', '.join(sorted(VIDEO_SUFFIXES))}). Check the path."
+        )
+    return {path.relative_to(videos).as_posix(): path for path in found}
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=console is None,
+    )
+
+
+def _add_source(
+    writer: LatentWriter,
+    encoder: StartImageEncoder,
+    name: str,
+    path: Path,
+    geometry: WindowGeometry,
+    device: torch.device | str,
+    report: PrepareReport,
+) -> None:
+    try:
+        for start, window in windows(path, geometry):
+            key = f"{name}#{start}"
+            if key in writer:
+                continue
+            unit = frames_to_unit(window).to(device)
+            writer.append(key, encoder.vae.encode(unit)[0], encoder.encode(unit[:, 0], geometry.frames))
+            report.added += 1
+    except VideoError as error:
+        report.skipped[name] = str(error)
+        logger.warning("skipped: %s", error)
+    else:
+        writer.finish_source(name)
+
+
+def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]]:
+    """The windows of a clip: first frame number and frames `[T, H, W, 3]` uint8.
+
+    Raises:
+        VideoError: if the clip is unreadable, damaged, or shorter than one window.
+    """
+    buffer: list[Tensor] = []
+    first = count = 0
+    for count, frame in enumerate(read_video(path, geometry.fps).frames, start=1):
+        if count > first:  # a stride longer than a window passes over frames
+            buffer.append(resize_crop(frame, geometry.height, geometry.width))
+        if len(buffer) == geometry.frames:
+            yield first, torch.stack(buffer)
+            first += geometry.stride
+            buffer = buffer[geometry.stride :]
+    if first == 0:
+        raise VideoError(
+            f"{path} is too short: {count} frames at {geometry.fps:g} fps, expected at least {geometry.frames}. "
+            f"Use longer clips, fewer frames or a higher rate."
+        )

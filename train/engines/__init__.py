@@ -1,0 +1,1 @@
+"""DeepSpeed engines around the networks of a training, and the state that they hold."""

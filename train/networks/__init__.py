@@ -1,0 +1,1 @@
+"""The networks of a training: loading, roles, calls, sampling."""

@@ -1,0 +1,80 @@
+"""Latents from a network: noise of a seed, a schedule, a sampler."""
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.families.base import NullPrompt, StartImage
+from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
+from magicdistill_core.flow import SamplerCallback, Velocity, sample_euler, sample_renoise, seeded_noise
+from magicdistill_core.recipe import Sampler
+
+from .families import kind_of
+from .network import network_velocity
+
+
+def sample_latents(
+    velocity: Velocity,
+    shape: tuple[int, ...],
+    sigmas: Tensor,
+    sampler: Sampler,
+    seed: int,
+    device: torch.device | str,
+    callback: SamplerCallback | None = None,
+    kept_frames: int = 0,
+) -> Tensor:
+    """The generated frames `[B, 16, T - kept_frames, H, W]` of latents in the network's scale, from noise of a seed.
+
+    The noise is drawn in float32 on the CPU, so that it is the same on every device, and the same that ComfyUI draws
+    for the seed.
+
+    Args:
+        velocity: the model with its conditioning.
+        shape: `(B, 16, T, H, W)`.
+        sigmas: `[N + 1]`, from 1 to 0.
+        callback: sees every model call, as in `magicdistill_core.flow`.
+        kept_frames: leading frames that a start image gives; noise is drawn for them too, and not used.
+    """
+    whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    noise = whole[:, :, kept_frames:].to(device)
+    if sampler == "euler":
+        return sample_euler(velocity, noise, sigmas, callback)
+    draw = seeded_noise(seed)
+
+    def fresh(step: int, like: Tensor) -> Tensor:
+        return draw(step, whole)[:, :, kept_frames:].to(like)
+
+    return sample_renoise(velocity, noise, sigmas, fresh, callback)
+
+
+@torch.no_grad()
+def generate(
+    network: torch.nn.Module,
+    prompt: NullPrompt,
+    image: StartImage,
+    latent_frames: int,
+    sigmas: Tensor,
+    sampler: Sampler,
+    seed: int,
+    callback: SamplerCallback | None = None,
+    guidance: float | None = None,
+) -> Tensor:
+    """Latents of a video that starts with an image; the state is kept in float32 whatever the network computes in.
+
+    Args:
+        image: on the network's device.
+        guidance: for a network with a guidance embedding; None is its family's usual one.
+
+    Returns:
+        `[B, 16, latent_frames, H, W]` float32.
+    """
+    batch, channels, _, rows, columns = image.latents.shape
+    family = kind_of(network).family
+    model = network_velocity(network, family.condition(image, latent_frames), prompt, guidance or EMBEDDED_GUIDANCE)
+    dtype = next(network.parameters()).dtype
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return model(x.to(dtype), sigma).float()
+
+    shape = (batch, channels, latent_frames, rows, columns)
+    free = sample_latents(velocity, shape, sigmas, sampler, seed, image.latents.device, callback, family.kept_frames)
+    return family.whole(free, image)

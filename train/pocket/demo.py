@@ -1,0 +1,111 @@
+"""The main job from end to end on the pocket model: teacher, W2S run, export, videos."""
+
+import logging
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from magicdistill_core.checkpoint import load_checkpoint
+from magicdistill_core.errors import ConfigError
+from magicdistill_core.families.base import StartImage
+from magicdistill_core.families.hunyuan_video import frames_to_unit, unit_to_frames
+from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.pocket.files import TEACHER, VAE
+from magicdistill_core.pocket.render import portrait_clip
+from magicdistill_core.video import contact_sheet
+
+from ..config.training import load_config
+from ..data.vae import Vae, load_vae
+from ..distributed import prepare_environment
+from ..networks.network import load_network
+from ..networks.sampling import generate
+from ..networks.weights import null_prompt_of
+from ..run_folder import FAKE_LORA_FILE, FOLDER, checkpoint_folder
+from ..tools.export import export_run
+from ..tools.sample import resolve_settings, sample_file
+from .latents import write_latents
+
+logger = logging.getLogger(__name__)
+
+PRESET = Path(__file__).parents[1] / "presets" / "pocket_demo.yaml"
+CLIPS = 64
+# Apart from every portrait that anything was trained on.
+PORTRAIT_SEED = 900_001
+TEACHER_STEPS = 28
+
+
+def demo(out: Path) -> None:
+    """Distil the pocket teacher for a few minutes and show what came of it.
+
+    Leaves in `out`: `run/`, `generator.safetensors`, `fake_lora.safetensors`, `portrait.mp4`, and `compare.png` with
+    the start image, the teacher at 28 and at 4 steps, and the distilled generator at 4 steps.
+
+    Raises:
+        ConfigError: if `out` already holds a demo.
+    """
+    if (out / "run" / FOLDER).exists():
+        raise ConfigError(f"{out} already holds a demo. Name another folder with --out, or remove this one.")
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+
+    console.print(f"[bold]1/4[/bold] Rendering and encoding {CLIPS} pocket portraits")
+    with Progress(console=console) as progress:
+        task = progress.add_task("portraits", total=CLIPS)
+        write_latents(out / "portraits", CLIPS, advance=lambda: progress.advance(task))
+
+    console.print("[bold]2/4[/bold] Weak-to-strong distillation")
+    config = load_config(PRESET, [f"run={out / 'run'}", f"data.dataset={out / 'portraits'}"])
+    prepare_environment()
+    from ..run.trainer import train
+
+    train(config)
+
+    console.print("[bold]3/4[/bold] Exporting")
+    generator = out / "generator.safetensors"
+    export_run(out / "run", generator)
+    lora = checkpoint_folder(out / "run") / FAKE_LORA_FILE
+    (out / FAKE_LORA_FILE).write_bytes(lora.read_bytes())
+
+    console.print("[bold]4/4[/bold] Sampling")
+    start = portrait_clip(PORTRAIT_SEED)[0]
+    start_file = out / "start.png"
+    Image.fromarray(start.numpy()).save(start_file)
+    sample_file(generator, start_file, out / "portrait.mp4")
+    compare(out / "compare.png", start, generator)
+    console.print(f"Look at {out / 'compare.png'} and {out / 'portrait.mp4'}")
+
+
+def compare(path: Path, start: Tensor, generator: Path) -> None:
+    """Write the comparison: start image; teacher 28 steps; teacher 4 steps; distilled 4 steps; same noise for all.
+
+    Args:
+        start: uint8 `[H, W, 3]`.
+    """
+    vae = load_vae(VAE)
+    strips = [
+        ("start image", start[None]),
+        (f"teacher, {TEACHER_STEPS} steps", _clip(vae, TEACHER, start, TEACHER_STEPS)),
+        ("teacher, 4 steps", _clip(vae, TEACHER, start, 4)),
+        ("distilled, 4 steps", _clip(vae, generator, start, 4)),
+    ]
+    contact_sheet([clip for _, clip in strips], [label for label, _ in strips], columns=9).save(path)
+
+
+@torch.no_grad()
+def _clip(vae: Vae, file: Path, start: Tensor, steps: int, seed: int = 0) -> Tensor:
+    checkpoint = load_checkpoint(file)
+    settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps)
+    latents = generate(
+        load_network(checkpoint),
+        null_prompt_of(checkpoint),
+        StartImage(vae.encode_image(frames_to_unit(start[None])[:, 0])),
+        (settings.frames - 1) // 4 + 1,
+        few_step_sigmas(steps, settings.shift),
+        settings.sampler,
+        seed,
+    )
+    return unit_to_frames(vae.decode(latents))

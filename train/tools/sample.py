@@ -1,0 +1,178 @@
+"""Sampling without ComfyUI: a still image and a checkpoint to a video."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+
+from magicdistill_core.checkpoint import Checkpoint
+from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.families.hunyuan_video import CONCAT, check_geometry, unit_to_frames
+from magicdistill_core.flow import (
+    SamplerCallback,
+    few_step_sigmas,
+)
+from magicdistill_core.pocket.files import VAE as POCKET_VAE
+from magicdistill_core.recipe import Recipe, Sampler
+from magicdistill_core.video import crop_note, read_image, resize_crop
+from magicdistill_core.video_writing import write_video
+
+from ..data.start_images import load_start_images
+from ..data.vae import load_vae
+from ..networks.network import load_network
+from ..networks.sampling import generate
+from ..networks.weights import load_weights, null_prompt_of
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_TAG = "magicdistill.sampling"
+_DEFAULT_FPS = 24.0
+# The pocket VAE's latents mean something to pocket networks alone; a release's network is 3072 wide.
+_POCKET_HIDDEN = 256
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Everything that decides a sample besides the weights and the image."""
+
+    seed: int
+    steps: int
+    shift: float
+    sampler: Sampler
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+
+def resolve_settings(
+    recipe: Recipe | None,
+    source: str,
+    seed: int = 0,
+    steps: int | None = None,
+    shift: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+) -> SampleSettings:
+    """The settings asked for, completed by the recipe, and checked.
+
+    Raises:
+        CheckpointError: if there is no recipe and something was left to it.
+        VideoError: if the geometry does not fit.
+    """
+    asked = {"steps": steps, "shift": shift, "width": width, "height": height, "frames": frames}
+    values = {n: v if v is not None else getattr(recipe, n, None) for n, v in asked.items()}
+    lacking = [name for name, value in values.items() if value is None]
+    if lacking:
+        raise CheckpointError(
+            f"{source} carries no recipe, so that {', '.join(lacking)} cannot be taken from it. Set them (a 4-step "
+            f"generator of Magic 1-For-1 wants 4 steps at shift 5)."
+        )
+    if recipe is not None and recipe.guidance_scale != 1:
+        logger.warning("the recipe asks for guidance %g; sampling goes without any", recipe.guidance_scale)
+    sampler: Sampler = recipe.sampler if recipe is not None else "euler"
+    fps = recipe.fps if recipe is not None else _DEFAULT_FPS
+    settings = SampleSettings(seed=seed, sampler=sampler, fps=fps, **values)  # type: ignore[arg-type]
+    check_geometry(settings.frames, settings.height, settings.width)
+    return settings
+
+
+def usual_precision(device: torch.device | str) -> Precision:
+    """What a network computes in on a device, if nobody says: bf16, but fp32 on a CPU, which is slow at bf16."""
+    return "fp32" if torch.device(device).type == "cpu" else "bf16"
+
+
+def sample_file(
+    file: Path,
+    image: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    vae: Path | None = None,
+    image_encoder: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    shift: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+    i2v_mode: str | None = None,
+    precision: Precision | None = None,
+    device: torch.device | str = "cpu",
+    callback: SamplerCallback | None = None,
+) -> SampleSettings:
+    """Make a video from a still image with a checkpoint, and write it as an mp4 tagged with recipe and settings.
+
+    Args:
+        file: a teacher or generator (single file or diffusers folder), or a generator LoRA.
+        image: the start image; it is cropped to the aspect (a tall one nearer to its top) and resized.
+        out: the mp4.
+        base: for a LoRA: the file it belongs to.
+        vae: what `load_vae` takes; None means the pocket VAE, for pocket networks only.
+        image_encoder: CLIP's folder, for a family that looks at its features.
+        seed: of the starting noise.
+        steps, shift, width, height, frames: None takes the recipe's.
+        i2v_mode: how the start image enters, for a file that leaves it open.
+        precision: what the network computes in; None means fp32 on a CPU and bf16 elsewhere.
+
+    Returns:
+        The settings used.
+
+    Raises:
+        MagicDistillError: if a file is unusable, or a setting is missing or does not fit.
+    """
+    if out.suffix.lower() != ".mp4":
+        raise VideoError(f"The video is to be written as {out.name}, expected a name that ends in .mp4.")
+    picture = read_image(image)
+    checkpoint = load_weights(file, base, i2v_mode)
+    settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
+    prompt = null_prompt_of(checkpoint)
+    decoder = load_vae(_vae_path(vae, checkpoint), device)
+    if decoder.architecture != checkpoint.architecture.name:
+        raise CheckpointError(
+            f"{checkpoint.source} is a {checkpoint.architecture.title} network, but {vae} makes latents of "
+            f"{decoder.architecture}. Name the VAE of its own release."
+        )
+    encoder = load_start_images(decoder, image_encoder, device)
+    network = load_network(checkpoint, DTYPES[precision or usual_precision(device)], device)
+
+    if note := crop_note(picture.shape[0], picture.shape[1], settings.height, settings.width):
+        logger.warning(note)
+    # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
+    unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
+    start = encoder.encode(unit.to(device), settings.frames)
+    sigmas = few_step_sigmas(settings.steps, settings.shift)
+    latent_frames = (settings.frames - 1) // 4 + 1
+    guidance = checkpoint.recipe.embedded_guidance if checkpoint.recipe is not None else None
+    latents = generate(
+        network, prompt, start, latent_frames, sigmas, settings.sampler, settings.seed, callback, guidance
+    )
+    video = unit_to_frames(decoder.decode(latents).cpu())
+    write_video(out, video, settings.fps, _tags(checkpoint, settings))
+    return settings
+
+
+def _vae_path(vae: Path | None, checkpoint: Checkpoint) -> Path:
+    if vae is not None:
+        return vae
+    if checkpoint.shape.hidden > _POCKET_HIDDEN or checkpoint.architecture is not CONCAT.architecture:
+        raise CheckpointError(
+            f"{checkpoint.source} is no pocket network, and no VAE was named for it. Name the VAE of "
+            f"{checkpoint.architecture.title}: the vae folder of its diffusers release (or for HunyuanVideo a TAEHV "
+            f"file)."
+        )
+    return POCKET_VAE
+
+
+def _tags(checkpoint: Checkpoint, settings: SampleSettings) -> dict[str, str]:
+    recipe = checkpoint.recipe.to_metadata() if checkpoint.recipe is not None else {}
+    recipe.pop("format", None)  # safetensors' own
+    return recipe | {SAMPLING_TAG: json.dumps({"file": checkpoint.source, **asdict(settings)})}

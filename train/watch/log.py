@@ -1,0 +1,158 @@
+"""What a run tells while it goes: a progress bar, metrics, and events; the main process speaks alone.
+
+`metrics.jsonl` and TensorBoard (and W&B, when configured) hold the metrics of every round that still counts: rounds
+that were lost with the process, or that the run went back from, are taken out, so that a curve has one value a round.
+"""
+
+import json
+import secrets
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from accelerate import PartialState
+from accelerate.tracking import TensorBoardTracker, WandBTracker
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from magicdistill_core.errors import ConfigError
+from magicdistill_core.files import write_text
+
+from ..config.training import TrainConfig
+from ..distributed import is_main
+from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE
+
+_TENSORBOARD, _WANDB_ID = "tensorboard", "wandb_id"
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Refuse, before anything is loaded, what cannot be logged to.
+
+    Raises:
+        ConfigError: if W&B is asked for and not installed.
+    """
+    if config.logging.wandb is not None and find_spec("wandb") is None:
+        raise ConfigError(
+            f"logging.wandb is {config.logging.wandb!r}, but Weights & Biases is not installed. Install it with "
+            "`pip install wandb` and log in with `wandb login`, or remove logging.wandb; TensorBoard needs neither."
+        )
+
+
+class RunLog:
+    """A context that logs scalars per generator update; the metrics of `headline` stand beside the bar."""
+
+    def __init__(self, config: TrainConfig, done: int, headline: tuple[str, ...]) -> None:
+        self._config = config
+        self._headline = headline
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            disable=not is_main(),
+        )
+        self._task = self._bar.add_task(config.method.name, total=config.updates, completed=done, note="")
+        self._wandb: WandBTracker | None = None
+        if is_main():
+            PartialState()
+            drop_after(config.run, done)
+            self._open(done)
+            if config.logging.wandb is not None:
+                self._wandb = _wandb(config)
+
+    def _open(self, done: int) -> None:
+        self._lines = open(self._config.run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` does
+        # TensorBoard hides what earlier writers logged from the purged step on.
+        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._config.run), purge_step=done + 1)
+        self._tensorboard.start()
+
+    def _close(self) -> None:
+        self._lines.close()
+        self._tensorboard.finish()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if is_main():
+            self._close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Record the metrics of generator update `step` (from 1), and how long its round took."""
+        if not is_main():
+            return
+        row = {**metrics, "seconds": round(seconds, 3)}
+        self._lines.write(json.dumps({"step": step, **row}) + "\n")
+        self._lines.flush()
+        self._tensorboard.log(row, step=step)
+        if self._wandb is not None:
+            # W&B takes no step twice, and a run may go back: its curves are drawn over the metric `update` instead.
+            self._wandb.log({**row, "update": step})
+        note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline)
+        self._bar.update(self._task, completed=step, note=note)
+
+    def event(self, kind: str, step: int, **facts: object) -> None:
+        """Add a line to `events.jsonl`: what happened to the run, when, and at which update."""
+        if not is_main():
+            return
+        line = {"event": kind, "step": step, "time": round(time.time(), 1), **facts}
+        with open(self._config.run / EVENTS_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def go_back(self, step: int) -> None:
+        """Forget the metrics of the rounds after `step`."""
+        if not is_main():
+            return
+        self._close()
+        drop_after(self._config.run, step, ABANDONED_FILE)
+        self._open(step)
+        self._bar.update(self._task, completed=step)
+
+
+def drop_after(run: Path, step: int, into: str | None = None) -> None:
+    """Take the rounds after `step` out of `metrics.jsonl`, and put them at the end of the file `into`, if one is given.
+
+    A line that a killed process left unfinished goes too.
+    """
+    path = run / METRICS_FILE
+    if not path.exists():
+        return
+    kept: list[str] = []
+    dropped: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            (kept if json.loads(line)["step"] <= step else dropped).append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_text(path, "".join(kept))
+    if into is not None:
+        with open(run / into, "a", encoding="utf-8") as file:
+            file.writelines(dropped)
+
+
+def _wandb(config: TrainConfig) -> WandBTracker:
+    """The run at W&B, the same one after a resume."""
+    known = config.run / _WANDB_ID
+    if not known.exists():
+        write_text(known, secrets.token_hex(4))
+    assert config.logging.wandb is not None
+    tracker = WandBTracker(
+        config.logging.wandb,
+        id=known.read_text(encoding="utf-8").strip(),
+        name=config.run.name,
+        dir=str(config.run),
+        resume="allow",
+        config=config.model_dump(mode="json"),
+    )
+    tracker.start()
+    tracker.run.define_metric("*", step_metric="update")
+    return tracker

@@ -1,0 +1,106 @@
+"""Samples of the generator with fixed seeds, decoded to a video and a contact sheet."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from magicdistill_core.checkpoint import weights_sha256
+from magicdistill_core.errors import ConfigError
+from magicdistill_core.families.base import Family
+from magicdistill_core.families.hunyuan_video import unit_to_frames
+from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.pocket.files import VAE
+from magicdistill_core.video import contact_sheet
+from magicdistill_core.video_writing import write_video
+
+from ..config.training import ScheduleConfig, ValidationConfig
+from ..data.dataset import LatentDataset
+from ..data.vae import load_vae
+from ..distributed import is_main
+from ..engines.players import Players
+from ..networks.sampling import sample_latents
+
+logger = logging.getLogger(__name__)
+
+
+class Validation:
+    """Start images from all over the dataset, sampled as the exported file will be."""
+
+    def __init__(
+        self,
+        settings: ValidationConfig,
+        schedule: ScheduleConfig,
+        dataset: LatentDataset,
+        family: Family,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        """
+        Raises:
+            MagicDistillError: if the VAE is unusable, or makes other latents than the family's.
+        """
+        self.settings = settings
+        self.schedule = schedule
+        self.family = family
+        self.folder = folder
+        self.device = device
+        self.fps = dataset.fps
+        # Spread out, because neighbours in a dataset are windows of the same clip.
+        count = min(settings.samples, len(dataset))
+        chosen = [number * len(dataset) // count for number in range(count)]
+        self.images = dataset.start_image(chosen).to(device)
+        self.shape = (1, *dataset.latent_shape)
+        vae = VAE if settings.vae == "pocket" else settings.vae
+        self.vae = load_vae(vae, device) if settings.every and is_main() else None
+        if self.vae is not None and self.vae.architecture != family.architecture.name:
+            raise ConfigError(
+                f"validation.vae ({vae}) decodes latents of {self.vae.architecture}, but the teacher is of "
+                f"{family.architecture.name}. Name its VAE, the one that {dataset.folder} was made with, or set "
+                f"validation.every=0."
+            )
+        if self.vae is not None and weights_sha256(vae) != dataset.index.vae_sha256:
+            logger.warning(
+                "validation.vae (%s) is not the VAE that %s was encoded with; unless both share their latents, the "
+                "samples will look broken",
+                vae,
+                dataset.folder,
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether samples are to be made after generator update `step`."""
+        return self.settings.every > 0 and step % self.settings.every == 0
+
+    @torch.no_grad()
+    def run(self, players: Players, step: int) -> str | None:
+        """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`.
+
+        Returns:
+            What went wrong if they could not be decoded or written: a run need not end for that, because samples are
+            only to be looked at.
+        """
+        sigmas = few_step_sigmas(self.schedule.steps, self.schedule.shift)
+        latents = []
+        for number in range(len(self.images)):
+            image = self.images[number : number + 1]
+            velocity = players.generator_velocity(self.family.condition(image, self.shape[2]))
+            seed, kept = self.settings.seed + number, self.family.kept_frames
+            sampler = self.schedule.sampler
+            free = sample_latents(velocity, self.shape, sigmas, sampler, seed, self.device, kept_frames=kept)
+            latents.append(self.family.whole(free, image))
+        if self.vae is None:
+            return None
+        try:
+            self._write([unit_to_frames(self.vae.decode(latent).cpu()) for latent in latents], step)
+        except Exception as error:
+            # Apart from the sampling above: there an error on one process would leave the others waiting.
+            logger.warning("Update %d: the samples could not be shown; the run goes on", step, exc_info=True)
+            return f"the samples could not be shown: {error}"
+        return None
+
+    def _write(self, clips: list[Tensor], step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        labels = [f"seed {self.settings.seed + number}" for number in range(len(clips))]
+        contact_sheet(clips, labels, columns=8).save(self.folder / f"step-{step:06d}.png")
+        write_video(self.folder / f"step-{step:06d}.mp4", torch.cat(clips, dim=2), self.fps)
