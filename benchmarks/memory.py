@@ -19,7 +19,8 @@ from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.streamed import Space, StreamedFile
-from train.config.training import TrainConfig, load_config
+from train.config.reading import load_config
+from train.config.training import TrainConfig
 from train.data.dataset import sample_shapes
 from train.distributed import prepare_environment
 from train.engines.teacher import load_teacher

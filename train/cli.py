@@ -76,7 +76,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the configured run exactly where it was.")] = False,
 ) -> None:
     """Train. For several processes: torchrun --nproc_per_node N -m train train CONFIG ..."""
-    from .config.training import load_config
+    from .config.reading import load_config
     from .distributed import prepare_environment
 
     settings = load_config(config, overrides or [])
@@ -117,7 +117,7 @@ def memory(
     ] = None,
 ) -> None:
     """Say what memory a training will take on each GPU, before it is started. Needs no GPU."""
-    from .config.training import load_config
+    from .config.reading import load_config
     from .distributed import prepare_environment
 
     settings = load_config(config, overrides or [])

@@ -10,7 +10,8 @@ import torch
 
 import train
 from magicdistill_core.families.hunyuan_video import NetworkShape
-from train.config.training import TrainConfig, load_config
+from train.config.reading import load_config
+from train.config.training import TrainConfig
 from train.distributed import init_distributed, prepare_environment
 from train.methods.draws import Draws
 

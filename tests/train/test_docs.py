@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from benchmarks.sizes import HUNYUAN_13B
 from magicdistill_core.layouts.lora import lora_state
 from train.cli import app
-from train.config.training import load_config
+from train.config.reading import load_config
 from train.networks.network import build_network
 from train.networks.roles import add_branch, branch_modules, branch_parameters
 

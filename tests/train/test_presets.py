@@ -10,9 +10,10 @@ from pydantic import BaseModel
 
 import train
 from train.config.methods import CFGConfig, DiscriminatorConfig, DMD2Config, DMDConfig, OneStepConfig, SFTConfig
+from train.config.reading import load_config
 from train.config.run import GuardConfig
 from train.config.sections import EmaConfig
-from train.config.training import TrainConfig, load_config
+from train.config.training import TrainConfig
 
 PRESET_FOLDER = Path(train.__file__).parent / "presets"
 PRESETS = sorted(PRESET_FOLDER.glob("*.yaml"))

@@ -18,7 +18,7 @@ from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
 from magicdistill_core.video import contact_sheet
 
-from ..config.training import load_config
+from ..config.reading import load_config
 from ..data.vae import Vae, load_vae
 from ..distributed import prepare_environment
 from ..networks.network import load_network

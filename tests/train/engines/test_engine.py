@@ -19,7 +19,8 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import load_lora
 from magicdistill_core.objectives.distribution_matching import Guidance, fake_loss, generator_loss
 from magicdistill_core.objectives.rollout import rollout
-from train.config.training import TrainConfig, parse_config
+from train.config.reading import parse_config
+from train.config.training import TrainConfig
 from train.data.dataset import LatentDataset
 from train.methods.draws import Draws
 from train.networks.discriminator import Discriminator, double_block_features

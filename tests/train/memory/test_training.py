@@ -11,7 +11,7 @@ import train.run.trainer
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.recipe import Recipe
 from train.config.methods import DISCRIMINATOR, FAKE, GENERATOR
-from train.config.training import parse_config
+from train.config.reading import parse_config
 from train.data.dataset import sample_shapes
 from train.engines.teacher import load_teacher
 from train.memory.training import Memory, memory_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magicdistill_core.checkpoint import load_checkpoint, load_null_prompt
 from magicdistill_core.families.hunyuan_video import concat_condition
 from train.config.methods import DISCRIMINATOR, GENERATOR
-from train.config.training import parse_config
+from train.config.reading import parse_config
 from train.engines.players import Players, build_players
 from train.methods import MicroBatch, build_method
 from train.methods.draws import Draws

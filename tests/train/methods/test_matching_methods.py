@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint, read_recipe, read_tensors
 from magicdistill_core.errors import ConfigError
-from train.config.training import parse_config
+from train.config.reading import parse_config
 from train.engines.pair_generator import load_few_step
 from train.methods.one_step import annealed
 

@@ -14,8 +14,8 @@ from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT, network_shape
 from magicdistill_core.recipe import Recipe
 from train.config.methods import CFGConfig, SFTConfig, W2SConfig
+from train.config.reading import parse_config
 from train.config.sections import OptimizerConfig
-from train.config.training import parse_config
 from train.engines.engine import learning_rate
 from train.engines.players import Players
 from train.methods.draws import Draws

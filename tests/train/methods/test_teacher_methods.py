@@ -18,7 +18,8 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import load_lora
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
-from train.config.training import TrainConfig, parse_config
+from train.config.reading import parse_config
+from train.config.training import TrainConfig
 from train.data.dataset import LatentDataset
 from train.methods.draws import Draws
 from train.networks.families.hunyuan_video import network_inputs

@@ -12,7 +12,7 @@ from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
-from train.config.training import load_config
+from train.config.reading import load_config
 from train.data.dataset import LatentDataset
 from train.data.vae import load_vae
 from train.methods import _METHODS

@@ -10,7 +10,7 @@ import torch
 
 from magicdistill_core.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
-from train.config.training import parse_config
+from train.config.reading import parse_config
 from train.run.checkpoints import verified
 from train.run.trainer import train
 from train.run_folder import checkpoint_folder, checkpoint_steps, read_manifest

@@ -13,7 +13,8 @@ import train.run.trainer
 from magicdistill_core.checkpoint import load_checkpoint, null_prompt_tensors, read_recipe, weights_sha256
 from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
 from magicdistill_core.families.base import StartImage
-from train.config.training import TrainConfig, parse_config
+from train.config.reading import parse_config
+from train.config.training import TrainConfig
 from train.data.dataset import DatasetIndex, LatentWriter
 from train.networks.network import load_network
 from train.networks.weights import merge_lora

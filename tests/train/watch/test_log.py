@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magicdistill_core.errors import ConfigError
-from train.config.training import TrainConfig, parse_config
+from train.config.reading import parse_config
+from train.config.training import TrainConfig
 from train.watch.log import RunLog, check_trackers, drop_after
 
 HEADLINE = ("fake/loss",)

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from magicdistill_core.errors import CheckpointError
-from train.config.training import parse_config
+from train.config.reading import parse_config
 from train.run_folder import Manifest
 from train.watch.report import write_report
 

@@ -8,7 +8,7 @@ import yaml
 
 import train
 from magicdistill_core.errors import ConfigError
-from train.config.training import load_config, parse_config
+from train.config.reading import load_config, parse_config
 
 PRESETS = sorted((Path(train.__file__).parent / "presets").glob("*.yaml"))
 
