@@ -12,7 +12,7 @@ from pydantic import Field
 from magicdistill_core.branch import A_STRONG, A_WEAK
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import ConfigError
-from magicdistill_core.families.hunyuan_video import CONCAT, TEXT_ONLY, network_shape
+from magicdistill_core.families.hunyuan_video import CONCAT, LATENT_CHANNELS, TEXT_ONLY, network_shape
 from magicdistill_core.objectives.supervision import Distance
 from magicdistill_core.widening import add_guidance_embedding, widen_to_image
 
@@ -222,6 +222,21 @@ class SFTConfig(MethodConfig):
     )
     level_mean: float = Field(0.0, description="Mean of the noise levels' logits, before `schedule.shift`.")
     level_std: float = Field(1.0, gt=0, description="Standard deviation of the noise levels' logits.")
+    uniform_levels: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the samples whose noise level is uniform instead of logit-normal, before "
+        "`schedule.shift`. A logit-normal level is rarely near 0 or 1; a share of 0.5 trains both ends too.",
+    )
+    channel_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None,
+        min_length=LATENT_CHANNELS,
+        max_length=LATENT_CHANNELS,
+        description="Weight of each latent channel in the loss; the weights are divided by their mean. The best "
+        "velocity is the same for all weights, but a small network spends its capacity where the weight is. None "
+        "weighs all channels alike.",
+    )
     reference_noise: tuple[float, Annotated[float, Field(ge=0)]] | None = Field(
         None,
         description="Mean and standard deviation of the logarithm of the noise on start images, which keeps a teacher "

@@ -28,6 +28,12 @@ class OptimizerConfig(Section):
     final_lr: float | None = Field(
         None, gt=0, description="What lr falls to in a straight line until the last update of the run; none: it stays."
     )
+    decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the run, at its end, over which lr falls to final_lr; 1 is the whole run.",
+    )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
 

@@ -41,7 +41,8 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
 def learning_rate(settings: OptimizerConfig, update: int, progress: float) -> float:
     """The learning rate of an optimizer's `update`-th step (from 0) with `progress` of the run done (0 to 1)."""
     final = settings.lr if settings.final_lr is None else settings.final_lr
-    lr = settings.lr + (final - settings.lr) * progress
+    fallen = max(0.0, (progress - (1 - settings.decay)) / settings.decay)
+    lr = settings.lr + (final - settings.lr) * fallen
     return lr * min(1.0, (update + 1) / settings.warmup) if settings.warmup else lr
 
 

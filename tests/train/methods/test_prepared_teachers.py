@@ -86,6 +86,12 @@ def test_the_learning_rate_rises_then_falls_in_a_straight_line() -> None:
     assert learning_rate(OptimizerConfig(lr=4.0), 100, 1.0) == 4.0
 
 
+def test_the_learning_rate_may_fall_at_the_end_alone() -> None:
+    settings = OptimizerConfig(lr=4.0, final_lr=2.0, decay=0.25)
+    rates = [learning_rate(settings, update, update / 8) for update in range(9)]
+    assert rates == pytest.approx([4.0] * 7 + [3.0, 2.0])
+
+
 def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
     def shown(noise: list[float] | None) -> torch.Tensor:
         tree = tiny_config(tmp_path, method={"name": "sft", "reference_noise": noise})

@@ -29,6 +29,13 @@ from train.networks.roles import add_branch, branch_modules
 BATCH = 4  # 2 processes x accumulation 2
 METHODS = {
     "sft": {"name": "sft", "level_mean": -0.2, "level_std": 0.8},
+    "sft-mixed": {
+        "name": "sft",
+        "level_mean": -0.2,
+        "level_std": 0.8,
+        "uniform_levels": 0.5,
+        "channel_weights": [0.5 + channel for channel in range(16)],
+    },
     "lcm-teacher": {"name": "lcm", "ode_steps": 6, "huber_width": 0.05},
     "lcm-student": {"name": "lcm", "ode_steps": 6, "huber_width": 0.05, "target": "student"},
     "cfg": {"name": "cfg", "scale_min": 2.0, "scale_max": 7.0, "weight": 0.5},
@@ -93,9 +100,11 @@ class PlainPyTorch:
 
         if method.name == "sft":
             draw = self.draws.generator
-            sigma = torch.cat([logit_normal_sigma(1, shift, draw("level", update, p), -0.2, 0.8) for p in positions])
+            sigma = torch.cat([self.sft_level(draw("level", update, p)) for p in positions])
             x = (1 - wide(sigma)) * z + wide(sigma) * eps
-            return (self.velocity(self.weights(), x, sigma, condition) - (eps - z)).pow(2).mean()
+            error = (self.velocity(self.weights(), x, sigma, condition) - (eps - z)).pow(2)
+            weights = torch.tensor(method.channel_weights or [1.0] * 16)
+            return (error * (weights * 16 / weights.sum()).view(1, 16, 1, 1, 1)).mean()
         if method.name == "cfg":
             sigma = self.draws.sigma("level", update, positions, shift)
             x = (1 - wide(sigma)) * z + wide(sigma) * eps
@@ -119,6 +128,14 @@ class PlainPyTorch:
             goal = x_after - wide(after) * self.velocity(target, x_after, after, condition)
         error = x - wide(sigma) * self.velocity(self.weights(), x, sigma, condition) - goal
         return (torch.sqrt(error**2 + 0.05**2) - 0.05).mean()
+
+    def sft_level(self, generator: torch.Generator) -> Tensor:
+        """`[1]`: the first number decides between a uniform and a logit-normal level, if there is a share at all."""
+        method, shift = self.config.method, self.config.schedule.shift
+        if method.uniform_levels and float(torch.rand((), generator=generator)) < method.uniform_levels:
+            uniform = torch.rand(1, generator=generator)
+            return shift * uniform / (1 + (shift - 1) * uniform)
+        return logit_normal_sigma(1, shift, generator, -0.2, 0.8)
 
     def train(self) -> None:
         for update in range(self.config.updates):
@@ -161,7 +178,7 @@ def test_two_processes_equal_plain_pytorch(
     cases = {}
     for method, mode, stage in [
         ("sft", "full", 2),
-        ("sft", "lora", 3),
+        ("sft-mixed", "lora", 3),
         ("lcm-teacher", "lora", 2),
         ("lcm-student", "full", 2),
         ("cfg", "full", 3),
