@@ -331,8 +331,10 @@ def workflows(
 def _device(name: str | None) -> "torch.device":
     import torch
 
+    from .distributed import available_device
+
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return available_device()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -18,6 +18,11 @@ from magicdistill_core.errors import ConfigError
 T = TypeVar("T")
 
 
+def available_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def prepare_environment() -> None:
     """Make a process that no launcher started a world of one, and keep DeepSpeed on the hardware that is there.
 

@@ -67,12 +67,14 @@ def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
 
 
 def parse_settings(section: type[S], settings: Sequence[str]) -> S:
-    """Build a part of a configuration from `key=value` texts alone.
+    """Build a part of a configuration from its defaults and `key=value` texts.
 
     Raises:
         ConfigError: if a text is no setting, or as `parse_section`.
     """
-    tree: dict[str, Any] = {}
+    # So that a text can change one field of a default section.
+    defaults = {name: field.default for name, field in section.model_fields.items()}
+    tree = {name: value.model_dump() for name, value in defaults.items() if isinstance(value, Section)}
     for text in settings:
         _override(tree, text)
     return parse_section(section, tree, " ".join(settings) or "an empty list of settings")

@@ -36,6 +36,13 @@ class OptimizerConfig(Section):
     )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
+    def rate(self, update: int, progress: float) -> float:
+        """The learning rate of the `update`-th update (from 0) with `progress` of the run done (0 to 1)."""
+        final = self.lr if self.final_lr is None else self.final_lr
+        fallen = max(0.0, (progress - (1 - self.decay)) / self.decay)
+        lr = self.lr + (final - self.lr) * fallen
+        return lr * min(1.0, (update + 1) / self.warmup) if self.warmup else lr
+
 
 class EmaConfig(Section):
     """A moving average of the generator's weights, which is then what is validated and exported."""

@@ -38,14 +38,6 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
     }
 
 
-def learning_rate(settings: OptimizerConfig, update: int, progress: float) -> float:
-    """The learning rate of an optimizer's `update`-th step (from 0) with `progress` of the run done (0 to 1)."""
-    final = settings.lr if settings.final_lr is None else settings.final_lr
-    fallen = max(0.0, (progress - (1 - settings.decay)) / settings.decay)
-    lr = settings.lr + (final - settings.lr) * fallen
-    return lr * min(1.0, (update + 1) / settings.warmup) if settings.warmup else lr
-
-
 class Engine:
     """One trained player: its DeepSpeed engine, its optimizer's warm-up, and the loss scale of its updates."""
 
@@ -94,7 +86,7 @@ class Engine:
             The unscaled gradient norm; None where DeepSpeed keeps it to itself: without ZeRO in fp32.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self._settings, update, progress) * self.lr_factor
+            group["lr"] = self._settings.rate(update, progress) * self.lr_factor
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm) / self.loss_scale if norm is not None else None

@@ -7,11 +7,25 @@ communication, and the same global batch sees the same draws on any number of pr
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from magicdistill_core.objectives.noise_levels import sample_sigma
+
+
+def keyed_generator(*key: str | int) -> torch.Generator:
+    """A CPU generator for one key; equal keys give equal streams."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, length: int) -> list[int]:
+    """The shuffled samples of an epoch; cached, because every position of a batch needs it."""
+    order: list[int] = torch.randperm(length, generator=keyed_generator(seed, "epoch", epoch)).tolist()
+    return order
 
 
 class Draws:
@@ -27,10 +41,8 @@ class Draws:
         self.attempt = 0
 
     def generator(self, *key: str | int) -> torch.Generator:
-        """A CPU generator for one purpose and place; equal keys give equal streams."""
-        text = "/".join(map(str, (self.seed, *key)))
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        """A CPU generator of this run for one purpose and place."""
+        return keyed_generator(self.seed, *key)
 
     def _of_attempt(self, *key: str | int) -> torch.Generator:
         return self.generator(*key, f"attempt-{self.attempt}") if self.attempt else self.generator(*key)
@@ -58,6 +70,5 @@ class Draws:
         indices = []
         for position in positions:
             epoch, place = divmod(batch_number * batch_size + position, length)
-            order = torch.randperm(length, generator=self.generator("epoch", epoch))
-            indices.append(int(order[place]))
+            indices.append(_epoch_order(self.seed, epoch, length)[place])
         return indices

@@ -1,6 +1,4 @@
-"""``magicdistill pocket``: everything that makes the pocket model, as resumable commands."""
-
-from __future__ import annotations
+"""`magicdistill pocket`: everything that makes the pocket model, as resumable commands."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 
-from .settings import parse_settings
-
 app = typer.Typer(no_args_is_help=True, help="Make the pocket model: portraits, video autoencoder, teacher.")
 
 Processes = Annotated[int, typer.Option(help="Processes that render.", min=1)]
@@ -26,21 +22,21 @@ Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=valu
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}")) as bar:
-        task = bar.add_task(title, total=None, note="")
+    with Progress(*columns) as bar:
+        task = bar.add_task(title, total=None)
 
-        def advance(done: int, total: int, value: float | None = None) -> None:
-            bar.update(task, completed=done, total=total, note="" if value is None else f"{value:.4f}")
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
 
         yield advance
 
 
-def _counter(advance: Callable[[int, int, float | None], None], total: int) -> Callable[[], None]:
+def _counter(advance: Callable[[int, int], None], total: int) -> Callable[[], None]:
     """A callback that counts its calls into a bar."""
     numbers = count(1)
-    return lambda: advance(next(numbers), total, None)
+    return lambda: advance(next(numbers), total)
 
 
 @app.command()
@@ -50,13 +46,14 @@ def render(
     settings: Settings = None,
 ) -> None:
     """Render pocket portraits into a folder of shards; run again to finish or to grow it."""
+    from ..config.reading import parse_settings
     from .dataset import RenderConfig, render_folder
 
     with _bar("Rendering") as advance:
         render_folder(
             parse_settings(RenderConfig, settings or []),
             out,
-            lambda done, total: advance(done, total, None),
+            advance,
             processes,
         )
 
@@ -70,12 +67,12 @@ def train_vae_command(
     decoder: Annotated[list[str] | None, typer.Option(help="key=value for the decoder's stage, repeatable.")] = None,
 ) -> None:
     """Train the video autoencoder: first the encoder, then the decoder."""
+    from ..config.reading import parse_settings
     from .vae import DecoderConfig, EncoderConfig, train_vae
 
     first = parse_settings(EncoderConfig, encoder or [])
     second = parse_settings(DecoderConfig, decoder or [])
-    with _bar("Training the autoencoder") as advance:
-        quality = train_vae(first, second, data, run, out, advance)
+    quality = train_vae(first, second, data, run, out)
     typer.echo(f"Held-out PSNR {quality:.2f} dB, written to {out}")
 
 
@@ -86,16 +83,22 @@ def train_teacher_command(
     vae: Annotated[Path, typer.Option(help="Video autoencoder; by default the shipped one.")] = VAE,
     run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/teacher"),
     out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = _MADE / TEACHER.name,
-    start: Annotated[Path | None, typer.Option(help="A teacher to begin from, in place of random weights.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A teacher to start from; by default random weights, next to the run.")
+    ] = None,
+    # A double block spends half of its weights on the prompt, of which there is none to speak of.
+    double_blocks: Annotated[int, typer.Option(help="Double blocks of a network of random weights.", min=1)] = 1,
+    single_blocks: Annotated[int, typer.Option(help="Single blocks of a network of random weights.", min=1)] = 9,
     processes: Processes = 1,
     portraits: Annotated[Path | None, typer.Option(help="Rendered portraits to take, made by `render`.")] = None,
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of train/presets/pocket_teacher.yaml to change, as for train.")
+    ] = None,
 ) -> None:
     """Encode portraits (as far as not yet done), then train the many-step teacher on them."""
     from .latents import write_latents
-    from .teacher import TeacherConfig, train_teacher
+    from .teacher import network_shape, teacher_config, train_teacher
 
-    config = parse_settings(TeacherConfig, settings or [])
     with _bar("Encoding") as advance:
         write_latents(
             latents,
@@ -106,8 +109,8 @@ def train_teacher_command(
             processes=processes,
             portraits=portraits,
         )
-    with _bar("Training the teacher") as advance:
-        train_teacher(config, latents, vae, run, out, advance, start)
+    shape = network_shape(double_blocks, single_blocks)
+    train_teacher(teacher_config(run, latents, vae, start, shape, settings or []), out)
     typer.echo(f"Written to {out}")
 
 

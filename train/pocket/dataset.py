@@ -1,10 +1,8 @@
 """Rendered pocket portraits on disk: numbered safetensors shards of uint8 clips, written atomically, resumable.
 
-Clip i of a folder is ``portrait_clip(first_seed + i)``, so a folder can be continued or regrown at any time, and a
+Clip i of a folder is `portrait_clip(first_seed + i)`, so a folder can be continued or regrown at any time, and a
 held-out set is simply another range of seeds.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -17,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, portrait_clip
+
+from ..config.sections import Section
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +36,14 @@ class PortraitFolderError(MagicDistillError):
     """A folder of rendered portraits is missing, incomplete, or was made with other settings."""
 
 
-class RenderConfig(BaseModel):
+class RenderConfig(Section):
     """What a folder of rendered portraits holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clips: int = Field(4000, ge=1)
-    first_seed: int = Field(0, ge=0)
-    frames: int = Field(DEFAULT_FRAMES, ge=1)
-    size: int = Field(DEFAULT_SIZE, ge=16, multiple_of=16)
-    shard_clips: int = Field(250, ge=1)
+    clips: int = Field(4000, ge=1, description="Clips in the folder.")
+    first_seed: int = Field(0, ge=0, description="Seed of the first clip; the others follow.")
+    frames: int = Field(DEFAULT_FRAMES, ge=1, description="Frames of a clip.")
+    size: int = Field(DEFAULT_SIZE, ge=16, multiple_of=16, description="Width and height in pixels.")
+    shard_clips: int = Field(250, ge=1, description="Clips in a file.")
 
     @property
     def shards(self) -> int:
@@ -53,7 +51,7 @@ class RenderConfig(BaseModel):
         return -(-self.clips // self.shard_clips)
 
     def shard_range(self, shard: int) -> range:
-        """The clip numbers in file ``shard``."""
+        """The clip numbers in file `shard`."""
         return range(shard * self.shard_clips, min(self.clips, (shard + 1) * self.shard_clips))
 
 
@@ -62,7 +60,7 @@ def _shard_path(folder: Path, shard: int) -> Path:
 
 
 def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 1) -> Iterator[Tensor]:
-    """The clips of the seeds, in order: uint8 ``[T, H, W, 3]`` each, rendered by so many processes."""
+    """The clips of the seeds, in order: uint8 `[T, H, W, 3]` each, rendered by so many processes."""
     render = partial(_render, frames=frames, size=size)
     if processes == 1:
         yield from (torch.from_numpy(render(seed)) for seed in seeds)
@@ -82,7 +80,7 @@ def render_folder(
     progress: Callable[[int, int], None] = lambda done, total: None,
     processes: int = 1,
 ) -> None:
-    """Render what is still missing of ``config`` into ``folder``; ``progress(done, total)`` is told after each clip.
+    """Render what is still missing of `config` into `folder`; `progress(done, total)` is told after each clip.
 
     A folder may grow (more clips) but not change otherwise. Raises PortraitFolderError on such a change.
     """
@@ -161,16 +159,16 @@ class PortraitFolder:
             )
 
     def clip(self, number: int) -> Tensor:
-        """uint8 ``[T, H, W, 3]``."""
+        """uint8 `[T, H, W, 3]`."""
         shard, place = divmod(number, self.config.shard_clips)
         return self._slices[shard][place : place + 1][0]
 
 
 def to_unit_frames(clips: Tensor) -> Tensor:
-    """uint8 ``[..., T, H, W, 3]`` to float32 ``[..., T, 3, H, W]`` in [0, 1]."""
+    """uint8 `[..., T, H, W, 3]` to float32 `[..., T, 3, H, W]` in [0, 1]."""
     return clips.movedim(-1, -3).float() / 255
 
 
 def held_out_clips(count: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> Tensor:
-    """Clips no training folder contains: uint8 ``[count, T, H, W, 3]``."""
+    """Clips no training folder contains: uint8 `[count, T, H, W, 3]`."""
     return torch.stack([portrait_clip(HELD_OUT_SEED + number, frames, size) for number in range(count)])

@@ -12,8 +12,8 @@ from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES
 
 from ..data.dataset import DatasetIndex, LatentWriter
 from ..data.vae import load_vae
+from ..distributed import available_device
 from .dataset import PortraitFolder, render_clips, to_unit_frames
-from .run import training_device
 
 # Apart from the portraits that the pocket models were trained on (from 0) and those held out (see dataset.py).
 FIRST_SEED = 500_000
@@ -43,7 +43,7 @@ def write_latents(
     Raises:
         PortraitFolderError: if `portraits` holds fewer clips, or clips of another size.
     """
-    device = training_device()
+    device = available_device()
     vae = load_vae(vae_file, device)
     index = DatasetIndex(
         frames=DEFAULT_FRAMES,

@@ -29,7 +29,7 @@ from ..methods import MicroBatch, build_method
 from ..methods.draws import Draws
 from ..run_folder import CONFIG_FILE, VALIDATION
 from ..watch.guard import Verdict
-from ..watch.log import RunLog, check_trackers
+from ..watch.log import RunLog, check_trackers, wandb_tracker
 from ..watch.report import write_report
 from ..watch.validation import Validation
 from .disk_space import check_room, state_bytes
@@ -141,7 +141,7 @@ class Trainer:
     def train(self) -> Outcome:
         """Train to the configured number of updates, or until told to stop, saving and sampling on the way."""
         config, state = self.config, self.state
-        with StopRequest() as stop, RunLog(config, state.step, self.method.headline) as log:
+        with StopRequest() as stop, self._log() as log:
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
             if state.changed:
                 facts["changed"] = state.changed
@@ -171,6 +171,11 @@ class Trainer:
                         log.event("warning", state.step, finding=problem)
             log.event("finished", state.step)
         return Outcome(state.step, None)
+
+    def _log(self) -> RunLog:
+        config = self.config
+        tracker = wandb_tracker(config)
+        return RunLog(config.run, config.method.name, config.updates, self.state.step, self.method.headline, tracker)
 
     def _act(self, verdict: Verdict, log: RunLog) -> bool:
         """Do what is configured when the guard says that a run must not go on; whether the run went back.

@@ -7,10 +7,11 @@ that were lost with the process, or that the run went back from, are taken out, 
 import json
 import secrets
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
@@ -42,8 +43,22 @@ def check_trackers(config: TrainConfig) -> None:
 class RunLog:
     """A context that logs scalars per generator update; the metrics of `headline` stand beside the bar."""
 
-    def __init__(self, config: TrainConfig, done: int, headline: tuple[str, ...]) -> None:
-        self._config = config
+    def __init__(
+        self,
+        run: Path,
+        name: str,
+        updates: int,
+        done: int,
+        headline: tuple[str, ...],
+        wandb: Callable[[Path], WandBTracker] | None = None,
+    ) -> None:
+        """
+        Args:
+            name: of what is trained, next to the progress bar.
+            updates: of the whole run, of which `done` are made.
+            wandb: opens the run at W&B (see `wandb_tracker`).
+        """
+        self._run = run
         self._headline = headline
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -54,19 +69,18 @@ class RunLog:
             TextColumn("{task.fields[note]}"),
             disable=not is_main(),
         )
-        self._task = self._bar.add_task(config.method.name, total=config.updates, completed=done, note="")
+        self._task = self._bar.add_task(name, total=updates, completed=done, note="")
         self._wandb: WandBTracker | None = None
         if is_main():
             PartialState()
-            drop_after(config.run, done)
+            drop_after(run, done)
             self._open(done)
-            if config.logging.wandb is not None:
-                self._wandb = _wandb(config)
+            self._wandb = None if wandb is None else wandb(run)
 
     def _open(self, done: int) -> None:
-        self._lines = open(self._config.run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` does
+        self._lines = open(self._run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` does
         # TensorBoard hides what earlier writers logged from the purged step on.
-        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._config.run), purge_step=done + 1)
+        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=done + 1)
         self._tensorboard.start()
 
     def _close(self) -> None:
@@ -105,7 +119,7 @@ class RunLog:
         if not is_main():
             return
         line = {"event": kind, "step": step, "time": round(time.time(), 1), **facts}
-        with open(self._config.run / EVENTS_FILE, "a", encoding="utf-8") as file:
+        with open(self._run / EVENTS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def go_back(self, step: int) -> None:
@@ -113,7 +127,7 @@ class RunLog:
         if not is_main():
             return
         self._close()
-        drop_after(self._config.run, step, ABANDONED_FILE)
+        drop_after(self._run, step, ABANDONED_FILE)
         self._open(step)
         self._bar.update(self._task, completed=step)
 
@@ -139,20 +153,37 @@ def drop_after(run: Path, step: int, into: str | None = None) -> None:
             file.writelines(dropped)
 
 
-def _wandb(config: TrainConfig) -> WandBTracker:
-    """The run at W&B, the same one after a resume."""
-    known = config.run / _WANDB_ID
-    if not known.exists():
-        write_text(known, secrets.token_hex(4))
-    assert config.logging.wandb is not None
-    tracker = WandBTracker(
-        config.logging.wandb,
-        id=known.read_text(encoding="utf-8").strip(),
-        name=config.run.name,
-        dir=str(config.run),
-        resume="allow",
-        config=config.model_dump(mode="json"),
-    )
-    tracker.start()
-    tracker.run.define_metric("*", step_metric="update")
-    return tracker
+def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
+    """Opens a training's run at W&B, the same one after a resume; None where no project is configured."""
+    project = config.logging.wandb
+    if project is None:
+        return None
+
+    def open_run(run: Path) -> WandBTracker:
+        known = run / _WANDB_ID
+        if not known.exists():
+            write_text(known, secrets.token_hex(4))
+        tracker = WandBTracker(
+            project,
+            id=known.read_text(encoding="utf-8").strip(),
+            name=run.name,
+            dir=str(run),
+            resume="allow",
+            config=config.model_dump(mode="json"),
+        )
+        tracker.start()
+        tracker.run.define_metric("*", step_metric="update")
+        return tracker
+
+    return open_run
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none if it is absent. Skips a line that a killed process left unfinished."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

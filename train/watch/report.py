@@ -4,7 +4,6 @@ Read from the run's folder alone, so that it can be written at any time, on any 
 `RUN/report/`.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +33,7 @@ from ..run_folder import (
     run_facts,
 )
 from .guard import RULES
+from .log import read_lines
 from .plots import plot_guard, plot_losses
 
 REPORT_FILE = "report.md"
@@ -81,22 +81,11 @@ def read_record(run: Path) -> RunRecord:
         CheckpointError: if the folder is no run, or has logged no update.
     """
     run_facts(run)
-    rows = _lines(run / METRICS_FILE)
+    rows = read_lines(run / METRICS_FILE)
     if not rows:
         raise CheckpointError(f"{run} has logged no update yet, so there is nothing to report. Train first.")
     config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
-    return RunRecord(run, config, rows, _lines(run / ABANDONED_FILE), _lines(run / EVENTS_FILE))
-
-
-def _lines(path: Path) -> Rows:
-    """The lines of a JSON file; one that a killed process left unfinished is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    return RunRecord(run, config, rows, read_lines(run / ABANDONED_FILE), read_lines(run / EVENTS_FILE))
 
 
 def write_report(run: Path) -> Path:

@@ -8,7 +8,8 @@ import yaml
 
 import train
 from magicdistill_core.errors import ConfigError
-from train.config.reading import load_config, parse_config
+from train.config.reading import load_config, parse_config, parse_settings
+from train.config.sections import OptimizerConfig, Section
 
 PRESETS = sorted((Path(train.__file__).parent / "presets").glob("*.yaml"))
 
@@ -138,3 +139,14 @@ def test_files_that_hold_no_configuration(tmp_path: Path, text: str, match: str)
 def test_an_absent_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_setting_changes_one_field_of_a_default_section() -> None:
+    class Stage(Section):
+        updates: int = 3
+        optimizer: OptimizerConfig = OptimizerConfig(lr=0.5, warmup=7)
+
+    stage = parse_settings(Stage, ["optimizer.clip=2", "updates=9"])
+    assert stage == Stage(updates=9, optimizer=OptimizerConfig(lr=0.5, warmup=7, clip=2.0))
+    with pytest.raises(ConfigError, match=r"optimizer\.lrr.*no such field"):
+        parse_settings(Stage, ["optimizer.lrr=2"])

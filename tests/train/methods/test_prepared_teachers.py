@@ -16,7 +16,6 @@ from magicdistill_core.recipe import Recipe
 from train.config.methods import CFGConfig, SFTConfig, W2SConfig
 from train.config.reading import parse_config
 from train.config.sections import OptimizerConfig
-from train.engines.engine import learning_rate
 from train.engines.players import Players
 from train.methods.draws import Draws
 from train.methods.sft import FineTuning
@@ -81,14 +80,14 @@ def test_the_exported_scale_is_one_that_is_learned(tmp_path: Path, tiny_config: 
 
 def test_the_learning_rate_rises_then_falls_in_a_straight_line() -> None:
     settings = OptimizerConfig(lr=4.0, final_lr=2.0, warmup=2)
-    rates = [learning_rate(settings, update, update / 8) for update in range(8)]
+    rates = [settings.rate(update, update / 8) for update in range(8)]
     assert rates == [2.0, 3.75, 3.5, 3.25, 3.0, 2.75, 2.5, 2.25]
-    assert learning_rate(OptimizerConfig(lr=4.0), 100, 1.0) == 4.0
+    assert OptimizerConfig(lr=4.0).rate(100, 1.0) == 4.0
 
 
 def test_the_learning_rate_may_fall_at_the_end_alone() -> None:
     settings = OptimizerConfig(lr=4.0, final_lr=2.0, decay=0.25)
-    rates = [learning_rate(settings, update, update / 8) for update in range(9)]
+    rates = [settings.rate(update, update / 8) for update in range(9)]
     assert rates == pytest.approx([4.0] * 7 + [3.0, 2.0])
 
 

@@ -1,45 +1,39 @@
 """Both pocket trainings at toy size: they learn, and a resumed run is the uninterrupted one, bit for bit."""
 
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from magicdistill_core.checkpoint import load_checkpoint
+from magicdistill_core.errors import ConfigError
+from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.taehv import TAEHV, load_taehv
+from train.config.sections import EmaConfig, OptimizerConfig
 from train.data.dataset import LatentDataset
 from train.pocket.dataset import PortraitFolder, RenderConfig, render_folder, to_unit_frames
 from train.pocket.latents import write_latents
-from train.pocket.run import RunError, ScheduleConfig
-from train.pocket.teacher import TeacherConfig, train_teacher
-from train.pocket.vae import (
-    DecoderConfig,
-    EncoderConfig,
-    Sketcher,
-    initialise,
-    on_grid,
-    psnr,
-    start_sketcher,
-    train_vae,
-)
+from train.pocket.sketcher import Sketcher, initialise, start_sketcher
+from train.pocket.stage import DivergedError, StageConfig, train_stage
+from train.pocket.teacher import network_shape, null_prompt, teacher_config, visible_weights, write_untrained
+from train.pocket.vae import DecoderConfig, EncoderConfig, train_vae
+from train.pocket.vae_file import on_grid
+from train.pocket.vae_losses import psnr
+from train.watch.log import RunLog, read_lines
 
-TINY: dict[str, object] = {"batch": 1, "crop": 32, "frames": 5, "held_out": 1, "warmup_steps": 1, "decay_steps": 1}
+TINY: dict[str, object] = {"batch": 1, "crop": 32, "frames": 5, "held_out": 1, "checkpoint_every": 1}
 
 
 class StoppedError(Exception):
     """Stands for a killed process."""
 
 
-def stop_at(count: int) -> Callable[[int, int, float], None]:
-    """A progress callback that breaks off at the given step."""
-
-    def progress(step: int, steps: int, loss: float) -> None:
-        if step == count:
-            raise StoppedError
-
-    return progress
+ENCODER = EncoderConfig.model_validate({**TINY, "updates": 2, "normalise_clips": 2})
+DECODER = DecoderConfig.model_validate({**TINY, "updates": 3})
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +47,7 @@ def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vae_run(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished toy run of both stages, with its file."""
     out = tmp_path_factory.mktemp("vae")
-    encoder = EncoderConfig.model_validate({**TINY, "steps": 2, "normalise_clips": 2})
-    train_vae(encoder, DecoderConfig.model_validate({**TINY, "steps": 3}), portraits, out / "run", out / "vae.st")
+    train_vae(ENCODER, DECODER, portraits, out / "run", out / "vae.st")
     return out
 
 
@@ -102,13 +95,24 @@ def test_vae_latents_are_normalised(vae_run: Path, portraits: Path) -> None:
     assert (latents.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 0.05
 
 
-def test_vae_resumes_bit_exactly(vae_run: Path, portraits: Path, tmp_path: Path) -> None:
-    encoder = EncoderConfig.model_validate({**TINY, "steps": 2, "normalise_clips": 2, "save_minutes": 1e-6})
-    decoder = DecoderConfig.model_validate({**TINY, "steps": 3, "save_minutes": 1e-6})
-    for stop in (1, 3):
+def test_vae_resumes_bit_exactly(
+    vae_run: Path, portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the second update of the encoder, and again in that of the decoder."""
+    killed: set[Path] = set()
+    log = RunLog.log
+
+    def die_once(self: RunLog, step: int, metrics: dict[str, float], seconds: float) -> None:
+        if step == 2 and self._run not in killed:
+            killed.add(self._run)
+            raise StoppedError
+        log(self, step, metrics, seconds)
+
+    monkeypatch.setattr(RunLog, "log", die_once)
+    for _ in range(2):
         with pytest.raises(StoppedError):
-            train_vae(encoder, decoder, portraits, tmp_path / "run", tmp_path / "vae.st", stop_at(stop))
-    train_vae(encoder, decoder, portraits, tmp_path / "run", tmp_path / "vae.st")
+            train_vae(ENCODER, DECODER, portraits, tmp_path / "run", tmp_path / "vae.st")
+    train_vae(ENCODER, DECODER, portraits, tmp_path / "run", tmp_path / "vae.st")
     once, resumed = load_file(vae_run / "vae.st"), load_file(tmp_path / "vae.st")
     assert all(torch.equal(once[key], resumed[key]) for key in once)
 
@@ -126,37 +130,125 @@ def test_several_processes_render_the_same_latents(vae_run: Path, latents: Path,
     assert torch.equal(one.latents, two.latents)
 
 
-def tiny_teacher(**changes: object) -> TeacherConfig:
-    sizes = {"steps": 3, "batch": 2, "double_blocks": 1, "single_blocks": 1, "sample_steps": 2, "samples": 1}
-    return TeacherConfig.model_validate({**sizes, "warmup_steps": 1, "decay_steps": 1, **changes})
+class Line(nn.Module):
+    """`y = a x`, of which a stage has to find a = 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(1))
 
 
-def test_teacher_resumes_bit_exactly_and_carries_its_recipe(vae_run: Path, latents: Path, tmp_path: Path) -> None:
-    vae = vae_run / "vae.st"
-    train_teacher(tiny_teacher(), latents, vae, tmp_path / "once", tmp_path / "once.safetensors")
-    config = tiny_teacher(save_minutes=1e-6)
+def stage(**changes: object) -> StageConfig:
+    optimizer = OptimizerConfig(lr=0.2, betas=(0.9, 0.99), final_lr=1e-3, clip=100.0)
+    return StageConfig.model_validate(
+        {
+            "updates": 60,
+            "optimizer": optimizer,
+            "average": EmaConfig(decay=0.5),
+            "checkpoint_every": 7,
+            "validation_every": 1000,
+        }
+        | changes
+    )
+
+
+def run_line(folder: Path, settings: StageConfig, killed_at: int | None = None, broken_at: int | None = None) -> Line:
+    network = Line()
+
+    def loss(update: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if update == killed_at:
+            raise StoppedError
+        x = torch.randn(8, generator=torch.Generator().manual_seed(update))
+        value = ((network.slope - 3) * x).square().mean()
+        return (value * float("nan") if update == broken_at else value), {"slope": network.slope.item()}
+
+    def validate(trained: Line, update: int) -> dict[str, float]:
+        return {"error": abs(trained.slope.item() - 3)}
+
+    return train_stage(folder, settings, network, loss, validate, ("slope",))
+
+
+def test_a_stage_learns_and_ends_with_the_average(tmp_path: Path) -> None:
+    trained = run_line(tmp_path, stage(updates=200))
+    assert abs(float(trained.slope.detach()) - 3) < 0.05
+    events = read_lines(tmp_path / "events.jsonl")
+    assert [(event["event"], event["step"]) for event in events] == [("validated", 200)]
+    assert events[0]["error"] == abs(trained.slope.item() - 3)
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 201))
+
+
+def test_a_killed_stage_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = run_line(tmp_path / "whole", stage())
+    for killed_at in (10, 25):
+        with pytest.raises(StoppedError):
+            run_line(tmp_path / "killed", stage(), killed_at=killed_at)
+    assert torch.equal(run_line(tmp_path / "killed", stage()).slope, whole.slope)
+    rows = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
+def test_a_stage_goes_on_with_its_own_settings_alone(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        train_teacher(config, latents, vae, tmp_path / "run", tmp_path / "two.safetensors", stop_at(2))
-    train_teacher(config, latents, vae, tmp_path / "run", tmp_path / "two.safetensors")
-    once, resumed = load_checkpoint(tmp_path / "once.safetensors"), load_checkpoint(tmp_path / "two.safetensors")
-    assert all(torch.equal(once.state[key], resumed.state[key]) for key in once.state)
-    assert once.recipe is not None
-    assert (once.recipe.kind, once.recipe.shift, once.recipe.frames, once.recipe.width) == ("teacher", 5.0, 17, 96)
-    assert once.null_prompt is not None
-    assert once.shape.in_channels == 33
+        run_line(tmp_path, stage(), killed_at=20)
+    with pytest.raises(ConfigError, match=r"seed.*differ|differ.*seed"):
+        run_line(tmp_path, stage(seed=1))
 
 
-def test_another_setting_is_no_continuation(vae_run: Path, latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoppedError):
-        train_teacher(tiny_teacher(), latents, vae_run / "vae.st", tmp_path / "run", tmp_path / "t.st", stop_at(1))
-    with pytest.raises(RunError, match="batch"):
-        train_teacher(tiny_teacher(batch=3), latents, vae_run / "vae.st", tmp_path / "run", tmp_path / "t.st")
+def test_a_loss_that_is_not_finite_ends_a_stage_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="update 11"):
+        run_line(tmp_path, stage(), broken_at=10)
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-000007"
 
 
-def test_learning_rate_rises_stays_and_falls() -> None:
-    config = ScheduleConfig(steps=100, warmup_steps=10, decay_steps=20, learning_rate=1.0)
-    rates = [config.rate_at(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[10:80] == [1.0] * 70
-    assert rates[-1] == pytest.approx(0.05)
-    assert rates[90] == pytest.approx(0.5)
+def test_the_teacher_starts_from_a_network_of_random_weights(latents: Path, tmp_path: Path) -> None:
+    data, shape = LatentDataset(latents), network_shape(1, 2)
+    for name in ("one", "two"):
+        write_untrained(tmp_path / name, shape, data, seed=3)
+    one, two = (load_checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert one.shape == shape
+    assert all(torch.equal(one.state[key], two.state[key]) for key in one.state)
+    assert torch.equal(one.null_prompt.text_states, null_prompt(3).text_states)
+    assert (one.recipe.kind, one.recipe.width, one.recipe.frames) == ("teacher", data.width, data.frames)
+
+
+def test_visible_weights_are_the_larger_the_more_a_channel_shows() -> None:
+    class Painter:
+        """Shows channel 3 twice as strongly as channel 0, and no other."""
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents[:, 0] + 2 * latents[:, 3]
+
+    weights = visible_weights(Painter(), torch.zeros(1, 16, 2, 40, 40))
+    assert weights[3] / weights[0] == pytest.approx(2, rel=0.1)
+    assert sum(weights) == pytest.approx(16, abs=0.01)
+    assert [weights[channel] for channel in range(16) if channel not in (0, 3)] == [0.0] * 14
+
+
+def test_the_teacher_is_an_sft_run_with_weights_measured_for_its_vae(
+    latents: Path, vae_run: Path, tmp_path: Path
+) -> None:
+    settings = ["updates=5", "method.uniform_levels=0.25"]
+    config = teacher_config(tmp_path / "run", latents, vae_run / "vae.st", None, network_shape(1, 1), settings)
+    assert config.method.name == "sft"
+    assert (config.updates, config.method.uniform_levels) == (5, 0.25)
+    assert len(config.method.channel_weights) == 16
+    assert min(config.method.channel_weights) < 1 < max(config.method.channel_weights)
+    assert load_checkpoint(config.model.teacher).shape.single_blocks == 1
+    named = teacher_config(tmp_path / "other", latents, VAE, TEACHER, network_shape(1, 1), settings)
+    assert named.model.teacher == str(TEACHER)
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_the_teachers_command_trains_and_exports(latents: Path, vae_run: Path, tmp_path: Path) -> None:
+    """From encoded portraits to a file with recipe and null prompt; given again, it continues the run."""
+    run, out = tmp_path / "run", tmp_path / "teacher.safetensors"
+    command = [sys.executable, "-m", "train", "pocket", "train-teacher", f"--latents={latents}", "--clips=3"]
+    command += [f"--vae={vae_run / 'vae.st'}", f"--run={run}", f"--out={out}", "--single-blocks=1", "updates=2"]
+    for _ in range(2):
+        done = subprocess.run([*command, "data.micro_batch=1", "validation.every=0"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    teacher = load_checkpoint(out)
+    assert teacher.recipe is not None
+    assert (teacher.recipe.kind, teacher.recipe.method, teacher.recipe.training_step) == ("teacher", "sft", 2)
+    assert teacher.null_prompt is not None
+    assert [event["event"] for event in read_lines(run / "events.jsonl")][-2:] == ["resumed", "finished"]

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from magicdistill_core.errors import ConfigError
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
-from train.watch.log import RunLog, check_trackers, drop_after
+from train.watch.log import RunLog, check_trackers, drop_after, wandb_tracker
 
 HEADLINE = ("fake/loss",)
 
@@ -30,6 +30,10 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def open_log(config: TrainConfig, done: int) -> RunLog:
+    return RunLog(config.run, "w2s", config.updates, done, HEADLINE, wandb_tracker(config))
+
+
 def test_rounds_that_were_lost_are_taken_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     drop_after(tmp_path, 3)
@@ -43,10 +47,10 @@ def test_rounds_that_were_lost_are_taken_out(tmp_path: Path) -> None:
 
 
 def test_a_round_is_logged_once_after_resuming_and_going_back(config: TrainConfig) -> None:
-    with RunLog(config, 0, HEADLINE) as log:
+    with open_log(config, 0) as log:
         for step in (1, 2, 3, 4):
             log.log(step, {"fake/loss": 1.0 * step}, seconds=0.5)
-    with RunLog(config, 2, HEADLINE) as log:
+    with open_log(config, 2) as log:
         for step in (3, 4, 5):
             log.log(step, {"fake/loss": 10.0 * step}, seconds=0.5)
         log.go_back(3)
@@ -103,7 +107,7 @@ def test_wandb_gets_every_round_of_one_run(config: TrainConfig, monkeypatch: pyt
     config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
     check_trackers(config)
     for step in (1, 2):
-        with RunLog(config, step - 1, HEADLINE) as log:
+        with open_log(config, step - 1) as log:
             log.log(step, {"fake/loss": 1.0}, seconds=0.5)
     assert [settings["project"] for settings in wandb.settings] == ["portraits"] * 2
     assert wandb.settings[0]["id"] == wandb.settings[1]["id"]

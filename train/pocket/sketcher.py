@@ -1,0 +1,73 @@
+"""Stage 1 of the pocket autoencoder's training: an encoder with a cheap stand-in for the decoder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magicdistill_core.taehv import SPATIAL_FACTOR, TAEHV, TEMPORAL_FACTOR, run_stack
+
+from .linear_start import fit_readout, pair_latents, silence_branches, start_encoder
+
+# The decoder's first level: soft clamp, convolution, relu, three memory blocks at the latents' own resolution.
+SKETCH_LAYERS = 6
+_SKETCH_WIDTH = 256
+
+
+class Sketcher(nn.Module):
+    """The autoencoder and the 1 x 1 convolution that turns its first decoder level into pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = TAEHV()
+        self.pixels = nn.Conv2d(_SKETCH_WIDTH, TEMPORAL_FACTOR * 3 * SPATIAL_FACTOR**2, 1)
+
+    def sketch(self, latents: Tensor) -> Tensor:
+        """Frames ``[B, 4n + 1, 3, H, W]`` straight from the latents' own resolution."""
+        features = run_stack(self.vae.decoder[:SKETCH_LAYERS], latents.transpose(1, 2))
+        frames = F.pixel_shuffle(self.pixels(features.flatten(0, 1)), SPATIAL_FACTOR)
+        frames = frames.reshape(latents.shape[0], -1, 3, *frames.shape[-2:])
+        return frames[:, TEMPORAL_FACTOR - 1 :]
+
+
+def with_front(frames: Tensor) -> Tensor:
+    """Clips of 4n + 1 frames with the three copies of frame 0 that the autoencoder puts in front."""
+    return torch.cat([frames[:, :1].expand(-1, TEMPORAL_FACTOR - 1, -1, -1, -1), frames], dim=1)
+
+
+def start_sketcher(model: Sketcher, frames: Tensor) -> None:
+    """Start stage 1 as a linear codec fitted to ``frames [B, 4n + 1, 3, H, W]``."""
+    padded = with_front(frames)
+    start_encoder(model.vae, padded)
+    pair_latents(model.vae.decoder[1])
+    first_level = model.vae.decoder[:SKETCH_LAYERS]
+    silence_branches(first_level)
+    with torch.no_grad():
+        features = run_stack(first_level, model.vae.encode(frames).transpose(1, 2)).flatten(0, 1)
+        groups = padded.unflatten(1, (-1, TEMPORAL_FACTOR)).flatten(0, 1).flatten(1, 2)
+        fit_readout(model.pixels, features, F.pixel_unshuffle(groups, SPATIAL_FACTOR))
+
+
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """He-initialised convolutions with zero biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def normalise_latents(vae: TAEHV, clips: Tensor) -> None:
+    """Fold the latents' mean and deviation over ``clips`` into the encoder's last layer: exactly zero mean and unit
+    variance per channel there. The decoder's first layer takes the inverse (up to the soft clamp between them)."""
+    with torch.no_grad():
+        samples = torch.cat([vae.encode(clip[None]) for clip in clips]).movedim(1, -1).flatten(0, -2)
+        mean, std = samples.mean(dim=0), samples.std(dim=0)
+        last, first = vae.encoder[-1], vae.decoder[1]
+        assert isinstance(last, nn.Conv2d)
+        assert isinstance(first, nn.Conv2d)
+        assert last.bias is not None
+        assert first.bias is not None
+        last.weight.div_(std.view(-1, 1, 1, 1))
+        last.bias.sub_(mean).div_(std)
+        first.bias.add_((first.weight.sum(dim=(2, 3)) * mean).sum(dim=1))
+        first.weight.mul_(std.view(1, -1, 1, 1))

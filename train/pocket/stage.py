@@ -1,0 +1,147 @@
+"""The training loop of the pocket autoencoder: one module, one AdamW, an average of the weights.
+
+A diffusion network is trained by `run/trainer.py`. An autoencoder has no roles, conditions or noise levels, so its
+loop is this short one. Settings, log, learning rate, average and checkpoints are the trainer's own.
+"""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from magicdistill_core.errors import ConfigError, MagicDistillError
+
+from ..config.sections import EmaConfig, OptimizerConfig, Positive, Section
+from ..engines.ema import GeneratorEma
+from ..engines.state import EngineState, Keeper
+from ..run import checkpoints
+from ..run_folder import FOLDER, LATEST
+from ..watch.log import RunLog
+
+N = TypeVar("N", bound=nn.Module)
+
+logger = logging.getLogger(__name__)
+
+
+class DivergedError(MagicDistillError):
+    """The loss of a stage is not finite."""
+
+
+class StageConfig(Section):
+    """Length, optimizer and bookkeeping of one stage."""
+
+    updates: Positive = Field(description="Updates in all.")
+    seed: int = Field(0, ge=0, description="Of new weights, of the data and of noise.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="What the network computes in; weights are fp32.")
+    optimizer: OptimizerConfig = Field(description="AdamW.")
+    average: EmaConfig = Field(EmaConfig(), description="The averaged weights, which are measured and exported.")
+    checkpoint_every: Positive = Field(100, description="Updates between checkpoints; the last one is always saved.")
+    validation_every: Positive = Field(200, description="Updates between measurements on held-out clips.")
+
+
+@dataclass(frozen=True)
+class PlainEngine:
+    """A module and its AdamW, with what `EngineState` asks of a DeepSpeed engine."""
+
+    module: nn.Module
+    optimizer: torch.optim.AdamW
+
+    def zero_optimization_stage(self) -> int:
+        """No partition: one process holds everything."""
+        return 0
+
+
+def train_stage(
+    folder: Path,
+    settings: StageConfig,
+    network: N,
+    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    validate: Callable[[N, int], dict[str, float]],
+    headline: tuple[str, ...],
+) -> N:
+    """Train the parameters of `network` that require gradients, or go on from the newest checkpoint in `folder`.
+
+    Args:
+        loss: the loss of update `n` (from 0) and scalars for the log, by the network's present weights.
+        validate: measures the averaged weights after update `n` (from 1) and returns scalars for the log.
+        headline: the scalars that the progress bar shows.
+
+    Returns:
+        A copy of the network with the averaged weights.
+
+    Raises:
+        ConfigError: if the folder holds a run with other settings.
+        DivergedError: if the loss is not finite; the checkpoint before it stays.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    adam = settings.optimizer
+    optimizer = torch.optim.AdamW(trained, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
+    engine = PlainEngine(network, optimizer)
+    average = GeneratorEma(engine, settings.average)
+    keepers: dict[str, Keeper] = {"network": EngineState(engine), "average": average}
+    done = _resumed(folder, keepers, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with RunLog(folder, folder.name, settings.updates, done, headline) as log:
+        for update in range(done, settings.updates):
+            began = time.monotonic()
+            value, metrics = loss(update)
+            if not math.isfinite(value.item()):
+                raise DivergedError(
+                    f"The loss of update {update + 1} is {value.item()}. Start {folder} again in another folder with a "
+                    f"lower optimizer.lr."
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = adam.rate(update, update / settings.updates)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(trained, adam.clip)
+            optimizer.step()
+            average.update()
+            row = {"loss": value.item(), **metrics, "gradient_norm": norm.item()}
+            log.log(update + 1, row, time.monotonic() - began)
+            last = update + 1 == settings.updates
+            if last or (update + 1) % settings.checkpoint_every == 0:
+                _save(folder, keepers, settings, update + 1)
+            if last or (update + 1) % settings.validation_every == 0:
+                with average.applied():
+                    log.event("validated", update + 1, **validate(network, update + 1))
+    with average.applied():
+        return copy.deepcopy(network)
+
+
+def _save(folder: Path, keepers: Mapping[str, Keeper], settings: StageConfig, update: int) -> None:
+    checkpoints.save(
+        folder,
+        keepers,
+        lambda _: None,
+        step=update,
+        keep=1,
+        measure=None,
+        since=0,
+        healthy=True,
+        notes={"settings": settings.model_dump(mode="json")},
+    )
+
+
+def _resumed(folder: Path, keepers: Mapping[str, Keeper], settings: StageConfig) -> int:
+    """Load the newest checkpoint if there is one; how many updates it has seen."""
+    if not (folder / FOLDER / LATEST).is_file():
+        return 0
+    manifest = checkpoints.load(folder, keepers)
+    before, now = manifest.notes["settings"], settings.model_dump(mode="json")
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings: {', '.join(changed)} differ. Give the settings of that run, or "
+            f"name another folder."
+        )
+    logger.info("%s: resumed at update %d", folder, manifest.step)
+    return manifest.step

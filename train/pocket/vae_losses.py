@@ -1,0 +1,41 @@
+"""The losses of the pocket autoencoder, and how well it reconstructs clips."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magicdistill_core.taehv import TAEHV
+
+
+def reconstruction_loss(
+    made: Tensor, real: Tensor, edge_weight: float, coarse_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted L1, edge L1 and coarse L1 of frames ``[B, T, 3, H, W]``."""
+    error = made - real
+    pixel = error.abs().mean()
+    edge = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    coarse = F.avg_pool2d(error.flatten(0, 1), 4).abs().mean()
+    loss = pixel + edge_weight * edge + coarse_weight * coarse
+    return loss, {"l1": pixel.item(), "edge": edge.item(), "coarse": coarse.item()}
+
+
+def latent_loss(latents: Tensor) -> Tensor:
+    """Distance of the channels' mean from 0 and covariance from the identity, for latents ``[B, C, t, h, w]``."""
+    samples = latents.float().movedim(1, -1).flatten(0, -2)
+    mean = samples.mean(dim=0)
+    centered = samples - mean
+    covariance = centered.T @ centered / samples.shape[0]
+    identity = torch.eye(samples.shape[1], device=samples.device)
+    return mean.square().sum() + (covariance - identity).square().sum()
+
+
+def reconstruct(model: TAEHV, clips: Tensor, bf16: bool = False) -> Tensor:
+    """Encode and decode clips ``[N, T, 3, H, W]`` one at a time."""
+    with torch.no_grad(), torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=bf16):
+        return torch.cat([model.decode(model.encode(clip[None])).float() for clip in clips])
+
+
+def psnr(made: Tensor, real: Tensor) -> float:
+    """Mean over clips of the peak signal-to-noise ratio in dB, for values in [0, 1]."""
+    error = (made - real).square().flatten(1).mean(dim=1)
+    return float((-10 * torch.log10(error.clamp_min(1e-10))).mean())
