@@ -93,9 +93,10 @@ class DiscriminatorConfig(Section):
 
 
 class MatchingConfig(MethodConfig):
-    """What the distribution-matching methods share: a fake branch on the frozen teacher."""
+    """What the distribution-matching methods share: a real and a fake score, from one frozen teacher and one branch."""
 
-    a_strong: float = Field(A_STRONG, gt=0, description="Branch weight of the fake score.")
+    a_weak: float = Field(A_WEAK, ge=0, description="Branch weight of the real score (MD Eq. 6); 0 is vanilla DMD.")
+    a_strong: float = Field(A_STRONG, gt=0, description="Branch weight of the fake score (MD Eq. 5).")
     fake_updates: Positive = Field(5, description="Updates of the fake branch before each of the generator.")
     normalize: bool = Field(True, description="DMD2's normalisation; false is the papers' own form.")
     fake_loss_scale: float = Field(1.0, gt=0, description="MD uses 1e4; clipping sees the unscaled gradient.")
@@ -106,23 +107,16 @@ class MatchingConfig(MethodConfig):
         "v(prompt) + s * (v(prompt) - v(negative)) has s = w - 1.",
     )
     supervision: SupervisionConfig | None = Field(
-        None, description="Ground-truth supervision beside matching; none by default."
+        None, description="Ground-truth supervision next to matching; none by default."
     )
-
-    @property
-    def real_weight(self) -> float:
-        """Branch weight of the real score; 0 is the teacher itself (vanilla DMD)."""
-        return 0.0
-
-    @property
-    def adversary(self) -> DiscriminatorConfig | None:
-        """The discriminator's settings, if there is one."""
-        return None
+    discriminator: DiscriminatorConfig | None = Field(
+        None, description="An adversarial loss next to matching; none by default."
+    )
 
     @property
     def players(self) -> tuple[str, ...]:
         """Generator and fake branch; a discriminator if configured."""
-        return (GENERATOR, FAKE) if self.adversary is None else (GENERATOR, FAKE, DISCRIMINATOR)
+        return (GENERATOR, FAKE) if self.discriminator is None else (GENERATOR, FAKE, DISCRIMINATOR)
 
     @property
     def uses_negative_prompt(self) -> bool:
@@ -131,35 +125,16 @@ class MatchingConfig(MethodConfig):
 
     def recipe_fields(self) -> dict[str, Any]:
         """With the branch weights."""
-        return super().recipe_fields() | {"a_weak": self.real_weight, "a_strong": self.a_strong}
+        return super().recipe_fields() | {"a_weak": self.a_weak, "a_strong": self.a_strong}
 
 
-class _WeakConfig(MatchingConfig):
-    """A real score that is pulled a little towards the fake one, and a discriminator if wanted."""
-
-    a_weak: float = Field(A_WEAK, ge=0, description="Branch weight of the real score (MD Eq. 6).")
-    discriminator: DiscriminatorConfig | None = Field(
-        None, description="An adversarial loss beside matching; none by default."
-    )
-
-    @property
-    def real_weight(self) -> float:
-        """The weak weight."""
-        return self.a_weak
-
-    @property
-    def adversary(self) -> DiscriminatorConfig | None:
-        """Optional."""
-        return self.discriminator
-
-
-class W2SConfig(_WeakConfig):
+class W2SConfig(MatchingConfig):
     """Weak-to-strong distribution matching (MagicDistillation)."""
 
     name: Literal["w2s"] = Field("w2s", description=NAME)
 
 
-class OneStepConfig(_WeakConfig):
+class OneStepConfig(MatchingConfig):
     """One-step distillation with the help of a few-step generator (MD 3.4); needs `schedule.steps` 1."""
 
     name: Literal["one_step"] = Field("one_step", description=NAME)
@@ -183,18 +158,16 @@ class DMDConfig(MatchingConfig):
     """Distribution matching distillation: the real score is the teacher itself."""
 
     name: Literal["dmd"] = Field("dmd", description=NAME)
+    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher itself.")
+    discriminator: None = Field(None, description="None; dmd2 has one.")
 
 
 class DMD2Config(MatchingConfig):
     """DMD with a discriminator."""
 
     name: Literal["dmd2"] = Field("dmd2", description=NAME)
-    discriminator: DiscriminatorConfig = Field(description="The adversarial loss beside matching.")
-
-    @property
-    def adversary(self) -> DiscriminatorConfig:
-        """Always."""
-        return self.discriminator
+    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher itself.")
+    discriminator: DiscriminatorConfig = Field(description="The adversarial loss next to matching.")
 
 
 class LCMConfig(MethodConfig):

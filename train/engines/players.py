@@ -152,8 +152,8 @@ def build_players(
             config.fake_optimizer,
             method.fake_loss_scale,
         )
-        if judge is not None and method.adversary is not None:
-            engines[DISCRIMINATOR] = makers.discriminator(judge, config, method.adversary.optimizer)
+        if judge is not None and method.discriminator is not None:
+            engines[DISCRIMINATOR] = makers.discriminator(judge, config, method.discriminator.optimizer)
     elif base is not None and not shared:
         holder = makers.frozen(RoleNetwork(base, prompt, negative, guidance), config)
     return Players(engines, role, holder, few_step)

@@ -29,8 +29,8 @@ class DistributionMatching(Method[M]):
     @property
     def order(self) -> tuple[str, ...]:
         """The fake branch some times, the discriminator if there is one, then the generator."""
-        adversary = self.settings.adversary
-        judged = () if adversary is None else (DISCRIMINATOR,) * adversary.updates
+        discriminator = self.settings.discriminator
+        judged = () if discriminator is None else (DISCRIMINATOR,) * discriminator.updates
         return (FAKE,) * self.settings.fake_updates + judged + (GENERATOR,)
 
     def loss(self, player: str, batch: MicroBatch) -> Loss:
@@ -59,13 +59,13 @@ class DistributionMatching(Method[M]):
         settings, condition = self.settings, batch.condition
         guidance = None
         if settings.uses_negative_prompt:
-            negative = self.players.score(condition, settings.real_weight, unconditional=True)
+            negative = self.players.score(condition, settings.a_weak, unconditional=True)
             guidance = Guidance(settings.guidance_scale, negative)
         result = generator_loss(
             x_hat,
             self._noise("loss", batch),
             self._level("level", batch),
-            real=self.players.score(condition, settings.real_weight),
+            real=self.players.score(condition, settings.a_weak),
             fake=self.players.score(condition, settings.a_strong),
             normalize=settings.normalize,
             guidance=guidance,
@@ -87,15 +87,15 @@ class DistributionMatching(Method[M]):
     def _total(self, batch: MicroBatch, x_hat: Tensor, matching: Loss) -> Loss:
         """The matching loss, and what is configured besides: the adversarial gradient, and supervision as a part."""
         value, metrics = matching.value, dict(matching.metrics)
-        adversary = self.settings.adversary
-        if adversary is not None:
+        discriminator = self.settings.discriminator
+        if discriminator is not None:
             loss, gradient = adversarial_gradient(
                 self.players.critic(batch.condition), x_hat, self._noise("judged", batch), self._level("judged", batch)
             )
-            taught = adversary.weight if self._round(batch) >= adversary.warmup else 0.0
+            taught = discriminator.weight if self._round(batch) >= discriminator.warmup else 0.0
             value = value + taught * (x_hat * gradient).sum()
             metrics["generator/adversarial_loss"] = loss
-            metrics["generator/adversarial_gradient"] = adversary.weight * gradient.abs().mean() * gradient.numel()
+            metrics["generator/adversarial_gradient"] = discriminator.weight * gradient.abs().mean() * gradient.numel()
         return Loss(value, metrics, None if self.settings.supervision is None else lambda: self._supervision(batch))
 
     def _supervision(self, batch: MicroBatch) -> Loss:
@@ -119,8 +119,8 @@ class DistributionMatching(Method[M]):
         return Loss(settings.weight * value, {"generator/supervision": value.detach()})
 
     def _discriminator(self, batch: MicroBatch) -> Loss:
-        adversary = self.settings.adversary
-        assert adversary is not None
+        discriminator = self.settings.discriminator
+        assert discriminator is not None
         with torch.no_grad():
             x_hat = self._rollout(batch)
         result = discriminator_loss(
@@ -129,8 +129,8 @@ class DistributionMatching(Method[M]):
             x_hat,
             self._noise("judged", batch),
             self._level("judged", batch),
-            r1=adversary.r1,
-            perturbation=adversary.r1_noise * self._noise("r1", batch) if adversary.r1 else None,
+            r1=discriminator.r1,
+            perturbation=discriminator.r1_noise * self._noise("r1", batch) if discriminator.r1 else None,
         )
         metrics = {
             "discriminator/loss": result.loss.detach(),

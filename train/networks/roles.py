@@ -57,8 +57,8 @@ class RoleSwitch:
         return [(list(layer.active_adapters), dict(layer.scaling)) for layer in self.layers]
 
     def state_of(self, role: Role) -> list[tuple[list[str], dict[str, float]]]:
-        """The state in which the layers play `role`."""
-        if role.adapter is None:
+        """The state in which the layers play `role`; at weight 0 no branch is active and none is computed."""
+        if role.adapter is None or role.weight == 0:
             return [([], {}) for _ in self.layers]
         name = role.adapter
         return [

@@ -43,13 +43,13 @@ class PlainPyTorch:
             self.generator = self._branch("generator", config.model.generator_branch, config.seed)
         else:
             self.generator = {name: p.clone().requires_grad_() for name, p in self.base.items()}
-        adversary = config.method.adversary
-        self.judge = Discriminator(load_network(self.teacher), config.seed + 2) if adversary is not None else None
+        discriminator = config.method.discriminator
+        self.judge = Discriminator(load_network(self.teacher), config.seed + 2) if discriminator is not None else None
         self.trained = {"fake": self.fake, "generator": self.generator}
         settings = {"fake": config.fake_optimizer, "generator": config.generator_optimizer}
         if self.judge is not None:
             self.trained["discriminator"] = dict(self.judge.named_parameters())
-            settings["discriminator"] = adversary.optimizer
+            settings["discriminator"] = discriminator.optimizer
         self.clips = {name: chosen.clip for name, chosen in settings.items()}
         self.optimizers = {name: self._optimizer(self.trained[name], chosen) for name, chosen in settings.items()}
         self.negative = None
@@ -114,14 +114,14 @@ class PlainPyTorch:
         strong = self._velocity(self._merged(self.fake, 1.0, model.fake_branch), condition)
         if player == "fake":
             return fake_loss(x_hat, eps, level, strong)
-        adversary, supervision = method.adversary, method.supervision
+        discriminator, supervision = method.discriminator, method.supervision
         if player == "discriminator":
             real, fake, near = (
                 self._logit(add_noise(sample, eps_judged, judged), judged, condition)
-                for sample in (z, x_hat.detach(), z + adversary.r1_noise * moved)
+                for sample in (z, x_hat.detach(), z + discriminator.r1_noise * moved)
             )
-            return (softplus(-real) + softplus(fake) + adversary.r1 * (real - near) ** 2).mean()
-        weak_weights = self._merged(self.fake, method.real_weight, model.fake_branch)
+            return (softplus(-real) + softplus(fake) + discriminator.r1 * (real - near) ** 2).mean()
+        weak_weights = self._merged(self.fake, method.a_weak, model.fake_branch)
         guidance = None
         if self.negative is not None:
             guidance = Guidance(method.guidance_scale, self._velocity(weak_weights, condition, self.negative))
@@ -135,16 +135,16 @@ class PlainPyTorch:
             x_s = add_noise(z, eps_supervised, s)
             x0 = x_s - s.reshape(-1, 1, 1, 1, 1) * self._velocity(weights, condition)(x_s, s)
             loss = loss + supervision.weight * (((x0 - z) ** 2 + supervision.xi**2).sqrt() - supervision.xi).mean()
-        if adversary is not None and update // len(self.order) >= adversary.warmup:
+        if discriminator is not None and update // len(self.order) >= discriminator.warmup:
             # One backward through discriminator, features and generator together.
             logit = self._logit(add_noise(x_hat, eps_judged, judged), judged, condition)
-            loss = loss + adversary.weight * softplus(-logit).mean()
+            loss = loss + discriminator.weight * softplus(-logit).mean()
         return loss
 
     @property
     def order(self) -> list[str]:
         method = self.config.method
-        judged = ["discriminator"] * method.adversary.updates if method.adversary is not None else []
+        judged = ["discriminator"] * method.discriminator.updates if method.discriminator is not None else []
         return ["fake"] * method.fake_updates + judged + ["generator"]
 
     def train(self, samples: int) -> None:

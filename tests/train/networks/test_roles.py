@@ -83,3 +83,20 @@ def test_backward_leaves_the_role_as_it_found_it() -> None:
     x, condition = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 17, 2, 4, 4)
     network(x, torch.tensor([0.5]), condition, Role("fake", 0.25)).mean().backward()
     assert switch.state() == before
+
+
+def test_at_weight_0_no_branch_is_computed() -> None:
+    """The real score of vanilla DMD is the teacher, to the bit and at its price."""
+    network = _network()
+    products: list[torch.nn.Module] = []
+    for name, module in network.named_modules():
+        if ".lora_A." in name:
+            module.register_forward_hook(lambda module, *_: products.append(module))
+    x, condition = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 17, 2, 4, 4)
+    with torch.no_grad():
+        teacher = network(x, torch.tensor([0.5]), condition, BASE)
+        real = network(x, torch.tensor([0.5]), condition, Role("fake", 0.0))
+        assert not products
+        network(x, torch.tensor([0.5]), condition, Role("fake", 0.25))
+    assert products
+    assert torch.equal(real, teacher)
