@@ -2,7 +2,7 @@
 
 Latents have 16 channels, 1/8 of the width and height, and one latent frame for frame 0 plus one for every further
 four frames. They are "network space" latents: what the diffusion network sees. ComfyUI's LATENT divides by
-:data:`LATENT_SCALE`.
+`families.hunyuan_video.LATENT_SCALE`.
 
 The network is causal in time (each memory block sees the previous frame of its own level, zeros before the first).
 A clip of 4n + 1 frames is encoded with three copies of frame 0 in front, so latent 0 belongs to frame 0 alone and
@@ -23,13 +23,7 @@ from torch import Tensor, nn
 
 from .errors import MagicDistillError
 from .families.hunyuan_video import ARCHITECTURE
-
-LATENT_CHANNELS = 16
-LATENT_SCALE = 0.476986
-TEMPORAL_FACTOR = 4
-SPATIAL_FACTOR = 8
-# The diffusion network patches latents 2 x 2, so picture sides are multiples of 8 * 2.
-SIDE_MULTIPLE = 16
+from .geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
 
 # Of a clip, at a time: 16 frames of 544 x 960, of which one activation of 64 channels takes 2 GB in float32.
 _PART_PIXELS = 2**23
@@ -38,7 +32,7 @@ _DECODER_WIDTHS = (256, 128, 64, 64)
 
 
 class TAEHVError(MagicDistillError):
-    """A clip, a latent or a file that the TAEHV layout cannot take."""
+    """A tensor or a file that the TAEHV layout cannot take."""
 
 
 def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -149,7 +143,7 @@ def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
 
 def _part(height: int, width: int) -> int:
     """How many video frames of a size are taken at a time, a multiple of what one latent frame stands for."""
-    return max(1, _PART_PIXELS // (height * width * TEMPORAL_FACTOR)) * TEMPORAL_FACTOR
+    return max(1, _PART_PIXELS // (height * width * TIME_STRIDE)) * TIME_STRIDE
 
 
 class TAEHV(nn.Module):
@@ -166,23 +160,15 @@ class TAEHV(nn.Module):
     def encode(self, frames: Tensor) -> Tensor:
         """Encode clips of 4n + 1 frames to ``[B, 16, n + 1, H / 8, W / 8]``.
 
-        Raises TAEHVError if the shape is not ``[B, 4n + 1, 3, H, W]`` with H and W multiples of 16.
+        Raises:
+            TAEHVError: if the shape is not ``[B, T, 3, H, W]``.
+            VideoError: unless T is 4n + 1 and H and W are multiples of 16.
         """
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise TAEHVError(f"Expected frames of shape [B, T, 3, H, W], got {list(frames.shape)}.")
         count, height, width = frames.shape[1], frames.shape[3], frames.shape[4]
-        if count % TEMPORAL_FACTOR != 1:
-            raise TAEHVError(
-                f"A clip has {count} frames, but the video autoencoder takes 4n + 1 frames "
-                f"(1, 5, 9, 13, 17, ...). Cut it to {max(1, (count - 1) // 4 * 4 + 1)}."
-            )
-        if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
-            raise TAEHVError(
-                f"Frames are {width} x {height} pixels, but both sides must be multiples of {SIDE_MULTIPLE}. "
-                f"Resize or crop to {max(1, width // SIDE_MULTIPLE) * SIDE_MULTIPLE} x "
-                f"{max(1, height // SIDE_MULTIPLE) * SIDE_MULTIPLE}."
-            )
-        front = frames[:, :1].expand(-1, TEMPORAL_FACTOR - 1, -1, -1, -1)
+        check_geometry(count, height, width)
+        front = frames[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1)
         padded = torch.cat([front, frames], dim=1)
         return _run_in_parts(self.encoder, padded, _part(height, width)).transpose(1, 2)
 
@@ -204,9 +190,9 @@ class TAEHV(nn.Module):
                 "Is this the latent of another video model?"
             )
         # The first latent frame decodes to four, three of which stand for the padding in front of frame 0.
-        height, width = (SPATIAL_FACTOR * side for side in latents.shape[-2:])
-        part = _part(height, width) // TEMPORAL_FACTOR
-        return _run_in_parts(self.decoder, latents.transpose(1, 2), part)[:, TEMPORAL_FACTOR - 1 :]
+        height, width = (SPACE_STRIDE * side for side in latents.shape[-2:])
+        part = _part(height, width) // TIME_STRIDE
+        return _run_in_parts(self.decoder, latents.transpose(1, 2), part)[:, TIME_STRIDE - 1 :]
 
 
 def load_taehv(path: str | Path) -> TAEHV:
@@ -231,7 +217,7 @@ def load_taehv(path: str | Path) -> TAEHV:
         shown = ", ".join(wrong[:6]) + (", ..." if len(wrong) > 6 else "")
         raise TAEHVError(
             f"{path} is not a HunyuanVideo TAEHV-layout autoencoder: {len(wrong)} tensors are missing, unknown or of "
-            f"another shape ({shown}). Expected 16 latent channels with encoder.* and decoder.* tensors."
+            f"another shape ({shown}). Expected {LATENT_CHANNELS} latent channels with encoder.* and decoder.* tensors."
         )
     model.load_state_dict({key: value.float() for key, value in state.items()})
     return model.eval()

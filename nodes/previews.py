@@ -19,7 +19,8 @@ from comfy.taesd.taehv import TAEHV
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..magicdistill_core.families.hunyuan_video import HEAD_DIM, SPACE_STRIDE, TIME_STRIDE
+from ..magicdistill_core.families.hunyuan_video import HEAD_DIM
+from ..magicdistill_core.geometry import SPACE_STRIDE, TIME_STRIDE
 from ..magicdistill_core.pocket import files
 from ..magicdistill_core.sizes import USUAL_SIZES
 from .attached import LOGGER, attached_to, known_family

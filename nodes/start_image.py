@@ -17,7 +17,7 @@ from torch import Tensor
 from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families import hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture, Family
-from ..magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, latent_shape
+from ..magicdistill_core.geometry import LATENT_CHANNELS, latent_shape
 from ..magicdistill_core.sizes import VideoSize
 from .attached import attached_to, known_family
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.families.base import StartImage
-from magicdistill_core.families.hunyuan_video import frames_to_unit
+from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.taehv import TAEHV
 from train.data.dataset import DatasetIndex, LatentDataset, LatentWriter
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.errors import VideoError
-from magicdistill_core.families.hunyuan_video import check_geometry, frames_to_unit
+from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.video import read_video, resize_crop
 
 from .dataset import DatasetIndex, LatentWriter, StoredDtype

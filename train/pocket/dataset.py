@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.geometry import SIDE_MULTIPLE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, portrait_clip
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class RenderConfig(BaseModel):
     clips: int = Field(4000, ge=1)
     first_seed: int = Field(0, ge=0)
     frames: int = Field(DEFAULT_FRAMES, ge=1)
-    size: int = Field(DEFAULT_SIZE, ge=16, multiple_of=16)
+    size: int = Field(DEFAULT_SIZE, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)
     shard_clips: int = Field(250, ge=1)
 
     @property

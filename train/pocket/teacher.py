@@ -17,14 +17,9 @@ from torch import Tensor, nn
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import (
-    CONCAT_CHANNELS,
-    HEAD_DIM,
-    LATENT_CHANNELS,
-    NetworkShape,
-    concat_condition,
-)
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, NetworkShape, concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, shift_sigma
+from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.objectives.flow_matching import flow_matching_loss

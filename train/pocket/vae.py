@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from magicdistill_core.files import atomic_file
-from magicdistill_core.taehv import SPATIAL_FACTOR, TAEHV, TEMPORAL_FACTOR, run_stack
+from magicdistill_core.geometry import SPACE_STRIDE, TIME_STRIDE
+from magicdistill_core.taehv import TAEHV, run_stack
 
 from .dataset import PortraitFolder, held_out_clips, to_unit_frames
 from .linear_start import fit_readout, pair_latents, silence_branches, start_decoder, start_encoder
@@ -76,19 +77,19 @@ class Sketcher(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vae = TAEHV()
-        self.pixels = nn.Conv2d(_SKETCH_WIDTH, TEMPORAL_FACTOR * 3 * SPATIAL_FACTOR**2, 1)
+        self.pixels = nn.Conv2d(_SKETCH_WIDTH, TIME_STRIDE * 3 * SPACE_STRIDE**2, 1)
 
     def sketch(self, latents: Tensor) -> Tensor:
         """Frames ``[B, 4n + 1, 3, H, W]`` straight from the latents' own resolution."""
         features = run_stack(self.vae.decoder[:_SKETCH_LAYERS], latents.transpose(1, 2))
-        frames = F.pixel_shuffle(self.pixels(features.flatten(0, 1)), SPATIAL_FACTOR)
+        frames = F.pixel_shuffle(self.pixels(features.flatten(0, 1)), SPACE_STRIDE)
         frames = frames.reshape(latents.shape[0], -1, 3, *frames.shape[-2:])
-        return frames[:, TEMPORAL_FACTOR - 1 :]
+        return frames[:, TIME_STRIDE - 1 :]
 
 
 def with_front(frames: Tensor) -> Tensor:
     """Clips of 4n + 1 frames with the three copies of frame 0 that the autoencoder puts in front."""
-    return torch.cat([frames[:, :1].expand(-1, TEMPORAL_FACTOR - 1, -1, -1, -1), frames], dim=1)
+    return torch.cat([frames[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1), frames], dim=1)
 
 
 def start_sketcher(model: Sketcher, frames: Tensor) -> None:
@@ -100,8 +101,8 @@ def start_sketcher(model: Sketcher, frames: Tensor) -> None:
     silence_branches(first_level)
     with torch.no_grad():
         features = run_stack(first_level, model.vae.encode(frames).transpose(1, 2)).flatten(0, 1)
-        groups = padded.unflatten(1, (-1, TEMPORAL_FACTOR)).flatten(0, 1).flatten(1, 2)
-        fit_readout(model.pixels, features, F.pixel_unshuffle(groups, SPATIAL_FACTOR))
+        groups = padded.unflatten(1, (-1, TIME_STRIDE)).flatten(0, 1).flatten(1, 2)
+        fit_readout(model.pixels, features, F.pixel_unshuffle(groups, SPACE_STRIDE))
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:

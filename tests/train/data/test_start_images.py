@@ -10,9 +10,9 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import frames_to_unit
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape, normalised
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.recipe import Recipe

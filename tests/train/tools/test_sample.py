@@ -11,8 +11,9 @@ from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, VideoError
 from magicdistill_core.families.base import StartImage
-from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
+from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import unit_to_frames
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.recipe import METADATA_KEY, Recipe
 from magicdistill_core.video import read_image, read_tags, read_video
