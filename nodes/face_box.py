@@ -3,7 +3,7 @@
 from math import isfinite
 
 from ..magicdistill_core.errors import VideoError
-from ..magicdistill_core.video import Box
+from ..magicdistill_core.media.video import Box
 
 # One image's boxes, those of each image of a batch, or a single box; each a dictionary in pixels.
 Boxes = dict | list[dict] | list[list[dict]]

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..magicdistill_core.families.hunyuan_video import ARCHITECTURE as HUNYUAN_VIDEO
 from ..magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from ..magicdistill_core.geometry import SIDE_MULTIPLE
-from ..magicdistill_core.video import crop_note, resize_crop
+from ..magicdistill_core.media.video import crop_note, resize_crop
 from .attached import attached_to, report
 from .face_box import Boxes, face_in
 from .start_image import check_vae, encode_start, family_taking_images, null_prompt

@@ -16,10 +16,10 @@ from comfy.cli_args import args
 from comfy_api.latest import Input, InputImpl, io, ui
 from torch import Tensor
 
-from ..magicdistill_core.audio import Audio, read_audio, waveform_audio
 from ..magicdistill_core.errors import VideoError
-from ..magicdistill_core.video import read_video
-from ..magicdistill_core.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
+from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
+from ..magicdistill_core.media.video import read_video
+from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
 from .attached import report
 
 _FORMATS = {format.title: format for format in FORMATS if format.available}

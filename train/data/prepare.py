@@ -13,7 +13,7 @@ from torch import Tensor
 from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.errors import VideoError
 from magicdistill_core.geometry import check_geometry, frames_to_unit
-from magicdistill_core.video import read_video, resize_crop
+from magicdistill_core.media.video import read_video, resize_crop
 
 from .dataset import DatasetIndex, LatentWriter, StoredDtype
 from .start_images import StartImageEncoder, load_start_images

@@ -14,9 +14,9 @@ from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import frames_to_unit, latent_frames, unit_to_frames
+from magicdistill_core.media.video import contact_sheet
 from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.video import contact_sheet
 
 from ..config.training import load_config
 from ..data.vae import Vae, load_vae

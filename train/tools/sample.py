@@ -17,10 +17,10 @@ from magicdistill_core.flow import (
     few_step_sigmas,
 )
 from magicdistill_core.geometry import check_geometry, latent_frames, unit_to_frames
+from magicdistill_core.media.video import crop_note, read_image, resize_crop
+from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.pocket.files import VAE as POCKET_VAE
 from magicdistill_core.recipe import Recipe, Sampler
-from magicdistill_core.video import crop_note, read_image, resize_crop
-from magicdistill_core.video_writing import write_video
 
 from ..data.start_images import load_start_images
 from ..data.vae import load_vae

@@ -15,9 +15,9 @@ from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import unit_to_frames
 from magicdistill_core.lora_file import save_lora
+from magicdistill_core.media.video import read_image, read_tags, read_video
+from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.recipe import METADATA_KEY, Recipe
-from magicdistill_core.video import read_image, read_tags, read_video
-from magicdistill_core.video_writing import write_video
 from train.data.vae import load_vae
 from train.networks.network import load_network
 from train.networks.sampling import generate, sample_latents
