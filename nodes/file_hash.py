@@ -6,7 +6,7 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
-from ..magicdistill_core.checkpoint import file_sha256
+from ..magicdistill_core.hashes import file_sha256
 
 LOGGER = logging.getLogger(__name__)
 

@@ -159,7 +159,7 @@ def test_the_precision_is_the_devices(
 def test_a_lora_is_sampled_with_its_base_only(
     tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path
 ) -> None:
-    from magicdistill_core.checkpoint import file_sha256
+    from magicdistill_core.hashes import file_sha256
 
     hidden = 128
     generator = torch.Generator().manual_seed(2)
