@@ -8,28 +8,12 @@ import numpy as np
 
 from .painting import Array, Canvas, Window, cover, falloff
 from .portrait import PortraitSpec
+from .pose import Pose
 
 _MOUTH_DARK = (0.22, 0.06, 0.07)
 _TEETH = (0.95, 0.93, 0.89)
 _TONGUE = (0.72, 0.30, 0.31)
 _EYE_WHITE = (0.97, 0.96, 0.95)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the head is and what the face does, each ``[T, 1, 1]``. Units as in :mod:`.portrait`."""
-
-    x: Array
-    y: Array
-    roll: Array
-    yaw: Array
-    pitch: Array
-    gaze_x: Array
-    gaze_y: Array
-    brow: Array
-    mouth: Array
-    rounding: Array
-    blink: Array
 
 
 @dataclass(frozen=True)

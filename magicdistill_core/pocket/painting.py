@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from .portrait import PortraitSpec
-
-if TYPE_CHECKING:
-    from .face import Pose
 
 Array = npt.NDArray[Any]
 Window = tuple[slice, slice]
@@ -53,12 +48,6 @@ class Canvas:
     def shifted(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Picture coordinates seen by something that has moved by (x, y): ``[T, 1, W]`` and ``[T, H, 1]``."""
         return self.x - x, self.y - y
-
-    def in_head(self, pose: Pose, spec: PortraitSpec) -> tuple[Array, Array]:
-        """Head coordinates (u, v) of every pixel of every frame: moved, rolled and scaled, not turned."""
-        dx, dy = self.x - pose.x, self.y - pose.y
-        cosine, sine = np.cos(pose.roll) / spec.head_size, np.sin(pose.roll) / spec.head_size
-        return dx * cosine + dy * sine, dy * cosine - dx * sine
 
     def paint_gradient(self, along: Array, near: tuple[float, ...], far: tuple[float, ...]) -> None:
         """Fill everything: ``near`` where ``along`` is 0, ``far`` where it is 1."""

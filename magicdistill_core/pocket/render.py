@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .face import Pose, draw_face
+from .face import draw_face
 from .files import SIZE
 from .painting import Array, Canvas, cover, falloff
 from .portrait import Motion, PortraitSpec, sample_portrait
+from .pose import Pose, in_head
 
 FRAMES_PER_SECOND = 24
 DEFAULT_FRAMES = 17
@@ -40,7 +41,7 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
     canvas = Canvas(frames, size)
     _draw_background(canvas, spec)
     body = canvas.shifted(0.35 * pose.x, 0.25 * pose.y)
-    head = canvas.in_head(pose, spec)
+    head = in_head(canvas, pose, spec)
     _draw_back_hair(canvas, spec, head)
     _draw_body(canvas, spec, pose, body)
     draw_face(canvas, spec, pose, head)
