@@ -24,8 +24,9 @@ from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.safetensors_file import read_metadata
 from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
-from .attached import Attached, attach, attached_to, check_prompt_fits, file_stamp, recipe_said, report
-from .file_hash import background_hash
+from .attachments import Attached, attach, attached_to, check_prompt_fits
+from .file_hash import background_hash, file_stamp
+from .reporting import recipe_said, report
 from .token_replace import apply_release
 
 _FROM_FILE = "from the file"

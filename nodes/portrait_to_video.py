@@ -10,8 +10,9 @@ from ..magicdistill_core.families.hunyuan_video import ARCHITECTURE as HUNYUAN_V
 from ..magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from ..magicdistill_core.geometry import SIDE_MULTIPLE
 from ..magicdistill_core.media.video import crop_note, resize_crop
-from .attached import attached_to, report
+from .attachments import attached_to
 from .face_box import Boxes, face_in
+from .reporting import report
 from .start_image import check_vae, encode_start, family_taking_images, null_prompt
 from .video_size import FIT_IMAGE, FROM_RECIPE, Wish, choose_size
 

@@ -20,7 +20,7 @@ from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
 from ..magicdistill_core.media.video import read_video
 from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
-from .attached import report
+from .reporting import report
 
 _FORMATS = {format.title: format for format in FORMATS if format.available}
 _RECORD_TAG = "magicdistill"
