@@ -10,8 +10,6 @@ equals what a single still image encodes to, and latent k covers frames 4k - 3 .
 the network part by part, so that memory does not grow with their length.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,14 +38,14 @@ def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Co
 
 
 class SoftClamp(nn.Module):
-    """Bounds latents smoothly to (-3, 3) before decoding: ``3 tanh(x / 3)``."""
+    """Bounds latents smoothly to (-3, 3) before decoding: `3 tanh(x / 3)`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
 
 
 class MemoryBlock(nn.Module):
-    """A residual block that also sees the previous frame: ``relu(conv([x_t, x_{t-1}]) + x_t)``."""
+    """A residual block that also sees the previous frame: `relu(conv([x_t, x_{t-1}]) + x_t)`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,9 +54,11 @@ class MemoryBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, batch: int, before: Tensor | None = None) -> Tensor:
-        """``x`` is ``[batch * T, C, H, W]``, frames of one clip next to each other.
+        """Run the block on all frames of a batch of clips.
 
-        ``before``, ``[batch, C, H, W]``, are the frames before the clips' first ones; None stands for zeros.
+        Args:
+            x: `[batch * T, C, H, W]`, frames of one clip next to each other.
+            before: `[batch, C, H, W]`, the frames before the clips' first ones; None stands for zeros.
         """
         # Shifting along the flat axis (rather than in a 5-D view) keeps the channels-last memory format.
         past = torch.cat([torch.zeros_like(x[:1]), x[:-1]], dim=0)
@@ -72,7 +72,7 @@ class MemoryBlock(nn.Module):
 
 
 class TemporalPool(nn.Module):
-    """Merges ``stride`` consecutive frames into one with a 1 x 1 convolution."""
+    """Merges `stride` consecutive frames into one with a 1 x 1 convolution."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class TemporalPool(nn.Module):
 
 
 class TemporalGrow(nn.Module):
-    """Splits each frame into ``stride`` consecutive ones with a 1 x 1 convolution."""
+    """Splits each frame into `stride` consecutive ones with a 1 x 1 convolution."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -114,10 +114,11 @@ def _build_decoder() -> nn.Sequential:
 
 
 def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None = None) -> Tensor:
-    """Run a stack on ``[B, T, C, H, W]``, all frames at once.
+    """Run a stack on `[B, T, C, H, W]`, all frames at once.
 
-    ``memory`` holds what each memory block saw last, by its place in the stack: empty for the first part of a clip,
-    handed on and changed from part to part.
+    Args:
+        memory: what each memory block saw last, by its place in the stack: empty for the first part of a clip, handed
+            on and changed from part to part.
     """
     assert isinstance(stack, nn.Sequential)  # a slice of one, which its type does not say
     batch = clips.shape[0]
@@ -134,7 +135,7 @@ def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None 
 
 
 def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
-    """As :func:`run_stack`, by so many frames of the input at a time if gradients are not asked for."""
+    """As `run_stack`, by so many frames of the input at a time if gradients are not asked for."""
     if clips.shape[1] <= frames or torch.is_grad_enabled():
         return run_stack(stack, clips)
     memory: dict[int, Tensor] = {}
@@ -147,7 +148,7 @@ def _part(height: int, width: int) -> int:
 
 
 class TAEHV(nn.Module):
-    """The autoencoder. Frames are ``[B, T, 3, H, W]`` in [0, 1], latents ``[B, 16, t, H / 8, W / 8]``."""
+    """The autoencoder. Frames are `[B, T, 3, H, W]` in [0, 1], latents `[B, 16, t, H / 8, W / 8]`."""
 
     # Whose latents it makes.
     architecture: ClassVar[str] = ARCHITECTURE.name
@@ -158,10 +159,10 @@ class TAEHV(nn.Module):
         self.decoder = _build_decoder()
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode clips of 4n + 1 frames to ``[B, 16, n + 1, H / 8, W / 8]``.
+        """Encode clips of 4n + 1 frames to `[B, 16, n + 1, H / 8, W / 8]`.
 
         Raises:
-            TAEHVError: if the shape is not ``[B, T, 3, H, W]``.
+            TAEHVError: if the shape is not `[B, T, 3, H, W]`.
             VideoError: unless T is 4n + 1 and H and W are multiples of 16.
         """
         if frames.ndim != 5 or frames.shape[2] != 3:
@@ -173,17 +174,17 @@ class TAEHV(nn.Module):
         return _run_in_parts(self.encoder, padded, _part(height, width)).transpose(1, 2)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode still images ``[B, 3, H, W]`` to ``[B, 16, 1, H / 8, W / 8]``: latent 0 of any clip they begin."""
+        """Encode still images `[B, 3, H, W]` to `[B, 16, 1, H / 8, W / 8]`: latent 0 of any clip they begin."""
         if images.ndim != 4:
             raise TAEHVError(f"Expected images of shape [B, 3, H, W], got {list(images.shape)}.")
         return self.encode(images.unsqueeze(1))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode ``[B, 16, n + 1, h, w]`` to frames ``[B, 4n + 1, 3, 8h, 8w]`` clamped to [0, 1]."""
+        """Decode `[B, 16, n + 1, h, w]` to frames `[B, 4n + 1, 3, 8h, 8w]` clamped to [0, 1]."""
         return self.decode_unclamped(latents).clamp(0, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """As :meth:`decode` without the final clamp, whose zero gradient would stop training at black and white."""
+        """As `decode` without the final clamp, whose zero gradient would stop training at black and white."""
         if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
             raise TAEHVError(
                 f"Expected latents of shape [B, {LATENT_CHANNELS}, t, h, w], got {list(latents.shape)}. "
@@ -198,7 +199,8 @@ class TAEHV(nn.Module):
 def load_taehv(path: str | Path) -> TAEHV:
     """Load a TAEHV-layout safetensors file as an fp32 module in eval mode.
 
-    Raises TAEHVError if the file is missing, damaged, or of another layout.
+    Raises:
+        TAEHVError: if the file is missing, damaged, or of another layout.
     """
     path = Path(path)
     if not path.is_file():

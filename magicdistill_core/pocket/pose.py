@@ -10,7 +10,7 @@ from .portrait import PortraitSpec
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the head is and what the face does, each ``[T, 1, 1]``. Units as in :mod:`.portrait`."""
+    """Where the head is and what the face does, each `[T, 1, 1]`. Units as in `portrait`."""
 
     x: Array
     y: Array

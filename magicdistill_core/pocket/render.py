@@ -6,8 +6,6 @@ Everything is float32 numpy, vectorised over frames, and single-threaded, so a s
 The default clip is 17 frames at 24 frames a second: swaying, blinking, looking about and speaking.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
@@ -23,14 +21,15 @@ DEFAULT_SIZE = SIZE
 
 
 def portrait_clip(seed: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """The clip that belongs to ``seed``: uint8 ``[frames, size, size, 3]``."""
+    """The clip that belongs to `seed`: uint8 `[frames, size, size, 3]`."""
     return render_portrait(sample_portrait(np.random.default_rng(seed)), frames, size)
 
 
 def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """Draw ``frames`` consecutive frames of ``spec``: uint8 ``[frames, size, size, 3]``, RGB.
+    """Draw `frames` consecutive frames of `spec`: uint8 `[frames, size, size, 3]`, RGB.
 
-    Raises ValueError if ``frames`` or ``size`` is too small to show a face.
+    Raises:
+        ValueError: if `frames` or `size` is too small to show a face.
     """
     if frames < 1 or size < 16:
         raise ValueError(
@@ -49,7 +48,7 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
 
 
 def _pose(spec: PortraitSpec, seconds: np.ndarray) -> Pose:
-    """Every moving quantity at every frame, each ``[T, 1, 1]``."""
+    """Every moving quantity at every frame, each `[T, 1, 1]`."""
     motion = spec.motion
 
     def column(values: np.ndarray) -> Array:
@@ -115,7 +114,7 @@ def _draw_back_hair(canvas: Canvas, spec: PortraitSpec, head: tuple[Array, Array
 
 
 def _draw_body(canvas: Canvas, spec: PortraitSpec, pose: Pose, body: tuple[Array, Array]) -> None:
-    """Neck, shoulders and collar. ``body`` are picture coordinates that follow the head a little."""
+    """Neck, shoulders and collar. `body` are picture coordinates that follow the head a little."""
     x, y = body
     px = canvas.pixel
     base = spec.shoulder_level
