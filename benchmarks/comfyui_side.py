@@ -45,7 +45,7 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     nodes = load_pack()
     sigmas_of = importlib.import_module("pack.magicdistill_core.flow").few_step_sigmas
-    attached_to = importlib.import_module("pack.nodes.attached").attached_to
+    attached_to = importlib.import_module("pack.nodes.attachments").attached_to
     comfy.utils.set_progress_bar_enabled(False)
     path = Path(job["model"])
     folder_paths.add_model_folder_path("diffusion_models", str(path.parent))

@@ -12,11 +12,11 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 
 import train
-from magicdistill_core.checkpoint import null_prompt_tensors
 from magicdistill_core.families.base import Family, NullPrompt
 from magicdistill_core.families.hunyuan_video import CONCAT
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.streamed import Space, StreamedFile
 from train.config.reading import load_config

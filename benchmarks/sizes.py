@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass
 
-from magicdistill_core.families.hunyuan_video import (
-    CONCAT_CHANNELS,
-    HEAD_DIM,
-    LATENT_CHANNELS,
-    PATCH,
-    NetworkShape,
-    latent_shape,
-)
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, NetworkShape
+from magicdistill_core.geometry import LATENT_CHANNELS, PATCH, latent_shape
 
 _TIMESTEP_FREQUENCIES = 256
 _MLP_RATIO = 4

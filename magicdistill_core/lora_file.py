@@ -7,13 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from .branch import LowRank
-from .checkpoint import null_prompt_tensors, pop_null_prompt, read_tensors, write_safetensors
 from .errors import CheckpointError
 from .families import all_architectures, architecture_knowing
 from .families.base import Architecture, NullPrompt
 from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
 from .layouts.modules import listing
+from .null_prompt import null_prompt_tensors, pop_null_prompt
 from .recipe import Recipe
+from .safetensors_file import read_header, read_tensors, write_safetensors
 from .wrappers import is_pickle_name, read_pickle
 
 
@@ -40,6 +41,18 @@ class LoraFile:
     misses: tuple[str, ...] = ()
     alpha_stated: bool = True
     null_prompt: NullPrompt | None = None
+
+
+def is_lora(path: str | Path) -> bool:
+    """Whether a safetensors file holds low-rank pairs, by its tensors' names; pickles and folders hold none.
+
+    Raises:
+        CheckpointError: as `read_metadata`.
+    """
+    path = Path(path)
+    if path.is_dir() or (is_pickle_name(path) and path.is_file()):
+        return False
+    return any(".lora_" in key for key in read_header(path))
 
 
 def load_lora(path: str | Path, hidden: int) -> LoraFile:

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load_checkpoint, null_prompt_tensors
+from .checkpoint import Checkpoint, load_checkpoint
 from .errors import CheckpointError
 from .layouts.modules import LayoutMap
+from .null_prompt import null_prompt_tensors
 from .streamed import Space, streamed_file
 
 FORMAT = "int8_tensorwise"

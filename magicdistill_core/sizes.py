@@ -1,9 +1,9 @@
-"""Sizes of videos: buckets of one area for every aspect, lengths of 4n + 1 frames, and what a family is used to."""
+"""Sizes of videos: buckets of one area for every aspect, and what a family is used to."""
 
 from dataclasses import dataclass
 from math import isqrt
 
-from .families.hunyuan_video import SIDE_MULTIPLE, TIME_STRIDE
+from .geometry import SIDE_MULTIPLE
 
 MAX_RATIO = 4.0
 
@@ -60,8 +60,3 @@ def best_bucket(rows: int, columns: int, area: int) -> tuple[int, int]:
         area: as for `buckets`.
     """
     return max(buckets(area), key=lambda side: kept_share(rows, columns, *side) * side[0] * side[1])
-
-
-def nearest_length(frames: float) -> int:
-    """The number of frames 4n + 1 nearest to `frames` (seconds times frames a second), at least 1."""
-    return max(0, round((frames - 1) / TIME_STRIDE)) * TIME_STRIDE + 1

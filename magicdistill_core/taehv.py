@@ -2,15 +2,13 @@
 
 Latents have 16 channels, 1/8 of the width and height, and one latent frame for frame 0 plus one for every further
 four frames. They are "network space" latents: what the diffusion network sees. ComfyUI's LATENT divides by
-:data:`LATENT_SCALE`.
+`families.hunyuan_video.LATENT_SCALE`.
 
 The network is causal in time (each memory block sees the previous frame of its own level, zeros before the first).
 A clip of 4n + 1 frames is encoded with three copies of frame 0 in front, so latent 0 belongs to frame 0 alone and
 equals what a single still image encodes to, and latent k covers frames 4k - 3 .. 4k. Long or large clips go through
 the network part by part, so that memory does not grow with their length.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
@@ -23,13 +21,7 @@ from torch import Tensor, nn
 
 from .errors import MagicDistillError
 from .families.hunyuan_video import ARCHITECTURE
-
-LATENT_CHANNELS = 16
-LATENT_SCALE = 0.476986
-TEMPORAL_FACTOR = 4
-SPATIAL_FACTOR = 8
-# The diffusion network patches latents 2 x 2, so picture sides are multiples of 8 * 2.
-SIDE_MULTIPLE = 16
+from .geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
 
 # Of a clip, at a time: 16 frames of 544 x 960, of which one activation of 64 channels takes 2 GB in float32.
 _PART_PIXELS = 2**23
@@ -38,7 +30,7 @@ _DECODER_WIDTHS = (256, 128, 64, 64)
 
 
 class TAEHVError(MagicDistillError):
-    """A clip, a latent or a file that the TAEHV layout cannot take."""
+    """A tensor or a file that the TAEHV layout cannot take."""
 
 
 def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -46,14 +38,14 @@ def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Co
 
 
 class SoftClamp(nn.Module):
-    """Bounds latents smoothly to (-3, 3) before decoding: ``3 tanh(x / 3)``."""
+    """Bounds latents smoothly to (-3, 3) before decoding: `3 tanh(x / 3)`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
 
 
 class MemoryBlock(nn.Module):
-    """A residual block that also sees the previous frame: ``relu(conv([x_t, x_{t-1}]) + x_t)``."""
+    """A residual block that also sees the previous frame: `relu(conv([x_t, x_{t-1}]) + x_t)`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,9 +54,11 @@ class MemoryBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, batch: int, before: Tensor | None = None) -> Tensor:
-        """``x`` is ``[batch * T, C, H, W]``, frames of one clip next to each other.
+        """Run the block on all frames of a batch of clips.
 
-        ``before``, ``[batch, C, H, W]``, are the frames before the clips' first ones; None stands for zeros.
+        Args:
+            x: `[batch * T, C, H, W]`, frames of one clip next to each other.
+            before: `[batch, C, H, W]`, the frames before the clips' first ones; None stands for zeros.
         """
         # Shifting along the flat axis (rather than in a 5-D view) keeps the channels-last memory format.
         past = torch.cat([torch.zeros_like(x[:1]), x[:-1]], dim=0)
@@ -78,7 +72,7 @@ class MemoryBlock(nn.Module):
 
 
 class TemporalPool(nn.Module):
-    """Merges ``stride`` consecutive frames into one with a 1 x 1 convolution."""
+    """Merges `stride` consecutive frames into one with a 1 x 1 convolution."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -90,7 +84,7 @@ class TemporalPool(nn.Module):
 
 
 class TemporalGrow(nn.Module):
-    """Splits each frame into ``stride`` consecutive ones with a 1 x 1 convolution."""
+    """Splits each frame into `stride` consecutive ones with a 1 x 1 convolution."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -120,10 +114,11 @@ def _build_decoder() -> nn.Sequential:
 
 
 def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None = None) -> Tensor:
-    """Run a stack on ``[B, T, C, H, W]``, all frames at once.
+    """Run a stack on `[B, T, C, H, W]`, all frames at once.
 
-    ``memory`` holds what each memory block saw last, by its place in the stack: empty for the first part of a clip,
-    handed on and changed from part to part.
+    Args:
+        memory: what each memory block saw last, by its place in the stack: empty for the first part of a clip, handed
+            on and changed from part to part.
     """
     assert isinstance(stack, nn.Sequential)  # a slice of one, which its type does not say
     batch = clips.shape[0]
@@ -140,7 +135,7 @@ def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None 
 
 
 def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
-    """As :func:`run_stack`, by so many frames of the input at a time if gradients are not asked for."""
+    """As `run_stack`, by so many frames of the input at a time if gradients are not asked for."""
     if clips.shape[1] <= frames or torch.is_grad_enabled():
         return run_stack(stack, clips)
     memory: dict[int, Tensor] = {}
@@ -149,11 +144,11 @@ def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
 
 def _part(height: int, width: int) -> int:
     """How many video frames of a size are taken at a time, a multiple of what one latent frame stands for."""
-    return max(1, _PART_PIXELS // (height * width * TEMPORAL_FACTOR)) * TEMPORAL_FACTOR
+    return max(1, _PART_PIXELS // (height * width * TIME_STRIDE)) * TIME_STRIDE
 
 
 class TAEHV(nn.Module):
-    """The autoencoder. Frames are ``[B, T, 3, H, W]`` in [0, 1], latents ``[B, 16, t, H / 8, W / 8]``."""
+    """The autoencoder. Frames are `[B, T, 3, H, W]` in [0, 1], latents `[B, 16, t, H / 8, W / 8]`."""
 
     # Whose latents it makes.
     architecture: ClassVar[str] = ARCHITECTURE.name
@@ -164,55 +159,48 @@ class TAEHV(nn.Module):
         self.decoder = _build_decoder()
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode clips of 4n + 1 frames to ``[B, 16, n + 1, H / 8, W / 8]``.
+        """Encode clips of 4n + 1 frames to `[B, 16, n + 1, H / 8, W / 8]`.
 
-        Raises TAEHVError if the shape is not ``[B, 4n + 1, 3, H, W]`` with H and W multiples of 16.
+        Raises:
+            TAEHVError: if the shape is not `[B, T, 3, H, W]`.
+            VideoError: unless T is 4n + 1 and H and W are multiples of 16.
         """
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise TAEHVError(f"Expected frames of shape [B, T, 3, H, W], got {list(frames.shape)}.")
         count, height, width = frames.shape[1], frames.shape[3], frames.shape[4]
-        if count % TEMPORAL_FACTOR != 1:
-            raise TAEHVError(
-                f"A clip has {count} frames, but the video autoencoder takes 4n + 1 frames "
-                f"(1, 5, 9, 13, 17, ...). Cut it to {max(1, (count - 1) // 4 * 4 + 1)}."
-            )
-        if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
-            raise TAEHVError(
-                f"Frames are {width} x {height} pixels, but both sides must be multiples of {SIDE_MULTIPLE}. "
-                f"Resize or crop to {max(1, width // SIDE_MULTIPLE) * SIDE_MULTIPLE} x "
-                f"{max(1, height // SIDE_MULTIPLE) * SIDE_MULTIPLE}."
-            )
-        front = frames[:, :1].expand(-1, TEMPORAL_FACTOR - 1, -1, -1, -1)
+        check_geometry(count, height, width)
+        front = frames[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1)
         padded = torch.cat([front, frames], dim=1)
         return _run_in_parts(self.encoder, padded, _part(height, width)).transpose(1, 2)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode still images ``[B, 3, H, W]`` to ``[B, 16, 1, H / 8, W / 8]``: latent 0 of any clip they begin."""
+        """Encode still images `[B, 3, H, W]` to `[B, 16, 1, H / 8, W / 8]`: latent 0 of any clip they begin."""
         if images.ndim != 4:
             raise TAEHVError(f"Expected images of shape [B, 3, H, W], got {list(images.shape)}.")
         return self.encode(images.unsqueeze(1))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode ``[B, 16, n + 1, h, w]`` to frames ``[B, 4n + 1, 3, 8h, 8w]`` clamped to [0, 1]."""
+        """Decode `[B, 16, n + 1, h, w]` to frames `[B, 4n + 1, 3, 8h, 8w]` clamped to [0, 1]."""
         return self.decode_unclamped(latents).clamp(0, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """As :meth:`decode` without the final clamp, whose zero gradient would stop training at black and white."""
+        """As `decode` without the final clamp, whose zero gradient would stop training at black and white."""
         if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
             raise TAEHVError(
                 f"Expected latents of shape [B, {LATENT_CHANNELS}, t, h, w], got {list(latents.shape)}. "
                 "Is this the latent of another video model?"
             )
         # The first latent frame decodes to four, three of which stand for the padding in front of frame 0.
-        height, width = (SPATIAL_FACTOR * side for side in latents.shape[-2:])
-        part = _part(height, width) // TEMPORAL_FACTOR
-        return _run_in_parts(self.decoder, latents.transpose(1, 2), part)[:, TEMPORAL_FACTOR - 1 :]
+        height, width = (SPACE_STRIDE * side for side in latents.shape[-2:])
+        part = _part(height, width) // TIME_STRIDE
+        return _run_in_parts(self.decoder, latents.transpose(1, 2), part)[:, TIME_STRIDE - 1 :]
 
 
 def load_taehv(path: str | Path) -> TAEHV:
     """Load a TAEHV-layout safetensors file as an fp32 module in eval mode.
 
-    Raises TAEHVError if the file is missing, damaged, or of another layout.
+    Raises:
+        TAEHVError: if the file is missing, damaged, or of another layout.
     """
     path = Path(path)
     if not path.is_file():
@@ -231,7 +219,7 @@ def load_taehv(path: str | Path) -> TAEHV:
         shown = ", ".join(wrong[:6]) + (", ..." if len(wrong) > 6 else "")
         raise TAEHVError(
             f"{path} is not a HunyuanVideo TAEHV-layout autoencoder: {len(wrong)} tensors are missing, unknown or of "
-            f"another shape ({shown}). Expected 16 latent channels with encoder.* and decoder.* tensors."
+            f"another shape ({shown}). Expected {LATENT_CHANNELS} latent channels with encoder.* and decoder.* tensors."
         )
     model.load_state_dict({key: value.float() for key, value in state.items()})
     return model.eval()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS
+from .families.hunyuan_video import CONCAT_CHANNELS
+from .geometry import LATENT_CHANNELS
 
 _PATCH_EMBED = "img_in.proj.weight"
 _TIME, _GUIDANCE = "time_in.mlp", "guidance_in.mlp"

@@ -1,9 +1,10 @@
 """The face that ComfyUI's detection nodes found in a start image, out of the forms in which boxes travel."""
 
+from collections.abc import Sequence
 from math import isfinite
 
 from ..magicdistill_core.errors import VideoError
-from ..magicdistill_core.video import Box
+from ..magicdistill_core.media.video import Box
 
 # One image's boxes, those of each image of a batch, or a single box; each a dictionary in pixels.
 Boxes = dict | list[dict] | list[list[dict]]
@@ -20,21 +21,31 @@ def face_in(boxes: Boxes, rows: int, columns: int) -> tuple[Box | None, list[str
     Raises:
         VideoError: if a box is malformed or lies outside of the picture.
     """
-    found = boxes if isinstance(boxes, list) else [boxes]
-    if found and isinstance(found[0], list):
-        found = found[0]
-    parsed = [(_box(box, rows, columns), box) for box in found]
-    faces = [box for box, given in parsed if given.get("label") == "face"] or [box for box, _ in parsed]
+    parsed = [(_box(given, rows, columns), _is_face(given)) for given in _of_first_image(boxes)]
+    faces = [box for box, is_face in parsed if is_face] or [box for box, _ in parsed]
     if not faces:
         return None, ["no face was found in the start image, so it is cropped without one."]
     notes = [f"{len(faces)} boxes were given; the largest is followed."] if len(faces) > 1 else []
     return max(faces, key=lambda box: box.width * box.height), notes
 
 
+def _of_first_image(boxes: Boxes) -> Sequence[object]:
+    """The boxes of the first image as they came: nothing is known yet of what another pack put into them."""
+    if not isinstance(boxes, list):
+        return [boxes]
+    first = boxes[0] if boxes else None
+    return first if isinstance(first, list) else boxes
+
+
+def _is_face(given: object) -> bool:
+    return isinstance(given, dict) and given.get("label") == "face"
+
+
 def _box(given: object, rows: int, columns: int) -> Box:
     names = ("x", "y", "width", "height")
-    values = [given.get(name) for name in names] if isinstance(given, dict) else []
-    if not values or not all(isinstance(value, int | float) and isfinite(value) for value in values):
+    said = [given.get(name) for name in names] if isinstance(given, dict) else []
+    values = [value for value in said if isinstance(value, int | float) and isfinite(value)]
+    if len(values) != len(names):
         raise VideoError(
             f"A face box is {str(given)[:100]}, expected x, y, width and height in pixels. Connect the output bboxes "
             f"of a detection node."

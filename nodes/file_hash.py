@@ -1,4 +1,7 @@
-"""sha256 of model files without waiting for it: a 26 GB file takes half a minute, which loading and sampling hide."""
+"""What tells a model file from another one: its size and time at once, its sha256 in the background.
+
+The sha256 of a 26 GB file takes half a minute, which loading and sampling hide.
+"""
 
 import logging
 import os
@@ -6,9 +9,23 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
-from ..magicdistill_core.checkpoint import file_sha256
+import folder_paths
+
+from ..magicdistill_core.hashes import file_sha256
 
 LOGGER = logging.getLogger(__name__)
+
+
+def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
+    """Size and time of a model file: a node that loads it runs again after it was exported anew.
+
+    A name that comes from another node is not known when ComfyUI asks (None): such a node runs again by its name alone.
+    """
+    path = folder_paths.get_full_path(folder, name) if name is not None else None
+    if path is None:
+        return (0, 0)
+    status = os.stat(path)
+    return (status.st_size, status.st_mtime_ns)
 
 
 class BackgroundHash:

@@ -13,8 +13,10 @@ from ..magicdistill_core.families import family_named
 from ..magicdistill_core.families.base import Family
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.recipe import Recipe
-from .attached import Attached, attach, attached_to, check_prompt_fits, file_stamp, known_family, recipe_said, report
+from .attachments import Attached, attach, attached_to, check_prompt_fits, known_family
+from .file_hash import file_stamp
 from .low_rank import apply_lora, fit_lora
+from .reporting import recipe_said, report
 from .token_replace import apply_release
 
 

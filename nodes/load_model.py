@@ -14,22 +14,19 @@ from comfy_api.latest import io
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from torch import Tensor
 
-from ..magicdistill_core.checkpoint import (
-    NULL_POOLED_KEY,
-    NULL_TEXT_KEY,
-    Checkpoint,
-    parse_checkpoint,
-    read_metadata,
-)
+from ..magicdistill_core.checkpoint import Checkpoint, parse_checkpoint
 from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.files import enough_memory
+from ..magicdistill_core.null_prompt import NULL_POOLED_KEY, NULL_TEXT_KEY
 from ..magicdistill_core.recipe import Recipe
+from ..magicdistill_core.safetensors_file import read_metadata
 from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
-from .attached import Attached, attach, attached_to, check_prompt_fits, file_stamp, recipe_said, report
-from .file_hash import background_hash
+from .attachments import Attached, attach, attached_to, check_prompt_fits
+from .file_hash import background_hash, file_stamp
+from .reporting import recipe_said, report
 from .token_replace import apply_release
 
 _FROM_FILE = "from the file"

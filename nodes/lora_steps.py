@@ -7,10 +7,12 @@ from comfy_api.latest import io
 
 from ..magicdistill_core.errors import ConfigError
 from ..magicdistill_core.lora_schedule import parse_strengths, strength_at
-from .attached import attached_to, file_stamp, report
+from .attachments import attached_to
+from .file_hash import file_stamp
 from .lora_beside import beside_hook, weights_are_fixed
 from .lora_keyframes import StepKeyframes
 from .low_rank import FittedLora, fit_lora
+from .reporting import report
 from .run_record import note_lora
 
 _SHOWN = 12

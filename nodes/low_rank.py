@@ -15,7 +15,7 @@ from ..magicdistill_core.families import family_named, hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture
 from ..magicdistill_core.layouts.modules import listing
 from ..magicdistill_core.lora_file import LoraFile, load_lora_for
-from .attached import attached_to, known_family
+from .attachments import attached_to, known_family
 
 NETWORK = "diffusion_model."
 

@@ -3,6 +3,7 @@
 import torch
 from comfy_api.latest import io
 
+from ..magicdistill_core.geometry import SIDE_MULTIPLE
 from ..magicdistill_core.pocket.files import SIZE
 
 
@@ -33,7 +34,7 @@ class PocketPortrait(io.ComfyNode):
                     default=SIZE,
                     min=32,
                     max=1024,
-                    step=16,
+                    step=SIDE_MULTIPLE,
                     tooltip="Width and height in pixels, 32 to 1024. The pocket model was trained at 96; change it "
                     "with the size of the video.",
                 ),

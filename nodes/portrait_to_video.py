@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ..magicdistill_core.families.hunyuan_video import ARCHITECTURE as HUNYUAN_VIDEO
 from ..magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
-from ..magicdistill_core.video import crop_note, resize_crop
-from .attached import attached_to, report
+from ..magicdistill_core.geometry import SIDE_MULTIPLE
+from ..magicdistill_core.media.video import crop_note, resize_crop
+from .attachments import attached_to
 from .face_box import Boxes, face_in
+from .reporting import report
 from .start_image import check_vae, encode_start, family_taking_images, null_prompt
 from .video_size import FIT_IMAGE, FROM_RECIPE, Wish, choose_size
 
@@ -60,7 +62,7 @@ class PortraitToVideo(io.ComfyNode):
                     default=0,
                     min=0,
                     max=8192,
-                    step=16,
+                    step=SIDE_MULTIPLE,
                     tooltip="Pixels, a multiple of 16, up to 8192; 0 leaves it to resolution. Change it for another "
                     "aspect; far from the training size faces suffer.",
                 ),
@@ -69,7 +71,7 @@ class PortraitToVideo(io.ComfyNode):
                     default=0,
                     min=0,
                     max=8192,
-                    step=16,
+                    step=SIDE_MULTIPLE,
                     tooltip="Pixels, a multiple of 16, up to 8192; 0 leaves it to resolution. Change it together with "
                     "width.",
                 ),

@@ -19,10 +19,12 @@ from comfy.taesd.taehv import TAEHV
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..magicdistill_core.families.hunyuan_video import HEAD_DIM, SPACE_STRIDE, TIME_STRIDE
+from ..magicdistill_core.families.hunyuan_video import HEAD_DIM
+from ..magicdistill_core.geometry import SPACE_STRIDE, TIME_STRIDE
 from ..magicdistill_core.pocket import files
 from ..magicdistill_core.sizes import USUAL_SIZES
-from .attached import LOGGER, attached_to, known_family
+from .attachments import attached_to, known_family
+from .reporting import LOGGER
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 _MAX_FRAMES = 33

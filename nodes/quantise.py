@@ -10,7 +10,8 @@ from comfy_api.latest import io
 
 from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.quantise import quantise_file
-from .attached import file_stamp, report
+from .file_hash import file_stamp
+from .reporting import report
 
 _FOLDER = "diffusion_models"
 _SUFFIX = "_int8.safetensors"

@@ -7,8 +7,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..magicdistill_core.branch import A_STRONG, A_WEAK
-from .attached import attach, attached_to, file_stamp, report
+from .attachments import attach, attached_to
+from .file_hash import file_stamp
 from .low_rank import FittedLora, apply_lora, fit_lora
+from .reporting import report
 
 
 class RealFakeLora(io.ComfyNode):

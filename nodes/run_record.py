@@ -10,8 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..magicdistill_core.lora_schedule import strength_at
-from .attached import attached_to, known_family
-from .few_step import Settings
+from .attachments import attached_to, known_family
+from .sampling_settings import Settings
 
 _LORAS = "magicdistill_loras"
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"

@@ -8,19 +8,12 @@ from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise
 
 from ..magicdistill_core.flow import few_step_sigmas
-from .attached import report
-from .few_step import (
-    check_start_image,
-    embedded_guidance,
-    few_step_sampler,
-    said_of,
-    sampler_input,
-    settings_for,
-    shift_input,
-    steps_input,
-)
+from .native_sampler import few_step_sampler
 from .previews import prepare_callback
+from .reporting import report
 from .run_record import run_record
+from .sampling_checks import check_start_image, embedded_guidance
+from .sampling_settings import said_of, sampler_input, settings_for, shift_input, steps_input
 
 
 class FewStepSampler(io.ComfyNode):

@@ -4,8 +4,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..magicdistill_core.flow import few_step_sigmas
-from .attached import report
-from .few_step import few_step_sampler, said_of, sampler_input, settings_for, shift_input, steps_input
+from .native_sampler import few_step_sampler
+from .reporting import report
+from .sampling_settings import said_of, sampler_input, settings_for, shift_input, steps_input
 
 
 class FewStepSigmas(io.ComfyNode):

@@ -16,11 +16,11 @@ from comfy.cli_args import args
 from comfy_api.latest import Input, InputImpl, io, ui
 from torch import Tensor
 
-from ..magicdistill_core.audio import Audio, read_audio, waveform_audio
 from ..magicdistill_core.errors import VideoError
-from ..magicdistill_core.video import read_video
-from ..magicdistill_core.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
-from .attached import report
+from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
+from ..magicdistill_core.media.video import read_video
+from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
+from .reporting import report
 
 _FORMATS = {format.title: format for format in FORMATS if format.available}
 _RECORD_TAG = "magicdistill"
@@ -33,7 +33,7 @@ class _Clip(NamedTuple):
     """What is to be written: frames in one pass, how many if that is known, their rate and their own sound."""
 
     frames: Iterator[Tensor]
-    count: int | None
+    total: int | None
     width: int
     height: int
     rate: Fraction
@@ -230,7 +230,7 @@ def _sound(audio: Input.Audio) -> Audio:
 
 def _write(clip: _Clip, writers: list[VideoWriter]) -> int:
     """Write every frame to every file; how many held values that are no numbers."""
-    bar = comfy.utils.ProgressBar(clip.count or 1)
+    bar = comfy.utils.ProgressBar(clip.total or 1)
     broken = 0
     for number, frame in enumerate(clip.frames, start=1):
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -238,7 +238,7 @@ def _write(clip: _Clip, writers: list[VideoWriter]) -> int:
             frame, broken = torch.nan_to_num(frame, nan=0.0), broken + 1
         for writer in writers:
             writer.add(frame)
-        bar.update_absolute(number, clip.count or number)
+        bar.update_absolute(number, clip.total or number)
     return broken
 
 

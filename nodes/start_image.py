@@ -17,9 +17,9 @@ from torch import Tensor
 from ..magicdistill_core.errors import CheckpointError
 from ..magicdistill_core.families import hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture, Family
-from ..magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, latent_shape
+from ..magicdistill_core.geometry import LATENT_CHANNELS, latent_shape
 from ..magicdistill_core.sizes import VideoSize
-from .attached import attached_to, known_family
+from .attachments import attached_to, known_family
 
 _GRAY = 0.5
 

@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicdistill_core.errors import CheckpointError
-from .attached import report
+from .reporting import report
 
 IMAGE_STRIDE = 4
 TEXT_TOKENS = 256

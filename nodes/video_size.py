@@ -5,9 +5,9 @@ from math import isfinite
 
 from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.families.base import Family
-from ..magicdistill_core.families.hunyuan_video import SIDE_MULTIPLE, check_geometry
+from ..magicdistill_core.geometry import check_geometry, nearest_length, nearest_side
 from ..magicdistill_core.recipe import Recipe
-from ..magicdistill_core.sizes import USUAL_SIZES, VideoSize, best_bucket, nearest_length
+from ..magicdistill_core.sizes import USUAL_SIZES, VideoSize, best_bucket
 
 FROM_RECIPE, FIT_IMAGE = "recipe", "fit the image"
 
@@ -68,11 +68,8 @@ def choose_size(
 
 def _fitted(wish: Wish, own: VideoSize, rows: int, columns: int) -> tuple[int, int]:
     """Width and height of the image's aspect, a side that is set staying as it is."""
-
-    def side(exact: float) -> int:
-        return max(SIDE_MULTIPLE, round(exact / SIDE_MULTIPLE) * SIDE_MULTIPLE)
-
     if wish.width or wish.height:
-        return wish.width or side(wish.height * columns / rows), wish.height or side(wish.width * rows / columns)
+        width = wish.width or nearest_side(wish.height * columns / rows)
+        return width, wish.height or nearest_side(wish.width * rows / columns)
     height, width = best_bucket(rows, columns, own.width * own.height)
     return width, height

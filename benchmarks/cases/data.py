@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.families.base import StartImage
-from magicdistill_core.families.hunyuan_video import frames_to_unit
+from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.taehv import TAEHV
 from train.data.dataset import DatasetIndex, LatentDataset, LatentWriter
 
@@ -79,7 +79,7 @@ def _store_and_read(bench: Bench, folder: Path) -> None:
 def _prepare(bench: Bench, folder: Path) -> None:
     """`magicdistill prepare` on synthetic clips, and its decoding, cutting and resizing alone."""
     # Both need PyAV.
-    from magicdistill_core.video_writing import write_video
+    from magicdistill_core.media.video_writing import write_video
     from train.data.prepare import WindowGeometry, prepare, windows
 
     clip = bench.sizes.medium

@@ -1,4 +1,4 @@
-"""HunyuanVideo: geometry of its latents, its ways of taking a start image, and what its weights say of its size.
+"""HunyuanVideo: the scale of its latents, its ways of taking a start image, and what its weights say of its size.
 
 Magic 1-For-1's teachers are of this family's concat kind: they differ in the file (see `wrappers`), not in the network.
 """
@@ -7,22 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from ..errors import CheckpointError, VideoError
+from ..errors import CheckpointError
+from ..geometry import LATENT_CHANNELS, PATCH
 from ..layouts.hunyuan_video import HUNYUAN_VIDEO
 from .base import Architecture, Family, StartImage
 
-LATENT_CHANNELS = 16
 # cat[noisy latent, image latent, mask] (Magic 1-For-1, Sec. 3; HunyuanVideo-I2V "concat").
 CONCAT_CHANNELS = 2 * LATENT_CHANNELS + 1
 # The network's latents are this times the VAE's raw ones; ComfyUI's LATENT holds raw ones.
 LATENT_SCALE = 0.476986
-TIME_STRIDE = 4
-SPACE_STRIDE = 8
-PATCH = 2
-SIDE_MULTIPLE = SPACE_STRIDE * PATCH
 HEAD_DIM = 128
 ROPE_AXES = (16, 56, 56)
 ROPE_THETA = 256.0
@@ -57,32 +52,6 @@ class NetworkShape:
         }
 
 
-def check_geometry(frames: int, height: int, width: int) -> None:
-    """Refuse video sizes that the VAE and the patches cannot hold.
-
-    Raises:
-        VideoError: unless frames = 4n + 1 and both sides are positive multiples of 16.
-    """
-    if frames < 1 or (frames - 1) % TIME_STRIDE:
-        lower = max(1, (frames - 1) // TIME_STRIDE * TIME_STRIDE + 1)
-        raise VideoError(
-            f"{frames} frames cannot be encoded: the VAE takes 4n + 1 frames. Use {lower} or {lower + TIME_STRIDE}."
-        )
-    for name, side in (("height", height), ("width", width)):
-        if side < SIDE_MULTIPLE or side % SIDE_MULTIPLE:
-            near = max(SIDE_MULTIPLE, round(side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
-            raise VideoError(
-                f"A {name} of {side} pixels does not fit: sides must be multiples of {SIDE_MULTIPLE} "
-                f"(VAE stride 8, patch 2). The nearest that fits is {near}: use that."
-            )
-
-
-def latent_shape(frames: int, height: int, width: int, batch: int = 1) -> tuple[int, int, int, int, int]:
-    """`(B, 16, T, H, W)` of the latent of a video; geometry errors as in `check_geometry`."""
-    check_geometry(frames, height, width)
-    return (batch, LATENT_CHANNELS, (frames - 1) // TIME_STRIDE + 1, height // SPACE_STRIDE, width // SPACE_STRIDE)
-
-
 def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
     """The 17 channels that are concatenated behind the noisy latent: image latent, then mask (Magic 1-For-1, Sec. 3).
 
@@ -100,16 +69,6 @@ def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
     mask = image_latent_BC1HW.new_zeros(batch, 1, latent_frames, height, width)
     mask[:, :, :1] = 1
     return torch.cat([image, mask], dim=1)
-
-
-def frames_to_unit(frames_THWC: Tensor) -> Tensor:
-    """uint8 frames `[T, H, W, 3]` as float `[1, T, 3, H, W]` in [0, 1]: what a VAE's encode takes."""
-    return rearrange(frames_THWC, "t h w c -> 1 t c h w").float() / 255
-
-
-def unit_to_frames(video_BTCHW: Tensor) -> Tensor:
-    """A decoded video `[1, T, 3, H, W]` in [0, 1] as uint8 frames `[T, H, W, 3]`."""
-    return rearrange((video_BTCHW.float().clamp(0, 1) * 255).round().to(torch.uint8), "1 t c h w -> t h w c")
 
 
 def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..geometry import LATENT_CHANNELS, PATCH, TIME_STRIDE
 from ..layouts.wan import WAN
 from .base import Architecture, Family, StartImage
 
-LATENT_CHANNELS = 16
-MASK_CHANNELS = 4  # one for each of the four frames that a latent frame stands for
+MASK_CHANNELS = TIME_STRIDE  # one for each of the four frames that a latent frame stands for
 IMAGE_CHANNELS = 2 * LATENT_CHANNELS + MASK_CHANNELS
 HEAD_DIM = 128
-PATCH = 2
 TEXT_TOKENS = 512  # prompts are padded with zeros to as many, and the network sees the padding
 FEATURE_SHAPE = (257, 1280)  # of CLIP ViT-H's last hidden layer but one: a class token and 16 x 16 patches
 # Of the VAE's latents, by channel: the network sees (latent - mean) / std.

@@ -1,13 +1,12 @@
 """The head of a pocket portrait: skin, ears, eyes, brows, nose, mouth, beard, glasses, and the hair in front."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 
 from .painting import Array, Canvas, Window, cover, falloff
 from .portrait import PortraitSpec
+from .pose import Pose
 
 _MOUTH_DARK = (0.22, 0.06, 0.07)
 _TEETH = (0.95, 0.93, 0.89)
@@ -16,28 +15,15 @@ _EYE_WHITE = (0.97, 0.96, 0.95)
 
 
 @dataclass(frozen=True)
-class Pose:
-    """Where the head is and what the face does, each ``[T, 1, 1]``. Units as in :mod:`.portrait`."""
-
-    x: Array
-    y: Array
-    roll: Array
-    yaw: Array
-    pitch: Array
-    gaze_x: Array
-    gaze_y: Array
-    brow: Array
-    mouth: Array
-    rounding: Array
-    blink: Array
-
-
-@dataclass(frozen=True)
 class Patch:
-    """A window of the canvas with every pixel's place on the head, each ``[T, h, w]``.
+    """A window of the canvas with every pixel's place on the head, each `[T, h, w]`.
 
-    ``u, v`` are head coordinates, ``fu, fv`` the same on the unturned face, ``radius`` is the outline's radius
-    function, ``skin`` the coverage of the head, ``px`` a pixel's side in head units.
+    Attributes:
+        u, v: head coordinates.
+        fu, fv: the same on the unturned face.
+        radius: the outline's radius function.
+        skin: the coverage of the head.
+        px: a pixel's side in head units.
     """
 
     u: Array
@@ -49,8 +35,8 @@ class Patch:
     px: float
     window: Window
 
-    def band(self, low: float, high: float, half_width: float) -> Patch:
-        """The smaller patch that holds the face between heights ``low`` and ``high``, pitch included."""
+    def band(self, low: float, high: float, half_width: float) -> "Patch":
+        """The smaller patch that holds the face between heights `low` and `high`, pitch included."""
         margin = 0.18
         rows = _covered(self.v, (0, 2), low - margin, high + margin)
         columns = _covered(self.u, (0, 1), -half_width, half_width)
@@ -73,7 +59,7 @@ def _covered(values: Array, axes: tuple[int, int], low: float, high: float) -> s
 
 
 def head_outline(spec: PortraitSpec, pose: Pose, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """The head's radius function ``r - 1`` (negative inside) and the normalised (u, v) it is the radius of.
+    """The head's radius function `r - 1` (negative inside) and the normalised (u, v) it is the radius of.
 
     The jaw narrows or squares the lower half, and an open mouth pulls the chin down.
     """
@@ -85,7 +71,11 @@ def head_outline(spec: PortraitSpec, pose: Pose, u: Array, v: Array) -> tuple[Ar
 
 
 def draw_face(canvas: Canvas, spec: PortraitSpec, pose: Pose, head: tuple[Array, Array]) -> None:
-    """Paint the head in front of the body. ``head`` are :meth:`Canvas.in_head` coordinates of the whole canvas."""
+    """Paint the head in front of the body.
+
+    Args:
+        head: the `in_head` coordinates of the whole canvas.
+    """
     reach = 1.3 * spec.head_size
     window = canvas.window(_spread(pose.y, reach, 1.35 * spec.head_size), _spread(pose.x, reach, reach))
     u, v = (part[:, window[0], window[1]] for part in head)
@@ -117,7 +107,7 @@ def draw_face(canvas: Canvas, spec: PortraitSpec, pose: Pose, head: tuple[Array,
 def _unturned(spec: PortraitSpec, pose: Pose, u: Array, v: Array) -> tuple[Array, Array]:
     """Each pixel's place on the unturned face: the face is painted on a cylinder, so yaw is a shift of the angle.
 
-    Behind the ears (an angle beyond a quarter turn) ``fu`` keeps growing past the head's half width.
+    Behind the ears (an angle beyond a quarter turn) `fu` keeps growing past the head's half width.
     """
     width = spec.head_width
     depth = np.sqrt(np.clip(width**2 - u * u, 0, None))

@@ -1,35 +1,30 @@
 """A stack of frames to paint soft-edged shapes on."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from .portrait import PortraitSpec
-
-if TYPE_CHECKING:
-    from .face import Pose
 
 Array = npt.NDArray[Any]
 Window = tuple[slice, slice]
 
 
 def cover(distance: Array, softness: Array | float) -> Array:
-    """Coverage of a shape given its signed distance (negative inside): a linear ramp ``softness`` wide, which is the
-    box-filter antialiasing of a straight edge when ``softness`` is one pixel."""
+    """Coverage of a shape given its signed distance (negative inside): a linear ramp `softness` wide.
+
+    When `softness` is one pixel, this is the box-filter antialiasing of a straight edge.
+    """
     return np.clip(0.5 - distance / softness, 0.0, 1.0, dtype=np.float32)
 
 
 def falloff(distance: Array, width: Array | float) -> Array:
-    """A bell around distance 0 that is exactly 0 beyond ``2 * width``: cheap soft shading."""
+    """A bell around distance 0 that is exactly 0 beyond `2 * width`: cheap soft shading."""
     inner = np.clip(1.0 - (distance / (2.0 * width)) ** 2, 0.0, 1.0, dtype=np.float32)
     return inner * inner
 
 
 class Canvas:
-    """RGB frames in linear arithmetic on display values: planar float32 ``[3, T, H, W]`` in [0, 1]."""
+    """RGB frames in linear arithmetic on display values: planar float32 `[3, T, H, W]` in [0, 1]."""
 
     def __init__(self, frames: int, size: int) -> None:
         centers = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
@@ -51,17 +46,11 @@ class Canvas:
         return span(rows), span(columns)
 
     def shifted(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Picture coordinates seen by something that has moved by (x, y): ``[T, 1, W]`` and ``[T, H, 1]``."""
+        """Picture coordinates seen by something that has moved by (x, y): `[T, 1, W]` and `[T, H, 1]`."""
         return self.x - x, self.y - y
 
-    def in_head(self, pose: Pose, spec: PortraitSpec) -> tuple[Array, Array]:
-        """Head coordinates (u, v) of every pixel of every frame: moved, rolled and scaled, not turned."""
-        dx, dy = self.x - pose.x, self.y - pose.y
-        cosine, sine = np.cos(pose.roll) / spec.head_size, np.sin(pose.roll) / spec.head_size
-        return dx * cosine + dy * sine, dy * cosine - dx * sine
-
     def paint_gradient(self, along: Array, near: tuple[float, ...], far: tuple[float, ...]) -> None:
-        """Fill everything: ``near`` where ``along`` is 0, ``far`` where it is 1."""
+        """Fill everything: `near` where `along` is 0, `far` where it is 1."""
         for channel in range(3):
             self.rgb[channel] = near[channel] + (far[channel] - near[channel]) * along
 
@@ -73,7 +62,7 @@ class Canvas:
             target += alpha * (np.float32(color[channel]) - target)
 
     def paint_shaded(self, alpha: Array, color: tuple[float, ...], shade: Array, window: Window | None = None) -> None:
-        """Blend ``color * shade`` over what is there; shadows lean to the warm side as they do on skin and cloth."""
+        """Blend `color * shade` over what is there; shadows lean to the warm side as they do on skin and cloth."""
         rows, columns = window or self._whole
         for channel, warmth in enumerate((0.06, 0.0, -0.05)):
             target = self.rgb[channel, :, rows, columns]
@@ -81,12 +70,12 @@ class Canvas:
             target += alpha * (lit - target)
 
     def multiply(self, alpha: Array, factors: tuple[float, ...], window: Window | None = None) -> None:
-        """Tint what is there: ``factors`` per channel at full ``alpha``."""
+        """Tint what is there: `factors` per channel at full `alpha`."""
         rows, columns = window or self._whole
         for channel in range(3):
             self.rgb[channel, :, rows, columns] *= 1 + alpha * np.float32(factors[channel] - 1)
 
     def to_uint8(self) -> npt.NDArray[np.uint8]:
-        """``[T, H, W, 3]``."""
+        """The frames as `[T, H, W, 3]`."""
         bounded = np.clip(self.rgb, 0.0, 1.0) * 255.0 + 0.5
         return np.ascontiguousarray(bounded.astype(np.uint8).transpose(1, 2, 3, 0))

@@ -1,11 +1,9 @@
 """What a pocket portrait is made of: a person, their clothes, the place, the light, and how they move.
 
-A :class:`PortraitSpec` is plain numbers, sampled once from a seeded generator. :mod:`.render` turns it into pixels.
+A `PortraitSpec` is plain numbers, sampled once from a seeded generator. `render` turns it into pixels.
 Lengths on the face are in head units: the skull's top is at v = -1, the chin at v = +1, the nose points at u = 0.
 Positions in the picture are in half-image units: the picture spans [-1, 1] in x and in y, y down.
 """
-
-from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
@@ -50,7 +48,7 @@ COLLARS = ("crew", "vee", "shirt")
 
 @dataclass(frozen=True)
 class Wave:
-    """A smooth pseudo-random signal: a sum of two sinusoids. ``at(t)`` takes seconds, peaks at about ``amplitude``."""
+    """A smooth pseudo-random signal: a sum of two sinusoids. `at(t)` takes seconds, peaks at about `amplitude`."""
 
     amplitude: float
     hertz: float
@@ -90,7 +88,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Place:
-    """The background: a two-colour gradient along ``angle``, and soft discs (x, y, radius, softness, opacity)."""
+    """The background: a two-colour gradient along `angle`, and soft discs (x, y, radius, softness, opacity)."""
 
     near: Color
     far: Color
@@ -227,8 +225,11 @@ def _sample_place(rng: np.random.Generator) -> Place:
 
 
 def sample_portrait(generator: np.random.Generator) -> PortraitSpec:
-    """Draw a person, a place, a light and a motion from ``generator`` (numpy's, so that a seed means the same
-    portrait in every process)."""
+    """Draw a person, a place, a light and a motion.
+
+    Args:
+        generator: numpy's, so that a seed means the same portrait in every process.
+    """
     rng = generator
     skin = _palette(rng, _SKIN)
     weights = np.asarray(_HAIR_WEIGHT) / np.sum(_HAIR_WEIGHT)

@@ -6,15 +6,14 @@ Everything is float32 numpy, vectorised over frames, and single-threaded, so a s
 The default clip is 17 frames at 24 frames a second: swaying, blinking, looking about and speaking.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
-from .face import Pose, draw_face
+from .face import draw_face
 from .files import SIZE
 from .painting import Array, Canvas, cover, falloff
 from .portrait import Motion, PortraitSpec, sample_portrait
+from .pose import Pose, in_head
 
 FRAMES_PER_SECOND = 24
 DEFAULT_FRAMES = 17
@@ -22,14 +21,15 @@ DEFAULT_SIZE = SIZE
 
 
 def portrait_clip(seed: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """The clip that belongs to ``seed``: uint8 ``[frames, size, size, 3]``."""
+    """The clip that belongs to `seed`: uint8 `[frames, size, size, 3]`."""
     return render_portrait(sample_portrait(np.random.default_rng(seed)), frames, size)
 
 
 def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """Draw ``frames`` consecutive frames of ``spec``: uint8 ``[frames, size, size, 3]``, RGB.
+    """Draw `frames` consecutive frames of `spec`: uint8 `[frames, size, size, 3]`, RGB.
 
-    Raises ValueError if ``frames`` or ``size`` is too small to show a face.
+    Raises:
+        ValueError: if `frames` or `size` is too small to show a face.
     """
     if frames < 1 or size < 16:
         raise ValueError(
@@ -40,7 +40,7 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
     canvas = Canvas(frames, size)
     _draw_background(canvas, spec)
     body = canvas.shifted(0.35 * pose.x, 0.25 * pose.y)
-    head = canvas.in_head(pose, spec)
+    head = in_head(canvas, pose, spec)
     _draw_back_hair(canvas, spec, head)
     _draw_body(canvas, spec, pose, body)
     draw_face(canvas, spec, pose, head)
@@ -48,7 +48,7 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
 
 
 def _pose(spec: PortraitSpec, seconds: np.ndarray) -> Pose:
-    """Every moving quantity at every frame, each ``[T, 1, 1]``."""
+    """Every moving quantity at every frame, each `[T, 1, 1]`."""
     motion = spec.motion
 
     def column(values: np.ndarray) -> Array:
@@ -114,7 +114,7 @@ def _draw_back_hair(canvas: Canvas, spec: PortraitSpec, head: tuple[Array, Array
 
 
 def _draw_body(canvas: Canvas, spec: PortraitSpec, pose: Pose, body: tuple[Array, Array]) -> None:
-    """Neck, shoulders and collar. ``body`` are picture coordinates that follow the head a little."""
+    """Neck, shoulders and collar. `body` are picture coordinates that follow the head a little."""
     x, y = body
     px = canvas.pixel
     base = spec.shoulder_level

@@ -16,9 +16,10 @@ from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file, save_file
 
 from magicdistill_core.branch import LowRank
-from magicdistill_core.checkpoint import file_sha256, save_checkpoint
+from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import Family, NullPrompt
 from magicdistill_core.families.hunyuan_video import CONCAT, CONCAT_CHANNELS, TEXT_ONLY, NetworkShape
+from magicdistill_core.hashes import file_sha256
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file

@@ -18,8 +18,8 @@ from magicdistill_core.families.hunyuan_video import LATENT_SCALE, TOKEN_REPLACE
 from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, TEXT_TOKENS
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.media.video import Box, resize_crop
 from magicdistill_core.taehv import TAEHV, load_taehv
-from magicdistill_core.video import Box, resize_crop
 
 from .batches import WAN_SHAPE
 

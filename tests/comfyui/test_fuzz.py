@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE, NetworkShape
-from magicdistill_core.video_writing import write_video
+from magicdistill_core.media.video_writing import write_video
 
 from . import bad_files, bad_prompts
 from .bad_prompts import Case

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicdistill_core.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.quantise import QUANTISATION_KEY, Quantised, quantise_file
+from magicdistill_core.safetensors_file import read_metadata
 
 HIDDEN = 256
 # So many blocks that they are most of the network, as in the releases.

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicdistill_core.checkpoint import file_sha256
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.hashes import file_sha256
 from magicdistill_core.taehv import TAEHV
 
 from .prompts import SAMPLED, Prompt, changed

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from magicdistill_core.audio import waveform_audio
+from magicdistill_core.media.audio import waveform_audio
+from magicdistill_core.media.video import read_tags, read_video
+from magicdistill_core.media.video_writing import FORMATS, MP4, MP4_10_BIT, PRORES, WEBM, WEBP, write_video
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.video import read_tags, read_video
-from magicdistill_core.video_writing import FORMATS, MP4, MP4_10_BIT, PRORES, WEBM, WEBP, write_video
 
 # Braces that do not match: what looks for the end of a tag by counting them must not be misled.
 WORKFLOW = {"nodes": [{"id": 1, "type": "Note", "widgets_values": ['a "{" and {{ and \\"{']}], "links": []}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from magicdistill_core.video_writing import FORMATS, VideoFormat
+from magicdistill_core.media.video_writing import FORMATS, VideoFormat
 
 TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".webm": "video/webm", ".webp": "image/webp"}
 

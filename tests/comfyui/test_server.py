@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
+from magicdistill_core.media.video import read_video
 from magicdistill_core.pocket import files
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.video import read_video
 
 from .prompts import CHAIN, Prompt, changed
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from magicdistill_core.taehv import LATENT_SCALE, TAEHV, load_taehv
+from magicdistill_core.families.hunyuan_video import LATENT_SCALE
+from magicdistill_core.taehv import TAEHV, load_taehv
 
 _STOCK = """
 import sys

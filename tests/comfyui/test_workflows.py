@@ -24,8 +24,8 @@ from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import save_lora
+from magicdistill_core.media.video import read_tags
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.video import read_tags
 from train.comfyui.workflows import models
 from train.comfyui.workflows.models import ModelFile
 from train.comfyui.workflows.prompt import NOTES, to_prompt

@@ -10,16 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magicdistill_core.checkpoint import (
-    Checkpoint,
-    file_sha256,
-    load_checkpoint,
-    read_header,
-    read_metadata,
-    read_tensors,
-)
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.hashes import file_sha256
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import file_to_diffusers
 from magicdistill_core.layouts.wan import WAN
@@ -32,6 +26,7 @@ from magicdistill_core.quantise import (
     save_quantised,
 )
 from magicdistill_core.recipe import Recipe
+from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
-from magicdistill_core.families.hunyuan_video import check_geometry
-from magicdistill_core.sizes import USUAL_SIZES, best_bucket, buckets, kept_share, nearest_length
+from magicdistill_core.geometry import check_geometry
+from magicdistill_core.sizes import USUAL_SIZES, best_bucket, buckets, kept_share
 
 AREA = 960 * 544
 
@@ -59,14 +59,6 @@ def test_kept_share_is_the_share_of_the_largest_region_of_the_aspect() -> None:
     assert kept_share(100, 200, 50, 50) == pytest.approx(0.5)
     assert kept_share(200, 100, 50, 50) == pytest.approx(0.5)
     assert kept_share(90, 160, 9, 16) == 1
-
-
-@pytest.mark.parametrize(
-    ("frames", "expected"), [(0.1, 1), (1, 1), (2.9, 1), (3.1, 5), (48, 49), (120, 121), (80.4, 81), (129, 129)]
-)
-def test_lengths_go_to_the_nearest_4n_plus_1(frames: float, expected: int) -> None:
-    assert nearest_length(frames) == expected
-    assert abs(expected - frames) <= 2
 
 
 def test_usual_sizes_are_possible() -> None:

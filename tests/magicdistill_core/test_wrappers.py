@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magicdistill_core.checkpoint import is_lora, load_checkpoint, parse_checkpoint
+from magicdistill_core.checkpoint import load_checkpoint, parse_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.lora_file import is_lora
 from magicdistill_core.wrappers import read_pickle
 from train.networks.network import build_network
 

@@ -13,11 +13,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from magicdistill_core.checkpoint import NULL_POOLED_KEY, NULL_TEXT_KEY, save_checkpoint
+from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.null_prompt import NULL_POOLED_KEY, NULL_TEXT_KEY
 from magicdistill_core.recipe import Recipe
 from train.data.dataset import DatasetIndex, LatentWriter
 from train.networks.network import build_network

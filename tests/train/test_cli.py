@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magicdistill_core.video import read_video
-from magicdistill_core.video_writing import write_video
+from magicdistill_core.media.video import read_video
+from magicdistill_core.media.video_writing import write_video
 from train.data.dataset import LatentDataset
 
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from magicdistill_core.branch import A_STRONG, A_WEAK
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import ConfigError
-from magicdistill_core.families.hunyuan_video import CONCAT, LATENT_CHANNELS, TEXT_ONLY, network_shape
+from magicdistill_core.families.hunyuan_video import CONCAT, TEXT_ONLY, network_shape
+from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.objectives.supervision import Distance
 from magicdistill_core.widening import add_guidance_embedding, widen_to_image
 

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from magicdistill_core.checkpoint import explained_writing, write_safetensors
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.families import all_families
 from magicdistill_core.families.base import Family, StartImage
-from magicdistill_core.families.hunyuan_video import latent_shape
 from magicdistill_core.files import write_text
+from magicdistill_core.geometry import latent_shape
+from magicdistill_core.safetensors_file import explained_writing, write_safetensors
 
 logger = logging.getLogger(__name__)
 

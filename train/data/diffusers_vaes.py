@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import wan
-from magicdistill_core.families.hunyuan_video import (
-    ARCHITECTURE,
-    LATENT_CHANNELS,
-    SPACE_STRIDE,
-    TIME_STRIDE,
-    check_geometry,
-)
+from magicdistill_core.families.hunyuan_video import ARCHITECTURE
+from magicdistill_core.geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
 
 _ADVICE = "Expected the vae folder of a diffusers HunyuanVideo or Wan 2.1 model (config.json and safetensors weights)."
 

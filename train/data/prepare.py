@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.errors import VideoError
-from magicdistill_core.families.hunyuan_video import check_geometry, frames_to_unit
-from magicdistill_core.video import read_video, resize_crop
+from magicdistill_core.geometry import check_geometry, frames_to_unit
+from magicdistill_core.hashes import weights_sha256
+from magicdistill_core.media.video import read_video, resize_crop
 
 from .dataset import DatasetIndex, LatentWriter, StoredDtype
 from .start_images import StartImageEncoder, load_start_images

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from magicdistill_core.checkpoint import null_prompt_tensors, write_safetensors
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.null_prompt import null_prompt_tensors
+from magicdistill_core.safetensors_file import write_safetensors
 
 _INDEX = "model_index.json"
 _WAN_TOKENS = 512

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import read_metadata
+from magicdistill_core.safetensors_file import read_metadata
 from magicdistill_core.taehv import load_taehv
 
 

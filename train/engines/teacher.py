@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.families.base import NullPrompt
+from magicdistill_core.null_prompt import load_null_prompt
 from magicdistill_core.pocket.files import TEACHER
 
 from ..config.training import POCKET, TrainConfig

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicdistill_core.branch import merge
-from magicdistill_core.checkpoint import Checkpoint, is_lora, load_checkpoint, weights_sha256
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.lora_file import load_lora
+from magicdistill_core.hashes import weights_sha256
+from magicdistill_core.lora_file import is_lora, load_lora
 from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.geometry import SIDE_MULTIPLE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, portrait_clip
 
 from ..config.sections import Section
@@ -42,7 +43,9 @@ class RenderConfig(Section):
     clips: int = Field(4000, ge=1, description="Clips in the folder.")
     first_seed: int = Field(0, ge=0, description="Seed of the first clip; the others follow.")
     frames: int = Field(DEFAULT_FRAMES, ge=1, description="Frames of a clip.")
-    size: int = Field(DEFAULT_SIZE, ge=16, multiple_of=16, description="Width and height in pixels.")
+    size: int = Field(
+        DEFAULT_SIZE, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE, description="Width and height in pixels."
+    )
     shard_clips: int = Field(250, ge=1, description="Clips in a file.")
 
     @property

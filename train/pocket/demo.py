@@ -12,11 +12,11 @@ from torch import Tensor
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.base import StartImage
-from magicdistill_core.families.hunyuan_video import frames_to_unit, unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import frames_to_unit, latent_frames, unit_to_frames
+from magicdistill_core.media.video import contact_sheet
 from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.video import contact_sheet
 
 from ..config.reading import load_config
 from ..data.vae import Vae, load_vae
@@ -103,7 +103,7 @@ def _clip(vae: Vae, file: Path, start: Tensor, steps: int, seed: int = 0) -> Ten
         load_network(checkpoint),
         null_prompt_of(checkpoint),
         StartImage(vae.encode_image(frames_to_unit(start[None])[:, 0])),
-        (settings.frames - 1) // 4 + 1,
+        latent_frames(settings.frames),
         few_step_sigmas(steps, settings.shift),
         settings.sampler,
         seed,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import LATENT_CHANNELS, concat_condition
+from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.metrics.clips import latent_statistics, motion, sharpness
 from magicdistill_core.metrics.distances import energy_distance, frechet_distance
 from magicdistill_core.pocket.files import VAE

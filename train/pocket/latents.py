@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.families.base import StartImage
+from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
 

@@ -9,12 +9,13 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import Checkpoint, load_null_prompt
+from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import Velocity, add_noise, shift_sigma
 from magicdistill_core.metrics.clips import latent_statistics
 from magicdistill_core.metrics.distances import frechet_distance
+from magicdistill_core.null_prompt import load_null_prompt
 from magicdistill_core.objectives.flow_matching import flow_matching_loss
 from magicdistill_core.objectives.guidance import guided_velocity
 from magicdistill_core.recipe import Recipe

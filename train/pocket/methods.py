@@ -18,7 +18,8 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, LATENT_CHANNELS
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS
+from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.widening import widen_to_image
 

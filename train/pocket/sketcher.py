@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicdistill_core.taehv import SPATIAL_FACTOR, TAEHV, TEMPORAL_FACTOR, run_stack
+from magicdistill_core.geometry import SPACE_STRIDE, TIME_STRIDE
+from magicdistill_core.taehv import TAEHV, run_stack
 
 from .linear_start import fit_readout, pair_latents, silence_branches, start_encoder
 
@@ -19,23 +20,23 @@ class Sketcher(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vae = TAEHV()
-        self.pixels = nn.Conv2d(_SKETCH_WIDTH, TEMPORAL_FACTOR * 3 * SPATIAL_FACTOR**2, 1)
+        self.pixels = nn.Conv2d(_SKETCH_WIDTH, TIME_STRIDE * 3 * SPACE_STRIDE**2, 1)
 
     def sketch(self, latents: Tensor) -> Tensor:
-        """Frames ``[B, 4n + 1, 3, H, W]`` straight from the latents' own resolution."""
+        """Frames `[B, 4n + 1, 3, H, W]` straight from the latents' own resolution."""
         features = run_stack(self.vae.decoder[:SKETCH_LAYERS], latents.transpose(1, 2))
-        frames = F.pixel_shuffle(self.pixels(features.flatten(0, 1)), SPATIAL_FACTOR)
+        frames = F.pixel_shuffle(self.pixels(features.flatten(0, 1)), SPACE_STRIDE)
         frames = frames.reshape(latents.shape[0], -1, 3, *frames.shape[-2:])
-        return frames[:, TEMPORAL_FACTOR - 1 :]
+        return frames[:, TIME_STRIDE - 1 :]
 
 
 def with_front(frames: Tensor) -> Tensor:
     """Clips of 4n + 1 frames with the three copies of frame 0 that the autoencoder puts in front."""
-    return torch.cat([frames[:, :1].expand(-1, TEMPORAL_FACTOR - 1, -1, -1, -1), frames], dim=1)
+    return torch.cat([frames[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1), frames], dim=1)
 
 
 def start_sketcher(model: Sketcher, frames: Tensor) -> None:
-    """Start stage 1 as a linear codec fitted to ``frames [B, 4n + 1, 3, H, W]``."""
+    """Start stage 1 as a linear codec fitted to `frames [B, 4n + 1, 3, H, W]`."""
     padded = with_front(frames)
     start_encoder(model.vae, padded)
     pair_latents(model.vae.decoder[1])
@@ -43,8 +44,8 @@ def start_sketcher(model: Sketcher, frames: Tensor) -> None:
     silence_branches(first_level)
     with torch.no_grad():
         features = run_stack(first_level, model.vae.encode(frames).transpose(1, 2)).flatten(0, 1)
-        groups = padded.unflatten(1, (-1, TEMPORAL_FACTOR)).flatten(0, 1).flatten(1, 2)
-        fit_readout(model.pixels, features, F.pixel_unshuffle(groups, SPATIAL_FACTOR))
+        groups = padded.unflatten(1, (-1, TIME_STRIDE)).flatten(0, 1).flatten(1, 2)
+        fit_readout(model.pixels, features, F.pixel_unshuffle(groups, SPACE_STRIDE))
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
@@ -57,7 +58,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def normalise_latents(vae: TAEHV, clips: Tensor) -> None:
-    """Fold the latents' mean and deviation over ``clips`` into the encoder's last layer: exactly zero mean and unit
+    """Fold the latents' mean and deviation over `clips` into the encoder's last layer: exactly zero mean and unit
     variance per channel there. The decoder's first layer takes the inverse (up to the soft clamp between them)."""
     with torch.no_grad():
         samples = torch.cat([vae.encode(clip[None]) for clip in clips]).movedim(1, -1).flatten(0, -2)

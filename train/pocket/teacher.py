@@ -11,7 +11,8 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, LATENT_CHANNELS, NetworkShape
+from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, NetworkShape
+from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from magicdistill_core.families.hunyuan_video import unit_to_frames
+from magicdistill_core.geometry import SIDE_MULTIPLE, unit_to_frames
+from magicdistill_core.media.video import contact_sheet
 from magicdistill_core.taehv import TAEHV
-from magicdistill_core.video import contact_sheet
 
 from ..config.sections import OptimizerConfig, Positive
 from ..distributed import available_device
@@ -47,7 +47,12 @@ class CropConfig(StageConfig):
     """What both stages see and how they are measured."""
 
     batch: Positive = Field(3, description="Clips in an update.")
-    crop: int = Field(64, ge=16, multiple_of=16, description="Side of the square that is cut from a clip, in pixels.")
+    crop: int = Field(
+        64,
+        ge=SIDE_MULTIPLE,
+        multiple_of=SIDE_MULTIPLE,
+        description="Side of the square that is cut from a clip, in pixels.",
+    )
     frames: Positive = Field(9, description="Frames of a clip, 4n + 1.")
     edge_weight: Share = Field(0.5, description="Weight of the L1 distance of spatial gradients.")
     coarse_weight: Share = Field(0.5, description="Weight of the L1 distance of 4x reduced pictures.")

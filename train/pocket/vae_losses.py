@@ -10,7 +10,7 @@ from magicdistill_core.taehv import TAEHV
 def reconstruction_loss(
     made: Tensor, real: Tensor, edge_weight: float, coarse_weight: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weighted L1, edge L1 and coarse L1 of frames ``[B, T, 3, H, W]``."""
+    """Weighted L1, edge L1 and coarse L1 of frames `[B, T, 3, H, W]`."""
     error = made - real
     pixel = error.abs().mean()
     edge = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -20,7 +20,7 @@ def reconstruction_loss(
 
 
 def latent_loss(latents: Tensor) -> Tensor:
-    """Distance of the channels' mean from 0 and covariance from the identity, for latents ``[B, C, t, h, w]``."""
+    """Distance of the channels' mean from 0 and covariance from the identity, for latents `[B, C, t, h, w]`."""
     samples = latents.float().movedim(1, -1).flatten(0, -2)
     mean = samples.mean(dim=0)
     centered = samples - mean
@@ -30,7 +30,7 @@ def latent_loss(latents: Tensor) -> Tensor:
 
 
 def reconstruct(model: TAEHV, clips: Tensor, bf16: bool = False) -> Tensor:
-    """Encode and decode clips ``[N, T, 3, H, W]`` one at a time."""
+    """Encode and decode clips `[N, T, 3, H, W]` one at a time."""
     with torch.no_grad(), torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=bf16):
         return torch.cat([model.decode(model.encode(clip[None])).float() for clip in clips])
 

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from magicdistill_core.checkpoint import (
-    NULL_TEXT_KEY,
-    load_null_prompt,
-    read_header,
-    read_metadata,
-    weights_sha256,
-)
 from magicdistill_core.diffusers_folder import weight_files
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.files import write_text
+from magicdistill_core.hashes import weights_sha256
+from magicdistill_core.null_prompt import NULL_TEXT_KEY, load_null_prompt
+from magicdistill_core.safetensors_file import read_header, read_metadata
 from magicdistill_core.wrappers import is_pickle_name
 
 from ..config.training import POCKET, TrainConfig

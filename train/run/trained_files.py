@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from magicdistill_core.checkpoint import null_prompt_tensors, save_checkpoint
+from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.layouts.lora import lora_state
 from magicdistill_core.layouts.modules import LayoutMap, diffusers_to_file
 from magicdistill_core.lora_file import save_lora
+from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.recipe import Recipe
 
 from ..config.methods import FAKE, GENERATOR

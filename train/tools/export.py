@@ -6,18 +6,12 @@ from typing import Literal
 
 import torch
 
-from magicdistill_core.checkpoint import (
-    Checkpoint,
-    explained_writing,
-    load_checkpoint,
-    null_prompt_tensors,
-    read_tensors,
-    save_checkpoint,
-    write_safetensors,
-)
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.diffusers_folder import COMPANION
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.quantise import Quantised, save_quantised
+from magicdistill_core.safetensors_file import explained_writing, read_tensors, write_safetensors
 
 from ..networks.network import load_network
 from ..networks.weights import merge_lora

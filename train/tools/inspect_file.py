@@ -8,23 +8,17 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from magicdistill_core.checkpoint import (
-    NULL_TEXT_KEY,
-    Checkpoint,
-    TensorInfo,
-    parse_checkpoint,
-    read_header,
-    read_metadata,
-    read_tensors,
-    weights_sha256,
-)
+from magicdistill_core.checkpoint import Checkpoint, parse_checkpoint
 from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import all_families, architecture_knowing
 from magicdistill_core.families.base import Architecture
+from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.layouts.dialects import lora_part
 from magicdistill_core.layouts.lora import file_name, known_modules
+from magicdistill_core.null_prompt import NULL_TEXT_KEY
 from magicdistill_core.recipe import Recipe
+from magicdistill_core.safetensors_file import TensorInfo, read_header, read_metadata, read_tensors
 from magicdistill_core.streamed import DTYPE_NAMES
 from magicdistill_core.taehv import TAEHV
 from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle

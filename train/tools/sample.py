@@ -11,15 +11,16 @@ from einops import rearrange
 
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import CheckpointError, VideoError
-from magicdistill_core.families.hunyuan_video import CONCAT, check_geometry, unit_to_frames
+from magicdistill_core.families.hunyuan_video import CONCAT
 from magicdistill_core.flow import (
     SamplerCallback,
     few_step_sigmas,
 )
+from magicdistill_core.geometry import check_geometry, latent_frames, unit_to_frames
+from magicdistill_core.media.video import crop_note, read_image, resize_crop
+from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.pocket.files import VAE as POCKET_VAE
 from magicdistill_core.recipe import Recipe, Sampler
-from magicdistill_core.video import crop_note, read_image, resize_crop
-from magicdistill_core.video_writing import write_video
 
 from ..data.start_images import load_start_images
 from ..data.vae import load_vae
@@ -150,10 +151,17 @@ def sample_file(
     unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
     start = encoder.encode(unit.to(device), settings.frames)
     sigmas = few_step_sigmas(settings.steps, settings.shift)
-    latent_frames = (settings.frames - 1) // 4 + 1
     guidance = checkpoint.recipe.embedded_guidance if checkpoint.recipe is not None else None
     latents = generate(
-        network, prompt, start, latent_frames, sigmas, settings.sampler, settings.seed, callback, guidance
+        network,
+        prompt,
+        start,
+        latent_frames(settings.frames),
+        sigmas,
+        settings.sampler,
+        settings.seed,
+        callback,
+        guidance,
     )
     video = unit_to_frames(decoder.decode(latents).cpu())
     write_video(out, video, settings.fps, _tags(checkpoint, settings))

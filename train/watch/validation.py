@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.base import Family
-from magicdistill_core.families.hunyuan_video import unit_to_frames
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import unit_to_frames
+from magicdistill_core.hashes import weights_sha256
+from magicdistill_core.media.video import contact_sheet
+from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.pocket.files import VAE
-from magicdistill_core.video import contact_sheet
-from magicdistill_core.video_writing import write_video
 
 from ..config.training import ScheduleConfig, ValidationConfig
 from ..data.dataset import LatentDataset

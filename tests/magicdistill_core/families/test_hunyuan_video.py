@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import choose_family
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import (
@@ -9,12 +9,8 @@ from magicdistill_core.families.hunyuan_video import (
     CONCAT,
     TOKEN_REPLACE,
     NetworkShape,
-    check_geometry,
     concat_condition,
-    frames_to_unit,
-    latent_shape,
     network_shape,
-    unit_to_frames,
 )
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -32,31 +28,6 @@ SHAPE = NetworkShape(
 )
 
 
-@pytest.mark.parametrize(
-    ("geometry", "latent"),
-    [((17, 96, 96), (1, 16, 5, 12, 12)), ((1, 16, 32), (1, 16, 1, 2, 4)), ((129, 544, 960), (1, 16, 33, 68, 120))],
-)
-def test_latent_geometry(geometry: tuple[int, int, int], latent: tuple[int, ...]) -> None:
-    assert latent_shape(*geometry) == latent
-    assert latent_shape(*geometry, batch=3) == (3, *latent[1:])
-
-
-@pytest.mark.parametrize(
-    ("geometry", "advice"),
-    [
-        ((16, 96, 96), "Use 13 or 17"),
-        ((0, 96, 96), "Use 1 or 5"),
-        ((17, 100, 96), "height of 100.*nearest that fits is 96"),
-        ((17, 96, 545), "width of 545.*nearest that fits is 544"),
-        ((17, 8, 96), "nearest that fits is 16"),
-        ((17, 0, 96), "nearest that fits is 16"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused_with_the_next_that_do(geometry: tuple[int, int, int], advice: str) -> None:
-    with pytest.raises(VideoError, match=advice):
-        check_geometry(*geometry)
-
-
 def test_condition_is_image_on_frame_0_then_mask() -> None:
     image = torch.randn(2, 16, 1, 2, 3, generator=torch.Generator().manual_seed(0))
     condition = concat_condition(image, 3)
@@ -64,18 +35,6 @@ def test_condition_is_image_on_frame_0_then_mask() -> None:
     assert torch.equal(condition[:, :16, :1], image)
     assert torch.count_nonzero(condition[:, :16, 1:]) == 0
     assert condition[:, 16].mean(dim=(0, 2, 3)).tolist() == [1.0, 0.0, 0.0]
-
-
-def test_frames_and_unit_video_are_inverse() -> None:
-    frames = torch.arange(256, dtype=torch.uint8).repeat(3)[: 2 * 8 * 16 * 3].reshape(2, 8, 16, 3)
-    unit = frames_to_unit(frames)
-    assert unit.shape == (1, 2, 3, 8, 16)
-    assert (float(unit.min()), float(unit.max())) == (0.0, 1.0)
-    assert torch.equal(unit_to_frames(unit), frames)
-    assert unit_to_frames(torch.tensor([-0.5, 1.5]).reshape(1, 2, 1, 1, 1).expand(1, 2, 3, 1, 1)).unique().tolist() == [
-        0,
-        255,
-    ]
 
 
 def test_sizes_are_read_off_the_weights() -> None:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 import train.data.dataset
 from magicdistill_core.errors import CheckpointError, MagicDistillError, VideoError
-from magicdistill_core.families.hunyuan_video import frames_to_unit
-from magicdistill_core.video import read_video, resize_crop
-from magicdistill_core.video_writing import write_video
+from magicdistill_core.geometry import frames_to_unit
+from magicdistill_core.media.video import read_video, resize_crop
+from magicdistill_core.media.video_writing import write_video
 from train.data.dataset import DatasetError, DatasetIndex, LatentDataset
 from train.data.prepare import prepare
 from train.data.vae import load_vae

@@ -28,8 +28,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from magicdistill_core.checkpoint import load_null_prompt, read_metadata
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.null_prompt import load_null_prompt
+from magicdistill_core.safetensors_file import read_metadata
 from train.data.prompts import encode_prompt
 
 WORDS = {word: number for number, word in enumerate(["<pad>", "<end>", "<unk>", "a", "smiling", "face"])}

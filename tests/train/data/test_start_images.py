@@ -10,14 +10,14 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import frames_to_unit
 from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape, normalised
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.media.video import read_image, read_tags, read_video, resize_crop
+from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.recipe import Recipe
-from magicdistill_core.video import read_image, read_tags, read_video, resize_crop
-from magicdistill_core.video_writing import write_video
 from train.data.dataset import DatasetError, LatentDataset
 from train.data.prepare import prepare
 from train.data.start_images import load_start_images

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from magicdistill_core.checkpoint import read_tensors
+from magicdistill_core.safetensors_file import read_tensors
 
 FILES = ("generator.safetensors", "fake_lora.safetensors")
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from magicdistill_core.checkpoint import load_checkpoint, load_null_prompt
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import add_noise, few_step_sigmas
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import load_lora
+from magicdistill_core.null_prompt import load_null_prompt
 from magicdistill_core.objectives.distribution_matching import Guidance, fake_loss, generator_loss
 from magicdistill_core.objectives.rollout import rollout
 from train.config.reading import parse_config

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from magicdistill_core.checkpoint import load_checkpoint, load_null_prompt
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.families.hunyuan_video import concat_condition
+from magicdistill_core.null_prompt import load_null_prompt
 from train.config.methods import DISCRIMINATOR, GENERATOR
 from train.config.reading import parse_config
 from train.engines.players import Players, build_players

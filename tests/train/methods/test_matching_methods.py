@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import load_checkpoint, read_recipe, read_tensors
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
+from magicdistill_core.recipe import Recipe
+from magicdistill_core.safetensors_file import read_metadata, read_tensors
 from train.config.reading import parse_config
 from train.engines.pair_generator import load_few_step
 from train.methods.one_step import annealed
@@ -32,6 +34,12 @@ def checkpoint(run: Path, step: int) -> Path:
 def weights(run: Path, step: int) -> dict[str, Tensor]:
     files = sorted(checkpoint(run, step).rglob("*.safetensors"))
     return {f"{file.name}/{key}": value for file in files for key, value in read_tensors(file)[0].items()}
+
+
+def recipe_of(file: Path) -> Recipe:
+    recipe = Recipe.from_metadata(read_metadata(file), file.name)
+    assert recipe is not None
+    return recipe
 
 
 def generator(run: Path, step: int) -> dict[str, Tensor]:
@@ -115,10 +123,9 @@ def test_one_step_starts_from_the_few_step_generator_and_anneals(
     measured = lines(tmp_path / "one")
     assert [line["generator/pair_weight"] for line in measured] == [1.0, 0.625, 0.25]
     assert all(line["generator/pair_distance"] > 0 for line in measured)
-    recipe = read_recipe(checkpoint(tmp_path / "one", 3) / "generator.safetensors")
-    assert recipe is not None
+    recipe = recipe_of(checkpoint(tmp_path / "one", 3) / "generator.safetensors")
     assert (recipe.method, recipe.steps, recipe.a_weak) == ("one_step", 1, 0.25)
-    assert read_recipe(file).a_weak == 0
+    assert recipe_of(file).a_weak == 0
 
     few_checkpoint, few_recipe = load_few_step(file, load_checkpoint(one["model"]["teacher"]))
     assert few_recipe.steps == 4

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, null_prompt_tensors, save_checkpoint
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT, network_shape
+from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.recipe import Recipe
 from train.config.methods import CFGConfig, SFTConfig, W2SConfig
 from train.config.reading import parse_config

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.func import functional_call
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, load_null_prompt, null_prompt_tensors
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import load_lora
+from magicdistill_core.null_prompt import load_null_prompt, null_prompt_tensors
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 from train.config.reading import parse_config
 from train.config.training import TrainConfig

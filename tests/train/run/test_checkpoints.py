@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill_core.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
+from magicdistill_core.safetensors_file import read_tensors
 from train.config.reading import parse_config
 from train.run.checkpoints import verified
 from train.run.trainer import train

@@ -10,9 +10,13 @@ from safetensors.torch import save_file
 
 import train.run.preflight
 import train.run.trainer
-from magicdistill_core.checkpoint import load_checkpoint, null_prompt_tensors, read_recipe, weights_sha256
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillError
 from magicdistill_core.families.base import StartImage
+from magicdistill_core.hashes import weights_sha256
+from magicdistill_core.null_prompt import null_prompt_tensors
+from magicdistill_core.recipe import Recipe
+from magicdistill_core.safetensors_file import read_metadata
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
 from train.data.dataset import DatasetIndex, LatentWriter
@@ -74,7 +78,7 @@ def test_a_lora_of_a_pipeline_knows_its_base(
     done = live(of_pipeline(tiny_config(tmp_path / "run", updates=1), first, prompt))
     assert done.codes == [0], done.said
     lora = tmp_path / "run" / "checkpoints" / "step-000001" / "generator_lora.safetensors"
-    recipe = read_recipe(lora)
+    recipe = Recipe.from_metadata(read_metadata(lora), lora.name)
     assert recipe is not None
     assert (recipe.base_hash, recipe.base_kind) == (weights_sha256(first), "folder")
     merged = merge_lora(first, lora).recipe

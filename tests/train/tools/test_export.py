@@ -7,17 +7,12 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from magicdistill_core.branch import LowRank, merge
-from magicdistill_core.checkpoint import (
-    file_sha256,
-    load_checkpoint,
-    read_header,
-    read_metadata,
-    read_tensors,
-    save_checkpoint,
-)
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.hashes import file_sha256
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
+from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE

@@ -9,13 +9,15 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from magicdistill_core.branch import LowRank
-from magicdistill_core.checkpoint import file_sha256, load_checkpoint, read_tensors, weights_sha256
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import TEXT_ONLY, NetworkShape
+from magicdistill_core.hashes import file_sha256, weights_sha256
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import file_to_diffusers
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.quantise import quantise_file
+from magicdistill_core.safetensors_file import read_tensors
 from train.networks.network import build_network, load_network
 from train.tools.inspect_file import facts_table, inspect_file
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, read_tensors
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.flow import Velocity, few_step_sigmas
 from magicdistill_core.pocket import files
 from magicdistill_core.pocket.render import portrait_clip
 from magicdistill_core.quantise import quantise_file
+from magicdistill_core.safetensors_file import read_tensors
 from magicdistill_core.taehv import load_taehv
 from train.networks.network import load_network, network_velocity
 

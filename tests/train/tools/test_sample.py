@@ -11,12 +11,13 @@ from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, VideoError
 from magicdistill_core.families.base import StartImage
-from magicdistill_core.families.hunyuan_video import concat_condition, unit_to_frames
+from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas
+from magicdistill_core.geometry import unit_to_frames
 from magicdistill_core.lora_file import save_lora
+from magicdistill_core.media.video import read_image, read_tags, read_video
+from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.recipe import METADATA_KEY, Recipe
-from magicdistill_core.video import read_image, read_tags, read_video
-from magicdistill_core.video_writing import write_video
 from train.data.vae import load_vae
 from train.networks.network import load_network
 from train.networks.sampling import generate, sample_latents
@@ -158,7 +159,7 @@ def test_the_precision_is_the_devices(
 def test_a_lora_is_sampled_with_its_base_only(
     tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path
 ) -> None:
-    from magicdistill_core.checkpoint import file_sha256
+    from magicdistill_core.hashes import file_sha256
 
     hidden = 128
     generator = torch.Generator().manual_seed(2)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill_core.checkpoint import weights_sha256
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT
+from magicdistill_core.hashes import weights_sha256
 from train.config.training import ScheduleConfig, ValidationConfig
 from train.data.dataset import DatasetIndex, LatentDataset, LatentWriter
 from train.watch.validation import Validation

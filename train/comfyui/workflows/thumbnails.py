@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from magicdistill_core.media.video import read_video
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.video import read_video
 
 SIDE = 384
 _QUALITY = 85

@@ -13,8 +13,6 @@ from magicdistill_core.families.base import Condition, Family, NullPrompt
 from magicdistill_core.families.hunyuan_video import (
     CONCAT,
     HEAD_DIM,
-    LATENT_CHANNELS,
-    PATCH,
     ROPE_AXES,
     ROPE_THETA,
     TEXT_ONLY,
@@ -22,6 +20,7 @@ from magicdistill_core.families.hunyuan_video import (
     NetworkShape,
 )
 from magicdistill_core.flow import TIMESTEPS
+from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
 from .base import NetworkKind
 

@@ -12,12 +12,11 @@ from magicdistill_core.families.wan import (
     HEAD_DIM,
     IMAGE_CHANNELS,
     IMAGE_TO_VIDEO,
-    LATENT_CHANNELS,
-    PATCH,
     TEXT_TOKENS,
     WanShape,
 )
 from magicdistill_core.flow import TIMESTEPS
+from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
 from .base import NetworkKind
 

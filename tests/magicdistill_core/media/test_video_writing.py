@@ -13,10 +13,10 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from magicdistill_core.audio import read_audio, waveform_audio
 from magicdistill_core.errors import VideoError
-from magicdistill_core.video import read_tags, read_video
-from magicdistill_core.video_writing import (
+from magicdistill_core.media.audio import read_audio, waveform_audio
+from magicdistill_core.media.video import read_tags, read_video
+from magicdistill_core.media.video_writing import (
     FORMATS,
     HEVC_10_BIT,
     MP4,
@@ -278,9 +278,9 @@ def test_a_changed_size_and_no_frames_are_refused(tmp_path: Path) -> None:
 STREAM = """
 import sys
 from pathlib import Path
-from magicdistill_core.audio import read_audio
-from magicdistill_core.video import read_video
-from magicdistill_core.video_writing import write_video
+from magicdistill_core.media.audio import read_audio
+from magicdistill_core.media.video import read_video
+from magicdistill_core.media.video_writing import write_video
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 video = read_video(source)
 print(write_video(out, video.frames, video.rate, crf=18, audio=read_audio(source)))
@@ -292,7 +292,7 @@ print(int(peak.split()[1]))
 def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> None:
     """From file to file, a child process needs for 460 frames what it needs for 60: the encoders' fixed windows."""
     frame = torch.linspace(0, 1, 320)[None, :, None].expand(240, -1, 3)
-    root, peaks = Path(__file__).resolve().parents[2], {}
+    root, peaks = Path(__file__).resolve().parents[3], {}
     for count in (60, 460):
         source = tmp_path / f"{count}.mp4"
         frames = (frame.roll(n, 1) for n in range(count))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import VideoError
+from ..errors import VideoError
 
 Source = str | Path | io.BytesIO
 """What a media file is read from."""

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import VideoError
+from ..files import atomic_file
 from .audio import LAYOUTS, Audio
-from .errors import VideoError
-from .files import atomic_file
 from .video import EXACT
 from .webp import write_webp_tags
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..errors import VideoError
+from ..sizes import kept_share
 from .audio import Source, medium
-from .errors import VideoError
-from .sizes import kept_share
 from .webp import read_webp_tags
 
 logger = logging.getLogger(__name__)

@@ -1,15 +1,10 @@
-"""What a file says of itself travels with its MODEL, and what a node has to say reaches the person at the canvas."""
+"""What is known of a MODEL besides its weights, attached to it so that it travels along."""
 
-import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import folder_paths
 from comfy.model_base import WAN21, HunyuanVideoI2V
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
-from server import PromptServer
 
 from ..magicdistill_core.families.base import Family, NullPrompt
 from ..magicdistill_core.families.hunyuan_video import CONCAT
@@ -18,7 +13,6 @@ from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.soundness import check_null_prompt
 from .file_hash import BackgroundHash
 
-LOGGER = logging.getLogger(__name__)
 _KEY = "magicdistill"
 
 
@@ -84,34 +78,3 @@ def known_family(model: ModelPatcher) -> Family | None:
     config = network.model_config.unet_config
     wan = type(network) is WAN21 and config.get("model_type") == "i2v"
     return IMAGE_TO_VIDEO if wan and config.get("in_dim") == IMAGE_TO_VIDEO.in_channels else None
-
-
-def recipe_said(recipe: Recipe) -> str:
-    """A recipe in a line."""
-    return (
-        f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}, {recipe.width} x "
-        f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"
-    )
-
-
-def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
-    """Size and time of a model file: a node that loads it runs again after it was exported anew.
-
-    A name that comes from another node is not known when ComfyUI asks (None): such a node runs again by its name alone.
-    """
-    path = folder_paths.get_full_path(folder, name) if name is not None else None
-    if path is None:
-        return (0, 0)
-    status = os.stat(path)
-    return (status.st_size, status.st_mtime_ns)
-
-
-def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.PreviewText:
-    """Say what a node did and what deserves a second look: in the log, under the node, and in the run's history."""
-    LOGGER.info("MagicDistillation: %s", text)
-    for warning in warnings:
-        LOGGER.warning("MagicDistillation: %s", warning)
-    said = "\n".join([text, *(f"Note: {warning}" for warning in warnings)])
-    if node.hidden is not None and node.hidden.unique_id:
-        PromptServer.instance.send_progress_text(said, node.hidden.unique_id)
-    return ui.PreviewText(said)

@@ -1,0 +1,1 @@
+"""Videos, pictures and sound: files to tensors and back (PyAV, Pillow)."""

@@ -1,0 +1,61 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from magicdistill_core.diffusers_folder import WEIGHTS
+from magicdistill_core.errors import CheckpointError
+from magicdistill_core.hashes import file_sha256, weights_sha256
+
+
+def transformer(folder: Path) -> None:
+    """A folder with the files of a saved transformer."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"in_channels": 33}')
+    save_file({"x_embedder.proj.weight": torch.ones(2)}, folder / WEIGHTS)
+
+
+def test_a_files_hash_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == weights_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_folders_hash_is_that_of_its_files(tmp_path: Path) -> None:
+    transformer(tmp_path / "a")
+    transformer(tmp_path / "b")
+    assert weights_sha256(tmp_path / "a") == weights_sha256(tmp_path / "b")
+    file = tmp_path / "b" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert weights_sha256(tmp_path / "a") != weights_sha256(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        weights_sha256(tmp_path / "c")
+
+
+def pipeline(folder: Path) -> Path:
+    """A pipeline's folder: the parts of every one are named alike at its top."""
+    transformer(folder / "transformer")
+    (folder / "model_index.json").write_text('{"_class_name": "HunyuanVideoPipeline"}')
+    return folder
+
+
+def listed(*files: Path) -> str:
+    """The hash of files as it was from the beginning."""
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def test_a_pipelines_hash_is_that_of_its_transformer(tmp_path: Path) -> None:
+    first, second = pipeline(tmp_path / "a"), pipeline(tmp_path / "b")
+    inner = first / "transformer"
+    assert weights_sha256(first) == weights_sha256(inner) == listed(inner / "config.json", inner / WEIGHTS)
+    # Another variant, which is not read, and other parts of the pipeline change nothing.
+    (second / "transformer" / WEIGHTS.replace(".safe", ".fp16.safe")).write_bytes(b"x")
+    (second / "model_index.json").write_text("{}")
+    assert weights_sha256(first) == weights_sha256(second)
+    for name in ("config.json", WEIGHTS):
+        file = second / "transformer" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b" ")
+        assert weights_sha256(first) != weights_sha256(second)
+        file.write_bytes(whole)
