@@ -26,9 +26,8 @@ from train.engines.teacher import load_teacher
 from train.networks.network import build_network
 
 from .cases.iteration import ONE_GPU, PRESET
-from .claims import Row
-from .harness import GB
-from .predictions import Measured, NotMeasuredError
+from .harness import GB, Row
+from .runs import Document, together
 from .sizes import FULL_SIZES, HUNYUAN_13B, Clip
 from .tables import table
 
@@ -139,7 +138,7 @@ def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
     return {name: size / GB for name, size in parts.items()}
 
 
-def memory_page(documents: Sequence[dict[str, Any]]) -> str:
+def memory_page(documents: Sequence[Document]) -> str:
     """The page: presets, then what was computed beside what was measured.
 
     Args:
@@ -164,20 +163,20 @@ _CHECKED = """On one GPU in mode `lora`, beside what `benchmarks iteration` [mea
 """
 
 
-def _checks(files: Files, documents: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    measured, settings = Measured(documents), files.settings(PRESET.stem, *ONE_GPU)
+def _checks(files: Files, documents: Sequence[Document]) -> Iterator[Row]:
+    settings = files.settings(PRESET.stem, *ONE_GPU)
     for clip in (FULL_SIZES.small, FULL_SIZES.medium, FULL_SIZES.longest):
         found = computed(settings, clip, 1)["in all"]
-        yield {"case": clip.name} | _beside(found, measured, f"{clip.name}: fake update, exit at the first node")
+        yield {"case": clip.name} | _beside(found, documents, f"{clip.name}: fake update, exit at the first node")
     usual = FULL_SIZES.usual
     found = computed(files.settings(PRESET.stem, *ONE_GPU, "model.keep_attention=true"), usual, 1)
     bare = found["weights"] + found["optimizer"] + found["update"]
-    yield {"case": f"{usual.name}: one call"} | _beside(bare, measured, f"{usual.name}: backward, attention kept")
+    yield {"case": f"{usual.name}: one call"} | _beside(bare, documents, f"{usual.name}: backward, attention kept")
 
 
-def _beside(found: float, measured: Measured, case: str) -> Row:
+def _beside(found: float, documents: Sequence[Document], case: str) -> Row:
     try:
-        peak = measured.row("iteration", case)["peak_gb"]
-    except NotMeasuredError:
+        peak = together(documents, "iteration", case)[0]["peak_gb"]
+    except LookupError:
         return {"computed GB": found}
     return {"computed GB": found, "measured GB": peak, "computed / measured": found / peak}
