@@ -1,6 +1,8 @@
 """What an installation brings: the wheel's files, and the names that an editable installation makes importable."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,3 +77,26 @@ def test_editable_installation_keeps_the_repository_off_the_path(source: Path, t
     found, added = json.loads(done.stdout)
     assert found == ["magicdistill_core", "magicdistill_train.presets", "magicdistill_train.cli"]
     assert not [path for path in added if Path(path).is_relative_to(source)]
+
+
+def test_installed_command_runs_outside_of_the_repository(source: Path, tmp_path: Path) -> None:
+    build("wheel", source, tmp_path / "out").extractall(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-m", "magicdistill_train", "inspect", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Say what a weights file or a dataset is" in done.stdout
+
+
+def test_trainer_never_names_itself() -> None:
+    """Its name is another one where it is installed."""
+    wrong = [
+        path
+        for path in (ROOT / "train").rglob("*.py")
+        if re.search(r"^\s*(from|import) (train|magicdistill_train)\b", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert not wrong
