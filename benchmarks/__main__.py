@@ -14,7 +14,6 @@ from pathlib import Path
 
 from magicdistill_core.files import write_text
 
-from .memory import memory_page
 from .report import performance_page, render
 from .store import Store
 from .worker import MACHINE
@@ -43,7 +42,7 @@ def measure(names: list[str], results: Path, minutes: float, pocket: bool, commi
         store.begin(name)
         if left < _GRACE:
             store.end(name, "not run: out of time", 0)
-            write_text(results.with_suffix(".md"), render(store.read()))
+            write_text(results.with_suffix(".md"), render([store.read()]))
             continue
         began = time.monotonic()
         seconds = left - _GRACE / 2
@@ -52,7 +51,7 @@ def measure(names: list[str], results: Path, minutes: float, pocket: bool, commi
         status = _run(store, name, seconds, pocket)
         store.end(name, status, time.monotonic() - began)
         logger.info("%s: %s after %.0f s", name, status, time.monotonic() - began)
-        write_text(results.with_suffix(".md"), render(store.read()))
+        write_text(results.with_suffix(".md"), render([store.read()]))
 
 
 def _run(store: Store, name: str, seconds: float, pocket: bool) -> str:
@@ -97,10 +96,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.names == ["report"]:
         for results in options.out.glob("*.json"):
-            write_text(results.with_suffix(".md"), render(Store(results).read()))
+            write_text(results.with_suffix(".md"), render([Store(results).read()]))
         write_text(PAGE, performance_page(options.out))
         return
     if options.names == ["memory"]:
+        # Imports the trainer and DeepSpeed, which no other command of this process needs.
+        from .memory import memory_page
+
         write_text(MEMORY_PAGE, memory_page([Store(path).read() for path in sorted(options.out.glob("*.json"))]))
         return
     unknown = [name for name in options.names if name not in LIMITS]

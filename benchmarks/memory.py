@@ -27,9 +27,8 @@ from train.engines.teacher import load_teacher
 from train.networks.network import build_network
 
 from .cases.iteration import ONE_GPU, PRESET
-from .claims import Row
-from .harness import GB
-from .predictions import Measured, NotMeasuredError
+from .harness import GB, Row
+from .runs import Document, together
 from .sizes import FULL_SIZES, HUNYUAN_13B, Clip
 from .tables import table
 
@@ -38,20 +37,20 @@ logger = logging.getLogger(__name__)
 _WAN_14B = WanShape(in_channels=36, hidden=5120, mlp=13824, blocks=40, text_dim=4096, frequencies=256)
 _INTRODUCTION = """# Memory of a training
 
-Written by `python -m benchmarks memory`, which needs no GPU. `magicdistill memory CONFIG --gpus N` says the same of any
-configuration, teacher and clip length, before anything is rented:
+`python -m benchmarks memory` writes this page; it needs no GPU. `magicdistill memory CONFIG --gpus N` computes the
+same for any configuration, teacher and clip length, before you rent a GPU:
 
     uv run magicdistill memory train/presets/hunyuan_i2v_w2s_4step_lora.yaml model.teacher=HUNYUAN \\
         --gpus 8 --frames 129 --height 544 --width 960
 
-Nothing is estimated that can be found by running it: the networks are built with their branches, and one update of each
-player is made by the training's own code, on tensors that have shapes and no data. What comes and goes meanwhile is
-counted. DeepSpeed's share is computed: how weights, gradients and optimizer are divided, and its buffers at their usual
-sizes. CUDA itself, the VAE that decodes validation's samples, and what the allocator cannot use are not in it: leave
-some GB. GB are 10^9 bytes; a GPU of 80 GB has 85.
+The numbers come from the training's own code. It builds the networks with their branches and makes one update of each
+trained network, on tensors that have shapes but no data; every allocation is counted. DeepSpeed's share is computed:
+how it divides weights, gradients and optimizer states, and its buffers at their usual sizes. Not included are CUDA
+itself, the VAE that decodes validation samples, and memory that the allocator cannot use: leave a few GB for them. GB
+are 10^9 bytes, and a GPU sold as 80 GB has 85.
 
-`update` is what the calls of the costliest update hold besides the rest, or an optimizer's step where that is more;
-`at the start` what the networks take before DeepSpeed divides them.
+`update` is what the network calls of the most expensive update hold in addition to the other columns, or what the
+optimizer's step takes if that is more. `at the start` is what the networks take before DeepSpeed divides them.
 """
 
 
@@ -140,8 +139,8 @@ def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
     return {name: size / GB for name, size in parts.items()}
 
 
-def memory_page(documents: Sequence[dict[str, Any]]) -> str:
-    """The page: presets, then what was computed beside what was measured.
+def memory_page(documents: Sequence[Document]) -> str:
+    """The page: presets, then computed next to measured memory.
 
     Args:
         documents: results of the benchmarks.
@@ -160,25 +159,25 @@ def memory_page(documents: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-_CHECKED = """On one GPU in mode `lora`, beside what `benchmarks iteration` [measured](performance.md).
-"One call" is a call of the network with its backward, attention kept, outside of DeepSpeed's: without its buffer.
+_CHECKED = """On one GPU in mode `lora`: the computed memory next to the [measured](performance.md) one.
+"One call" is one call of the network with its backward, attention kept, outside of DeepSpeed and without its buffer.
 """
 
 
-def _checks(files: Files, documents: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    measured, settings = Measured(documents), files.settings(PRESET.stem, *ONE_GPU)
+def _checks(files: Files, documents: Sequence[Document]) -> Iterator[Row]:
+    settings = files.settings(PRESET.stem, *ONE_GPU)
     for clip in (FULL_SIZES.small, FULL_SIZES.medium, FULL_SIZES.longest):
         found = computed(settings, clip, 1)["in all"]
-        yield {"case": clip.name} | _beside(found, measured, f"{clip.name}: fake update, exit at the first node")
+        yield {"case": clip.name} | _beside(found, documents, f"{clip.name}: fake update, exit at the first node")
     usual = FULL_SIZES.usual
     found = computed(files.settings(PRESET.stem, *ONE_GPU, "model.keep_attention=true"), usual, 1)
     bare = found["weights"] + found["optimizer"] + found["update"]
-    yield {"case": f"{usual.name}: one call"} | _beside(bare, measured, f"{usual.name}: backward, attention kept")
+    yield {"case": f"{usual.name}: one call"} | _beside(bare, documents, f"{usual.name}: backward, attention kept")
 
 
-def _beside(found: float, measured: Measured, case: str) -> Row:
+def _beside(found: float, documents: Sequence[Document], case: str) -> Row:
     try:
-        peak = measured.row("iteration", case)["peak_gb"]
-    except NotMeasuredError:
+        peak = together(documents, "iteration", case)[0]["peak_gb"]
+    except LookupError:
         return {"computed GB": found}
     return {"computed GB": found, "measured GB": peak, "computed / measured": found / peak}

@@ -1,16 +1,18 @@
-"""A benchmark's rows as Markdown: a table for every group of cases, and what was not measured."""
+"""A benchmark's rows as Markdown tables, one for every group of cases."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from .claims import Row, of_run
+from .harness import Row
 from .kernels import by_kind
+from .runs import group
 
 _HEADINGS = {
     "case": "what",
+    "part": "share",
     "of_matmul": "of a plain product",
     "seconds": "median s",
     "peak_gb": "device peak GB",
+    "usual_peak_gb": "peak GB of the usual call",
     "host_peak_gb": "host peak GB",
     "host_peak_with_mapped_gb": "with mapped files GB",
     "tflop": "TFLOP",
@@ -32,49 +34,31 @@ _LAST = (
     "ratio",
     "relative_difference",
 )
-# The JSON has them; the spread and the names of the cases say enough here. Notes and errors stand outside of tables.
-_HIDDEN = {"seconds_min", "seconds_max", "frames", "steps", "note", "error", "of_run", "stands_for", "because"}
+# The JSON has them; the spread and the names of the cases say enough here. Notes follow the table.
+_HIDDEN = {"seconds_min", "seconds_max", "frames", "steps", "note"}
 
 
-def tables(rows: list[Row]) -> Iterator[str]:
-    """Lines of Markdown: cases without a group first, then a table for every group "group: variant".
-
-    Rows of an older run have tables of their own, since only what ran together is to be compared.
-    """
-    groups: dict[tuple[str, str], list[Row]] = {}
+def tables(rows: list[Row]) -> list[str]:
+    """Lines of Markdown: a table of the cases without a group first, then one for every group "group: variant"."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        if "error" not in row and len(row) > 1:
-            group, _, variant = row["case"].partition(": ")
-            groups.setdefault((group if variant else "", of_run(row)), []).append(row)
-    for number, ((group, run), members) in enumerate(sorted(groups.items(), key=lambda item: item[0][0] != "")):
-        if number:
-            yield ""
-        yield from _group(group, run, members)
+        name = group(row)
+        groups.setdefault("" if name == row["case"] else name, []).append(row)
+    parts = [_group(name, members) for name, members in sorted(groups.items(), key=lambda item: item[0] != "")]
+    return [line for number, part in enumerate(parts) for line in ([""] if number else []) + part]
 
 
-def _group(group: str, run: str, rows: list[Row]) -> Iterator[str]:
+def _group(name: str, rows: list[Row]) -> list[str]:
     if "part" in rows[0]:
         rows = by_kind(rows)
     counts = {row.get("tokens") for row in rows}
-    common = group != "" and len(counts) == 1 and None not in counts
-    heading = f"**{group}**{f' ({counts.pop()} tokens)' if common else ''}" if group else ""
-    if heading or run:
-        yield ", ".join(part for part in (heading, run and f"measured {run}") if part)
-        yield ""
-    shown = [
-        {key: value for key, value in row.items() if not (common and key == "tokens")}
-        | {"case": row["case"].removeprefix(f"{group}: ")}
-        for row in rows
-    ]
-    yield from table(shown)
-    notes: dict[str, list[str]] = {}
-    for row in shown:
-        if "note" in row:
-            notes.setdefault(row["note"], []).append(row["case"])
-    if notes:
-        yield ""
-        for note, cases in notes.items():
-            yield f"- {note}" if len(cases) == len(shown) else f"- {', '.join(cases)}: {note}"
+    common = name != "" and len(counts) == 1 and None not in counts
+    lines = [f"**{name}**{f' ({counts.pop()} tokens)' if common else ''}", ""] if name else []
+    hidden = {"tokens"} if common else set()
+    shown = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+    lines += table([row | {"case": row["case"].removeprefix(f"{name}: ")} for row in shown])
+    notes = dict.fromkeys(f"- {row['case'].removeprefix(f'{name}: ')}: {row['note']}" for row in rows if "note" in row)
+    return [*lines, "", *notes] if notes else lines
 
 
 def table(rows: list[Row]) -> list[str]:
@@ -88,31 +72,6 @@ def table(rows: list[Row]) -> list[str]:
     lines = [_line(_HEADINGS.get(column, column.replace("_seconds", " s").replace("_", " ")) for column in columns)]
     lines.append(_line("---" if column == "case" else "---:" for column in columns))
     return lines + [_line(_cell(column, row) for column in columns) for row in rows]
-
-
-def missing(benchmarks: dict[str, Any]) -> Iterator[str]:
-    """Every reason for which something was not measured, and the cases that it kept from it."""
-    reasons: dict[str, list[str]] = {}
-    for name, entry in benchmarks.items():
-        for row in entry["rows"]:
-            if "error" in row:
-                reasons.setdefault(row["error"].removeprefix("not run: "), []).append(f"{row['case']} ({name})")
-    for reason, cases in reasons.items():
-        yield f"{'; '.join(cases)}: {reason}"
-
-
-def older(benchmarks: dict[str, Any]) -> Iterator[str]:
-    """Where rows of an older run are shown, and what became of them in a newer one."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for name, entry in benchmarks.items():
-        for row in entry["rows"]:
-            if "stands_for" in row:
-                cases = reasons.setdefault((row.get("of_run") or entry["measured"], row["because"]), [])
-                case = f"{row['stands_for']} ({name})"
-                if case not in cases:
-                    cases.append(case)
-    for (run, because), cases in reasons.items():
-        yield f"{'; '.join(cases)}, measured {run}; in a newer run: {because.removeprefix('not run: ')}"
 
 
 def number(value: float) -> str:
@@ -139,5 +98,5 @@ def _cell(column: str, row: Row) -> str:
     if value is None or (column == "spread" and row.get("repeats") == 1):
         return ""
     if isinstance(value, float) and column in _PERCENT:
-        return f"{100 * value:.1f} %"
+        return f"{value:.1%}"
     return number(value) if isinstance(value, (int, float)) else str(value).replace("|", "\\|")

@@ -65,7 +65,7 @@ def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] 
     """Before every command: messages go to stderr. (`deepspeed` passes --local_rank; LOCAL_RANK says it too.)"""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for name in ("train", "magicdistill_core"):
+    for name in (__name__.partition(".")[0], "magicdistill_core"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
@@ -75,7 +75,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as zero.stage=3.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the configured run exactly where it was.")] = False,
 ) -> None:
-    """Train. For several processes: torchrun --nproc_per_node N -m train train CONFIG ..."""
+    """Train. For several processes: torchrun --nproc_per_node N -m magicdistill_train train CONFIG ..."""
     from .config.reading import load_config
     from .distributed import prepare_environment
 

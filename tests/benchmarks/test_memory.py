@@ -5,7 +5,7 @@ import pytest
 from benchmarks.__main__ import MEMORY_PAGE, RESULTS
 from benchmarks.cases.iteration import ONE_GPU, PRESET
 from benchmarks.memory import CASES, Files, computed
-from benchmarks.predictions import Measured
+from benchmarks.runs import together
 from benchmarks.sizes import FULL_SIZES
 from benchmarks.store import Store
 from train.distributed import prepare_environment
@@ -25,8 +25,9 @@ def test_files_of_true_size_take_no_room(files: Files) -> None:
 
 def test_one_update_takes_what_it_took_on_a_gpu(files: Files) -> None:
     medium = FULL_SIZES.medium
-    measured = Measured([Store(path).read() for path in sorted(RESULTS.glob("*.json"))])
-    peak = measured.row("iteration", f"{medium.name}: fake update, exit at the first node")["peak_gb"]
+    documents = [Store(path).read() for path in RESULTS.glob("*.json")]
+    (row,) = together(documents, "iteration", f"{medium.name}: fake update, exit at the first node")
+    peak = row["peak_gb"]
     found = computed(files.settings(PRESET.stem, *ONE_GPU), medium, 1)
     assert found["in all"] == pytest.approx(peak, rel=0.02)
     page = MEMORY_PAGE.read_text(encoding="utf-8")

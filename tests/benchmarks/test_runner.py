@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_recorded_as_not_run(given: dict[str, float], tmp_p
         "not run: out of time"
     }
     table = (tmp_path / "run.md").read_text(encoding="utf-8")
-    assert "- iteration is incomplete: not run: out of time\n- loading is incomplete: not run: out of time\n" in table
+    assert "- out of time: the rest of iteration; the rest of loading\n" in table
 
 
 def test_calls_for_a_gpu_machine_fit_their_nine_minutes() -> None:

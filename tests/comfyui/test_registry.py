@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # What an installed pack is made of; all the rest is for those who train and develop.
 PACKED = {"nodes", "magicdistill_core", "workflows", "locales", "docs"}
-PACKED_FILES = {"__init__.py", "pyproject.toml", "README.md", "LICENSE", ".gitignore", ".comfyignore"}
+PACKED_FILES = {"__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".comfyignore"}
 LIMIT_MB = 60
 
 

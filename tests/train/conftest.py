@@ -23,6 +23,7 @@ from magicdistill_core.recipe import Recipe
 from train.data.dataset import DatasetIndex, LatentWriter
 from train.networks.network import build_network
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkShape(
     in_channels=33,
     hidden=128,
@@ -119,7 +120,7 @@ class Life:
 def _lives() -> Iterator[subprocess.Popen[str]]:
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("lives.py"))],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

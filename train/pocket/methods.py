@@ -116,7 +116,7 @@ def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
 
 def _command(*arguments: str) -> None:
     # Presets name files of the repository by their place in it.
-    command = [sys.executable, "-m", "train", *arguments]
+    command = [sys.executable, "-m", __name__.partition(".")[0], *arguments]
     done = subprocess.run(command, cwd=PRESETS.parents[1], capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-20:]
