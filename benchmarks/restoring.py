@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from train.engines.state import MASTER, EngineState, Shard
+from train.engines.state import MASTER, EngineState, Partition
 
 from .harness import Bench
 from .sizes import Clip
@@ -19,40 +19,42 @@ State = Mapping[tuple[str, str], Tensor]
 
 
 def measure_restoring(bench: Bench, subject: Subject, clip: Clip) -> None:
-    """For each player, the time of restoring its state, and how far the repeated update ends from the first one.
+    """For each role, the time of restoring its state, and how far the repeated update ends from the first one.
 
     On a CPU that is nowhere. Kernels of a GPU that add in no fixed order leave a little, relative to how far the update
     goes; an optimizer that is not what it was leaves as much again.
     """
-    for player in (FAKE, GENERATOR):
-        keeper = EngineState(subject.players.engine(player).engine)
+    for role in (FAKE, GENERATOR):
+        state = EngineState(subject.networks.engine(role).engine)
 
-        def update(player: str = player) -> None:
+        def update(role: str = role) -> None:
             # Courses of one seed give the same noise, and begin with the same update.
-            Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED)).update(player)
+            Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED)).update(role)
 
         update()
-        counter, before = keeper.counter(), _copied(keeper)
+        counter, before = state.counter(), _copied(state)
         update()
-        first = _copied(keeper)
+        first = _copied(state)
         bench.synchronize()
         began = time.perf_counter()
-        keeper.restore(counter, partial(_fill, before))
+        state.restore(counter, partial(_fill, before))
         bench.synchronize()
         seconds = time.perf_counter() - began
         update()
-        apart, moved = _distance(_copied(keeper), first), _distance(first, before)
-        bench.record(f"{clip.name}: {player} state, restored", seconds=seconds, relative_difference=apart / moved)
+        apart, moved = _distance(_copied(state), first), _distance(first, before)
+        bench.record(f"{clip.name}: {role} state, restored", seconds=seconds, relative_difference=apart / moved)
 
 
-def _copied(keeper: EngineState) -> State:
-    return {(shard.name, kind): t.clone() for shard in keeper.shards() for kind, t in shard.tensors.items()}
+def _copied(state: EngineState) -> State:
+    return {
+        (partition.name, kind): t.clone() for partition in state.partitions() for kind, t in partition.tensors.items()
+    }
 
 
-def _fill(saved: State, shards: list[Shard]) -> None:
-    for shard in shards:
-        for kind, tensor in shard.tensors.items():
-            tensor.copy_(saved[shard.name, kind])
+def _fill(saved: State, partitions: list[Partition]) -> None:
+    for partition in partitions:
+        for kind, tensor in partition.tensors.items():
+            tensor.copy_(saved[partition.name, kind])
 
 
 def _distance(one: State, other: State) -> float:

@@ -155,9 +155,9 @@ class Run:
         self.student = copy.deepcopy(teacher).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.branch, self.judge = Branch(teacher), Network(outputs=1)
+            self.branch, self.discriminator = Branch(teacher), Network(outputs=1)
         self.sigmas = few_step_sigmas(method.steps, SHIFT)
-        rates = {"student": STUDENT_RATE, "branch": FAKE_RATE, "judge": FAKE_RATE}
+        rates = {"student": STUDENT_RATE, "branch": FAKE_RATE, "discriminator": FAKE_RATE}
         self.optimizers = {
             name: torch.optim.Adam(getattr(self, name).parameters(), rate, betas=(0.0, 0.999))
             for name, rate in rates.items()
@@ -183,8 +183,8 @@ class Run:
         loss.backward()
         self.optimizers[name].step()
 
-    def _critic(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.judge(x, sigma)[:, 0]
+    def _logits(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.discriminator(x, sigma)[:, 0]
 
     def round(self, number: int) -> None:
         """The fake updates, the discriminator's, the generator's."""
@@ -198,18 +198,18 @@ class Run:
                 x_hat = self._rollout(self._noise())
             z = sample_data(BATCH, self.generator)
             result = discriminator_loss(
-                self._critic, z, x_hat, self._noise(), self._level(), r1=10.0, perturbation=0.1 * self._noise()
+                self._logits, z, x_hat, self._noise(), self._level(), r1=10.0, perturbation=0.1 * self._noise()
             )
-            self._step("judge", result.loss)
+            self._step("discriminator", result.loss)
         self._step("student", self._consistency() if method.consistent else self._generator_loss(number))
 
     def _consistency(self) -> Tensor:
         """The trainer's `lcm` with the student as its own target."""
-        nodes = few_step_sigmas(ODE_STEPS, SHIFT)
+        sigmas = few_step_sigmas(ODE_STEPS, SHIFT)
         index = torch.randint(ODE_STEPS, (BATCH,), generator=self.generator)
         z = sample_data(BATCH, self.generator)
         return consistency_loss(
-            self.student, self.teacher, self.student, z, self._noise(), nodes[index], nodes[index + 1], HUBER_WIDTH
+            self.student, self.teacher, self.student, z, self._noise(), sigmas[index], sigmas[index + 1], HUBER_WIDTH
         )
 
     def _generator_loss(self, number: int) -> Tensor:
@@ -223,13 +223,13 @@ class Run:
             target = sample_euler(self.teacher, noise, few_step_sigmas(ODE_STEPS, SHIFT))
             loss = matching_weight * loss + pair_weight * F.mse_loss(x_hat, target)
         if method.supervision:
-            nodes = torch.randint(method.steps, (BATCH,), generator=self.generator)
+            indices = torch.randint(method.steps, (BATCH,), generator=self.generator)
             z = sample_data(BATCH, self.generator)
             loss = loss + method.supervision * supervision_loss(
-                self.student, z, self._noise(), self.sigmas[nodes], distance="huber", xi=1e-3
+                self.student, z, self._noise(), self.sigmas[indices], distance="huber", xi=1e-3
             )
         if method.adversarial:
-            _, gradient = adversarial_gradient(self._critic, x_hat, self._noise(), self._level())
+            _, gradient = adversarial_gradient(self._logits, x_hat, self._noise(), self._level())
             loss = loss + method.adversarial * (x_hat * gradient).sum()
         return loss
 

@@ -20,7 +20,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from train.config.methods import FAKE, GENERATOR, W2SConfig
 from train.config.training import TrainConfig
 from train.distributed import mean_over_processes
-from train.engines.players import Players, build_players
+from train.engines.networks import Networks, build_networks
 from train.methods import MicroBatch
 from train.methods.draws import Draws
 from train.methods.matching import DistributionMatching
@@ -60,8 +60,8 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class TimedPlayers(Players):
-    """Players whose scores are timed: without gradient as scores, with it as the fake update's forward."""
+class TimedNetworks(Networks):
+    """Networks whose scores are timed: without gradient as scores, with it as the fake update's forward."""
 
     watch: Stopwatch = field(kw_only=True)
 
@@ -78,10 +78,10 @@ class TimedPlayers(Players):
 class TimedMethod(DistributionMatching[W2SConfig]):
     """The method with its rollouts timed."""
 
-    def __init__(self, config: TrainConfig, players: TimedPlayers, draws: Draws, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, networks: TimedNetworks, draws: Draws, device: torch.device) -> None:
         assert isinstance(config.method, W2SConfig)
-        super().__init__(config.method, config, players, draws, device)
-        self.watch = players.watch
+        super().__init__(config.method, config, networks, draws, device)
+        self.watch = networks.watch
 
     def _rollout(self, batch: MicroBatch) -> Tensor:
         with self.watch.phase(ROLLOUT):
@@ -89,14 +89,14 @@ class TimedMethod(DistributionMatching[W2SConfig]):
 
 
 class FixedExit(Draws):
-    """Draws whose rollouts all leave at one node, so that the number of forwards is known before."""
+    """Draws whose rollouts all leave at one level, so that the number of forwards is known before."""
 
-    def __init__(self, seed: int, node: int) -> None:
+    def __init__(self, seed: int, level: int) -> None:
         super().__init__(seed)
-        self._node = node
+        self._level = level
 
-    def exit_index(self, update: int, nodes: int) -> int:
-        return self._node
+    def exit_index(self, update: int, levels: int) -> int:
+        return self._level
 
 
 def random_checkpoint(
@@ -113,22 +113,22 @@ class Subject:
     def __init__(
         self, config: TrainConfig, teacher: Checkpoint, prompt: NullPrompt, device: torch.device, watch: Stopwatch
     ) -> None:
-        players = build_players(config, teacher, prompt, device)
-        self.players = TimedPlayers(
-            players.engines, players.generator_role, players.base, players.few_step, watch=watch
+        networks = build_networks(config, teacher, prompt, device)
+        self.networks = TimedNetworks(
+            networks.engines, networks.generator_role, networks.base, networks.pair_generator, watch=watch
         )
         self.config = config
         self.device = device
         self.watch = watch
-        self.prompt = players.fake.network.prompt
-        self.transformer = players.fake.network.transformer
-        self.switch = players.fake.network.switch
+        self.prompt = networks.fake.network.prompt
+        self.transformer = networks.fake.network.transformer
+        self.switch = networks.fake.network.switch
         self.dtype = next(self.transformer.parameters()).dtype
 
     def release(self) -> None:
         """Take DeepSpeed's hooks off the parameters, which would hold the network for good; no updates after it."""
-        for player in self.players.engines.values():
-            player.engine.destroy()
+        for role in self.networks.engines.values():
+            role.engine.destroy()
 
     @property
     def strong(self) -> Role:
@@ -156,7 +156,7 @@ class Course:
     def __init__(self, subject: Subject, clip: Clip, draws: Draws, generator: torch.Generator) -> None:
         self.subject = subject
         self.draws = draws
-        self.method = TimedMethod(subject.config, subject.players, draws, subject.device)
+        self.method = TimedMethod(subject.config, subject.networks, draws, subject.device)
         # As the dataset gives it, in float32.
         self.x, self.condition = random_clip(clip, subject.device, torch.float32, generator)
         sigma = torch.full((1,), 0.7, device=subject.device)
@@ -172,23 +172,23 @@ class Course:
         with switch.held(switch.state_of(self.subject.strong)):
             yield
 
-    def update(self, player: str) -> dict[str, Tensor | float]:
-        """One optimizer update of a player, as the trainer makes it; its metrics."""
-        watch, engine = self.subject.watch, self.subject.players.engine(player)
+    def update(self, role: str) -> dict[str, Tensor | float]:
+        """One optimizer update of a role, as the trainer makes it; its metrics."""
+        watch, engine = self.subject.watch, self.subject.networks.engine(role)
         number, self._updates = self._updates, self._updates + 1
         batch = MicroBatch(self.condition, [0], number, tuple(self.x.shape[1:]), lambda: self.x)
-        loss = self.method.loss(player, batch)
+        loss = self.method.loss(role, batch)
         with watch.phase(BACKWARD):
             metrics = loss.backward(engine, last=True)
         with watch.phase(OPTIMIZER):
             norm = engine.step(number)
-        return {**metrics, f"{player}/gradient_norm": float("nan") if norm is None else norm}
+        return {**metrics, f"{role}/gradient_norm": float("nan") if norm is None else norm}
 
     def round(self) -> dict[str, float]:
         """A whole round: the fake updates, the generator's, and the metrics averaged."""
         metrics: dict[str, Tensor | float] = {}
-        for player in self.method.order:
-            metrics |= self.update(player)
+        for role in self.method.order:
+            metrics |= self.update(role)
         with self.subject.watch.phase(COMMUNICATION):
             return mean_over_processes(metrics, self.subject.device)
 
@@ -220,10 +220,10 @@ class Course:
 
     def bare_round(self) -> None:
         """The network calls of the next round that `round` makes, bare; the one keeps pace with the other."""
-        for player in self.method.order:
+        for role in self.method.order:
             walked = self.draws.exit_index(self._bare_updates, self.subject.config.schedule.steps)
             self._bare_updates += 1
-            forwards, backwards = calls(player, walked)
+            forwards, backwards = calls(role, walked)
             for _ in range(forwards):
                 self.bare_forward()
             for _ in range(backwards):
@@ -234,10 +234,10 @@ class Course:
         return velocity
 
 
-def calls(player: str, exit_index: int) -> tuple[int, int]:
-    """How many network calls without and with gradient one update makes whose rollout leaves at a node.
+def calls(role: str, exit_index: int) -> tuple[int, int]:
+    """How many network calls without and with gradient one update makes whose rollout leaves at a level.
 
     The fake update rolls out without gradient, `exit_index + 1` calls, and learns from one; the generator's has the
     last call of its rollout with gradient, and two scores.
     """
-    return (exit_index + 2, 1) if player == GENERATOR else (exit_index + 1, 1)
+    return (exit_index + 2, 1) if role == GENERATOR else (exit_index + 1, 1)

@@ -90,12 +90,12 @@ def train(
         return
     if outcome.stopped_by:
         text = (
-            f"Stopped by {outcome.stopped_by} at update {outcome.step} of {settings.updates}, and saved. Continue it "
-            f"with: magicdistill train {settings.run / CONFIG_FILE} --resume"
+            f"Stopped by {outcome.stopped_by} at update {outcome.updates} of {settings.updates}, and saved. "
+            f"Continue it with: magicdistill train {settings.run / CONFIG_FILE} --resume"
         )
     else:
         text = (
-            f"{settings.run} is at update {outcome.step}. Export it with: "
+            f"{settings.run} is at update {outcome.updates}. Export it with: "
             f"magicdistill export {settings.run} --out generator.safetensors"
         )
     Console().print(text, soft_wrap=True)
@@ -128,7 +128,7 @@ def memory(
 
     teacher = load_teacher(settings, "meta")
     shapes = sample_of(settings, teacher, frames, height, width)
-    with Console(stderr=True).status("Making one update of each player, without data"):
+    with Console(stderr=True).status("Making one update of each role, without data"):
         found = memory_of(settings, teacher, shapes, gpus)
     Console().print(facts_table(found.facts()))
 
@@ -200,7 +200,9 @@ def export(
     format: Annotated[
         Format, typer.Option(help="comfyui: one whole file; int8: half of it; lora: the generator LoRA.")
     ] = Format.COMFYUI,
-    step: Annotated[int | None, typer.Option(help="Which checkpoint; by default the newest.")] = None,
+    update: Annotated[
+        int | None, typer.Option("--update", "--step", help="Which checkpoint; by default the newest.")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint (see checkpoint.measure).")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; by default as trained.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Where a LoRA run's teacher is now, if it has moved.")] = None,
@@ -210,11 +212,11 @@ def export(
     from .tools.export import export_run
     from .tools.sample import DTYPES
 
-    if best and step is not None:
-        raise ConfigError("--best and --step name two checkpoints. Give one of them.")
+    if best and update is not None:
+        raise ConfigError("--best and --update name two checkpoints. Give one of them.")
     if best:
-        step = read_manifest(checkpoint_folder(run, best=True)).step
-    done = export_run(run, out, format.value, step, None if dtype is None else DTYPES[dtype.value], teacher)
+        update = read_manifest(checkpoint_folder(run, best=True)).update
+    done = export_run(run, out, format.value, update, None if dtype is None else DTYPES[dtype.value], teacher)
     Console().print(f"Wrote {out}{f': {done.summary()}' if done else ''}", soft_wrap=True)
 
 

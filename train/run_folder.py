@@ -1,4 +1,4 @@
-"""Where a run keeps what: `run.json`, and checkpoints by step of which `latest` names the newest and `best` the best.
+"""Where a run keeps what: `run.json`, and checkpoints by update of which `latest` names the newest and `best` the best.
 
 Apart from the trainer, so that reading a run needs none of what training needs.
 """
@@ -14,7 +14,7 @@ RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 METRICS_FILE, ABANDONED_FILE, EVENTS_FILE = "metrics.jsonl", "metrics-abandoned.jsonl", "events.jsonl"
 VALIDATION, REPORT = "validation", "report"
 FOLDER, LATEST, BEST, MANIFEST = "checkpoints", "latest", "best", "manifest.json"
-# Beside them: to which step the run went back last, and how often it has.
+# Beside them: to which update the run went back last, and how often it has.
 ROLLBACK = "rollback.json"
 GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
     "generator.safetensors",
@@ -23,9 +23,9 @@ GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
 )
 
 
-def step_name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
-    return f"step-{step:06d}"
+def checkpoint_name(update: int) -> str:
+    """The folder name of an update's checkpoint."""
+    return f"step-{update:06d}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Manifest:
     """What a checkpoint is, and every file of it.
 
     Attributes:
-        step: generator updates made.
+        update: generator updates made.
         files: by path inside the checkpoint.
         counters: how many updates each kept state has seen.
         measure: how good the run was, lower is better; None if that was not known yet.
@@ -49,7 +49,7 @@ class Manifest:
         notes: what else a resumed run needs to know.
     """
 
-    step: int
+    update: int
     files: dict[str, StoredFile]
     counters: dict[str, int]
     measure: float | None
@@ -58,7 +58,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """As text, for `read_manifest`."""
-        return json.dumps(asdict(self), indent=1)
+        facts = asdict(self)
+        # The word of the file format.
+        return json.dumps({"step": facts.pop("update"), **facts}, indent=1)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -70,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {name: StoredFile(**file) for name, file in tree.pop("files").items()}
-        return Manifest(files=files, **tree)
+        return Manifest(update=tree.pop("step"), files=files, **tree)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"The checkpoint {folder} has no readable manifest. Write the name of another step-* folder into "
@@ -107,24 +109,24 @@ def run_facts(run: Path) -> RunFacts:
     return RunFacts(teacher, mode)
 
 
-def checkpoint_steps(root: Path) -> list[int]:
-    """The steps whose checkpoints lie in a run's folder of checkpoints, in order."""
+def checkpoint_updates(root: Path) -> list[int]:
+    """The updates whose checkpoints lie in a run's folder of checkpoints, in order."""
     return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
 
 
-def checkpoint_folder(run: Path, step: int | None = None, *, best: bool = False) -> Path:
-    """The folder of a run's newest checkpoint, of the best one, or of the one of a step.
+def checkpoint_folder(run: Path, update: int | None = None, *, best: bool = False) -> Path:
+    """The folder of a run's newest checkpoint, of the best one, or of the one of an update.
 
     Raises:
-        CheckpointError: listing the steps that exist, if there is no such checkpoint.
+        CheckpointError: listing the updates that exist, if there is no such checkpoint.
     """
     root = run / FOLDER
-    steps = checkpoint_steps(root)
-    there = f"Name one of its steps: {', '.join(map(str, steps))}." if steps else "It has saved no step yet."
-    if step is not None:
-        if step not in steps:
-            raise CheckpointError(f"The run {run} has no checkpoint of step {step}. {there}")
-        return root / step_name(step)
+    updates = checkpoint_updates(root)
+    there = f"Name one of its updates: {', '.join(map(str, updates))}." if updates else "It has saved no update yet."
+    if update is not None:
+        if update not in updates:
+            raise CheckpointError(f"The run {run} has no checkpoint of update {update}. {there}")
+        return root / checkpoint_name(update)
     pointer = root / (BEST if best else LATEST)
     if not pointer.is_file():
         raise CheckpointError(f"The run {run} has no file {FOLDER}/{pointer.name}. {there}")

@@ -62,7 +62,7 @@ class Subjects:
     would fail as well.
 
     Args:
-        warm_up: the clip at which each player makes an update before the first case: DeepSpeed makes its states at the
+        warm_up: the clip at which each role makes an update before the first case: DeepSpeed makes its states at the
             first. None where cases warm up themselves.
     """
 
@@ -153,16 +153,16 @@ def growing(bench: Bench) -> None:
 
 
 def _warm_up(bench: Bench, subject: "Subject", clip: Clip) -> None:
-    """One update of each player: DeepSpeed makes its states at the first."""
+    """One update of each role: DeepSpeed makes its states at the first."""
     from ..w2s import FAKE, GENERATOR, Course, FixedExit
 
     course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
-    for player in (FAKE, GENERATOR):
-        course.update(player)
+    for role in (FAKE, GENERATOR):
+        course.update(role)
 
 
 def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, warmup: int) -> float:
-    """One fake and one generator update whose rollouts leave at the first node, beside the bare calls in them.
+    """One fake and one generator update whose rollouts leave at the first level, beside the bare calls in them.
 
     The iteration of five and one at the average exit is computed from these.
 
@@ -174,11 +174,11 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
     course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
     phases: dict[str, list[dict[str, float]]] = {FAKE: [], GENERATOR: []}
 
-    def timed(player: str) -> Callable[[], None]:
+    def timed(role: str) -> Callable[[], None]:
         def update() -> None:
             subject.watch.seconds = {}
-            course.update(player)
-            phases[player].append(subject.watch.seconds)
+            course.update(role)
+            phases[role].append(subject.watch.seconds)
 
         return update
 
@@ -200,18 +200,18 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
     common = {"frames": clip.frames, "tokens": clip.tokens}
     bench.record(f"{clip.name}: bare forward", **common, **forward.row())
     bench.record(f"{clip.name}: bare forward and backward, checkpointed", **common, **backward.row())
-    for player in (FAKE, GENERATOR):
-        without, with_gradient = calls(player, 0)
+    for role in (FAKE, GENERATOR):
+        without, with_gradient = calls(role, 0)
         bare = without * forward.median + with_gradient * backward.median
-        last = phases[player][-repeats:]
+        last = phases[role][-repeats:]
         parts = {f"{name}_seconds": median(taken[name] for taken in last) for name in last[0]}
         bench.record(
-            f"{clip.name}: {player} update, exit at the first node",
+            f"{clip.name}: {role} update, exit at the first node",
             **common,
-            **timings[player].row(),
+            **timings[role].row(),
             **parts,
             bare_seconds=bare,
-            ratio=timings[player].median / bare,
+            ratio=timings[role].median / bare,
         )
     fake_updates, steps = course.method.order.count(FAKE), subject.config.schedule.steps
     whole, bare = iteration_seconds(timings[FAKE], timings[GENERATOR], forward, backward, fake_updates, steps)
@@ -262,13 +262,13 @@ def measure_choice(bench: Bench, subject: "Subject", clip: Clip, choice: str, re
 def iteration_seconds(
     fake: Timing, generator: Timing, forward: Timing, backward: Timing, fake_updates: int, steps: int
 ) -> tuple[float, float]:
-    """A whole iteration, and the bare network calls in it, at the average exit node.
+    """A whole iteration, and the bare network calls in it, at the average exit level.
 
     Args:
-        fake, generator: updates whose rollouts leave at node 0.
+        fake, generator: updates whose rollouts leave at level 0.
         forward, backward: the bare call without gradient, and with gradient and backward.
         fake_updates: for each of the generator.
-        steps: nodes of the schedule, at each of which rollouts leave equally often.
+        steps: levels of the schedule, at each of which rollouts leave equally often.
     """
     walk = (steps - 1) / 2 * forward.median
     whole = fake_updates * (fake.median + walk) + generator.median + walk

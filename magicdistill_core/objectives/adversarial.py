@@ -1,6 +1,6 @@
 """The adversarial losses of DMD2 on noised latents, with an approximate R1 penalty (MagicDistillation, Sec. 3.4).
 
-A *critic* is a callable `(x_sigma, sigma) -> logits [B]`: high for data, low for the generator's samples.
+A *discriminator* is a callable `(x_sigma, sigma) -> logits [B]`: high for data, low for the generator's samples.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..flow import add_noise
 
-Critic = Callable[[Tensor, Tensor], Tensor]
+Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -25,7 +25,7 @@ class DiscriminatorLoss(NamedTuple):
 
 
 def discriminator_loss(
-    critic: Critic,
+    discriminator: Logits,
     z: Tensor,
     x_hat: Tensor,
     eps: Tensor,
@@ -40,29 +40,29 @@ def discriminator_loss(
     differentiate twice.
 
     Args:
-        critic: of noised latents.
+        discriminator: of noised latents.
         z: clean latents `[B, ...]`.
         x_hat: the generator's samples `[B, ...]`; their gradient is stopped here.
         eps, sigma: noise like `z`, and levels `[B]`, the same for both.
-        r1: weight of the penalty; 0 leaves its critic call out.
+        r1: weight of the penalty; 0 leaves its discriminator call out.
         perturbation: small noise like `z`, already scaled; None where `r1` is 0.
     """
-    real = critic(add_noise(z, eps, sigma), sigma).float()
-    fake = critic(add_noise(x_hat.detach(), eps, sigma), sigma).float()
+    real = discriminator(add_noise(z, eps, sigma), sigma).float()
+    fake = discriminator(add_noise(x_hat.detach(), eps, sigma), sigma).float()
     loss = (F.softplus(-real) + F.softplus(fake)).mean()
     penalty = real.new_zeros(())
     if r1:
         assert perturbation is not None
-        moved = critic(add_noise(z + perturbation, eps, sigma), sigma).float()
+        moved = discriminator(add_noise(z + perturbation, eps, sigma), sigma).float()
         penalty = (real - moved).square().mean()
         loss = loss + r1 * penalty
     return DiscriminatorLoss(loss, real.detach().mean(), fake.detach().mean(), penalty.detach())
 
 
-def adversarial_gradient(critic: Critic, x_hat: Tensor, eps: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def adversarial_gradient(discriminator: Logits, x_hat: Tensor, eps: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """The generator's adversarial loss `mean softplus(-D(x_hat))`, and its gradient by `x_hat`.
 
-    The gradient is taken here and by `x_hat` alone, so that no backward runs through the critic's engine: add
+    The gradient is taken here and by `x_hat` alone, so that no backward runs through the discriminator's engine: add
     `weight * (x_hat * gradient).sum()` to the generator's loss.
 
     Returns:
@@ -70,6 +70,6 @@ def adversarial_gradient(critic: Critic, x_hat: Tensor, eps: Tensor, sigma: Tens
     """
     with torch.enable_grad():
         leaf = x_hat.detach().requires_grad_()
-        loss = F.softplus(-critic(add_noise(leaf, eps, sigma), sigma).float()).mean()
+        loss = F.softplus(-discriminator(add_noise(leaf, eps, sigma), sigma).float()).mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient

@@ -1,4 +1,4 @@
-"""The generator's rollout: few-step sampling up to a random node, of which only the last call carries a gradient."""
+"""The generator's rollout: few-step sampling up to a random level, of which only the last call carries a gradient."""
 
 import torch
 from torch import Tensor
@@ -15,27 +15,27 @@ def rollout(
     sampler: Sampler,
     fresh_noise: list[Tensor],
 ) -> Tensor:
-    """`x_hat = x_k - sigma_k * G(x_k, sigma_k)` after sampling from pure noise to node k without gradient.
+    """`x_hat = x_k - sigma_k * G(x_k, sigma_k)` after sampling from pure noise to level k without gradient.
 
-    The walk stops at node k, so every process that shares k makes `exit_index + 1` calls.
+    The walk stops at level k, so every process that shares k makes `exit_index + 1` calls.
 
     Args:
         generator: the few-step generator G.
-        noise_BCTHW: pure noise, the state at node 0.
+        noise_BCTHW: pure noise, the state at level 0.
         sigmas: the schedule `[N + 1]`, ending in 0.
         exit_index: k, in `[0, N)`.
-        sampler: `euler` integrates to node k; `renoise` noises x0 afresh at every node (DMD2).
+        sampler: `euler` integrates to level k; `renoise` noises x0 afresh at every level (DMD2).
         fresh_noise: for `renoise`, the noise of the steps before k.
 
     Returns:
         `x_hat`, with a gradient to G where gradients are enabled.
 
     Raises:
-        ValueError: if `exit_index` is no node of the schedule.
+        ValueError: if `exit_index` is no level of the schedule.
     """
-    nodes = len(sigmas) - 1
-    if not 0 <= exit_index < nodes:
-        raise ValueError(f"exit_index is {exit_index}, expected 0 to {nodes - 1} for a schedule of {nodes} steps.")
+    levels = len(sigmas) - 1
+    if not 0 <= exit_index < levels:
+        raise ValueError(f"exit_index is {exit_index}, expected 0 to {levels - 1} for a schedule of {levels} steps.")
     sigmas = sigmas.to(noise_BCTHW.device)
     walked = sigmas[: exit_index + 1]
     with torch.no_grad():

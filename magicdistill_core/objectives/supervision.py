@@ -21,13 +21,13 @@ def supervision_loss(
 ) -> Tensor:
     """The paired distance that the KL between generator and data reduces to when both are smoothed by a small xi.
 
-    The generator sees noised data, `x_sigma = (1 - sigma) z + sigma eps` at nodes of its schedule, and its x0 is
+    The generator sees noised data, `x_sigma = (1 - sigma) z + sigma eps` at levels of its schedule, and its x0 is
     compared with the data.
 
     Args:
         generator: the few-step generator.
         z: clean latents `[B, ...]`.
-        eps, sigma: noise like `z`, and a node of the generator's schedule for each sample `[B]`.
+        eps, sigma: noise like `z`, and a level of the generator's schedule for each sample `[B]`.
     """
     x_sigma = add_noise(z, eps, sigma)
     return paired_distance(velocity_to_x0(x_sigma, generator(x_sigma, sigma), sigma), z, distance, xi)

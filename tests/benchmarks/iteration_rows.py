@@ -43,10 +43,10 @@ def main() -> None:
 
     subject.transformer.register_forward_pre_hook(count)
     counted = {}
-    for player in (FAKE, GENERATOR):
+    for role in (FAKE, GENERATOR):
         seen.clear()
-        Course(subject, CLIP, FixedExit(0, EXIT), bench.generator()).update(player)
-        counted[player] = {"made": [seen.count(False), seen.count(True)], "expected": list(calls(player, EXIT))}
+        Course(subject, CLIP, FixedExit(0, EXIT), bench.generator()).update(role)
+        counted[role] = {"made": [seen.count(False), seen.count(True)], "expected": list(calls(role, EXIT))}
     course = Course(subject, CLIP, FixedExit(0, EXIT), bench.generator())
     seen.clear()
     course.round()

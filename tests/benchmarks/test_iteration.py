@@ -41,7 +41,7 @@ def test_updates_go_on_after_one_that_ran_out_of_memory(measured: dict[str, Any]
 
 def test_a_restored_optimizer_makes_the_same_update(measured: dict[str, Any]) -> None:
     rows = {row["case"]: row for row in measured["rows"] if "restored" in row["case"]}
-    assert list(rows) == [f"5 frames at 32x32: {player} state, restored" for player in ("fake", "generator")]
+    assert list(rows) == [f"5 frames at 32x32: {role} state, restored" for role in ("fake", "generator")]
     assert all(row["relative_difference"] == 0 for row in rows.values())
 
 

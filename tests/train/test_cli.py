@@ -121,7 +121,7 @@ def test_export_of_the_best_checkpoint(magicdistill, tmp_path: Path, monkeypatch
     monkeypatch.setattr(train.tools.export, "export_run", lambda *arguments: seen.extend(arguments))
     assert magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best")[0] == 0
     assert seen[3] == 7
-    status, _, err = magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best", "--step", 3)
+    status, _, err = magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best", "--update", 3)
     assert status == 2
     assert "two checkpoints" in err
 

@@ -36,13 +36,13 @@ def _needs_full(mode: Mode, what: str, trained: str) -> None:
 class MethodConfig(Section):
     """What all methods share."""
 
-    # Whether the frozen teacher must be at hand besides (`Players.teacher`).
+    # Whether the frozen teacher must be at hand besides (`Networks.teacher`).
     uses_teacher: ClassVar[bool] = False
 
     name: str = Field(description=NAME)
 
     @property
-    def players(self) -> tuple[str, ...]:
+    def trained(self) -> tuple[str, ...]:
         """Who is trained. Every method trains a generator: that is what the run exports."""
         return (GENERATOR,)
 
@@ -115,7 +115,7 @@ class MatchingConfig(MethodConfig):
     )
 
     @property
-    def players(self) -> tuple[str, ...]:
+    def trained(self) -> tuple[str, ...]:
         """Generator and fake branch; a discriminator if configured."""
         return (GENERATOR, FAKE) if self.discriminator is None else (GENERATOR, FAKE, DISCRIMINATOR)
 

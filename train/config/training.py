@@ -148,7 +148,7 @@ class TrainConfig(Section):
                 "the method one_step trains a whole generator of one step, so it needs schedule.steps=1 and "
                 f"model.mode=full; found {self.schedule.steps} and {self.model.mode}"
             )
-        trains_fake = FAKE in self.method.players
+        trains_fake = FAKE in self.method.trained
         if trains_fake and self.fake_optimizer is None:
             raise ValueError(f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer.lr")
         if not trains_fake and self.fake_optimizer is not None:

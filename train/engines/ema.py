@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config.sections import EmaConfig
-from .state import MASTER, EngineState, Shard
+from .state import MASTER, EngineState, Partition
 
 _AVERAGE = "average"
 
@@ -26,7 +26,7 @@ class GeneratorEma:
         self._averages = [self._copy(master) for master in self._masters()]
 
     def _masters(self) -> list[Tensor]:
-        return [shard.tensors[MASTER] for shard in self._state.shards()]
+        return [partition.tensors[MASTER] for partition in self._state.partitions()]
 
     def _copy(self, tensor: Tensor) -> Tensor:
         copy = tensor.detach().to("cpu" if self._settings.on_cpu else tensor.device, copy=True)
@@ -57,16 +57,16 @@ class GeneratorEma:
             average.copy_(own)
         self._state.refresh_network()
 
-    def shards(self) -> list[Shard]:
-        """As `Keeper.shards`."""
-        cut = zip(self._state.shards(), self._averages, strict=True)
-        return [Shard(own.name, own.start, own.size, {_AVERAGE: average}, own.written) for own, average in cut]
+    def partitions(self) -> list[Partition]:
+        """As `SavedState.partitions`."""
+        cut = zip(self._state.partitions(), self._averages, strict=True)
+        return [Partition(own.name, own.start, own.size, {_AVERAGE: average}, own.written) for own, average in cut]
 
     def counter(self) -> int:
         """How many updates of the generator it has followed."""
         return self._updates
 
-    def restore(self, counter: int, read: Callable[[list[Shard]], None]) -> None:
-        """As `Keeper.restore`."""
+    def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
+        """As `SavedState.restore`."""
         self._updates = counter
-        read(self.shards())
+        read(self.partitions())

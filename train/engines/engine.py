@@ -39,7 +39,7 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
 
 
 class Engine:
-    """One trained player: its DeepSpeed engine, its optimizer's warm-up, and the loss scale of its updates."""
+    """One trained role: its DeepSpeed engine, its optimizer's warm-up, and the loss scale of its updates."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Engine:
         return float(norm) / self.loss_scale if norm is not None else None
 
 
-class Holder:
+class NetworkCalls:
     """Who holds a network of several roles and is asked for its velocities."""
 
     network: RoleNetwork
@@ -120,7 +120,7 @@ class Holder:
         return features
 
 
-class NetworkEngine(Engine, Holder):
+class NetworkEngine(Engine, NetworkCalls):
     """The engine of a generator or of a branch."""
 
     def __init__(
@@ -144,7 +144,7 @@ class DiscriminatorEngine(Engine):
         super().__init__(discriminator, parameters, config, optimizer, stage=min(config.zero.stage, 2))
 
 
-class Frozen(Holder):
+class FrozenNetwork(NetworkCalls):
     """A network that is only asked; under ZeRO-3 its weights are sharded like those of the trained ones."""
 
     def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:

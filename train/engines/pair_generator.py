@@ -14,27 +14,27 @@ from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise
 from magicdistill_core.recipe import Recipe
 
 from ..networks.roles import BASE
-from .engine import Holder
+from .engine import NetworkCalls
 
 
 @dataclass(frozen=True)
-class FewStep:
+class PairGenerator:
     """The generator and how it is sampled."""
 
-    holder: Holder
+    network: NetworkCalls
     recipe: Recipe
 
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
         """What it makes of `noise` `[B, C, T, H, W]`; `fresh(step)` is the noise of a re-noising sampler."""
-        velocity = self.holder.velocity(condition, BASE)
+        velocity = self.network.velocity(condition, BASE)
         sigmas = few_step_sigmas(self.recipe.steps, self.recipe.shift)
         if self.recipe.sampler == "euler":
             return sample_euler(velocity, noise, sigmas)
         return sample_renoise(velocity, noise, sigmas, lambda step, _: fresh(step))
 
 
-def load_few_step(path: Path, teacher: Checkpoint, device: str = "cpu") -> tuple[Checkpoint, Recipe]:
+def load_pair_generator(path: Path, teacher: Checkpoint, device: str = "cpu") -> tuple[Checkpoint, Recipe]:
     """A few-step generator's file, fit for a run on `teacher`.
 
     Args:

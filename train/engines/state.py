@@ -21,7 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Shard:
+class Partition:
     """The part of one parameter's state that this process holds.
 
     Attributes:
@@ -39,13 +39,13 @@ class Shard:
     written: bool = True
 
 
-class Keeper(Protocol):
+class SavedState(Protocol):
     """Something whose state a checkpoint keeps: an engine, an average of weights, ...
 
     Every process has its own share; all of them together make up the whole.
     """
 
-    def shards(self) -> list[Shard]:
+    def partitions(self) -> list[Partition]:
         """This process's part of the state."""
         ...
 
@@ -53,8 +53,8 @@ class Keeper(Protocol):
         """How many updates the state has seen; the same on every process."""
         ...
 
-    def restore(self, counter: int, read: Callable[[list[Shard]], None]) -> None:
-        """Take up a state of `counter` updates: `read` fills shards. A collective call."""
+    def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
+        """Take up a state of `counter` updates: `read` fills partitions. A collective call."""
         ...
 
 
@@ -84,16 +84,16 @@ class EngineState:
         self._wrapper = None if isinstance(wrapped, torch.optim.Optimizer) else wrapped
         self._adam: torch.optim.Optimizer = wrapped if self._wrapper is None else wrapped.optimizer
 
-    def shards(self) -> list[Shard]:
-        """As `Keeper.shards`; views of the optimizer's own memory."""
+    def partitions(self) -> list[Partition]:
+        """As `SavedState.partitions`; views of the optimizer's own memory."""
         replicated = self.engine.zero_optimization_stage() == 0
-        shards = []
+        partitions = []
         for part in self._parts():
             state = self._adam.state.get(part.flat, {})
             tensors = {MASTER: part.of(part.flat.data)}
             tensors |= {kind: part.of(state[kind]) for kind in MOMENTS if kind in state}
-            shards.append(Shard(part.name, part.start, part.size, tensors, is_main() or not replicated))
-        return shards
+            partitions.append(Partition(part.name, part.start, part.size, tensors, is_main() or not replicated))
+        return partitions
 
     def counter(self) -> int:
         """How many steps the optimizer has made."""
@@ -103,8 +103,8 @@ class EngineState:
         return 0
 
     @torch.no_grad()
-    def restore(self, counter: int, read: Callable[[list[Shard]], None]) -> None:
-        """As `Keeper.restore`; the network's own weights follow the fp32 ones."""
+    def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
+        """As `SavedState.restore`; the network's own weights follow the fp32 ones."""
         for part in self._parts():
             self._adam.state.pop(part.flat, None)
         if counter:
@@ -114,7 +114,7 @@ class EngineState:
                         "step": self._step(counter, part.flat),
                         **{kind: torch.zeros_like(part.flat.data) for kind in MOMENTS},
                     }
-        read(self.shards())
+        read(self.partitions())
         self.refresh_network()
 
     def _step(self, counter: int, flat: Tensor) -> Tensor:
@@ -193,19 +193,19 @@ class Overlaps:
         """A saved part; `read(a, b)` gives its elements from a to b."""
         self._known.setdefault((name, kind), []).append((start, length, read))
 
-    def fill(self, shards: list[Shard]) -> None:
-        """Write into every shard what was saved of it.
+    def fill(self, partitions: list[Partition]) -> None:
+        """Write into every partition what was saved of it.
 
         Raises:
             CheckpointError: naming a parameter that was not saved, or not in this size.
         """
-        for shard in shards:
-            for kind, target in shard.tensors.items():
-                self._fill(shard, kind, target)
+        for partition in partitions:
+            for kind, target in partition.tensors.items():
+                self._fill(partition, kind, target)
 
-    def _fill(self, shard: Shard, kind: str, target: Tensor) -> None:
-        first, last = shard.start, shard.start + target.numel()
-        known = self._known.get((shard.name, kind), [])
+    def _fill(self, partition: Partition, kind: str, target: Tensor) -> None:
+        first, last = partition.start, partition.start + target.numel()
+        known = self._known.get((partition.name, kind), [])
         whole = max((start + length for start, length, _ in known), default=0)
         found = 0
         for start, length, read in known:
@@ -213,8 +213,8 @@ class Overlaps:
             if low < high:
                 target[low - first : high - first].copy_(read(low - start, high - start))
                 found += high - low
-        if found != target.numel() or whole != shard.size:
+        if found != target.numel() or whole != partition.size:
             raise CheckpointError(
-                f"The checkpoint holds {whole} elements of {shard.name} ({kind}), this run needs {shard.size}. It was "
-                "saved with another network, branch or method: restore the configuration that it was trained with."
+                f"The checkpoint holds {whole} elements of {partition.name} ({kind}), this run needs {partition.size}. "
+                "It was saved with another network, branch or method: restore the configuration of that training."
             )

@@ -13,8 +13,8 @@ from magicdistill_core.families.base import StartImage
 
 from ..config.training import TrainConfig
 from ..data.dataset import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, LatentDataset, sample_shapes
-from ..engines.engine import Engine, Holder, NetworkEngine, deepspeed_config
-from ..engines.players import Makers, Players, build_players
+from ..engines.engine import Engine, NetworkCalls, NetworkEngine, deepspeed_config
+from ..engines.networks import Factories, Networks, build_networks
 from ..engines.teacher import Teacher
 from ..methods import build_method
 from ..methods.draws import Draws
@@ -38,7 +38,7 @@ class Memory:
         optimizer: the weights in fp32, Adam's two averages, and the generator's average if it is kept there.
         gradients: this process' share of those that are there at a time.
         buffers: DeepSpeed's, in which gradients travel and, at stage 3, weights.
-        updates: what the calls of one update of a player hold at most besides all that.
+        updates: what the calls of one update of a role hold at most besides all that.
         step: what the optimizers' steps hold at most, when the calls hold nothing: gradients in fp32.
         start: the networks, before DeepSpeed divides them.
     """
@@ -63,7 +63,7 @@ class Memory:
             "optimizer": self.optimizer,
             "gradients": self.gradients,
             "DeepSpeed's buffers": self.buffers,
-            **{f"one update: {player}": size for player, size in self.updates.items()},
+            **{f"one update: {role}": size for role, size in self.updates.items()},
             "an optimizer's step": self.step,
         }
         return {name: f"{size / 1e9:.2f} GB" for name, size in parts.items()} | {
@@ -73,8 +73,8 @@ class Memory:
         }
 
 
-class _Player(NetworkEngine):
-    """A player without DeepSpeed, whose gradients go as they come, as they go into DeepSpeed's buffer."""
+class _NetworkEngine(NetworkEngine):
+    """A role without DeepSpeed, whose gradients go as they come, as they go into DeepSpeed's buffer."""
 
     def __init__(
         self, network: RoleNetwork, parameters: list[nn.Parameter], config: TrainConfig, *settings: object
@@ -90,7 +90,7 @@ class _Player(NetworkEngine):
         loss.backward()
 
 
-class _Judge(Engine):
+class _DiscriminatorEngine(Engine):
     """The same of a discriminator."""
 
     backwards = 1
@@ -103,7 +103,7 @@ class _Judge(Engine):
         loss.backward()
 
 
-class _Asked(Holder):
+class _FrozenNetwork(NetworkCalls):
     """A network that is only asked."""
 
     def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:
@@ -139,7 +139,7 @@ def sample_of(
 def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[int, ...]], gpus: int) -> Memory:
     """What a training takes.
 
-    Weights, and what calls of networks hold, are found by building the players and making an update of each on `meta`;
+    Weights, and what calls of networks hold, are found by building the networks and making an update of each on `meta`;
     the rest follows from DeepSpeed's way of dividing, and its settings.
 
     Args:
@@ -149,24 +149,24 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
     Raises:
         ConfigError: if the method does not suit the teacher.
     """
-    makers = Makers(_Player, _Judge, _Asked)
-    players = build_players(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, makers)
+    factories = Factories(_NetworkEngine, _DiscriminatorEngine, _FrozenNetwork)
+    networks = build_networks(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, factories)
     stage = config.zero.stage
-    networks, judges = _modules(players)
-    whole, judged = _bytes(networks), _bytes(judges)
+    modules, discriminators = _modules(networks)
+    whole, discriminator = _bytes(modules), _bytes(discriminators)
     divisor = gpus if stage == 3 else 1
-    few_step = _bytes([players.few_step.holder.network]) if players.few_step is not None else 0
-    updates = _updates(config, teacher, players, shapes)
-    optimizer, gradients, step = _states(config, players, gpus)
+    pair_generator = _bytes([networks.pair_generator.network.network]) if networks.pair_generator is not None else 0
+    updates = _updates(config, teacher, networks, shapes)
+    optimizer, gradients, step = _states(config, networks, gpus)
     return Memory(
-        _share(whole, divisor) + judged,
+        _share(whole, divisor) + discriminator,
         optimizer,
         gradients,
-        _buffers(config, players, whole),
+        _buffers(config, networks, whole),
         updates,
         step,
         # The few-step generator is divided before the others are loaded.
-        whole + judged - few_step + _share(few_step, divisor),
+        whole + discriminator - pair_generator + _share(pair_generator, divisor),
     )
 
 
@@ -203,17 +203,19 @@ def _trained(module: nn.Module, parameters: list[nn.Parameter], config: TrainCon
     return parameters
 
 
-def _modules(players: Players) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The networks, and the discriminators."""
-    networks: list[nn.Module] = []
-    judges: list[nn.Module] = []
-    for engine in players.engines.values():
+def _modules(networks: Networks) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The modules of all networks, each once, and those of the discriminators."""
+    modules: list[nn.Module] = []
+    discriminators: list[nn.Module] = []
+    for engine in networks.engines.values():
         if isinstance(engine, NetworkEngine):
-            networks.append(engine.network)
+            modules.append(engine.network)
         else:
-            judges.append(engine.engine.module)
-    networks += [holder.network for holder in (players.base, players.few_step and players.few_step.holder) if holder]
-    return networks, judges
+            discriminators.append(engine.engine.module)
+    pair_generator = networks.pair_generator
+    asked = (networks.base, None if pair_generator is None else pair_generator.network)
+    modules += [calls.network for calls in asked if calls is not None]
+    return modules, discriminators
 
 
 def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
@@ -231,20 +233,20 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _states(config: TrainConfig, players: Players, gpus: int) -> tuple[int, int, int]:
+def _states(config: TrainConfig, networks: Networks, gpus: int) -> tuple[int, int, int]:
     """What optimizers and gradients take, and what a step does besides; after the updates were made."""
     average, settings = config.generator_ema, _zero(config)
     optimizer, gradients, steps = 0, [], []
-    for engine in players.engines.values():
-        assert isinstance(engine, _Player | _Judge)
+    for engine in networks.engines.values():
+        assert isinstance(engine, _NetworkEngine | _DiscriminatorEngine)
         # A discriminator's engine stays at stage 2.
-        stage = config.zero.stage if isinstance(engine, _Player) else min(config.zero.stage, 2)
+        stage = config.zero.stage if isinstance(engine, _NetworkEngine) else min(config.zero.stage, 2)
         trained = sum(parameter.numel() for parameter in engine.parameters)
         share = _share(trained, gpus if stage >= 1 else 1)
         width = engine.parameters[0].element_size()
         # From stage 1 on there is a copy of fp32 weights too.
         copies = 2 if width == _FP32_BYTES and stage == 0 else 3
-        if engine is players.generator and average is not None and not average.on_cpu:
+        if engine is networks.generator and average is not None and not average.on_cpu:
             copies += 1
         optimizer += copies * _FP32_BYTES * share
         # At stage 2 those of a further backward come beside those that are kept.
@@ -261,7 +263,7 @@ def _zero(config: TrainConfig) -> DeepSpeedZeroConfig:
     return DeepSpeedZeroConfig(**deepspeed_config(config, 0.0, config.zero.stage)["zero_optimization"])
 
 
-def _buffers(config: TrainConfig, players: Players, whole: int) -> int:
+def _buffers(config: TrainConfig, networks: Networks, whole: int) -> int:
     """DeepSpeed's: a bucket of gradients; at stage 3 one for each network, its copy, and weights that are gathered."""
     settings = _zero(config)
     width = 2 if config.model.precision == "bf16" else _FP32_BYTES
@@ -269,28 +271,30 @@ def _buffers(config: TrainConfig, players: Players, whole: int) -> int:
     if config.zero.stage < 3:
         # Made for a backward, and freed after it.
         return bucket if config.zero.stage else 0
-    trained = [_bytes_of(engine.parameters) for engine in players.engines.values() if isinstance(engine, _Player)]
+    trained = [
+        _bytes_of(engine.parameters) for engine in networks.engines.values() if isinstance(engine, _NetworkEngine)
+    ]
     return bucket * len(trained) + min(bucket, max(trained)) + min(whole, int(settings.max_live_parameters) * width)
 
 
 def _updates(
-    config: TrainConfig, teacher: Teacher, players: Players, shapes: Mapping[str, tuple[int, ...]]
+    config: TrainConfig, teacher: Teacher, networks: Networks, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, int]:
-    method = build_method(config, players, Draws(config.seed), META)
-    networks, judges = _modules(players)
+    method = build_method(config, networks, Draws(config.seed), META)
+    modules, discriminators = _modules(networks)
     count = config.data.micro_batch
 
     def empty(name: str) -> Tensor:
         return torch.empty(count, *shapes[name], device=META)
 
     held = {}
-    for player in dict.fromkeys(method.order):
-        with BytesHeld(_tensors([*networks, *judges])) as memory, fused_attention():
+    for role in dict.fromkeys(method.order):
+        with BytesHeld(_tensors([*modules, *discriminators])) as memory, fused_attention():
             images = StartImage(empty(IMAGE_LATENTS), empty(IMAGE_FEATURES) if IMAGE_FEATURES in shapes else None)
             positions = list(range(count))
             batch = method.micro_batch(
                 teacher.checkpoint.family(), images, shapes[LATENTS], 0, positions, lambda: empty(LATENTS)
             )
-            method.loss(player, batch).backward(players.engine(player), last=True)
-        held[player] = memory.peak
+            method.loss(role, batch).backward(networks.engine(role), last=True)
+        held[role] = memory.peak
     return held

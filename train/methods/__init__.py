@@ -2,18 +2,19 @@
 
 To add one:
 
-1. its settings in `train/config/methods.py`: a `MethodConfig` with `name: Literal[...]`, the `players` it trains,
-   `uses_teacher` if it asks the frozen teacher, `uses_negative_prompt` if it asks somebody without the prompt,
+1. its settings in `train/config/methods.py`: a `MethodConfig` with `name: Literal[...]`, the roles that it trains
+   (`trained`), `uses_teacher` if it calls the frozen teacher, `uses_negative_prompt` if it makes calls without the
+   prompt,
    `recipe_fields` if its export is not a few-step generator, `start_file` if it does not start from the teacher;
    joined to `AnyMethod`;
 2. its class in a module here: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see `base.py`); noise and
    levels come from `_noise` and `_level` with a purpose of their own, clean latents from `batch.latents`, weights from
-   `self.players` (`generator_velocity`, `score`, `teacher`); a term that asks the trained network once more is a part
+   `self.networks` (`generator_velocity`, `score`, `teacher`); a term that asks the trained network once more is a part
    of its own (`Loss.after`);
 3. a line in `_METHODS`.
 
-Loop, checkpoints and export know methods by these alone. Engines are made for the `players` named, so that a method
-with `players = (GENERATOR,)` has one.
+Loop, checkpoints and export know methods by these alone. Engines are made for the roles in `trained`: a method with
+`trained = (GENERATOR,)` has one.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ from ..config.methods import (
     W2SConfig,
 )
 from ..config.training import TrainConfig
-from ..engines.players import Players
+from ..engines.networks import Networks
 from .base import Loss, Method, MicroBatch
 from .cfg import GuidanceDistillation
 from .draws import Draws
@@ -53,6 +54,6 @@ _METHODS: dict[type[MethodConfig], type[Method[Any]]] = {
 }
 
 
-def build_method(config: TrainConfig, players: Players, draws: Draws, device: torch.device) -> Method[Any]:
+def build_method(config: TrainConfig, networks: Networks, draws: Draws, device: torch.device) -> Method[Any]:
     """The method that a configuration names."""
-    return _METHODS[type(config.method)](config.method, config, players, draws, device)
+    return _METHODS[type(config.method)](config.method, config, networks, draws, device)

@@ -1,4 +1,4 @@
-"""What a training method is: an order of updates, and a loss for each player."""
+"""What a training method is: an order of updates, and a loss for each role."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from magicdistill_core.objectives.rollout import rollout
 from ..config.methods import MethodConfig
 from ..config.training import TrainConfig
 from ..engines.engine import Engine
-from ..engines.players import Players
+from ..engines.networks import Networks
 from .draws import Draws
 
 S = TypeVar("S", bound=MethodConfig)
@@ -29,7 +29,7 @@ class MicroBatch:
     Attributes:
         condition: what the family made of the start images, for its network alone to understand.
         positions: places in the update's global batch.
-        update: number of the optimizer update, over all players.
+        update: number of the optimizer update, over all roles.
         shape: of what noise, losses and samplers work on, `(C, T, H, W)`: a latent without the frames that the start
             image gives.
         read_latents: reads the clean latents of this shape from the dataset.
@@ -81,12 +81,14 @@ class Method(ABC, Generic[S]):
     # Metrics that the progress bar shows.
     headline: ClassVar[tuple[str, ...]]
 
-    def __init__(self, settings: S, config: TrainConfig, players: Players, draws: Draws, device: torch.device) -> None:
+    def __init__(
+        self, settings: S, config: TrainConfig, networks: Networks, draws: Draws, device: torch.device
+    ) -> None:
         self.settings = settings
         self.config = config
         self.schedule = config.schedule
         self.sigmas = few_step_sigmas(config.schedule.steps, config.schedule.shift)
-        self.players = players
+        self.networks = networks
         self.draws = draws
         self.device = device
 
@@ -96,8 +98,8 @@ class Method(ABC, Generic[S]):
         """Who is updated, in order, in one round; a round is one update of the generator."""
 
     @abstractmethod
-    def loss(self, player: str, batch: MicroBatch) -> Loss:
-        """The loss of one player on one micro-batch; its backward reaches that player's parameters alone."""
+    def loss(self, role: str, batch: MicroBatch) -> Loss:
+        """The loss of one role on one micro-batch; its backward reaches that role's parameters alone."""
 
     def shown(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
         """The start images as the network is to see them: as they are, unless a method wants it otherwise."""
@@ -130,13 +132,13 @@ class Method(ABC, Generic[S]):
         return self.draws.sigma(purpose, batch.update, batch.positions, self.schedule.shift).to(self.device)
 
     def _rollout(self, batch: MicroBatch) -> Tensor:
-        """The generator's sample `x_hat` from a random node of its schedule."""
+        """The generator's sample `x_hat` from a random level of its schedule."""
         exit_index = self.draws.exit_index(batch.update, self.schedule.steps)
         fresh = []
         if self.schedule.sampler == "renoise":
             fresh = [self._noise(f"renoise-{step}", batch) for step in range(exit_index)]
         return rollout(
-            self.players.generator_velocity(batch.condition),
+            self.networks.generator_velocity(batch.condition),
             self._noise("rollout", batch),
             self.sigmas,
             exit_index,

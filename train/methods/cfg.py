@@ -23,15 +23,15 @@ class GuidanceDistillation(Method[CFGConfig]):
         """The generator alone."""
         return (GENERATOR,)
 
-    def loss(self, player: str, batch: MicroBatch) -> Loss:
+    def loss(self, role: str, batch: MicroBatch) -> Loss:
         """The distance to the guided teacher at a random scale, then flow matching without guidance (M141 Eq. 8)."""
-        players, condition, scales = self.players, batch.condition, self._scales(batch)
+        networks, condition, scales = self.networks, batch.condition, self._scales(batch)
         unguided = torch.ones_like(scales)
         eps, sigma = self._noise("loss", batch), self._level("level", batch)
         distance = cfg_distillation_loss(
-            players.generator_velocity(condition, guidance=scales),
-            players.teacher(condition, guidance=unguided),
-            players.teacher(condition, guidance=unguided, unconditional=True),
+            networks.generator_velocity(condition, guidance=scales),
+            networks.teacher(condition, guidance=unguided),
+            networks.teacher(condition, guidance=unguided, unconditional=True),
             batch.latents,
             eps,
             sigma,
@@ -40,7 +40,7 @@ class GuidanceDistillation(Method[CFGConfig]):
         weighted, distillation = self.settings.weight * distance, distance.detach()
 
         def base() -> Loss:
-            student = players.generator_velocity(condition, guidance=unguided)
+            student = networks.generator_velocity(condition, guidance=unguided)
             value = flow_matching_loss(student, batch.latents, eps, sigma)
             metrics = {
                 "generator/loss": self.settings.weight * distillation + value.detach(),

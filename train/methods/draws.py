@@ -1,6 +1,6 @@
 """Every random choice of a training run, as a pure function of the seed and of where it is made.
 
-Nothing here has state: noise, levels, exit nodes and the data order are drawn from generators keyed by (seed, purpose,
+Nothing here has state: noise, levels, exit levels and the data order are drawn from generators keyed by (seed, purpose,
 update, position). A resumed run therefore needs no saved RNG, every process derives the same shared choices without
 communication, and the same global batch sees the same draws on any number of processes.
 """
@@ -61,9 +61,9 @@ class Draws:
         """Noise levels `[len(positions)]` of the losses (see `sample_sigma`)."""
         return self.each(purpose, update, positions, lambda generator: sample_sigma(1, shift, generator)[0])
 
-    def exit_index(self, update: int, nodes: int) -> int:
-        """The rollout's exit node, uniform and one for the whole update: every process makes as many calls."""
-        return int(torch.randint(nodes, (), generator=self._of_attempt("exit", update)))
+    def exit_index(self, update: int, levels: int) -> int:
+        """The rollout's exit level, uniform and one for the whole update: every process makes as many calls."""
+        return int(torch.randint(levels, (), generator=self._of_attempt("exit", update)))
 
     def sample_indices(self, batch_number: int, positions: list[int], batch_size: int, length: int) -> list[int]:
         """Which samples the positions of global batch `batch_number` hold: epochs are shuffled, without repeats."""

@@ -20,11 +20,11 @@ class LatentConsistency(Method[LCMConfig]):
         """The generator alone."""
         return (GENERATOR,)
 
-    def loss(self, player: str, batch: MicroBatch) -> Loss:
+    def loss(self, role: str, batch: MicroBatch) -> Loss:
         """The Huber distance to where the target ends after one Euler step of the teacher."""
         sigma, sigma_next = self._neighbours(batch)
-        student = self.players.generator_velocity(batch.condition)
-        teacher = self.players.teacher(batch.condition)
+        student = self.networks.generator_velocity(batch.condition)
+        teacher = self.networks.teacher(batch.condition)
         value = consistency_loss(
             student,
             teacher,

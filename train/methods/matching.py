@@ -33,11 +33,11 @@ class DistributionMatching(Method[M]):
         judged = () if discriminator is None else (DISCRIMINATOR,) * discriminator.updates
         return (FAKE,) * self.settings.fake_updates + judged + (GENERATOR,)
 
-    def loss(self, player: str, batch: MicroBatch) -> Loss:
+    def loss(self, role: str, batch: MicroBatch) -> Loss:
         """Flow matching for the fake branch, real or fake for the discriminator, matching for the generator."""
-        if player == FAKE:
+        if role == FAKE:
             return self._fake(batch)
-        return self._discriminator(batch) if player == DISCRIMINATOR else self._generator(batch)
+        return self._discriminator(batch) if role == DISCRIMINATOR else self._generator(batch)
 
     def _round(self, batch: MicroBatch) -> int:
         """The number of the round, from 0."""
@@ -46,7 +46,7 @@ class DistributionMatching(Method[M]):
     def _fake(self, batch: MicroBatch) -> Loss:
         with torch.no_grad():
             x_hat = self._rollout(batch)
-        score = self.players.score(batch.condition, self.settings.a_strong)
+        score = self.networks.score(batch.condition, self.settings.a_strong)
         value = fake_loss(x_hat, self._noise("loss", batch), self._level("level", batch), score)
         return Loss(value, {"fake/loss": value.detach()})
 
@@ -59,14 +59,14 @@ class DistributionMatching(Method[M]):
         settings, condition = self.settings, batch.condition
         guidance = None
         if settings.uses_negative_prompt:
-            negative = self.players.score(condition, settings.a_weak, unconditional=True)
+            negative = self.networks.score(condition, settings.a_weak, unconditional=True)
             guidance = Guidance(settings.guidance_scale, negative)
         result = generator_loss(
             x_hat,
             self._noise("loss", batch),
             self._level("level", batch),
-            real=self.players.score(condition, settings.a_weak),
-            fake=self.players.score(condition, settings.a_strong),
+            real=self.networks.score(condition, settings.a_weak),
+            fake=self.networks.score(condition, settings.a_strong),
             normalize=settings.normalize,
             guidance=guidance,
         )
@@ -90,7 +90,10 @@ class DistributionMatching(Method[M]):
         discriminator = self.settings.discriminator
         if discriminator is not None:
             loss, gradient = adversarial_gradient(
-                self.players.critic(batch.condition), x_hat, self._noise("judged", batch), self._level("judged", batch)
+                self.networks.discriminator_logits(batch.condition),
+                x_hat,
+                self._noise("judged", batch),
+                self._level("judged", batch),
             )
             taught = discriminator.weight if self._round(batch) >= discriminator.warmup else 0.0
             value = value + taught * (x_hat * gradient).sum()
@@ -99,20 +102,20 @@ class DistributionMatching(Method[M]):
         return Loss(value, metrics, None if self.settings.supervision is None else lambda: self._supervision(batch))
 
     def _supervision(self, batch: MicroBatch) -> Loss:
-        """MD Eq. 7 at a random node of the schedule for each sample, with its weight."""
+        """MD Eq. 7 at a random level of the schedule for each sample, with its weight."""
         settings = self.settings.supervision
         assert settings is not None
-        nodes = self.draws.each(
+        indices = self.draws.each(
             "node",
             batch.update,
             batch.positions,
             lambda generator: torch.randint(self.schedule.steps, (), generator=generator),
         )
         value = supervision_loss(
-            self.players.generator_velocity(batch.condition),
+            self.networks.generator_velocity(batch.condition),
             batch.latents,
             self._noise("supervision", batch),
-            self.sigmas[nodes].to(self.device),
+            self.sigmas[indices].to(self.device),
             distance=settings.distance,
             xi=settings.xi,
         )
@@ -124,7 +127,7 @@ class DistributionMatching(Method[M]):
         with torch.no_grad():
             x_hat = self._rollout(batch)
         result = discriminator_loss(
-            self.players.critic(batch.condition),
+            self.networks.discriminator_logits(batch.condition),
             batch.latents,
             x_hat,
             self._noise("judged", batch),

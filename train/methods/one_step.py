@@ -21,9 +21,9 @@ class OneStep(DistributionMatching[OneStepConfig]):
         """`w_d * ||G1(eps) - sg G4(eps)||^2 + w_m * L_dm`; the pair is made here, from the rollout's noise."""
         settings = self.settings
         x_hat = self._rollout(batch)
-        few_step = self.players.few_step
-        assert few_step is not None
-        target = few_step.sample(
+        pair_generator = self.networks.pair_generator
+        assert pair_generator is not None
+        target = pair_generator.sample(
             batch.condition, self._noise("rollout", batch), lambda step: self._noise(f"pair-{step}", batch)
         )
         distance = F.mse_loss(x_hat.float(), target.float())

@@ -24,10 +24,10 @@ class FineTuning(Method[SFTConfig]):
         """The generator alone."""
         return (GENERATOR,)
 
-    def loss(self, player: str, batch: MicroBatch) -> Loss:
+    def loss(self, role: str, batch: MicroBatch) -> Loss:
         """Flow matching (M141 Eq. 9) at logit-normal levels."""
         value = flow_matching_loss(
-            self.players.generator_velocity(batch.condition),
+            self.networks.generator_velocity(batch.condition),
             batch.latents,
             self._noise("loss", batch),
             self._levels(batch),

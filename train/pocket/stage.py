@@ -21,7 +21,7 @@ from magicdistill_core.errors import ConfigError, MagicDistillError
 
 from ..config.sections import EmaConfig, OptimizerConfig, Positive, Section
 from ..engines.ema import GeneratorEma
-from ..engines.state import EngineState, Keeper
+from ..engines.state import EngineState, SavedState
 from ..run import checkpoints
 from ..run_folder import FOLDER, LATEST
 from ..watch.log import RunLog
@@ -86,8 +86,8 @@ def train_stage(
     optimizer = torch.optim.AdamW(trained, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
     engine = PlainEngine(network, optimizer)
     average = GeneratorEma(engine, settings.average)
-    keepers: dict[str, Keeper] = {"network": EngineState(engine), "average": average}
-    done = _resumed(folder, keepers, settings)
+    states: dict[str, SavedState] = {"network": EngineState(engine), "average": average}
+    done = _resumed(folder, states, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLog(folder, folder.name, settings.updates, done, headline) as log:
         for update in range(done, settings.updates):
@@ -109,7 +109,7 @@ def train_stage(
             log.log(update + 1, row, time.monotonic() - began)
             last = update + 1 == settings.updates
             if last or (update + 1) % settings.checkpoint_every == 0:
-                _save(folder, keepers, settings, update + 1)
+                _save(folder, states, settings, update + 1)
             if last or (update + 1) % settings.validation_every == 0:
                 with average.applied():
                     log.event("validated", update + 1, **validate(network, update + 1))
@@ -117,12 +117,12 @@ def train_stage(
         return copy.deepcopy(network)
 
 
-def _save(folder: Path, keepers: Mapping[str, Keeper], settings: StageConfig, update: int) -> None:
+def _save(folder: Path, states: Mapping[str, SavedState], settings: StageConfig, update: int) -> None:
     checkpoints.save(
         folder,
-        keepers,
+        states,
         lambda _: None,
-        step=update,
+        update=update,
         keep=1,
         measure=None,
         since=0,
@@ -131,11 +131,11 @@ def _save(folder: Path, keepers: Mapping[str, Keeper], settings: StageConfig, up
     )
 
 
-def _resumed(folder: Path, keepers: Mapping[str, Keeper], settings: StageConfig) -> int:
+def _resumed(folder: Path, states: Mapping[str, SavedState], settings: StageConfig) -> int:
     """Load the newest checkpoint if there is one; how many updates it has seen."""
     if not (folder / FOLDER / LATEST).is_file():
         return 0
-    manifest = checkpoints.load(folder, keepers)
+    manifest = checkpoints.load(folder, states)
     before, now = manifest.notes["settings"], settings.model_dump(mode="json")
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
@@ -143,5 +143,5 @@ def _resumed(folder: Path, keepers: Mapping[str, Keeper], settings: StageConfig)
             f"{folder} holds a run with other settings: {', '.join(changed)} differ. Give the settings of that run, or "
             f"name another folder."
         )
-    logger.info("%s: resumed at update %d", folder, manifest.step)
-    return manifest.step
+    logger.info("%s: resumed at update %d", folder, manifest.update)
+    return manifest.update

@@ -22,7 +22,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.files import atomic_file, write_text
 
 from ..distributed import barrier, first_error, from_all, is_main, rank, world_size
-from ..engines.state import Keeper, Overlaps, Shard
+from ..engines.state import Overlaps, Partition, SavedState
 from ..run_folder import (
     BEST,
     FOLDER,
@@ -31,9 +31,9 @@ from ..run_folder import (
     Manifest,
     StoredFile,
     checkpoint_folder,
-    checkpoint_steps,
+    checkpoint_name,
+    checkpoint_updates,
     read_manifest,
-    step_name,
 )
 from .rollback import Rollback, note_rollback
 
@@ -62,24 +62,24 @@ def _checksum(path: Path) -> int:
 
 def save(
     run: Path,
-    keepers: Mapping[str, Keeper],
+    states: Mapping[str, SavedState],
     export: Callable[[Path], None],
     *,
-    step: int,
+    update: int,
     keep: int,
     measure: float | None,
     since: int,
     healthy: bool,
     notes: dict[str, object],
 ) -> Path:
-    """Save everything after generator update `step`; a collective call.
+    """Save everything after generator update `update`; a collective call.
 
     Args:
-        keepers: what is saved, by name.
+        states: what is saved, by name.
         export: writes the trained weights into a folder (called by every process).
         keep: how many of the newest checkpoints to keep. The best one, and the newest healthy one, stay besides.
         measure: how good the run is at this point, lower is better.
-        since: measures of earlier steps are not compared with those from this one on.
+        since: measures of earlier updates are not compared with those from this one on.
         healthy: whether the guard had nothing to say.
         notes: what else a resumed run needs to know (JSON); `load` gives it back.
 
@@ -87,13 +87,13 @@ def save(
         CheckpointError: on every process, if one of them could not write. The checkpoints before are untouched.
     """
     root = run / FOLDER
-    temporary = root / f"{_TEMPORARY}{step_name(step)}"
+    temporary = root / f"{_TEMPORARY}{checkpoint_name(update)}"
     if is_main():
         clear_unfinished(run)
     barrier()
     error, files = None, {}
     try:
-        files = _write_states(temporary, keepers)
+        files = _write_states(temporary, states)
     except (OSError, SafetensorError) as problem:
         error = str(problem)
     _check_written(run, temporary, error)
@@ -104,16 +104,16 @@ def save(
     except (OSError, CheckpointError) as problem:
         error = str(problem.__cause__ or problem)
     _check_written(run, temporary, error)
-    counters = {name: keeper.counter() for name, keeper in keepers.items()}
+    counters = {name: state.counter() for name, state in states.items()}
     all_files = {name: file for part in from_all(files) for name, file in part.items()}
     if is_main():
-        manifest = Manifest(step, all_files, counters, measure, healthy, notes)
+        manifest = Manifest(update, all_files, counters, measure, healthy, notes)
         try:
             _publish(root, temporary, manifest, keep, since)
         except OSError as problem:
             error = str(problem)
     _check_written(run, temporary, error)
-    return root / step_name(step)
+    return root / checkpoint_name(update)
 
 
 def clear_unfinished(run: Path) -> None:
@@ -127,11 +127,11 @@ def held_bytes(run: Path) -> int:
     return sum(file.bytes for manifest in _manifests(run / FOLDER).values() for file in manifest.files.values())
 
 
-def _write_states(folder: Path, keepers: Mapping[str, Keeper]) -> dict[str, StoredFile]:
+def _write_states(folder: Path, states: Mapping[str, SavedState]) -> dict[str, StoredFile]:
     """Write what this process holds; returns what it wrote, by path inside the folder."""
     files: dict[str, StoredFile] = {}
-    for name, keeper in keepers.items():
-        for number, tensors in enumerate(_portions(keeper)):
+    for name, state in states.items():
+        for number, tensors in enumerate(_portions(state)):
             path = folder / _STATE / name / f"process-{rank():05d}-{number:03d}.safetensors"
             with atomic_file(path) as temporary:
                 save_file(tensors, temporary)
@@ -139,13 +139,13 @@ def _write_states(folder: Path, keepers: Mapping[str, Keeper]) -> dict[str, Stor
     return files
 
 
-def _portions(keeper: Keeper) -> Iterator[dict[str, Tensor]]:
+def _portions(state: SavedState) -> Iterator[dict[str, Tensor]]:
     """Copies in main memory of what this process writes of a state, a file's worth at a time."""
     tensors: dict[str, Tensor] = {}
     held = 0
-    for shard in keeper.shards():
-        for kind, tensor in shard.tensors.items() if shard.written else ():
-            tensors[f"{kind}:{shard.start}:{shard.name}"] = tensor.detach().to("cpu", copy=True)
+    for partition in state.partitions():
+        for kind, tensor in partition.tensors.items() if partition.written else ():
+            tensors[f"{kind}:{partition.start}:{partition.name}"] = tensor.detach().to("cpu", copy=True)
             held += tensor.numel() * tensor.element_size()
         if held >= _FILE_BYTES:
             yield tensors
@@ -159,7 +159,7 @@ def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: 
     write_text(temporary / MANIFEST, manifest.to_json())
     for path in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
         fsync(path)
-    final = root / step_name(manifest.step)
+    final = root / checkpoint_name(manifest.update)
     if final.exists():
         # Of a future that this run went back from: out of the way in one step, so that no half of it keeps the name.
         _remove(final)
@@ -167,23 +167,23 @@ def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: 
     fsync(root)
     _point(root, LATEST, final)
     # Later ones are of a future that this run went back from; they stay until they are written anew.
-    manifests = {step: known for step, known in _manifests(root).items() if step <= manifest.step}
-    healthy = [step for step, m in manifests.items() if m.healthy]
-    measured = {step: m for step in healthy if (m := manifests[step].measure) is not None}
-    compared = [step for step in measured if step >= since]
-    best = min(compared, key=lambda step: measured[step], default=max(measured, default=None))
+    manifests = {update: known for update, known in _manifests(root).items() if update <= manifest.update}
+    healthy = [update for update, m in manifests.items() if m.healthy]
+    measured = {update: m for update in healthy if (m := manifests[update].measure) is not None}
+    compared = [update for update in measured if update >= since]
+    best = min(compared, key=lambda update: measured[update], default=max(measured, default=None))
     if best is not None:
-        _point(root, BEST, root / step_name(best))
-    for step in set(manifests) - {*sorted(manifests)[-keep:], best, *healthy[-1:]}:
-        _remove(root / step_name(step))
+        _point(root, BEST, root / checkpoint_name(best))
+    for update in set(manifests) - {*sorted(manifests)[-keep:], best, *healthy[-1:]}:
+        _remove(root / checkpoint_name(update))
 
 
 def _manifests(root: Path) -> dict[int, Manifest]:
-    """The manifests of all checkpoints, in order of their steps; what has no readable one is no checkpoint."""
+    """The manifests of all checkpoints, in order of their updates; what has no readable one is no checkpoint."""
     found = {}
-    for step in checkpoint_steps(root):
+    for update in checkpoint_updates(root):
         with suppress(CheckpointError):
-            found[step] = read_manifest(root / step_name(step))
+            found[update] = read_manifest(root / checkpoint_name(update))
     return found
 
 
@@ -207,8 +207,8 @@ def _check_written(run: Path, temporary: Path, error: str | None) -> None:
         return
     if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
-    steps = checkpoint_steps(run / FOLDER)
-    last = f"The checkpoint of step {steps[-1]} is intact" if steps else "There is no checkpoint yet"
+    updates = checkpoint_updates(run / FOLDER)
+    last = f"The checkpoint of update {updates[-1]} is intact" if updates else "There is no checkpoint yet"
     free = shutil.disk_usage(run).free / 1e9
     raise CheckpointError(
         f"A checkpoint could not be written to {run / FOLDER} ({error}; {free:.1f} GB are free there). {last}. Make "
@@ -216,10 +216,10 @@ def _check_written(run: Path, temporary: Path, error: str | None) -> None:
     )
 
 
-def point_to(run: Path, step: int) -> None:
+def point_to(run: Path, update: int) -> None:
     """Let `latest` name an earlier checkpoint. Called by the main process alone."""
     root = run / FOLDER
-    _point(root, LATEST, root / step_name(step))
+    _point(root, LATEST, root / checkpoint_name(update))
 
 
 def go_back(run: Path, to: Rollback) -> None:
@@ -227,18 +227,18 @@ def go_back(run: Path, to: Rollback) -> None:
 
     That the run goes back is noted first, so that a process that is killed meanwhile does not forget it.
     """
-    root, step = run / FOLDER, to.step
+    root, update = run / FOLDER, to.update
     note_rollback(run, to)
     fsync(root)
-    point_to(run, step)
-    for later in checkpoint_steps(root):
-        if later > step:
-            _remove(root / step_name(later))
+    point_to(run, update)
+    for later in checkpoint_updates(root):
+        if later > update:
+            _remove(root / checkpoint_name(later))
 
 
-def healthy_steps(run: Path) -> list[int]:
-    """The steps of the checkpoints that were saved while the guard had nothing to say, in order."""
-    return [step for step, manifest in _manifests(run / FOLDER).items() if manifest.healthy]
+def healthy_updates(run: Path) -> list[int]:
+    """The updates of the checkpoints that were saved while the guard had nothing to say, in order."""
+    return [update for update, manifest in _manifests(run / FOLDER).items() if manifest.healthy]
 
 
 def verified(run: Path) -> Path:
@@ -271,7 +271,7 @@ def _damaged(folder: Path, files: list[str]) -> CheckpointError:
     )
 
 
-def load(run: Path, keepers: Mapping[str, Keeper]) -> Manifest:
+def load(run: Path, states: Mapping[str, SavedState]) -> Manifest:
     """Bring everything back to the newest checkpoint; returns its manifest. A collective call.
 
     Any number of processes, at any ZeRO stage, takes up what any other number saved.
@@ -285,13 +285,13 @@ def load(run: Path, keepers: Mapping[str, Keeper]) -> Manifest:
     wrong = [name for name, file in mine if _checksum(folder / name) != file.crc32]
     if wrong := [name for part in from_all(wrong) for name in part]:
         raise _damaged(folder, [f"{name} (other contents than were written)" for name in wrong])
-    if set(manifest.counters) != set(keepers):
+    if set(manifest.counters) != set(states):
         raise CheckpointError(
             f"The checkpoint {folder} holds the state of {', '.join(manifest.counters)}; this run needs "
-            f"{', '.join(keepers)}. Restore the method and settings that the run was started with."
+            f"{', '.join(states)}. Restore the method and settings that the run was started with."
         )
-    for name, keeper in keepers.items():
-        keeper.restore(manifest.counters[name], partial(_read, folder / _STATE / name))
+    for name, state in states.items():
+        state.restore(manifest.counters[name], partial(_read, folder / _STATE / name))
     return manifest
 
 
@@ -299,7 +299,7 @@ def _reader(part: Any) -> Callable[[int, int], Tensor]:
     return lambda first, last: part[first:last]
 
 
-def _read(folder: Path, shards: list[Shard]) -> None:
+def _read(folder: Path, partitions: list[Partition]) -> None:
     overlaps = Overlaps()
     for path in sorted(folder.glob("*.safetensors")):
         file = safe_open(path, framework="pt")
@@ -307,4 +307,4 @@ def _read(folder: Path, shards: list[Shard]) -> None:
             kind, start, name = key.split(":", 2)
             part = file.get_slice(key)
             overlaps.add(name, kind, int(start), part.get_shape()[0], _reader(part))
-    overlaps.fill(shards)
+    overlaps.fill(partitions)

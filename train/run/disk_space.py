@@ -8,7 +8,7 @@ from pathlib import Path
 from magicdistill_core.errors import ConfigError
 
 from ..distributed import first_error, from_all, is_main
-from ..engines.state import MASTER, MOMENTS, Keeper
+from ..engines.state import MASTER, MOMENTS, SavedState
 from . import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -17,18 +17,18 @@ logger = logging.getLogger(__name__)
 BESIDES = 3
 
 
-def state_bytes(keepers: Mapping[str, Keeper]) -> int:
+def state_bytes(states: Mapping[str, SavedState]) -> int:
     """What a checkpoint of these states takes, over all processes (a collective call).
 
     Before an optimizer's first step its moments do not exist; they will be as large as the fp32 weights.
     """
     total = 0
-    for keeper in keepers.values():
-        for shard in keeper.shards():
-            kinds = {kind: tensor.numel() * tensor.element_size() for kind, tensor in shard.tensors.items()}
+    for state in states.values():
+        for partition in state.partitions():
+            kinds = {kind: tensor.numel() * tensor.element_size() for kind, tensor in partition.tensors.items()}
             if MASTER in kinds:
                 kinds |= dict.fromkeys(MOMENTS, kinds[MASTER])
-            total += sum(kinds.values()) if shard.written else 0
+            total += sum(kinds.values()) if partition.written else 0
     return sum(from_all(total))
 
 

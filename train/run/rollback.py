@@ -1,7 +1,7 @@
 """The note that a run goes back to an earlier checkpoint, which a process killed right after it does not forget."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from magicdistill_core.errors import CheckpointError
@@ -12,15 +12,15 @@ from ..run_folder import FOLDER, ROLLBACK
 
 @dataclass(frozen=True)
 class Rollback:
-    """That a run goes back to a step, and how often it has gone back with this."""
+    """To which update a run goes back, and how often it has gone back with this."""
 
-    step: int
+    update: int
     attempt: int
 
 
 def note_rollback(run: Path, rollback: Rollback) -> None:
     """Write the note, in place of an earlier one."""
-    write_text(run / FOLDER / ROLLBACK, json.dumps(asdict(rollback)))
+    write_text(run / FOLDER / ROLLBACK, json.dumps({"step": rollback.update, "attempt": rollback.attempt}))
 
 
 def last_rollback(run: Path) -> Rollback | None:
@@ -33,8 +33,9 @@ def last_rollback(run: Path) -> Rollback | None:
     if not path.is_file():
         return None
     try:
-        return Rollback(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return Rollback(note["step"], note["attempt"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}, which says how often the run went back, cannot be read ({error}). Remove it to resume as if it "
             "had not gone back since its newest checkpoint."

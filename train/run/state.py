@@ -12,7 +12,7 @@ from ..config.methods import FAKE
 from ..config.training import TrainConfig
 from ..distributed import barrier, from_all, is_main, world_size
 from ..engines.engine import Engine
-from ..engines.state import EngineState, Keeper
+from ..engines.state import EngineState, SavedState
 from ..methods.draws import Draws
 from ..run_folder import FOLDER, LATEST, checkpoint_folder, read_manifest
 from ..watch.best import Measure
@@ -33,9 +33,9 @@ class RunState:
     """The state of a run: what is trained, how many rounds it has had, how often it went back.
 
     Attributes:
-        step: generator updates made.
+        updates: generator updates made.
         attempt: how often the run went back to an earlier checkpoint.
-        keepers: what checkpoints keep, by name. The engines are in it; more may be added before `resume`.
+        saved_states: what checkpoints keep, by name. The engines are in it; more may be added before `resume`.
         changed: settings that a resumed run no longer has as the checkpoint was trained with: before and now, by field.
     """
 
@@ -44,14 +44,14 @@ class RunState:
     ) -> None:
         """
         Args:
-            export: writes the trained weights of a step into a folder; called by every process.
+            export: writes the trained weights of an update into a folder; called by every process.
         """
         self.config = config
-        self.step = 0
+        self.updates = 0
         self.attempt = 0
         self.changed: dict[str, list[Any]] = {}
         self.guard = Guard(config.guard)
-        self.keepers: dict[str, Keeper] = {name: EngineState(e.engine) for name, e in engines.items()}
+        self.saved_states: dict[str, SavedState] = {name: EngineState(e.engine) for name, e in engines.items()}
         self._engines = engines
         self._draws = draws
         self._export = export
@@ -80,18 +80,18 @@ class RunState:
         """
         root = self.config.run / FOLDER
         if not (root / LATEST).is_file():
-            steps = from_all(checkpoints.checkpoint_steps(root))[0]
-            if not steps:
+            updates = from_all(checkpoints.checkpoint_updates(root))[0]
+            if not updates:
                 logger.info("%s has saved no checkpoint yet: beginning anew", self.config.run)
                 return
             # Killed between the first checkpoint's getting its name and `latest`'s: what has a name is complete.
             if is_main():
-                checkpoints.point_to(self.config.run, steps[-1])
+                checkpoints.point_to(self.config.run, updates[-1])
             barrier()
         last = last_rollback(self.config.run)
         self._finish_going_back(last)
         self._check_method(read_manifest(checkpoint_folder(self.config.run)).notes)
-        manifest = checkpoints.load(self.config.run, self.keepers)
+        manifest = checkpoints.load(self.config.run, self.saved_states)
         notes = manifest.notes
         if notes["global_batch"] != self.global_batch:
             data = self.config.data
@@ -112,15 +112,15 @@ class RunState:
             logger.info("Times that this run went back: %d; learning rates are multiplied by %g", self.attempt, factor)
         self.changed = _changes(notes["settings"], self._settings)
         for name, (was, value) in self.changed.items():
-            logger.info("Changed since update %d: %s from %s to %s", self.step, name, was, value)
+            logger.info("Changed since update %d: %s from %s to %s", self.updates, name, was, value)
 
     def _finish_going_back(self, last: Rollback | None) -> None:
         """Do what a process that was killed while the run went back has left undone. A collective call."""
         root = self.config.run / FOLDER
         newest = read_manifest(checkpoint_folder(self.config.run))
         barrier()
-        if last is not None and newest.step > last.step and newest.notes["attempt"] < last.attempt:
-            if is_main() and last.step in checkpoints.checkpoint_steps(root):
+        if last is not None and newest.update > last.update and newest.notes["attempt"] < last.attempt:
+            if is_main() and last.update in checkpoints.checkpoint_updates(root):
                 checkpoints.go_back(self.config.run, last)
             barrier()
 
@@ -136,7 +136,7 @@ class RunState:
 
     def _take(self, manifest: checkpoints.Manifest) -> None:
         notes = manifest.notes
-        self.step = self._saved = manifest.step
+        self.updates = self._saved = manifest.update
         self.guard.restore(notes["guard"])
         self._measure.restore(notes["measure"])
         self._set_attempt(notes["attempt"])
@@ -150,15 +150,15 @@ class RunState:
         """Whether a checkpoint is to be saved now, by updates or by the main process's clock. A collective call."""
         settings = self.config.checkpoint
         late = 0 < settings.minutes * 60 <= time.monotonic() - self._saved_at
-        return self.step % settings.every == 0 or self.step == self.config.updates or from_all(late)[0]
+        return self.updates % settings.every == 0 or self.updates == self.config.updates or from_all(late)[0]
 
     def save(self) -> Path | None:
-        """Save a checkpoint, unless this very step is saved already. A collective call.
+        """Save a checkpoint, unless this very update is saved already. A collective call.
 
         Raises:
             CheckpointError: if it could not be written.
         """
-        if self._saved == self.step:
+        if self._saved == self.updates:
             return None
         notes: dict[str, Any] = {
             "attempt": self.attempt,
@@ -170,16 +170,16 @@ class RunState:
         }
         folder = checkpoints.save(
             self.config.run,
-            self.keepers,
-            lambda folder: self._export(folder, self.step),
-            step=self.step,
+            self.saved_states,
+            lambda folder: self._export(folder, self.updates),
+            update=self.updates,
             keep=self.config.checkpoint.keep,
             measure=self._measure.value,
             since=self._measure.since,
             healthy=self.guard.healthy,
             notes=notes,
         )
-        self._saved, self._saved_at = self.step, time.monotonic()
+        self._saved, self._saved_at = self.updates, time.monotonic()
         return folder
 
     def advance(self, metrics: dict[str, float]) -> tuple[Verdict, tuple[str, ...]]:
@@ -188,12 +188,12 @@ class RunState:
         Returns:
             The verdict, alike on every process, and those of its findings that are new.
         """
-        self.step += 1
+        self.updates += 1
         # One process decides: a rounding difference must not send them different ways.
         verdict = from_all(self.guard.observe(metrics))[0]
         measure = metrics.get(self.config.checkpoint.measure, metrics.get(_FALLBACK_MEASURE))
         if measure is not None and not self.guard.broken:
-            self._measure.observe(self.step, measure, healthy=self.guard.healthy)
+            self._measure.observe(self.updates, measure, healthy=self.guard.healthy)
         if self.config.guard.action == "off" and not self.guard.broken:
             verdict = Verdict()
         kinds = {finding.partition(":")[0] for finding in self._findings}
@@ -207,13 +207,13 @@ class RunState:
         return settings.action == "rollback" and self.attempt < settings.rollbacks and self.last_good() is not None
 
     def last_good(self) -> int | None:
-        """The step of the newest checkpoint that is known to be good, alike on every process (a collective call).
+        """The update of the newest checkpoint that is known to be good, alike on every process (a collective call).
 
         The guard had nothing to say about it. If a round has just given what is no number, the checkpoint that it began
         from may have been spoiled already, and an earlier one is better.
         """
-        healthy = from_all(checkpoints.healthy_steps(self.config.run))[0]
-        proven = [step for step in healthy if step < self.step - self.guard.broken]
+        healthy = from_all(checkpoints.healthy_updates(self.config.run))[0]
+        proven = [update for update in healthy if update < self.updates - self.guard.broken]
         return max(proven or healthy, default=None)
 
     def go_back(self) -> None:
@@ -225,7 +225,7 @@ class RunState:
         if is_main():
             checkpoints.go_back(self.config.run, Rollback(good, attempt))
         barrier()
-        self._take(checkpoints.load(self.config.run, self.keepers))
+        self._take(checkpoints.load(self.config.run, self.saved_states))
         self._set_attempt(attempt)
         self._findings = ()
 
@@ -239,10 +239,10 @@ class RunState:
             where = "No good checkpoint was saved before: change the settings and start again in another folder"
         else:
             where = (
-                f"The last good checkpoint is of step {good}; --resume continues from there, with settings that you "
-                f"change. Export it with: magicdistill export {self.config.run} --step {good}"
+                f"The last good checkpoint is of update {good}; --resume continues from there, with settings that you "
+                f"change. Export it with: magicdistill export {self.config.run} --update {good}"
             )
-        return GuardError(f"The run was stopped at update {self.step}: {'; '.join(findings)}. {where}.")
+        return GuardError(f"The run was stopped at update {self.updates}: {'; '.join(findings)}. {where}.")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -21,7 +21,7 @@ from ..config.training import BranchConfig, ModelConfig
 from ..distributed import is_main
 from ..engines.ema import GeneratorEma
 from ..engines.engine import collect_state
-from ..engines.players import Players
+from ..engines.networks import Networks
 from ..networks.roles import branch_modules, is_in_branch
 from ..run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
 
@@ -33,14 +33,14 @@ class TrainedFiles:
     Attributes:
         layout: of the generator's family.
         hidden: the network's hidden size.
-        recipe: of the generator, but for the step.
+        recipe: of the generator, but for the update.
         base_kind: what the recipe of a branch says of its base.
         prompt: what files that work by themselves carry.
         average: the generator's, which is what is exported, if there is one.
     """
 
     model: ModelConfig
-    players: Players
+    networks: Networks
     layout: LayoutMap
     hidden: int
     recipe: Recipe
@@ -52,8 +52,8 @@ class TrainedFiles:
         """Within, the generator has the weights that are exported: their average if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def write(self, folder: Path, step: int) -> None:
-        """Write the trained weights as they stand after generator update `step`; a collective call.
+    def write(self, folder: Path, update: int) -> None:
+        """Write the trained weights as they stand after generator update `update`; a collective call.
 
         Raises:
             CheckpointError: on the main process, if a file cannot be written.
@@ -65,14 +65,14 @@ class TrainedFiles:
         if not is_main():
             return
         if self._trains_fake:
-            self._save_branch(folder / FAKE_LORA_FILE, FAKE, fake, step)
+            self._save_branch(folder / FAKE_LORA_FILE, FAKE, fake, update)
         if self._lora:
-            self._save_branch(folder / GENERATOR_LORA_FILE, GENERATOR, trained, step)
+            self._save_branch(folder / GENERATOR_LORA_FILE, GENERATOR, trained, update)
             return
         state = diffusers_to_file(self.layout, trained)
         # What was fused is not held twice while it is written.
         trained.clear()
-        recipe = self.recipe.model_copy(update={"training_step": step})
+        recipe = self.recipe.model_copy(update={"training_step": update})
         save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
 
     def bytes(self) -> int:
@@ -91,11 +91,11 @@ class TrainedFiles:
 
     @property
     def _trains_fake(self) -> bool:
-        return FAKE in self.players.engines
+        return FAKE in self.networks.engines
 
     def _holder(self, name: str) -> nn.Module:
-        """The network of a player."""
-        engine = self.players.generator if name == GENERATOR else self.players.fake
+        """The network of a role."""
+        engine = self.networks.generator if name == GENERATOR else self.networks.fake
         return engine.network.transformer
 
     def _collect_branch(self, name: str) -> dict[str, Tensor]:
@@ -109,12 +109,12 @@ class TrainedFiles:
         branches = branch_modules(_shapes(self._holder(name)), name, self._size(name).alpha, self.hidden)
         return lora_state(branches) | null_prompt_tensors(self.prompt if name == GENERATOR else None)
 
-    def _save_branch(self, path: Path, name: str, state: dict[str, Tensor], step: int) -> None:
+    def _save_branch(self, path: Path, name: str, state: dict[str, Tensor], update: int) -> None:
         size = self._size(name)
         recipe = self.recipe.model_copy(
             update={
                 "kind": f"{self.recipe.kind if name == GENERATOR else name}_lora",
-                "training_step": step,
+                "training_step": update,
                 "base_hash": self.recipe.teacher_hash,
                 "base_kind": self.base_kind,
                 "lora_rank": size.rank,

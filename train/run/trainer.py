@@ -22,7 +22,7 @@ from ..distributed import (
     world_size,
 )
 from ..engines.ema import GeneratorEma
-from ..engines.players import build_players
+from ..engines.networks import build_networks
 from ..engines.teacher import Teacher, load_teacher
 from ..memory.training import memory_of, tell_memory
 from ..methods import MicroBatch, build_method
@@ -44,9 +44,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: at which update, and by which signal if it was told to stop."""
+    """How a training ended: after how many updates, and by which signal if it was told to stop."""
 
-    step: int
+    updates: int
     stopped_by: str | None
 
 
@@ -77,15 +77,15 @@ class Trainer:
             )
             if is_main():
                 self._tell_memory(loaded)
-        self.players = build_players(config, teacher, self.prompt, self.device, loaded.negative)
+        self.networks = build_networks(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
-        self.method = build_method(config, self.players, self.draws, self.device)
+        self.method = build_method(config, self.networks, self.draws, self.device)
         self.ema = None
         if config.generator_ema is not None:
-            self.ema = GeneratorEma(self.players.generator.engine, config.generator_ema)
+            self.ema = GeneratorEma(self.networks.generator.engine, config.generator_ema)
         self.files = TrainedFiles(
             config.model,
-            self.players,
+            self.networks,
             self.family.architecture.layout,
             teacher.shape.hidden,
             self.recipe,
@@ -93,13 +93,13 @@ class Trainer:
             self.prompt,
             self.ema,
         )
-        self.state = RunState(config, self.players.engines, self.draws, self.files.write)
+        self.state = RunState(config, self.networks.engines, self.draws, self.files.write)
         if self.ema is not None:
-            self.state.keepers["generator_ema"] = self.ema
+            self.state.saved_states["generator_ema"] = self.ema
         if resume:
             self.state.resume()
-        self.checkpoint_bytes = state_bytes(self.state.keepers) + self.files.bytes()
-        if self.state.step < config.updates:
+        self.checkpoint_bytes = state_bytes(self.state.saved_states) + self.files.bytes()
+        if self.state.updates < config.updates:
             check_room(config.run, self.checkpoint_bytes, config.checkpoint.keep)
         # Only now: a resume that is refused leaves the run's record as it was.
         begin(config, self.inputs)
@@ -145,37 +145,37 @@ class Trainer:
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
             if state.changed:
                 facts["changed"] = state.changed
-            log.event("resumed" if state.step else "started", state.step, **facts)
-            while state.step < config.updates:
+            log.event("resumed" if state.updates else "started", state.updates, **facts)
+            while state.updates < config.updates:
                 began = time.monotonic()
                 metrics = self._round()
                 verdict, new = state.advance(metrics)
-                log.log(state.step, metrics | state.guard.ratios(), time.monotonic() - began)
+                log.log(state.updates, metrics | state.guard.ratios(), time.monotonic() - began)
                 for finding in new:
-                    log.event("warning", state.step, finding=finding)
-                    logger.warning("Update %d: %s", state.step, finding)
+                    log.event("warning", state.updates, finding=finding)
+                    logger.warning("Update %d: %s", state.updates, finding)
                 if verdict.act and self._act(verdict, log):
                     continue
                 stopped_by = first_error(stop.name)
                 if state.due() or stopped_by:
                     state.save()
-                    log.event("saved", state.step)
+                    log.event("saved", state.updates)
                 if stopped_by:
-                    log.event("stopped", state.step, by=stopped_by)
-                    return Outcome(state.step, stopped_by)
+                    log.event("stopped", state.updates, by=stopped_by)
+                    return Outcome(state.updates, stopped_by)
                 # After the save, which holds more than samples to be looked at.
-                if self.validation.due(state.step):
+                if self.validation.due(state.updates):
                     with self.files.exported_weights():
-                        problem = self.validation.run(self.players, state.step)
+                        problem = self.validation.run(self.networks, state.updates)
                     if problem is not None:
-                        log.event("warning", state.step, finding=problem)
-            log.event("finished", state.step)
-        return Outcome(state.step, None)
+                        log.event("warning", state.updates, finding=problem)
+            log.event("finished", state.updates)
+        return Outcome(state.updates, None)
 
     def _log(self) -> RunLog:
         config = self.config
         tracker = wandb_tracker(config)
-        return RunLog(config.run, config.method.name, config.updates, self.state.step, self.method.headline, tracker)
+        return RunLog(config.run, config.method.name, config.updates, self.state.updates, self.method.headline, tracker)
 
     def _act(self, verdict: Verdict, log: RunLog) -> bool:
         """Do what is configured when the guard says that a run must not go on; whether the run went back.
@@ -185,42 +185,42 @@ class Trainer:
         """
         state = self.state
         if state.may_go_back():
-            failed = state.step
+            failed = state.updates
             state.go_back()
-            log.go_back(state.step)
-            log.event("went back", state.step, failed=failed, findings=verdict.findings)
-            logger.warning("Update %d: back to the last good checkpoint, of update %d", failed, state.step)
+            log.go_back(state.updates)
+            log.event("went back", state.updates, failed=failed, findings=verdict.findings)
+            logger.warning("Update %d: back to the last good checkpoint, of update %d", failed, state.updates)
             return True
         if state.guard.broken or self.config.guard.action in ("stop", "rollback"):
-            log.event("ended by the guard", state.step, findings=verdict.findings)
+            log.event("ended by the guard", state.updates, findings=verdict.findings)
             raise state.stop(verdict.findings)
         return False
 
     def _round(self) -> dict[str, float]:
         """All updates of one round, in the method's order."""
         metrics: dict[str, torch.Tensor | float] = {}
-        order, step = self.method.order, self.state.step
-        counts = {player: order.count(player) for player in order}
-        for place, player in enumerate(order):
-            number = order[:place].count(player)
-            metrics |= self._update(player, step * len(order) + place, step * counts[player] + number)
+        order, done = self.method.order, self.state.updates
+        counts = {role: order.count(role) for role in order}
+        for place, role in enumerate(order):
+            number = order[:place].count(role)
+            metrics |= self._update(role, done * len(order) + place, done * counts[role] + number)
         if self.ema is not None:
             self.ema.update()
         return mean_over_processes(metrics, self.device)
 
-    def _update(self, player: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
-        """One optimizer step of one player over its micro-batches."""
-        engine = self.players.engine(player)
+    def _update(self, role: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
+        """One optimizer step of one role over its micro-batches."""
+        engine = self.networks.engine(role)
         data = self.config.data
         metrics: dict[str, torch.Tensor | float] = {}
         for micro in range(data.accumulation):
-            loss = self.method.loss(player, self._micro_batch(update, micro))
+            loss = self.method.loss(role, self._micro_batch(update, micro))
             found = loss.backward(engine, last=micro == data.accumulation - 1)
             for name, value in found.items():
                 metrics[name] = metrics.get(name, 0.0) + value / data.accumulation
-        norm = engine.step(own_update, self.state.step / self.config.updates)
+        norm = engine.step(own_update, self.state.updates / self.config.updates)
         if norm is not None:
-            metrics[f"{player}/gradient_norm"] = norm
+            metrics[f"{role}/gradient_norm"] = norm
         return metrics
 
     def _micro_batch(self, update: int, micro: int) -> MicroBatch:

@@ -24,7 +24,7 @@ def export_run(
     run: Path,
     out: Path,
     format: ExportFormat = "comfyui",
-    step: int | None = None,
+    update: int | None = None,
     dtype: torch.dtype | None = None,
     teacher: Path | None = None,
 ) -> Quantised | None:
@@ -36,7 +36,7 @@ def export_run(
         format: `comfyui` is one file in the file layout with recipe and null prompt, a LoRA being merged into the
             teacher at weight 1; `int8` is the same with its blocks' matrices rounded, for ComfyUI alone; `lora` is
             the generator LoRA alone; `diffusers` is a transformer folder for `from_pretrained` of the family's class.
-        step: which checkpoint; None means the newest.
+        update: which checkpoint; None means the newest.
         dtype: of the stored weights; None keeps what the run stored.
         teacher: for a LoRA run whose teacher's file has moved: where it is now.
 
@@ -49,7 +49,7 @@ def export_run(
     """
     _check_target(out, format)
     facts = run_facts(run)
-    folder = checkpoint_folder(run, step)
+    folder = checkpoint_folder(run, update)
     if format == "lora":
         _export_lora(run, folder, facts, out, dtype)
         return None

@@ -35,8 +35,8 @@ class Measure:
         """The median over the last rounds; None before the first."""
         return median(self._last) if self._last else None
 
-    def observe(self, step: int, metric: float, *, healthy: bool) -> None:
-        """Take in the round of update `step`.
+    def observe(self, update: int, metric: float, *, healthy: bool) -> None:
+        """Take in the round of update `update`.
 
         The peak is the highest median so far; one in a full window that lies at half of it or lower ends the search for
         a higher one. Rounds that the guard calls unhealthy are not searched: a collapse is no peak.
@@ -46,7 +46,7 @@ class Measure:
             return
         now, full = median(self._last), len(self._last) == self._window
         if not full or now >= self._highest:
-            self._highest, self.since = now, step
+            self._highest, self.since = now, update
         elif now <= _FALLEN * self._highest:
             self._rising = False
 

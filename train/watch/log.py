@@ -79,7 +79,7 @@ class RunLog:
 
     def _open(self, done: int) -> None:
         self._lines = open(self._run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` does
-        # TensorBoard hides what earlier writers logged from the purged step on.
+        # TensorBoard hides what earlier writers logged from the purged update on.
         self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=done + 1)
         self._tensorboard.start()
 
@@ -100,42 +100,42 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
-        """Record the metrics of generator update `step` (from 1), and how long its round took."""
+    def log(self, update: int, metrics: dict[str, float], seconds: float) -> None:
+        """Record the metrics of generator update `update` (from 1), and how long its round took."""
         if not is_main():
             return
         row = {**metrics, "seconds": round(seconds, 3)}
-        self._lines.write(json.dumps({"step": step, **row}) + "\n")
+        self._lines.write(json.dumps({"step": update, **row}) + "\n")
         self._lines.flush()
-        self._tensorboard.log(row, step=step)
+        self._tensorboard.log(row, step=update)
         if self._wandb is not None:
-            # W&B takes no step twice, and a run may go back: its curves are drawn over the metric `update` instead.
-            self._wandb.log({**row, "update": step})
+            # W&B takes no update twice, and a run may go back: its curves are drawn over the metric `update` instead.
+            self._wandb.log({**row, "update": update})
         note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline)
-        self._bar.update(self._task, completed=step, note=note)
+        self._bar.update(self._task, completed=update, note=note)
 
-    def event(self, kind: str, step: int, **facts: object) -> None:
+    def event(self, kind: str, update: int, **facts: object) -> None:
         """Add a line to `events.jsonl`: what happened to the run, when, and at which update."""
         if not is_main():
             return
-        line = {"event": kind, "step": step, "time": round(time.time(), 1), **facts}
+        line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
         with open(self._run / EVENTS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def go_back(self, step: int) -> None:
-        """Forget the metrics of the rounds after `step`."""
+    def go_back(self, update: int) -> None:
+        """Forget the metrics of the rounds after `update`."""
         if not is_main():
             return
         self._close()
-        drop_after(self._run, step, ABANDONED_FILE)
-        self._open(step)
-        self._bar.update(self._task, completed=step)
+        drop_after(self._run, update, ABANDONED_FILE)
+        self._open(update)
+        self._bar.update(self._task, completed=update)
 
 
-def drop_after(run: Path, step: int, into: str | None = None) -> None:
-    """Take the rounds after `step` out of `metrics.jsonl`, and put them at the end of the file `into`, if one is given.
+def drop_after(run: Path, update: int, into: str | None = None) -> None:
+    """Remove the rounds after `update` from `metrics.jsonl`, and append them to the file `into` if one is given.
 
-    A line that a killed process left unfinished goes too.
+    A line that a killed process left unfinished is removed too.
     """
     path = run / METRICS_FILE
     if not path.exists():
@@ -144,7 +144,7 @@ def drop_after(run: Path, step: int, into: str | None = None) -> None:
     dropped: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            (kept if json.loads(line)["step"] <= step else dropped).append(line + "\n")
+            (kept if json.loads(line)["step"] <= update else dropped).append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
     write_text(path, "".join(kept))

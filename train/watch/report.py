@@ -28,7 +28,7 @@ from ..run_folder import (
     REPORT,
     VALIDATION,
     checkpoint_folder,
-    checkpoint_steps,
+    checkpoint_updates,
     read_manifest,
     run_facts,
 )
@@ -189,9 +189,9 @@ def _samples(record: RunRecord) -> str:
     picked = [sheets[round(i * (len(sheets) - 1) / max(count - 1, 1))] for i in range(count)]
     text = ["Rows are start images, each with its own fixed seed; columns are frames."]
     for sheet in picked:
-        step = int(sheet.stem.removeprefix("step-"))
+        update = int(sheet.stem.removeprefix("step-"))
         video = f" ([video](../{VALIDATION}/{sheet.stem}.mp4))" if sheet.with_suffix(".mp4").exists() else ""
-        text.append(f"Update {step}{video}\n\n![samples at update {step}](../{VALIDATION}/{sheet.name})")
+        text.append(f"Update {update}{video}\n\n![samples at update {update}](../{VALIDATION}/{sheet.name})")
     return "\n\n".join(text)
 
 
@@ -216,9 +216,9 @@ def _how_to_go_on(record: RunRecord) -> str:
     if (root / BEST).is_file():
         best = read_manifest(checkpoint_folder(run, best=True))
         lines.append(f"    magicdistill export {run} --best --out generator.safetensors")
-        lines[-1] += f"    # update {best.step}, {record.config['checkpoint']['measure']} {best.measure:.4g}"
+        lines[-1] += f"    # update {best.update}, {record.config['checkpoint']['measure']} {best.measure:.4g}"
     lines.append(f"    magicdistill train {run / CONFIG_FILE} --resume    # add updates=N for a longer run")
-    kept = ", ".join(map(str, checkpoint_steps(root))) or "none"
+    kept = ", ".join(map(str, checkpoint_updates(root))) or "none"
     return (
         f"Checkpoints that are there: {kept}. The exported file goes to `models/diffusion_models` of a ComfyUI.\n\n"
         + "\n".join(lines)

@@ -19,7 +19,7 @@ from ..config.training import ScheduleConfig, ValidationConfig
 from ..data.dataset import LatentDataset
 from ..data.vae import load_vae
 from ..distributed import is_main
-from ..engines.players import Players
+from ..engines.networks import Networks
 from ..networks.sampling import sample_latents
 
 logger = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ class Validation:
                 dataset.folder,
             )
 
-    def due(self, step: int) -> bool:
+    def due(self, update: int) -> bool:
         """Whether samples are to be made after generator update `step`."""
-        return self.settings.every > 0 and step % self.settings.every == 0
+        return self.settings.every > 0 and update % self.settings.every == 0
 
     @torch.no_grad()
-    def run(self, players: Players, step: int) -> str | None:
+    def run(self, networks: Networks, update: int) -> str | None:
         """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`.
 
         Returns:
@@ -84,7 +84,7 @@ class Validation:
         latents = []
         for number in range(len(self.images)):
             image = self.images[number : number + 1]
-            velocity = players.generator_velocity(self.family.condition(image, self.shape[2]))
+            velocity = networks.generator_velocity(self.family.condition(image, self.shape[2]))
             seed, kept = self.settings.seed + number, self.family.kept_frames
             sampler = self.schedule.sampler
             free = sample_latents(velocity, self.shape, sigmas, sampler, seed, self.device, kept_frames=kept)
@@ -92,15 +92,15 @@ class Validation:
         if self.vae is None:
             return None
         try:
-            self._write([unit_to_frames(self.vae.decode(latent).cpu()) for latent in latents], step)
+            self._write([unit_to_frames(self.vae.decode(latent).cpu()) for latent in latents], update)
         except Exception as error:
             # Apart from the sampling above: there an error on one process would leave the others waiting.
-            logger.warning("Update %d: the samples could not be shown; the run goes on", step, exc_info=True)
+            logger.warning("Update %d: the samples could not be shown; the run goes on", update, exc_info=True)
             return f"the samples could not be shown: {error}"
         return None
 
-    def _write(self, clips: list[Tensor], step: int) -> None:
+    def _write(self, clips: list[Tensor], update: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         labels = [f"seed {self.settings.seed + number}" for number in range(len(clips))]
-        contact_sheet(clips, labels, columns=8).save(self.folder / f"step-{step:06d}.png")
-        write_video(self.folder / f"step-{step:06d}.mp4", torch.cat(clips, dim=2), self.fps)
+        contact_sheet(clips, labels, columns=8).save(self.folder / f"step-{update:06d}.png")
+        write_video(self.folder / f"step-{update:06d}.mp4", torch.cat(clips, dim=2), self.fps)

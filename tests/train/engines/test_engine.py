@@ -93,7 +93,7 @@ class PlainPyTorch:
     def _logit(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         return self.judge(double_block_features(self.network, network_inputs(x, sigma, condition, self.prompt)))
 
-    def _loss(self, player: str, z: Tensor, condition: Tensor, positions: list[int], update: int) -> Tensor:
+    def _loss(self, role: str, z: Tensor, condition: Tensor, positions: list[int], update: int) -> Tensor:
         shape = (16, *condition.shape[2:])
         model, method, schedule = self.config.model, self.config.method, self.config.schedule
         weights = self._merged(self.generator, 1.0, model.generator_branch) if model.mode == "lora" else self.generator
@@ -113,10 +113,10 @@ class PlainPyTorch:
             [],
         )
         strong = self._velocity(self._merged(self.fake, 1.0, model.fake_branch), condition)
-        if player == "fake":
+        if role == "fake":
             return fake_loss(x_hat, eps, level, strong)
         discriminator, supervision = method.discriminator, method.supervision
-        if player == "discriminator":
+        if role == "discriminator":
             real, fake, near = (
                 self._logit(add_noise(sample, eps_judged, judged), judged, condition)
                 for sample in (z, x_hat.detach(), z + discriminator.r1_noise * moved)
@@ -151,15 +151,15 @@ class PlainPyTorch:
     def train(self, samples: int) -> None:
         order = self.order
         for step in range(self.config.updates):
-            for place, player in enumerate(order):
+            for place, role in enumerate(order):
                 update = step * len(order) + place
                 positions = list(range(samples))
                 indices = self.draws.sample_indices(update, positions, samples, len(self.dataset))
                 batch = self.dataset.batch(indices)
                 condition = concat_condition(batch.image_latents, 2)
-                self._loss(player, batch.latents, condition, positions, update).backward()
-                torch.nn.utils.clip_grad_norm_(self.trained[player].values(), self.clips[player])
-                self.optimizers[player].step()
+                self._loss(role, batch.latents, condition, positions, update).backward()
+                torch.nn.utils.clip_grad_norm_(self.trained[role].values(), self.clips[role])
+                self.optimizers[role].step()
                 for optimizer in self.optimizers.values():
                     optimizer.zero_grad()
 

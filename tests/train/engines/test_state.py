@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from magicdistill_core.errors import CheckpointError
-from train.engines.state import EngineState, Overlaps, Shard
+from train.engines.state import EngineState, Overlaps, Partition
 
 
 def saved(values: torch.Tensor, cuts: list[int]) -> Overlaps:
@@ -27,7 +27,7 @@ def test_any_cut_reads_any_other(before: list[int], after: list[int]) -> None:
     found = []
     for start, end in zip([0, *after], [*after, 10], strict=True):
         target = torch.full((end - start,), float("nan"))
-        overlaps.fill([Shard("weight", start, 10, {"master": target})])
+        overlaps.fill([Partition("weight", start, 10, {"master": target})])
         found.append(target)
     assert torch.equal(torch.cat(found), values)
 
@@ -36,16 +36,16 @@ def test_any_cut_reads_any_other(before: list[int], after: list[int]) -> None:
     ("name", "kind", "size"), [("weight", "master", 12), ("weight", "exp_avg", 10), ("other", "master", 10)]
 )
 def test_what_was_not_saved_is_named(name: str, kind: str, size: int) -> None:
-    shard = Shard(name, 0, size, {kind: torch.zeros(10)})
+    partition = Partition(name, 0, size, {kind: torch.zeros(10)})
     with pytest.raises(CheckpointError, match=rf"elements of {name} \({kind}\), this run needs {size}"):
-        saved(torch.arange(10.0), [4]).fill([shard])
+        saved(torch.arange(10.0), [4]).fill([partition])
 
 
 def test_a_gap_is_seen() -> None:
     overlaps = Overlaps()
     overlaps.add("weight", "master", 6, 4, lambda a, b: torch.zeros(b - a))
     with pytest.raises(CheckpointError):
-        overlaps.fill([Shard("weight", 0, 10, {"master": torch.zeros(10)})])
+        overlaps.fill([Partition("weight", 0, 10, {"master": torch.zeros(10)})])
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -63,7 +63,7 @@ def test_a_restored_optimizer_is_where_pytorch_itself_would_load_it(fused: bool)
     expected.load_state_dict({**source.state_dict(), "param_groups": expected.state_dict()["param_groups"]})
     module, restored = adam("meta", fused)
     engine = SimpleNamespace(module=module, optimizer=restored, zero_optimization_stage=lambda: 0)
-    EngineState(engine).restore(1, lambda shards: None)
+    EngineState(engine).restore(1, lambda partitions: None)
 
     def places(optimizer: torch.optim.AdamW) -> list[dict[str, tuple]]:
         state = optimizer.state_dict()["state"]

@@ -24,7 +24,7 @@ class LoadingError(Exception):
 
 
 def load(*given: object) -> None:
-    """In place of `build_players`."""
+    """In place of `build_networks`."""
     raise LoadingError
 
 
@@ -154,7 +154,7 @@ def test_a_run_on_a_gpu_says_it_before_it_loads(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(train.run.trainer, "gpu_bytes", lambda device: room)
-    monkeypatch.setattr(train.run.trainer, "build_players", load)
+    monkeypatch.setattr(train.run.trainer, "build_networks", load)
     config = parse_config(tiny_config(tmp_path / "run"), "config")
     found = memory_of(config, load_teacher(config, "meta"), sample_shapes("hunyuan_video", 5, 32, 32), 1)
     with caplog.at_level(logging.INFO, "train"), pytest.raises(LoadingError):
@@ -176,7 +176,7 @@ def test_a_run_goes_on_where_it_cannot_be_foretold(
 
     monkeypatch.setattr(train.run.trainer, "gpu_bytes", lambda device: 10**12)
     monkeypatch.setattr(train.run.trainer, "memory_of", fail)
-    monkeypatch.setattr(train.run.trainer, "build_players", load)
+    monkeypatch.setattr(train.run.trainer, "build_networks", load)
     with pytest.raises(LoadingError):
         train.run.trainer.train(parse_config(tiny_config(tmp_path / "run"), "config"))
     assert "could not be computed" in caplog.text

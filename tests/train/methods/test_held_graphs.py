@@ -15,7 +15,7 @@ from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.null_prompt import load_null_prompt
 from train.config.methods import DISCRIMINATOR, GENERATOR
 from train.config.reading import parse_config
-from train.engines.players import Players, build_players
+from train.engines.networks import Networks, build_networks
 from train.methods import MicroBatch, build_method
 from train.methods.draws import Draws
 
@@ -45,13 +45,13 @@ class Bare(nn.Module):
 @pytest.fixture
 def prepare(
     tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Any, Players]]:
+) -> Callable[..., tuple[Any, Networks]]:
     """A method and its players, without DeepSpeed."""
     monkeypatch.setattr(
         deepspeed, "initialize", lambda model, optimizer, **settings: (Bare(model), optimizer, None, None)
     )
 
-    def build(method: dict, checkpointing: bool = True) -> tuple[Any, Players]:
+    def build(method: dict, checkpointing: bool = True) -> tuple[Any, Networks]:
         raw = tiny_config(tmp_path / "run", method=method)
         raw["model"] |= {"activation_checkpointing": checkpointing}
         if method["name"] == "cfg":
@@ -61,8 +61,8 @@ def prepare(
         teacher = config.method.prepared(load_checkpoint(config.model.teacher), config.model.mode)
         negative = config.model.negative_prompt
         negative = None if negative is None else load_null_prompt(negative)
-        players = build_players(config, teacher, teacher.null_prompt, CPU, negative)
-        return build_method(config, players, Draws(0), CPU), players
+        networks = build_networks(config, teacher, teacher.null_prompt, CPU, negative)
+        return build_method(config, networks, Draws(0), CPU), networks
 
     return build
 
@@ -72,7 +72,7 @@ def micro_batch() -> MicroBatch:
     return MicroBatch(concat_condition(latents[:, :, :1], 2), [0], 1, (16, 2, 4, 4), lambda: latents)
 
 
-def held_block_inputs(players: Players) -> Callable[[], int]:
+def held_block_inputs(networks: Networks) -> Callable[[], int]:
     """Watches the generator's blocks: the most inputs of theirs that were held at once by then."""
     held: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
     most = [0]
@@ -82,7 +82,7 @@ def held_block_inputs(players: Players) -> Callable[[], int]:
             held[id(given[0])] = given[0]
             most[0] = max(most[0], len(held))
 
-    transformer = players.generator.network.transformer
+    transformer = networks.generator.network.transformer
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         block.register_forward_pre_hook(watch)
     return lambda: most[0]
@@ -94,11 +94,11 @@ def held_block_inputs(players: Players) -> Callable[[], int]:
     ids=["w2s", "supervised", "cfg"],
 )
 def test_the_generator_holds_one_graph_at_a_time(
-    prepare: Callable[..., tuple[Any, Players]], settings: dict, parts: int
+    prepare: Callable[..., tuple[Any, Networks]], settings: dict, parts: int
 ) -> None:
-    method, players = prepare(settings)
-    most = held_block_inputs(players)
-    engine = players.generator
+    method, networks = prepare(settings)
+    most = held_block_inputs(networks)
+    engine = networks.generator
     method.loss(GENERATOR, micro_batch()).backward(engine, last=False)
     method.loss(GENERATOR, micro_batch()).backward(engine, last=True)
     assert most() == 2  # one for each of the tiny network's blocks
@@ -107,10 +107,10 @@ def test_the_generator_holds_one_graph_at_a_time(
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_discriminator_recomputes_where_the_networks_do(
-    prepare: Callable[..., tuple[Any, Players]], checkpointing: bool
+    prepare: Callable[..., tuple[Any, Networks]], checkpointing: bool
 ) -> None:
-    method, players = prepare(DMD2, checkpointing)
-    engine = players.engine(DISCRIMINATOR)
+    method, networks = prepare(DMD2, checkpointing)
+    engine = networks.engine(DISCRIMINATOR)
     judged = []
     engine.engine.module.block.register_forward_hook(lambda *call: judged.append(call))
     loss = method.loss(DISCRIMINATOR, micro_batch())

@@ -14,7 +14,7 @@ from magicdistill_core.errors import ConfigError
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_metadata, read_tensors
 from train.config.reading import parse_config
-from train.engines.pair_generator import load_few_step
+from train.engines.pair_generator import load_pair_generator
 from train.methods.one_step import annealed
 
 DISCRIMINATOR = {"optimizer": {"lr": 1e-3}, "weight": 0.5}
@@ -127,10 +127,10 @@ def test_one_step_starts_from_the_few_step_generator_and_anneals(
     assert (recipe.method, recipe.steps, recipe.a_weak) == ("one_step", 1, 0.25)
     assert recipe_of(file).a_weak == 0
 
-    few_checkpoint, few_recipe = load_few_step(file, load_checkpoint(one["model"]["teacher"]))
+    few_checkpoint, few_recipe = load_pair_generator(file, load_checkpoint(one["model"]["teacher"]))
     assert few_recipe.steps == 4
     with pytest.raises(ConfigError, match="recipe of a teacher"):
-        load_few_step(Path(one["model"]["teacher"]), few_checkpoint)
+        load_pair_generator(Path(one["model"]["teacher"]), few_checkpoint)
 
 
 def test_weights_are_annealed_in_a_straight_line() -> None:

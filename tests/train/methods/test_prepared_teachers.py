@@ -17,7 +17,7 @@ from magicdistill_core.recipe import Recipe
 from train.config.methods import CFGConfig, SFTConfig, W2SConfig
 from train.config.reading import parse_config
 from train.config.sections import OptimizerConfig
-from train.engines.players import Players
+from train.engines.networks import Networks
 from train.methods.draws import Draws
 from train.methods.sft import FineTuning
 from train.networks.roles import BASE
@@ -97,8 +97,8 @@ def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_c
         tree = tiny_config(tmp_path, method={"name": "sft", "reference_noise": noise})
         del tree["fake_optimizer"]
         config = parse_config(tree, "x.yaml")
-        players = Players(engines={}, generator_role=BASE, base=None)
-        method = FineTuning(config.method, config, players, Draws(0), torch.device("cpu"))
+        networks = Networks(engines={}, generator_role=BASE, base=None)
+        method = FineTuning(config.method, config, networks, Draws(0), torch.device("cpu"))
         return method.shown(StartImage(torch.ones(3, 16, 1, 40, 40)), 5, [0, 1, 2]).latents
 
     assert torch.equal(shown(None), torch.ones(3, 16, 1, 40, 40))

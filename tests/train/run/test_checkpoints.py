@@ -14,7 +14,7 @@ from magicdistill_core.safetensors_file import read_tensors
 from train.config.reading import parse_config
 from train.run.checkpoints import verified
 from train.run.trainer import train
-from train.run_folder import checkpoint_folder, checkpoint_steps, read_manifest
+from train.run_folder import checkpoint_folder, checkpoint_updates, read_manifest
 
 # Everything that a run may train or keep besides generator and fake branch.
 BESIDES = {
@@ -142,9 +142,9 @@ def test_while_the_fake_branch_is_new_the_newest_is_the_best(run: Path) -> None:
     values = {row["step"]: row["generator/real_fake_distance"] for row in lines(run)}
     assert values[1] < min(values[2], values[3])
     assert checkpoint_folder(run, best=True).name == "step-000003"
-    assert checkpoint_steps(run / "checkpoints") == [3]
+    assert checkpoint_updates(run / "checkpoints") == [3]
     manifest = read_manifest(checkpoint_folder(run, best=True))
-    assert (manifest.step, manifest.healthy) == (3, True)
+    assert (manifest.update, manifest.healthy) == (3, True)
     assert manifest.measure == pytest.approx(sorted(values.values())[1])
     assert manifest.counters == {"generator": 3, "fake": 6}
 

@@ -83,7 +83,7 @@ def test_what_the_run_has_already_counts(
 
     settings = {"keep": 2, "measure": None, "since": 0, "healthy": True, "notes": {}}
     for step in (1, 2):
-        checkpoints.save(tmp_path, {}, export, step=step, **settings)  # type: ignore[arg-type]
+        checkpoints.save(tmp_path, {}, export, update=step, **settings)  # type: ignore[arg-type]
     left = tmp_path / "checkpoints" / ".tmp-step-000003"
     left.mkdir()
     free.free = 3000

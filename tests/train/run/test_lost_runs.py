@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     life = live(config, "--resume", processes=2, victim=1, file_limit=30_000)
     assert life.codes == [2, 2], life.said
     assert "could not be written" in life.said
-    assert "checkpoint of step 2 is intact" in life.said
+    assert "checkpoint of update 2 is intact" in life.said
     assert verified(run).name == "step-000002"
     assert not list((run / "checkpoints").glob(".tmp-*"))
     assert live(config, "--resume", processes=2).codes == [0, 0]
@@ -165,7 +165,7 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, l
     assert life.codes == [2]
     assert "stopped at update 4" in life.said
     assert "is nan" in life.said
-    assert "last good checkpoint is of step 2" in life.said
+    assert "last good checkpoint is of update 2" in life.said
     assert (run / "report" / "report.md").exists()
     assert live(config | {"checkpoint": {"every": 1, "keep": 2}}, "--resume").codes == [0]
     assert contents(run) == whole(1)

@@ -145,7 +145,7 @@ def test_all_processes_end_if_one_of_them_misses_a_file(
 def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
     tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.run.trainer, "build_players", lambda *given: pytest.fail("networks were built"))
+    monkeypatch.setattr(train.run.trainer, "build_networks", lambda *given: pytest.fail("networks were built"))
     vae = tmp_path / "vae"
     vae.mkdir()
     (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')

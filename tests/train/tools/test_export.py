@@ -33,7 +33,7 @@ def branches(seed: int) -> dict[str, LowRank]:
 
 @pytest.fixture
 def run(tmp_path: Path, teacher_file: Path, request: pytest.FixtureRequest) -> Path:
-    """A run folder of the mode given as the fixture's parameter, with checkpoints of steps 2 and 4."""
+    """A run folder of the mode given as the fixture's parameter, with checkpoints of updates 2 and 4."""
     mode, root = request.param, tmp_path / "run"
     teacher = load_checkpoint(teacher_file)
     sha = file_sha256(teacher_file)
@@ -65,7 +65,7 @@ lora_mode = pytest.mark.parametrize("run", ["lora"], indirect=True)
 def test_comfyui_file_is_the_whole_generator(
     tmp_path: Path, teacher_file: Path, run: Path, asked: int | None, step: int
 ) -> None:
-    export_run(run, tmp_path / "g.safetensors", step=asked)
+    export_run(run, tmp_path / "g.safetensors", update=asked)
     got, teacher = load_checkpoint(tmp_path / "g.safetensors"), load_checkpoint(teacher_file)
     assert got.recipe is not None
     assert (got.recipe.kind, got.recipe.training_step, got.recipe.steps) == ("generator", step, 4)
@@ -188,8 +188,8 @@ def test_the_teacher_must_be_the_one_trained_on(tmp_path: Path, teacher_file: Pa
 @full_mode
 def test_missing_pieces_are_named(tmp_path: Path, run: Path) -> None:
     out = tmp_path / "g.safetensors"
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3\. Name one of its steps: 2, 4"):
-        export_run(run, out, step=3)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of update 3\. Name one of its updates: 2, 4"):
+        export_run(run, out, update=3)
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
         export_run(run, tmp_path / "g.ckpt")
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
@@ -204,7 +204,7 @@ def test_missing_pieces_are_named(tmp_path: Path, run: Path) -> None:
     cut = run / "checkpoints" / "step-000002" / GENERATOR_FILE
     cut.write_bytes(cut.read_bytes()[:-64])
     with pytest.raises(CheckpointError, match="truncated"):
-        export_run(run, out, step=2)
+        export_run(run, out, update=2)
     (run / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         export_run(run, out)

@@ -8,7 +8,7 @@ import pytest
 
 from train.config.training import CheckpointConfig
 from train.run import checkpoints
-from train.run_folder import BEST, FOLDER, checkpoint_steps
+from train.run_folder import BEST, FOLDER, checkpoint_updates
 from train.watch.best import Measure
 
 WINDOW = 20
@@ -34,7 +34,7 @@ def best_over_time(
             run,
             {},
             lambda folder: folder.mkdir(parents=True),
-            step=step,
+            update=step,
             keep=2,
             measure=measure.value,
             since=measure.since,
@@ -51,7 +51,7 @@ def test_a_branch_that_has_not_learned_is_not_the_best(seed: int, tmp_path: Path
     best = best_over_time(tmp_path, curve((0, 0.01), (200, 1.0), (400, 0.2), (600, 0.4), seed=seed))
     assert [best[step] for step in (50, 100, 150)] == [50, 100, 150]
     assert best[600] in (400, 450)
-    assert best[600] in checkpoint_steps(tmp_path / FOLDER)
+    assert best[600] in checkpoint_updates(tmp_path / FOLDER)
 
 
 def test_a_distance_that_only_rises_names_the_newest(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.families.base import Condition, NullPrompt
 from magicdistill_core.flow import Velocity
-from magicdistill_core.objectives.adversarial import Critic
+from magicdistill_core.objectives.adversarial import Logits
 
 from ..config.methods import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from ..config.sections import OptimizerConfig
@@ -21,25 +21,25 @@ from ..config.training import TrainConfig
 from ..networks.discriminator import Discriminator
 from ..networks.network import load_network
 from ..networks.roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
-from .engine import DiscriminatorEngine, Engine, Frozen, Holder, NetworkEngine
-from .pair_generator import FewStep, load_few_step
+from .engine import DiscriminatorEngine, Engine, FrozenNetwork, NetworkCalls, NetworkEngine
+from .pair_generator import PairGenerator, load_pair_generator
 
 
 @dataclass(frozen=True)
-class Players:
+class Networks:
     """The engines, and who plays which role with which weights.
 
     Attributes:
-        engines: by name, as the method's `players` say; the generator's is always there.
+        engines: by name, one for each role that the method trains; the generator's is always there.
         generator_role: the role in which the generator's network is the generator.
         base: who holds the frozen teacher; None where the method needs none.
-        few_step: the frozen generator that the method's `start_file` names.
+        pair_generator: the frozen generator that the method's `start_file` names.
     """
 
     engines: dict[str, Engine]
     generator_role: Role
-    base: Holder | None
-    few_step: FewStep | None = None
+    base: NetworkCalls | None
+    pair_generator: PairGenerator | None = None
 
     @property
     def generator(self) -> NetworkEngine:
@@ -53,7 +53,7 @@ class Players:
         return self.engines[name]
 
     def generator_velocity(self, condition: Condition, *, guidance: Tensor | None = None) -> Velocity:
-        """The generator, with gradient where gradients are enabled; `guidance` as for `Holder.velocity`."""
+        """The generator, with gradient where gradients are enabled; `guidance` as for `NetworkCalls.velocity`."""
         return self.generator.velocity(condition, self.generator_role, guidance=guidance)
 
     def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
@@ -61,23 +61,23 @@ class Players:
         return self.fake.velocity(condition, Role(FAKE, weight), unconditional=unconditional)
 
     def teacher(self, condition: Condition, *, unconditional: bool = False, guidance: Tensor | None = None) -> Velocity:
-        """The frozen teacher theta; to be asked without gradient, `guidance` as for `Holder.velocity`."""
-        return self._holder.velocity(condition, BASE, unconditional=unconditional, guidance=guidance)
+        """The frozen teacher theta; to be asked without gradient, `guidance` as for `NetworkCalls.velocity`."""
+        return self._teacher.velocity(condition, BASE, unconditional=unconditional, guidance=guidance)
 
-    def critic(self, condition: Condition) -> Critic:
+    def discriminator_logits(self, condition: Condition) -> Logits:
         """The discriminator on the features of the frozen teacher (MD 3.4), which get gradients to `x` alone."""
-        judge = self.engines[DISCRIMINATOR].engine.module
+        discriminator = self.engines[DISCRIMINATOR].engine.module
 
         def logits(x: Tensor, sigma: Tensor) -> Tensor:
             with torch.set_grad_enabled(x.requires_grad):
-                features = self._holder.features(x, sigma, condition)
-            answer: Tensor = judge(features)
+                features = self._teacher.features(x, sigma, condition)
+            answer: Tensor = discriminator(features)
             return answer
 
         return logits
 
     @property
-    def _holder(self) -> Holder:
+    def _teacher(self) -> NetworkCalls:
         assert self.base is not None
         return self.base
 
@@ -88,26 +88,26 @@ class Players:
 
 
 @dataclass(frozen=True)
-class Makers:
-    """What wraps networks into players, as the classes of these names in `engines` do."""
+class Factories:
+    """What wraps networks into engines, as the classes of these names in `engines` do."""
 
     network: Callable[..., NetworkEngine] = NetworkEngine
     discriminator: Callable[[Discriminator, TrainConfig, OptimizerConfig], Engine] = DiscriminatorEngine
-    frozen: Callable[[RoleNetwork, TrainConfig], Holder] = Frozen
+    frozen: Callable[[RoleNetwork, TrainConfig], NetworkCalls] = FrozenNetwork
 
 
-def build_players(
+def build_networks(
     config: TrainConfig,
     teacher: Checkpoint,
     prompt: NullPrompt,
     device: torch.device,
     negative: NullPrompt | None = None,
-    makers: Makers = Makers(),
-) -> Players:
+    factories: Factories = Factories(),
+) -> Networks:
     """Load the teacher once or twice, add the branches, and wrap what is trained into engines.
 
     Args:
-        makers: DeepSpeed's by default.
+        factories: DeepSpeed's by default.
 
     Raises:
         ConfigError: if the method does not suit the teacher.
@@ -115,19 +115,19 @@ def build_players(
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     method, model = config.method, config.model
     shared, guidance = model.mode == "lora", model.embedded_guidance
-    start, few_step = teacher, None
+    start, pair_generator = teacher, None
     if method.start_file is not None:
-        start, recipe = load_few_step(method.start_file, teacher, "meta" if device.type == "meta" else "cpu")
-        maker = makers.frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
-        few_step = FewStep(maker, recipe)
-    base = load_network(teacher, dtype, device) if shared or FAKE in method.players or method.uses_teacher else None
+        start, recipe = load_pair_generator(method.start_file, teacher, "meta" if device.type == "meta" else "cpu")
+        maker = factories.frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
+        pair_generator = PairGenerator(maker, recipe)
+    base = load_network(teacher, dtype, device) if shared or FAKE in method.trained or method.uses_teacher else None
     # Before branches are added, so that its copy of a block has none.
-    judge = None
-    if base is not None and DISCRIMINATOR in method.players:
-        judge = Discriminator(base, config.seed + 2, recompute=model.activation_checkpointing)
+    discriminator = None
+    if base is not None and DISCRIMINATOR in method.trained:
+        discriminator = Discriminator(base, config.seed + 2, recompute=model.activation_checkpointing)
     if base is not None and shared:
         add_branch(base, GENERATOR, model.generator_branch.rank, model.generator_branch.alpha, config.seed)
-    if base is not None and FAKE in method.players:
+    if base is not None and FAKE in method.trained:
         add_branch(base, FAKE, model.fake_branch.rank, model.fake_branch.alpha, config.seed + 1)
     if base is not None and shared:
         trained = branch_parameters(base, GENERATOR)
@@ -140,20 +140,20 @@ def build_players(
         network.train()
         if model.activation_checkpointing:
             checkpoint_activations(network, model.keep_attention)
-    generator = makers.network(generator_network, trained, config, config.generator_optimizer)
+    generator = factories.network(generator_network, trained, config, config.generator_optimizer)
     engines: dict[str, Engine] = {GENERATOR: generator}
-    holder: Holder | None = generator if shared else None
+    teacher_calls: NetworkCalls | None = generator if shared else None
     if base is not None and isinstance(method, MatchingConfig):
         assert config.fake_optimizer is not None
-        holder = engines[FAKE] = makers.network(
+        teacher_calls = engines[FAKE] = factories.network(
             RoleNetwork(base, prompt, negative, guidance),
             branch_parameters(base, FAKE),
             config,
             config.fake_optimizer,
             method.fake_loss_scale,
         )
-        if judge is not None and method.discriminator is not None:
-            engines[DISCRIMINATOR] = makers.discriminator(judge, config, method.discriminator.optimizer)
+        if discriminator is not None and method.discriminator is not None:
+            engines[DISCRIMINATOR] = factories.discriminator(discriminator, config, method.discriminator.optimizer)
     elif base is not None and not shared:
-        holder = makers.frozen(RoleNetwork(base, prompt, negative, guidance), config)
-    return Players(engines, role, holder, few_step)
+        teacher_calls = factories.frozen(RoleNetwork(base, prompt, negative, guidance), config)
+    return Networks(engines, role, teacher_calls, pair_generator)
