@@ -278,9 +278,9 @@ def test_a_changed_size_and_no_frames_are_refused(tmp_path: Path) -> None:
 STREAM = """
 import sys
 from pathlib import Path
-from magicdistill_core.audio import read_audio
-from magicdistill_core.video import read_video
-from magicdistill_core.video_writing import write_video
+from magicdistill_core.media.audio import read_audio
+from magicdistill_core.media.video import read_video
+from magicdistill_core.media.video_writing import write_video
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 video = read_video(source)
 print(write_video(out, video.frames, video.rate, crf=18, audio=read_audio(source)))
