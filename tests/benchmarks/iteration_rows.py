@@ -16,9 +16,10 @@ from benchmarks.cases.iteration import build, growing, measure_rounds, measure_u
 from benchmarks.harness import Bench, Row
 from benchmarks.sizes import Clip, Sizes
 from magicdistill_core.families.hunyuan_video import NetworkShape
+from tests.makers import hunyuan_shape
 from train.distributed import init_distributed, prepare_environment
 
-SHAPE = NetworkShape(33, 128, 1, 1, 1, 16, 768, False)
+SHAPE = hunyuan_shape()
 CLIP = Clip(5, 32, 32)
 EXIT = 2
 SIZES = Sizes(SHAPE, 3, Clip(5, 32, 32), Clip(5, 32, 64), Clip(9, 32, 64), Clip(13, 32, 64))

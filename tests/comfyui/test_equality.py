@@ -13,7 +13,8 @@ from torch import Tensor
 
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise, seeded_noise
-from magicdistill_core.taehv import TAEHV, load_taehv
+from magicdistill_core.taehv import load_taehv
+from tests.makers import write_half_taehv
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import network_velocity
 
@@ -62,10 +63,7 @@ def exchange(
     file, lora = str(folder / "hidden128.safetensors"), str(folder / "hidden128_lora.safetensors")
     jobs.append(given | {"run": "real_fake", "name": "real_fake", "model": file, "lora": lora})
     vae = folder / "vae.safetensors"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        # In fp16, by which ComfyUI knows that the latents are HunyuanVideo's.
-        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, vae)
+    write_half_taehv(vae)
     save_file({"image": torch.rand(1, 148, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
     jobs.append(
         {"run": "sample", "name": "sample", "model": file, "vae": str(vae), "inputs": str(folder / "image.st")}

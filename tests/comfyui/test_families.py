@@ -20,7 +20,7 @@ from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import save_lora
-from magicdistill_core.taehv import TAEHV
+from tests.makers import write_half_taehv
 from train.networks.network import load_network, network_velocity
 from train.networks.sampling import generate
 
@@ -76,9 +76,7 @@ def exchange(
     save_file(wan_batch(), folder / "wan_inputs.safetensors")
     job = {"run": "wan", "model": str(folder / "wan.safetensors"), "inputs": str(folder / "wan_inputs.safetensors")}
     jobs += [job | {"name": "wan"}, job | {"name": "wan-lora", "lora": str(folder / "wan_lora.safetensors")}]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, folder / "vae.safetensors")
+    write_half_taehv(folder / "vae.safetensors")
     save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
     jobs.append(
         {"run": "sample", "name": "sample", "model": str(folder / "embedded.safetensors"), "seed": SEED}

@@ -14,8 +14,8 @@ from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condit
 from magicdistill_core.flow import few_step_sigmas, sample_euler
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
-from magicdistill_core.taehv import TAEHV
 from magicdistill_core.widening import add_guidance_embedding
+from tests.makers import write_half_taehv
 from train.networks.network import load_network, network_velocity
 
 SCALE, OTHER, SEED = 2.5, 4.0, 77
@@ -37,9 +37,7 @@ def exchange(
         )
     recipe = tiny.recipe("teacher").model_copy(update={"embedded_guidance": SCALE})
     tiny.write_model(file, network, recipe, tiny.prompt())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, vae)
+    write_half_taehv(vae)
     save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
     job = {"run": "sample", "model": str(file), "vae": str(vae), "inputs": str(folder / "image.st"), "seed": SEED}
     jobs = [

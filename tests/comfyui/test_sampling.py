@@ -19,7 +19,7 @@ from torch import Tensor
 
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.hashes import file_sha256
-from magicdistill_core.taehv import TAEHV
+from tests.makers import write_half_taehv
 
 from .prompts import SAMPLED, Prompt, changed
 
@@ -40,9 +40,7 @@ def model_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
 def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[dict]], None]) -> dict[str, Tensor]:
     """What ComfyUI answered to every way of one run."""
     folder = model_file.parent
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, folder / "vae.safetensors")
+    write_half_taehv(folder / "vae.safetensors")
     save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "in.st")
     tiny.write_lora(folder / "lora.safetensors", tiny.branches(tiny.network(tiny.shape(128, True))), 128)
     job = {"model": str(model_file), "vae": str(folder / "vae.safetensors"), "inputs": str(folder / "in.st")}

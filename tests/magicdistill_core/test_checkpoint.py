@@ -9,7 +9,6 @@ import magicdistill_core.safetensors_file
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import is_lora
@@ -17,17 +16,15 @@ from magicdistill_core.null_prompt import load_null_prompt
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
 from magicdistill_core.streamed import Space, StreamedFile
-from train.networks.network import build_network
+from tests.makers import hunyuan_shape, random_prompt, seeded_network
 
-SHAPE = NetworkShape(33, 128, 1, 1, 1, 16, 24, guidance_embed=False)
+SHAPE = hunyuan_shape(pooled_dim=24)
 RECIPE = Recipe(kind="teacher", steps=28, shift=5.0, width=96, height=96, frames=17, fps=24.0)
 
 
 @pytest.fixture(scope="module")
 def network_state() -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return dict(build_network(SHAPE).state_dict())
+    return dict(seeded_network(SHAPE).state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +34,7 @@ def state(network_state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def prompt() -> NullPrompt:
-    generator = torch.Generator().manual_seed(1)
-    return NullPrompt(torch.randn(1, 3, 16, generator=generator), torch.randn(1, 24, generator=generator))
+    return random_prompt(pooled_dim=24)
 
 
 def equal(checkpoint: Checkpoint, state: dict[str, Tensor]) -> bool:

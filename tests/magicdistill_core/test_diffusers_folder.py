@@ -9,17 +9,14 @@ import torch
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.diffusers_folder import WEIGHTS, weight_files
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import CONCAT, TEXT_ONLY, NetworkShape
+from magicdistill_core.families.hunyuan_video import CONCAT, TEXT_ONLY
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
-from train.networks.network import build_network
+from tests.makers import hunyuan_shape, seeded_network
 
 
 def network(in_channels: int = 33) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        shape = NetworkShape(in_channels, 128, 1, 1, 1, 16, 24, guidance_embed=False)
-        return build_network(shape, CONCAT if in_channels == 33 else TEXT_ONLY)
+    return seeded_network(hunyuan_shape(in_channels=in_channels), CONCAT if in_channels == 33 else TEXT_ONLY)
 
 
 @pytest.mark.parametrize("inner", ["", "transformer"])

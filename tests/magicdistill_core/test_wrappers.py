@@ -10,12 +10,9 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint, parse_checkpoint
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import NetworkShape
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import is_lora
 from magicdistill_core.wrappers import read_pickle
-from train.networks.network import build_network
+from tests.makers import file_state, hunyuan_shape
 
 MAGIC = "hydit_unimodel.guidance_model.feedforward_model."
 
@@ -23,10 +20,7 @@ MAGIC = "hydit_unimodel.guidance_model.feedforward_model."
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """A tiny teacher of Magic 1-For-1's kind: 33 channels, no guidance embedding."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_network(NetworkShape(33, 128, 1, 1, 1, 16, 24, guidance_embed=False))
-    return diffusers_to_file(HUNYUAN_VIDEO, network.state_dict())
+    return file_state(hunyuan_shape())
 
 
 def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,26 +14,14 @@ import yaml
 from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import save_checkpoint
-from magicdistill_core.families.base import NullPrompt, StartImage
-from magicdistill_core.families.hunyuan_video import NetworkShape
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.modules import diffusers_to_file
-from magicdistill_core.null_prompt import NULL_POOLED_KEY, NULL_TEXT_KEY
+from magicdistill_core.families.base import StartImage
+from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.recipe import Recipe
+from tests.makers import file_state, hunyuan_shape, random_prompt
 from train.data.dataset import DatasetIndex, LatentWriter
-from train.networks.network import build_network
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = NetworkShape(
-    in_channels=33,
-    hidden=128,
-    double_blocks=1,
-    single_blocks=1,
-    refiner_blocks=2,
-    text_dim=16,
-    pooled_dim=768,
-    guidance_embed=False,
-)
+TINY = hunyuan_shape(refiner_blocks=2)
 FRAMES, SIDE, SAMPLES = 5, 32, 12
 
 
@@ -41,12 +29,8 @@ FRAMES, SIDE, SAMPLES = 5, 32, 12
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny teacher with a null prompt, fp32."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        state = diffusers_to_file(HUNYUAN_VIDEO, build_network(TINY).state_dict())
-        prompt = NullPrompt(torch.randn(1, 3, TINY.text_dim), torch.randn(1, TINY.pooled_dim))
     recipe = Recipe(kind="teacher", steps=28, shift=5.0, width=SIDE, height=SIDE, frames=FRAMES, fps=24)
-    save_checkpoint(path, state, recipe, prompt)
+    save_checkpoint(path, file_state(TINY), recipe, random_prompt())
     return path
 
 
@@ -67,12 +51,7 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def negative_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second prompt for the tiny teacher."""
     path = tmp_path_factory.mktemp("prompt") / "negative.safetensors"
-    generator = torch.Generator().manual_seed(2)
-    tensors = {
-        NULL_TEXT_KEY: torch.randn(1, 3, TINY.text_dim, generator=generator),
-        NULL_POOLED_KEY: torch.randn(1, TINY.pooled_dim, generator=generator),
-    }
-    save_file(tensors, path)
+    save_file(null_prompt_tensors(random_prompt(seed=2)), path)
     return path
 
 

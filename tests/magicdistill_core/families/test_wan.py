@@ -12,22 +12,20 @@ from magicdistill_core.families.wan import (
     IMAGE_TO_VIDEO,
     LATENT_MEAN,
     LATENT_STD,
-    WanShape,
     normalised,
 )
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers, missing_keys
 from magicdistill_core.layouts.wan import WAN
-from train.networks.network import build_network, load_network
+from tests.makers import seeded_network, wan_shape
+from train.networks.network import load_network
 
-SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=32, frequencies=256)
+SHAPE = wan_shape(text_dim=32)
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """In diffusers' names."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return dict(build_network(SHAPE, IMAGE_TO_VIDEO).state_dict())
+    return dict(seeded_network(SHAPE, IMAGE_TO_VIDEO).state_dict())
 
 
 def test_names_are_those_of_diffusers_own_converter(state: dict[str, Tensor]) -> None:

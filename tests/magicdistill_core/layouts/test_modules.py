@@ -14,7 +14,7 @@ from magicdistill_core.layouts.modules import (
     missing_keys,
     swap_halves,
 )
-from train.networks.network import build_network
+from tests.makers import hunyuan_shape, seeded_network
 
 # Names from Tencent's released files, and what diffusers calls the same tensors.
 GOLDEN = {
@@ -63,24 +63,12 @@ COMFYUI = {
 
 
 def shape(**changes: int | bool) -> NetworkShape:
-    sizes = {
-        "in_channels": 33,
-        "hidden": 128,
-        "double_blocks": 2,
-        "single_blocks": 3,
-        "refiner_blocks": 2,
-        "text_dim": 16,
-        "pooled_dim": 24,
-        "guidance_embed": False,
-    }
-    return NetworkShape(**(sizes | changes))  # type: ignore[arg-type]
+    return hunyuan_shape(**({"double_blocks": 2, "single_blocks": 3, "refiner_blocks": 2} | changes))
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return dict(build_network(shape()).state_dict())
+    return dict(seeded_network(shape()).state_dict())
 
 
 def test_golden_names_hold_the_stacked_rows(state: dict[str, Tensor]) -> None:
@@ -109,9 +97,7 @@ def test_the_final_modulation_swaps_scale_and_shift(state: dict[str, Tensor]) ->
 )
 def test_every_tensor_comes_back_at_any_size(changes: dict[str, int]) -> None:
     sizes = shape(**changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        original = build_network(sizes, CONCAT if sizes.in_channels == 33 else TOKEN_REPLACE).state_dict()
+    original = seeded_network(sizes, CONCAT if sizes.in_channels == 33 else TOKEN_REPLACE, seed=1).state_dict()
     file = diffusers_to_file(HUNYUAN_VIDEO, original)
     assert missing_keys(HUNYUAN_VIDEO, file) == []
     back = file_to_diffusers(HUNYUAN_VIDEO, file, sizes.hidden)

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.wan import IMAGE_TO_VIDEO, WanShape, normalised
+from magicdistill_core.families.wan import IMAGE_TO_VIDEO, normalised
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.layouts.modules import diffusers_to_file
@@ -18,6 +18,7 @@ from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.media.video import read_image, read_tags, read_video, resize_crop
 from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.recipe import Recipe
+from tests.makers import random_prompt, wan_shape
 from train.data.dataset import DatasetError, LatentDataset
 from train.data.prepare import prepare
 from train.data.start_images import load_start_images
@@ -25,7 +26,7 @@ from train.data.vae import load_vae
 from train.networks.network import build_network
 from train.tools.sample import sample_file
 
-SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=16, frequencies=256)
+SHAPE = wan_shape()
 FRAMES, SIDE = 9, 32
 STILL = Path(__file__).parents[3] / "workflows" / "portrait_pocket.jpg"
 
@@ -50,7 +51,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompt() -> NullPrompt:
-    return NullPrompt(torch.randn(1, 7, SHAPE.text_dim, generator=torch.Generator().manual_seed(2)), None)
+    return random_prompt(tokens=7, pooled_dim=None)
 
 
 def test_the_image_is_encoded_with_gray_frames_and_features(vae_folder: Path, clip_folder: Path) -> None:

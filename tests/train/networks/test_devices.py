@@ -9,10 +9,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.families.base import Family, NullPrompt, StartImage
-from magicdistill_core.families.hunyuan_video import CONCAT, TOKEN_REPLACE, NetworkShape
-from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.families.hunyuan_video import CONCAT, TOKEN_REPLACE
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.layouts.modules import diffusers_to_file
+from tests.makers import hunyuan_shape, wan_shape
 from train.data.start_images import ClipVision, StartImageEncoder
 from train.data.vae import load_vae
 from train.memory.bytes_held import META
@@ -20,9 +21,9 @@ from train.networks.network import build_network, load_network
 from train.networks.sampling import generate
 
 SHAPES = {
-    CONCAT: NetworkShape(33, 128, 1, 1, 1, 16, 768, guidance_embed=False),
-    TOKEN_REPLACE: NetworkShape(16, 128, 1, 1, 1, 16, 768, guidance_embed=True),
-    IMAGE_TO_VIDEO: WanShape(in_channels=36, hidden=128, mlp=192, blocks=1, text_dim=16, frequencies=256),
+    CONCAT: hunyuan_shape(),
+    TOKEN_REPLACE: hunyuan_shape(in_channels=16, guidance_embed=True),
+    IMAGE_TO_VIDEO: wan_shape(blocks=1),
 }
 
 

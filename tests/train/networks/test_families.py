@@ -14,36 +14,33 @@ from torch import Tensor
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt, StartImage
-from magicdistill_core.families.hunyuan_video import TEXT_ONLY, TOKEN_REPLACE, NetworkShape
-from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.families.hunyuan_video import TEXT_ONLY, TOKEN_REPLACE
+from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO
 from magicdistill_core.flow import few_step_sigmas
-from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.recipe import Recipe
+from tests.makers import file_state, hunyuan_shape, random_prompt, seeded_network, wan_shape
 from train.data.dataset import DatasetError, DatasetIndex, LatentDataset, LatentWriter
 from train.methods.draws import Draws
-from train.networks.network import build_network, load_network
+from train.networks.network import load_network
 from train.networks.sampling import generate, sample_latents
 from train.networks.weights import load_weights
 from train.tools.export import export_run
 
-SHAPE = NetworkShape(16, 128, 1, 1, 1, 16, 768, guidance_embed=True)
+SHAPE = hunyuan_shape(in_channels=16, guidance_embed=True)
 FRAMES, SIDE = 9, 32
 GUIDANCE = 4.5
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return diffusers_to_file(HUNYUAN_VIDEO, build_network(SHAPE, TOKEN_REPLACE).state_dict())
+    return file_state(SHAPE, TOKEN_REPLACE)
 
 
 @pytest.fixture(scope="module")
 def prompt() -> NullPrompt:
-    generator = torch.Generator().manual_seed(1)
-    return NullPrompt(torch.randn(1, 3, 16, generator=generator), torch.randn(1, 768, generator=generator))
+    return random_prompt()
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +196,7 @@ def test_a_token_replace_run_counts_the_generated_frames_alone_and_exports_whole
     assert load_weights(tmp_path / "folder").family() is TOKEN_REPLACE
 
 
-WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=16, frequencies=256)
+WAN_SHAPE = wan_shape()
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +224,7 @@ def test_a_wan_run_sees_mask_image_and_features_and_exports_whole(
     tiny_config: Callable[..., dict],
     train_runs: Callable[..., None],
 ) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_network(WAN_SHAPE, IMAGE_TO_VIDEO)
+    network = seeded_network(WAN_SHAPE, IMAGE_TO_VIDEO)
     state = diffusers_to_file(WAN, network.state_dict())
     teacher = tmp_path / "teacher.safetensors"
     save_file(state | {"null_prompt.text_states": prompt.text_states}, teacher)

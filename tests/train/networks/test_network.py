@@ -5,19 +5,16 @@ import torch
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import NetworkShape
+from tests.makers import hunyuan_shape, seeded_network
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import build_network, network_velocity
 
-SHAPE = NetworkShape(33, 128, 1, 2, 1, 16, 768, False)
+SHAPE = hunyuan_shape(single_blocks=2)
 
 
 def _networks() -> tuple[torch.nn.Module, torch.nn.Module]:
     """Ours, and the same weights in diffusers' network as it comes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ours, stock = build_network(SHAPE), build_network(SHAPE)
-    stock.load_state_dict(ours.state_dict())
+    ours, stock = seeded_network(SHAPE), seeded_network(SHAPE)
     for block in (*stock.transformer_blocks, *stock.single_transformer_blocks):
         block.attn.set_processor(HunyuanVideoAttnProcessor2_0())
     return ours, stock

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.families.hunyuan_video import NetworkShape
+from tests.makers import hunyuan_shape, random_prompt
 from train.networks.network import build_network
 from train.networks.roles import BASE, Role, RoleNetwork, RoleSwitch, add_branch, checkpoint_activations
 
-SHAPE = NetworkShape(33, 128, 2, 2, 1, 16, 768, False)
+SHAPE = hunyuan_shape(double_blocks=2, single_blocks=2)
 BRANCHES = ("generator", "fake")
 
 
@@ -22,8 +21,7 @@ def _network() -> RoleNetwork:
         for name, parameter in transformer.named_parameters():
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    prompt = NullPrompt(torch.zeros(1, 3, 16), torch.zeros(1, 768))
-    return RoleNetwork(transformer.train(), prompt)
+    return RoleNetwork(transformer.train(), random_prompt())
 
 
 def _gradients(

@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.families.hunyuan_video import TEXT_ONLY, NetworkShape
+from magicdistill_core.families.hunyuan_video import TEXT_ONLY
 from magicdistill_core.hashes import file_sha256, weights_sha256
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import file_to_diffusers
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.quantise import quantise_file
 from magicdistill_core.safetensors_file import read_tensors
-from train.networks.network import build_network, load_network
+from tests.makers import hunyuan_shape, seeded_network
+from train.networks.network import load_network
 from train.tools.inspect_file import facts_table, inspect_file
 
 
@@ -144,7 +145,7 @@ def test_what_frameworks_and_diffusers_write_is_inspected_too(tmp_path: Path, te
     torch.save({"module": {f"model.{key}": value for key, value in state.items()}}, tmp_path / "a.pt")
     facts = inspect_file(tmp_path / "a.pt")
     assert (facts["layout"], facts["dtypes"]) == ("Tencent, under model.", "F32 (100% of the bytes)")
-    network = build_network(NetworkShape(16, 128, 1, 1, 1, 16, 24, guidance_embed=True), TEXT_ONLY)
+    network = seeded_network(hunyuan_shape(in_channels=16, guidance_embed=True), TEXT_ONLY)
     network.save_pretrained(tmp_path / "folder")
     facts = inspect_file(tmp_path / "folder")
     assert facts["conditioning"].endswith("text-to-video (i2v_mode=none); 16 channels")

@@ -1,0 +1,54 @@
+"""Makers of tiny networks, prompts and files that tests of several rooms need."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magicdistill_core.families.base import Family, NullPrompt
+from magicdistill_core.families.hunyuan_video import CONCAT, NetworkShape
+from magicdistill_core.families.wan import WanShape
+from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.taehv import TAEHV
+from train.networks.network import build_network
+
+
+def hunyuan_shape(**changes: Any) -> NetworkShape:
+    """The smallest HunyuanVideo: one head, one double, one single and one refiner block; 33 input channels."""
+    sizes = {"in_channels": 33, "hidden": 128, "double_blocks": 1, "single_blocks": 1, "refiner_blocks": 1}
+    inputs = {"text_dim": 16, "pooled_dim": 768, "guidance_embed": False}
+    return NetworkShape(**(sizes | inputs | changes))
+
+
+def wan_shape(**changes: Any) -> WanShape:
+    """A Wan 2.1 of two blocks of one head."""
+    sizes = {"in_channels": 36, "hidden": 128, "mlp": 192, "blocks": 2, "text_dim": 16, "frequencies": 256}
+    return WanShape(**(sizes | changes))
+
+
+def seeded_network(shape: Any, family: Family = CONCAT, seed: int = 0) -> Any:
+    """A network with diffusers' random initialisation from a seed; the global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(shape, family)
+
+
+def file_state(shape: Any, family: Family = CONCAT, seed: int = 0) -> dict[str, Tensor]:
+    """The weights of `seeded_network` in the file layout."""
+    return diffusers_to_file(family.architecture.layout, seeded_network(shape, family, seed).state_dict())
+
+
+def random_prompt(tokens: int = 3, text_dim: int = 16, pooled_dim: int | None = 768, seed: int = 1) -> NullPrompt:
+    """Random text states, and pooled text unless `pooled_dim` is None."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randn(1, tokens, text_dim, generator=generator)
+    return NullPrompt(text, None if pooled_dim is None else torch.randn(1, pooled_dim, generator=generator))
+
+
+def write_half_taehv(path: Path, seed: int = 1) -> None:
+    """Write a random autoencoder in fp16, by which ComfyUI recognises HunyuanVideo's latents."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, path)
