@@ -119,7 +119,7 @@ def test_both_samplers_reach_a_point_mass_exactly(steps: int) -> None:
 
 
 class HostCopies(TorchDispatchMode):
-    """Counts copies from the host's memory to the device `meta`, which stands for any device."""
+    """Counts copies from the host's memory to the device `meta`, which represents any device here."""
 
     def __init__(self) -> None:
         super().__init__()
