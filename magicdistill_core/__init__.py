@@ -1,1 +1,1 @@
-"""The core that the ComfyUI nodes and the trainer share: flow sampling, checkpoints, objectives, the pocket model."""
+"""The core that the ComfyUI nodes and the trainer share: flow sampling, model files, losses and media."""

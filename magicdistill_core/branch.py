@@ -1,7 +1,8 @@
 """The low-rank branch zeta and its weight a: v_a = theta + a * zeta (MagicDistillation, Eq. 5 and 6).
 
-The trainer runs one branch at weight 1 as the fake score and at weight 0.25 as the real score; the LoRA node applies
-the same file at any weight. Both take their factor from `branch_scale`, so equal weights mean equal models.
+The trainer uses one branch for two roles: at weight 1 it is the fake score, at weight 0.25 the real score. The LoRA
+node applies the exported branch at any weight. Both compute the factor with `branch_scale`, so equal weights produce
+equal models.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,13 @@ A_WEAK = 0.25
 
 
 def branch_scale(weight: float, alpha: float, rank: int) -> float:
-    """The factor before `up @ down`: `weight * alpha / rank`."""
+    """Return the factor of `up @ down`: `weight * alpha / rank`."""
     return weight * alpha / rank
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """One module's branch: `zeta = alpha / rank * up @ down`, with `down` `[rank, in]` and `up` `[out, rank]`."""
+    """The branch of one module: `zeta = alpha / rank * up @ down`, with `down` `[rank, in]` and `up` `[out, rank]`."""
 
     down: Tensor
     up: Tensor
@@ -33,8 +34,8 @@ class LowRank:
         if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
             raise CheckpointError(
                 f"A LoRA pair has shapes down {list(self.down.shape)} and up {list(self.up.shape)}, expected "
-                f"[rank, in] and [out, rank] of a linear layer. The file is damaged or of another kind: download it "
-                f"again, or use another."
+                f"[rank, in] and [out, rank] of a linear layer. The file is damaged or of another kind. Download it "
+                f"again, or use another file."
             )
 
     @property
@@ -47,17 +48,23 @@ class LowRank:
         return branch_scale(1.0, self.alpha, self.rank)
 
     def delta(self, weight: float) -> Tensor:
-        """The change of the module's weight matrix at branch weight `weight`, `[out, in]` in float32."""
+        """Return `weight * zeta`, which is added to the module's weight matrix: `[out, in]` in float32."""
         return branch_scale(weight, self.alpha, self.rank) * (self.up.float() @ self.down.float())
 
 
 def merge(
     state: Mapping[str, Tensor], branches: Mapping[str, LowRank], weight: float, source: str = "the LoRA"
 ) -> dict[str, Tensor]:
-    """A new state dict with `theta + weight * zeta`, summed in float32 and kept in each tensor's dtype.
+    """Return a new state dict with `theta + weight * zeta`. Sums are computed in float32; tensors keep their dtypes.
+
+    Args:
+        state: the base model's weights, theta.
+        branches: the branches by module name; the weight of module `name` is `state["<name>.weight"]`.
+        weight: the branch weight a.
+        source: the LoRA's name for error messages.
 
     Raises:
-        CheckpointError: if a branch has no module in `state`, or another shape than it.
+        CheckpointError: if `state` has no weight for a branch, or a weight of another shape.
     """
     out = dict(state)
     for name, branch in branches.items():
@@ -65,25 +72,30 @@ def merge(
         base = state.get(key)
         expected = (branch.up.shape[0], branch.down.shape[1])
         if base is None or tuple(base.shape) != expected:
-            found = "is absent from the base" if base is None else f"has shape {list(base.shape)} in the base"
+            found = "has no such module" if base is None else f"has shape {list(base.shape)} there"
             raise CheckpointError(
-                f"{source} changes {name} with shape {list(expected)}, which {found}. It belongs to another model: "
-                f"use the base that its recipe names."
+                f"{source} changes {name} with shape {list(expected)}, but the base model {found}. The LoRA belongs to "
+                f"another model. Use the base that its recipe names."
             )
         out[key] = (base.float() + branch.delta(weight).to(base.device)).to(base.dtype)
     return out
 
 
 def stack(parts: list[LowRank | None], rows: list[int]) -> LowRank:
-    """The branch of a fused module from the branches of its parts, exactly: downs stacked, ups block-diagonal.
+    """Build the branch of a fused module from the branches of its parts, without approximation.
+
+    The `down` matrices are stacked; the `up` matrices form a block diagonal.
 
     Args:
-        parts: one branch a part in row order; None where a part has none. At least one is given.
-        rows: rows of each part.
+        parts: one branch per part in row order; None for a part without a branch. At least one is not None.
+        rows: number of rows of each part.
 
     Returns:
-        A branch whose rank is the sum of the parts' ranks; its alpha keeps a common `alpha / rank`. Where the parts
-        differ in that, the ratio to the first that is not 0 is folded into `up`.
+        A branch whose rank is the sum of the parts' ranks. Its `alpha / rank` is the first nonzero one of the parts.
+        Where another part has a different `alpha / rank`, the ratio of the two is multiplied into `up`.
+
+    Raises:
+        CheckpointError: if a branch and its part differ in the number of rows.
     """
     given = [part for part in parts if part is not None]
     factor = next((part.factor for part in given if part.factor), 0.0)
@@ -94,8 +106,8 @@ def stack(parts: list[LowRank | None], rows: list[int]) -> LowRank:
         if part is not None:
             if part.up.shape[0] != height:
                 raise CheckpointError(
-                    f"A LoRA part has {part.up.shape[0]} rows where the fused module has {height}. It belongs to a "
-                    f"model of another width."
+                    f"A part of the LoRA has {part.up.shape[0]} rows, expected {height} as in the fused module. The "
+                    f"LoRA belongs to a model of another width. Use the base that its recipe names."
                 )
             ratio = part.factor / factor if factor else 1.0
             up[row : row + height, column : column + part.rank] = part.up if ratio == 1 else part.up * ratio
@@ -105,5 +117,5 @@ def stack(parts: list[LowRank | None], rows: list[int]) -> LowRank:
 
 
 def split(branch: LowRank, rows: list[int]) -> list[LowRank]:
-    """The branches of a fused module's parts: all share `down`, `up` is cut by rows. Exact at the same rank."""
+    """Split the branch of a fused module into exact branches of its parts: `up` is cut by rows, `down` is shared."""
     return [LowRank(branch.down, up, branch.alpha) for up in branch.up.split(rows)]

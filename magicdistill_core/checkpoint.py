@@ -1,7 +1,8 @@
-"""Checkpoints: single files in the file layout with the Recipe and the null prompt inside, and whatever else is read.
+"""Model files: read a transformer from any supported format, and write it with its Recipe and null prompt.
 
-Reading is safe: safetensors, or pickles of nothing but tensors and plain values. Writing is atomic: a killed run leaves
-either the old file or the new one.
+Written files are single safetensors files in the file layout. Reading is safe: it accepts safetensors files, and
+pickles that hold only tensors and plain values. Writing is atomic: a killed process leaves either the old or the new
+file.
 """
 
 from collections.abc import Mapping
@@ -26,48 +27,48 @@ from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A transformer's weights in the file layout, with what the file says of itself."""
+    """A transformer's weights in the file layout, with the recipe and the null prompt of its file."""
 
     state: dict[str, Tensor]
     shape: Any  # a `families.base.Shape`, of the architecture's own kind
     recipe: Recipe | None
     null_prompt: NullPrompt | None
     source: str
-    # How the start image enters, where the source says it beside the weights (diffusers' config.json).
+    # How the start image enters the network, if a configuration next to the weights states it (diffusers' config.json).
     i2v_mode: str | None = None
 
     @property
     def architecture(self) -> Architecture:
-        """The transformer's."""
+        """The architecture of the transformer."""
         found = architecture_of(self.state.keys())
         assert found is not None
         return found
 
     def family(self, asked: str | None = None) -> Family:
-        """The family, by the weights and by what the source says of itself.
+        """Return the family, determined by the weights, the recipe or configuration, and the user's choice.
 
         Args:
-            asked: how a user says that the start image enters, for weights that leave it open.
+            asked: the `i2v_mode` that the user chose; needed for weights that fit several families.
 
         Raises:
-            CheckpointError: if it is open and nobody says it, or what is said does not fit.
+            CheckpointError: if several families fit and no mode is stated, or if a stated mode does not fit.
         """
-        said = self.recipe.i2v_mode if self.recipe is not None else self.i2v_mode
-        return choose_family(self.architecture, self.shape.in_channels, said, asked, self.source)
+        stated = self.recipe.i2v_mode if self.recipe is not None else self.i2v_mode
+        return choose_family(self.architecture, self.shape.in_channels, stated, asked, self.source)
 
     def resolved(self, asked: str | None) -> "Checkpoint":
-        """The checkpoint with `asked` taken into account once and for all, so that `family()` needs no argument.
+        """Return a copy that stores the mode `asked`, so `family()` needs no argument afterwards.
 
         Raises:
-            CheckpointError: as `family`.
+            CheckpointError: see `family`.
         """
         return replace(self, i2v_mode=self.family(asked).i2v_mode)
 
     def teacher(self, asked: str | None = None) -> "Checkpoint":
-        """`resolved`, for a network that is to take a start image.
+        """Return `resolved(asked)` after checking that the network accepts a start image.
 
         Raises:
-            CheckpointError: as `family`, or if it is a text-to-video network.
+            CheckpointError: see `family`; also if it is a text-to-video network.
         """
         resolved = self.resolved(asked)
         if not resolved.family().takes_image:
@@ -86,21 +87,24 @@ def parse_checkpoint(
     i2v_mode: str | None = None,
     allow_quantised: bool = False,
 ) -> Checkpoint:
-    """Tensors of a known transformer under any known spelling, checked and brought to the file layout.
+    """Check the tensors of a known transformer, and convert their names to the file layout.
 
     Args:
-        i2v_mode: how the start image enters, if something beside the weights says it.
-        allow_quantised: take fp8 and int8 weights too, for a reader that can compute with them.
+        state: the tensors, in any known naming scheme. The null prompt may be among them.
+        recipe: the recipe of the file, if it has one.
+        source: the file's name for error messages.
+        i2v_mode: how the start image enters the network, if a configuration next to the weights states it.
+        allow_quantised: accept fp8 and int8 weights too, for callers that can compute with them.
 
     Raises:
-        CheckpointError: naming what is missing, unknown or of the wrong family.
+        CheckpointError: if tensors are missing or unknown, or if the recipe names another architecture.
     """
     architectures = all_architectures()
     state = unwrapped(state, [mark for a in architectures for mark in (a.file_mark, a.diffusers_mark)], source)
     prompt = pop_null_prompt(state)
     if any(".lora_" in key for key in state):
         raise CheckpointError(
-            f"{source} is a LoRA, expected a whole transformer. Load its base first and apply the LoRA to it."
+            f"{source} is a LoRA, expected a complete transformer. Load its base first and apply the LoRA to it."
         )
     if not allow_quantised:
         refuse_quantised(state, source)
@@ -109,12 +113,12 @@ def parse_checkpoint(
         raise CheckpointError(
             f"{source}: These are not the weights of a transformer that is known here "
             f"({', '.join(a.title for a in architectures)}): found {listing(list(state), 4) or 'nothing'}. Load a "
-            f"whole checkpoint of one of these, in the names of its release, of ComfyUI or of diffusers."
+            f"complete model file of one of these, with the tensor names of its release, ComfyUI or diffusers."
         )
     if recipe is not None and recipe.family != architecture.name:
         raise CheckpointError(
-            f"{source} holds a {architecture.title} transformer, but its recipe is for {recipe.family}. Export it "
-            f"again from its training run."
+            f"{source} holds a {architecture.title} transformer, but its recipe is for {recipe.family}. Export the "
+            f"file again from its training run."
         )
     layout = architecture.layout
     if architecture.diffusers_mark in state:
@@ -131,17 +135,19 @@ def parse_checkpoint(
         raise CheckpointError(
             f"{source} is not a complete {architecture.title} transformer: {len(missing)} tensors are missing"
             f"{f' ({listing(missing)})' if missing else ''} and {len(unknown)} are unknown"
-            f"{f' ({listing(unknown)})' if unknown else ''}. Use a complete checkpoint of the first generation."
+            f"{f' ({listing(unknown)})' if unknown else ''}. Use a complete model file of the first generation."
         )
-    whole = prompt is not None and (prompt.pooled is not None or not architecture.prompt_has_pooled)
-    return Checkpoint(state, shape, recipe, prompt if whole else None, source, i2v_mode)
+    complete = prompt is not None and (prompt.pooled is not None or not architecture.prompt_has_pooled)
+    return Checkpoint(state, shape, recipe, prompt if complete else None, source, i2v_mode)
 
 
 def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], Recipe | None]:
-    """The tensors, as they are named, and the recipe of a safetensors file, a pickle or a diffusers folder.
+    """Read the tensors and the recipe of a safetensors file, a pickle or a diffusers folder.
+
+    The tensors keep their names, and are not checked.
 
     Raises:
-        CheckpointError: as `load_checkpoint`, but for what the tensors are.
+        CheckpointError: if the file does not exist, cannot be read safely, or is damaged.
     """
     path = Path(path)
     if path.is_file() and is_pickle_name(path):
@@ -156,14 +162,15 @@ def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
-    """Read a transformer: a safetensors file, a `.pt` or `.pth` of nothing but tensors, or a diffusers folder.
+    """Read a transformer from a safetensors file, a `.pt` or `.pth` file with tensors only, or a diffusers folder.
 
     Args:
-        device: as for `read_tensors`.
+        path: the file or folder.
+        device: see `read_tensors`.
 
     Raises:
-        CheckpointError: if it cannot be read safely, is damaged, quantised, a LoRA, or no complete transformer of a
-            known family.
+        CheckpointError: if the file cannot be read safely, is damaged, is quantised, is a LoRA, or is not a complete
+            transformer of a known family.
     """
     state, recipe = read_weights(path, device)
     return parse_checkpoint(state, recipe, Path(path).name, i2v_mode=folder_i2v_mode(Path(path)))
@@ -179,8 +186,11 @@ def save_checkpoint(
     """Write a transformer in the file layout with its recipe and null prompt.
 
     Args:
-        state: weights in the file layout (`diffusers_to_file` makes them).
-        dtype: dtype of the stored weights; None keeps each tensor's own.
+        path: the file to write.
+        state: weights in the file layout (`diffusers_to_file` converts to it).
+        recipe: stored in the file's metadata.
+        null_prompt: stored as tensors, in their own dtypes; None stores none.
+        dtype: dtype of the stored weights; None keeps the dtype of each tensor.
 
     Raises:
         CheckpointError: if the weights are incomplete, or the file cannot be written.
@@ -188,11 +198,14 @@ def save_checkpoint(
     architecture = architecture_of(state.keys())
     missing = ["every tensor"] if architecture is None else missing_keys(architecture.layout, state)
     if missing:
-        raise CheckpointError(f"The weights to be written lack {len(missing)} tensors: {listing(missing)}.")
+        raise CheckpointError(
+            f"The weights for {Path(path).name} are incomplete: {len(missing)} tensors are missing "
+            f"({listing(missing)}). Pass a complete transformer."
+        )
     stored = {key: Space(dtype or value.dtype, tuple(value.shape)) for key, value in state.items()}
     prompt = null_prompt_tensors(null_prompt)
     spaces = stored | {key: Space.of(value) for key, value in prompt.items()}
     with explained_writing(path), streamed_file(path, spaces, recipe.to_metadata()) as file:
-        # One after the other, which also keeps apart what are views of one storage.
+        # Written one by one, so tensors that are views of one storage are stored separately.
         for key, value in ({**state, **prompt}).items():
             file.write(key, value.to(spaces[key].dtype))

@@ -1,4 +1,4 @@
-"""Diffusers' folders of weights: which files belong together, and what the configuration says."""
+"""Diffusers folders: find their weight files, and read the I2V mode from their configuration."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,19 @@ from .families import all_families
 from .layouts.modules import listing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# Beside the weights: the recipe and the null prompt, which diffusers has no place for.
+# This file next to the weights holds the recipe and the null prompt, because diffusers has no place for them.
 COMPANION = "magicdistill.safetensors"
 
 
 def weight_files(path: Path) -> list[Path]:
-    """A weights file itself, or the safetensors files of a diffusers transformer folder (or of one that holds it).
+    """List the weight files of a path.
 
-    Of several variants in one folder the plain one is taken; shards are those that the index names.
+    A file is returned as it is. Of a folder, the safetensors files of the diffusers transformer in it are returned.
+    The folder may also be a pipeline folder with a subfolder `transformer`. If a folder has several variants (such as
+    fp16), the one without a variant name is used. If there is an index, it decides which files belong together.
 
     Raises:
-        CheckpointError: if there is nothing, a folder holds no weights, or a shard is missing.
+        CheckpointError: if a folder holds no weights, its index is damaged, or a file of the index is missing.
     """
     if not path.is_dir():
         return [path]
@@ -33,8 +35,8 @@ def weight_files(path: Path) -> list[Path]:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
-                f"{path} lacks {len(missing)} of the {len(files)} files that its index names: {listing(missing, 3)}. "
-                f"Download the folder again."
+                f"In {path}, {len(missing)} of the {len(files)} files that the index names are missing: "
+                f"{listing(missing, 3)}. Download the folder again."
             )
         return files + companion
     if (path / WEIGHTS).is_file():
@@ -42,8 +44,8 @@ def weight_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(
-            f"The folder {path} holds no .safetensors file. Expected a weights file or a diffusers transformer folder; "
-            f"what a training run made is exported first (`magicdistill export RUN --out FILE.safetensors`)."
+            f"The folder {path} holds no .safetensors file. Expected a model file or a diffusers transformer folder. "
+            f"Export a training run first: `magicdistill export RUN --out FILE.safetensors`."
         )
     return files
 
@@ -54,16 +56,16 @@ def _transformer_folder(path: Path) -> Path:
 
 
 def folder_i2v_mode(path: Path) -> str | None:
-    """How the start image enters, by a diffusers folder's config.json; None where it does not say.
+    """Read from a diffusers folder's config.json how the start image enters; None if it is not stated.
 
     Raises:
-        CheckpointError: if there is a config.json that cannot be read.
+        CheckpointError: if the config.json cannot be read.
     """
     config = _transformer_folder(path) / "config.json"
     if not path.is_dir() or not config.is_file():
         return None
     try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("image_condition_type")
+        mode = json.loads(config.read_text(encoding="utf-8")).get("image_condition_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config} cannot be read ({error}). Download the folder again.") from error
-    return next((f.i2v_mode for f in all_families() if said is not None and f.diffusers_mode == said), None)
+    return next((f.i2v_mode for f in all_families() if mode is not None and f.diffusers_mode == mode), None)

@@ -1,17 +1,17 @@
-"""The errors that a user can mend. Each message says what was found, what was expected and what to do."""
+"""The errors that a user can fix. Each message states what was found, what was expected and what to do."""
 
 
 class MagicDistillError(ValueError):
-    """Bad input: a file, a setting or a combination of them that cannot work."""
+    """Invalid input: a file, a setting, or a combination of them."""
 
 
 class CheckpointError(MagicDistillError):
-    """A weights file that is damaged, unsafe, of another family, or lacks what was asked of it."""
+    """A model file that is damaged, unsafe, of another family, or incomplete."""
 
 
 class VideoError(MagicDistillError):
-    """A video or image that cannot be read, is too short, or has a geometry that the model cannot take."""
+    """A video or image that cannot be read, is too short, or has a size that the model does not support."""
 
 
 class ConfigError(MagicDistillError):
-    """A configuration that is misspelt or contradicts itself."""
+    """A configuration with a misspelt field, an invalid value or a contradiction."""

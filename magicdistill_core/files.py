@@ -1,4 +1,4 @@
-"""Files: written so that a killed process leaves either the old or the complete new one, and mapped into memory."""
+"""Atomic writing of files, and a clear error when a file does not fit into memory."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,14 @@ from .errors import CheckpointError
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends without error, what was written there becomes `path`.
+    """Write `path` atomically: the block writes a temporary file, which is renamed to `path` at the end.
 
-    The bytes are on disk before the name appears. On an error the temporary file is removed and `path` is untouched.
-    Missing folders are made.
+    The temporary file is in the folder of `path`, and its bytes are on disk before the rename. If the block raises, the
+    temporary file is removed and `path` stays unchanged. If the process is killed, `path` is either the old file or the
+    complete new one. Missing folders are created.
+
+    Yields:
+        The temporary path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +26,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        os.chmod(temporary, mode)  # safetensors leaves its files to their owner alone, whatever the umask says
+        os.chmod(temporary, mode)  # safetensors ignores the umask and makes its files private
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -38,10 +42,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def enough_memory(path: Path) -> Iterator[None]:
-    """Around PyTorch's mapping of a file.
+    """Explain the error of PyTorch when a file cannot be mapped into memory inside the block.
+
+    Args:
+        path: the file that the block maps.
 
     Raises:
-        CheckpointError: if memory, or what the system lets a process reserve of it, does not suffice.
+        CheckpointError: if memory is too small, or the system does not let the process reserve enough of it.
     """
     try:
         yield
@@ -50,6 +57,6 @@ def enough_memory(path: Path) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"{path.name} has {path.stat().st_size / 1e9:,.1f} GB, more than this machine lets a program map into "
-            f"memory now ({error}). The file may well be sound. End other programs, add swap, let Linux promise more "
-            f"memory than there is (sysctl vm.overcommit_memory=1), or use a smaller file of the model (int8)."
+            f"memory now ({error}). The file itself may be intact. End other programs, add swap, allow Linux to "
+            f"overcommit memory (sysctl vm.overcommit_memory=1), or use a smaller file of the model (int8)."
         ) from error

@@ -1,7 +1,7 @@
 """Flow matching: schedules, velocity <-> x0, and the few-step samplers, as pure functions.
 
-Shape legend: B batch, C channels, T latent frames, H and W latent rows and columns. `sigma` lies in [0, 1]; a model's
-timestep is `1000 * sigma`. A *velocity* is a callable `(x_BCTHW, sigma_B) -> v_BCTHW`.
+Shape legend: B batch, C channels, T latent frames, H and W latent rows and columns. `sigma` is in [0, 1]; the timestep
+of a model is `1000 * sigma`. A *velocity* is a callable `(x_BCTHW, sigma_B) -> v_BCTHW`.
 """
 
 import math
@@ -21,7 +21,14 @@ NoiseSampler = Callable[[int, Tensor], Tensor]
 
 
 class SamplerState(NamedTuple):
-    """What a sampler's callback sees after the model call of step `step`."""
+    """The argument of a sampler's callback after the model call of a step.
+
+    Attributes:
+        step: the step's number, counted from 0.
+        sigma: the level of the model call.
+        x: the noisy latent `[B, C, T, H, W]` at `sigma`.
+        x0: the estimate of the clean latent.
+    """
 
     step: int
     sigma: float
@@ -33,30 +40,30 @@ SamplerCallback = Callable[[SamplerState], None]
 
 
 def shift_sigma(t: Tensor, shift: float) -> Tensor:
-    """Timestep shift `s * t / (1 + (s - 1) * t)` (SD3 time shift; Magic 1-For-1 uses s = 5).
+    """Apply the timestep shift `s * t / (1 + (s - 1) * t)` (SD3 time shift; Magic 1-For-1 uses s = 5).
 
     Raises:
         ConfigError: if `shift` is not a positive number.
     """
     if not 0 < shift < math.inf:
         raise ConfigError(
-            f"shift is {shift}, expected a positive number (1 leaves the schedule uniform). Use 5, or what the model "
-            f"was trained with."
+            f"shift is {shift}, expected a positive number (1 keeps the schedule uniform). Use 5, or the shift of the "
+            f"model's training."
         )
     return shift * t / (1 + (shift - 1) * t)
 
 
 def few_step_sigmas(steps: int, shift: float) -> Tensor:
-    """The `steps + 1` sigmas of the few-step schedule: uniform in t from 1 to 0, then shifted.
+    """Return the `steps + 1` sigmas of the few-step schedule: uniform in t from 1 to 0, then shifted.
 
     With `steps=4, shift=5` these are 1, 0.9375, 0.8333.., 0.625, 0: the timesteps [1000, 937.5, 833.3, 625] of
     MagicDistillation and Magic 1-For-1.
 
     Returns:
-        float32 tensor `[steps + 1]`, computed in float64, ending in an exact 0.
+        float32 tensor `[steps + 1]`, computed in float64; the last value is exactly 0.
 
     Raises:
-        ValueError: if `steps < 1` or `shift <= 0`.
+        ValueError: if `steps < 1` or `shift` is not a positive number.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1.")
@@ -64,24 +71,24 @@ def few_step_sigmas(steps: int, shift: float) -> Tensor:
 
 
 def expand_sigma(sigma: Tensor, like: Tensor) -> Tensor:
-    """`sigma_B` (or a scalar) reshaped to broadcast over `like` `[B, ...]`, in `like`'s dtype and device."""
+    """Reshape `sigma_B` (or a scalar) to broadcast over `like` `[B, ...]`, in the dtype and on the device of `like`."""
     sigma = sigma.to(device=like.device, dtype=like.dtype)
     return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def add_noise(z: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-    """`x_sigma = (1 - sigma) * z + sigma * eps`."""
+    """Return the noised latent `x_sigma = (1 - sigma) * z + sigma * eps`."""
     s = expand_sigma(sigma, z)
     return (1 - s) * z + s * eps
 
 
 def velocity_to_x0(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-    """`x0_hat = x_sigma - sigma * v`: the Euler step from sigma straight to 0."""
+    """Return `x0_hat = x_sigma - sigma * v`: one Euler step from sigma to 0."""
     return x - expand_sigma(sigma, x) * v
 
 
 def x0_to_velocity(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """`v = (x_sigma - x0_hat) / sigma`, the inverse of `velocity_to_x0` for sigma > 0."""
+    """Return `v = (x_sigma - x0_hat) / sigma`, the inverse of `velocity_to_x0` for sigma > 0."""
     return (x - x0) / expand_sigma(sigma, x)
 
 
@@ -92,15 +99,18 @@ def _predict(velocity: Velocity, x: Tensor, sigma: Tensor) -> Tensor:
 def sample_euler(
     velocity: Velocity, x_BCTHW: Tensor, sigmas: Tensor, callback: SamplerCallback | None = None
 ) -> Tensor:
-    """Deterministic Euler integration of the probability flow: `x <- x + (sigma_next - sigma) * v`.
+    """Integrate the probability-flow ODE with Euler steps: `x <- x + (sigma_next - sigma) * v`.
 
     Args:
         velocity: the model.
-        x_BCTHW: the starting point at `sigmas[0]` (pure noise when that is 1).
+        x_BCTHW: the starting point at `sigmas[0]` (pure noise if `sigmas[0]` is 1).
         sigmas: `[N + 1]`, decreasing.
-        callback: called after every model call with the step, its sigma, x and the x0 estimate there.
+        callback: called after every model call.
+
+    Returns:
+        The latent at `sigmas[-1]`, shaped as `x_BCTHW`.
     """
-    # All sigmas go to the device at once: a copy from the host at every step would wait for the model each time.
+    # Copy all sigmas to the device at once: one copy per step would wait for the model each time.
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.to(x_BCTHW.device))):
         v = _predict(velocity, x_BCTHW, sigma)
         if callback is not None:
@@ -116,11 +126,14 @@ def sample_renoise(
     noise_sampler: NoiseSampler,
     callback: SamplerCallback | None = None,
 ) -> Tensor:
-    """DMD2's sampler: predict x0, then noise it afresh to the next sigma.
+    """Sample as DMD2 does: predict x0, then add fresh noise to reach the next sigma.
 
     Args:
-        velocity, x_BCTHW, sigmas, callback: as for `sample_euler`.
-        noise_sampler: `(step, like) -> noise` shaped as `like`; called once for every step but the last.
+        velocity, x_BCTHW, sigmas, callback: see `sample_euler`.
+        noise_sampler: `(step, like) -> noise` shaped as `like`; called after each step whose next sigma is not 0.
+
+    Returns:
+        The latent at `sigmas[-1]`, shaped as `x_BCTHW`.
     """
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.to(x_BCTHW.device))):
         x0 = velocity_to_x0(x_BCTHW, _predict(velocity, x_BCTHW, sigma), sigma)
@@ -131,10 +144,10 @@ def sample_renoise(
 
 
 def seeded_noise(seed: int) -> NoiseSampler:
-    """The noise sampler that `sample_renoise` takes for a seed: the same draws for whoever samples the same file.
+    """Return a noise sampler for `sample_renoise` whose draws depend on the seed only, not on the device.
 
-    Drawn in float32 on the CPU from `seed + 1`, so that it repeats neither the starting noise of `seed` nor a device's
-    own generator.
+    It draws float32 numbers on the CPU. Its generator's seed is `seed + 1`, so the draws do not repeat the starting
+    noise, which is drawn with `seed`.
     """
     generator = torch.Generator().manual_seed((seed + 1) % 2**64)
 

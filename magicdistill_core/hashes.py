@@ -1,4 +1,4 @@
-"""Hashes by which recipes and datasets name the files that they were made from."""
+"""Hashes of model files. Recipes and datasets store them to identify the files that they were made from."""
 
 import hashlib
 from pathlib import Path
@@ -8,19 +8,19 @@ from .errors import CheckpointError
 
 
 def file_sha256(path: str | Path) -> str:
-    """sha256 of a file's bytes: how recipes name a teacher or a base."""
+    """Return the sha256 of a file's bytes. Recipes identify a teacher or a base by it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(path: str | Path) -> str:
-    """`file_sha256` of a file; of a diffusers folder, the sha256 over its files' names and hashes.
+    """Return `file_sha256` of a file, or one sha256 over the file names and hashes of a diffusers folder.
 
-    These are the files of weights that are read (see `weight_files`) and the JSON files beside them, so that a
-    pipeline's folder has the hash of its transformer's.
+    The hash of a folder covers the weight files that are read (see `weight_files`) and the JSON files next to them.
+    A pipeline folder therefore has the same hash as its `transformer` folder.
 
     Raises:
-        CheckpointError: if there is nothing at the path, or the folder holds no weights.
+        CheckpointError: if the path does not exist, or the folder holds no weights.
     """
     path = Path(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""LoRA files of any known dialect, with the Recipe and the null prompt that ours carry."""
+"""Read LoRA files of any known dialect, and write LoRA files with a Recipe and a null prompt."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,17 +20,17 @@ from .wrappers import is_pickle_name, read_pickle
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA in the names of the file layout.
+    """A LoRA with the module names of the file layout.
 
     Attributes:
-        branches: by module.
-        recipe: what the file says of itself, or None.
+        branches: the low-rank branches by module name.
+        recipe: the recipe in the file, or None.
         source: the file's name.
-        differences: whole differences of single tensors, by key; only some files of Wan have them.
-        origins: for each key of `branches` and `differences`, the modules of the file that it was made from.
-        misses: modules and tensors of the file that have no place in the family.
-        alpha_stated: False where alpha had to be taken as the rank.
-        null_prompt: the text conditioning that it was trained with, for a base whose file carries none; or None.
+        differences: full-rank differences of single tensors, by key. Only some LoRAs for Wan have them.
+        origins: for each key of `branches` and `differences`, the modules of the file that were converted to it.
+        misses: modules and tensors of the file that do not fit the family.
+        alpha_stated: False if the file states no alpha, so the rank was used as alpha.
+        null_prompt: the text conditioning of the LoRA's training, or None. It serves a base whose file has none.
     """
 
     branches: dict[str, LowRank]
@@ -44,10 +44,10 @@ class LoraFile:
 
 
 def is_lora(path: str | Path) -> bool:
-    """Whether a safetensors file holds low-rank pairs, by its tensors' names; pickles and folders hold none.
+    """Whether a safetensors file holds low-rank pairs, judged by its tensor names. False for pickles and folders.
 
     Raises:
-        CheckpointError: as `read_metadata`.
+        CheckpointError: see `read_metadata`.
     """
     path = Path(path)
     if path.is_dir() or (is_pickle_name(path) and path.is_file()):
@@ -56,14 +56,15 @@ def is_lora(path: str | Path) -> bool:
 
 
 def load_lora(path: str | Path, hidden: int) -> LoraFile:
-    """Read a LoRA of any known dialect, its branches brought to the file layout's (fused) modules.
+    """Read a LoRA of any known dialect, and convert its branches to the (fused) modules of the file layout.
 
     Args:
-        hidden: hidden size of the network it is meant for.
+        path: the LoRA file.
+        hidden: hidden size of the network that the LoRA is for.
 
     Raises:
-        CheckpointError: if it is no LoRA, damaged, holds more than pairs, has modules that the family does not have, or
-            names none that any family has.
+        CheckpointError: if the file is not a LoRA, is damaged, holds more than low-rank pairs, has modules that its
+            family does not have, or has no module of any known family.
     """
     tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, Path(path).name)
@@ -76,13 +77,15 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
 
 
 def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> LoraFile:
-    """Read what a LoRA of any known dialect has for a transformer; what it has beside that is named in `misses`.
+    """Read the part of a LoRA of any known dialect that fits a transformer; `misses` lists the rest.
 
     Args:
-        hidden: hidden size of the network it is meant for.
+        architecture: the transformer's architecture.
+        path: the LoRA file.
+        hidden: hidden size of the transformer.
 
     Raises:
-        CheckpointError: if it is no LoRA, damaged, or has nothing for the transformer.
+        CheckpointError: if the file is not a LoRA, is damaged, or has no module that fits the transformer.
     """
     source = Path(path).name
     tensors, metadata = _lora_tensors(Path(path))
@@ -97,8 +100,8 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
         raise CheckpointError(
             f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
             f"found {listing(names, 3)}. "
-            + (f"It is a LoRA for {whose.title}: " if whose is not architecture else "It belongs to another model: ")
-            + "load the base that it was trained on."
+            + (f"It is a LoRA for {whose.title}. " if whose is not architecture else "It belongs to another model. ")
+            + "Load the base that it was trained on."
         )
     misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
     return LoraFile(
@@ -107,18 +110,23 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
 
 
 def _check_names(architecture: Architecture, modules: Collection[str], source: str) -> None:
-    """Refuse a LoRA whose names say nothing even to the transformer that knows most of them.
+    """Refuse a LoRA of which not one module name is known.
+
+    Args:
+        architecture: the architecture that knows most of the names.
+        modules: the LoRA's module names.
+        source: the file's name for error messages.
 
     Raises:
-        CheckpointError: if it knows none.
+        CheckpointError: if the architecture knows none of the names.
     """
     if not known_modules(architecture.layout, modules):
         titles = " or ".join(sorted(other.title for other in all_architectures()))
         raise CheckpointError(
-            f"{source} matches 0/{len(modules)} modules, for its names are not understood: found "
-            f"{listing(list(modules), 3)}, expected modules of {titles} as ComfyUI, diffusers, PEFT or kohya's "
-            f"trainers write them. If it is a LoRA for one of these, save it again with ComfyUI's or diffusers' names; "
-            f"if not, choose another file."
+            f"{source} matches 0/{len(modules)} modules, because its module names are unknown: found "
+            f"{listing(list(modules), 3)}, expected modules of {titles} in the names of ComfyUI, diffusers, PEFT or "
+            f"kohya's trainers. If it is a LoRA for one of these models, save it again with ComfyUI's or diffusers' "
+            f"names. Otherwise choose another file."
         )
 
 
@@ -129,9 +137,16 @@ def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def save_lora(
     path: str | Path, branches: Mapping[str, LowRank], recipe: Recipe, null_prompt: NullPrompt | None = None
 ) -> None:
-    """Write branches of file-layout modules as a LoRA that ComfyUI's stock loader reads, with its recipe.
+    """Write branches and a recipe as a LoRA file that ComfyUI's stock loader can read.
 
     Args:
-        null_prompt: what it was trained with, so that it needs no text encoder on a base whose file carries none.
+        path: the file to write.
+        branches: the branches by the module names of the file layout.
+        recipe: stored in the file's metadata.
+        null_prompt: the text conditioning of the training, or None. With it, a base whose file has no null prompt
+            needs no text encoder.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
     """
     write_safetensors(path, lora_state(branches) | null_prompt_tensors(null_prompt), recipe.to_metadata())

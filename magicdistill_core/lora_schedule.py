@@ -1,4 +1,4 @@
-"""The strength of a LoRA at every step of a sampling."""
+"""The strength of a LoRA at each sampling step."""
 
 import math
 import re
@@ -11,10 +11,10 @@ _FULL_NOISE = 0.9999
 
 
 def parse_strengths(text: str) -> list[float]:
-    """Strengths as a person writes them, one a step, with commas or spaces between: `"1, 1, 0.5, 0"`.
+    """Parse one strength per step, separated by commas or spaces, such as `"1, 1, 0.5, 0"`.
 
     Raises:
-        ConfigError: if there is none, or one is no number from -10 to 10.
+        ConfigError: if there is no strength, or one is not a number from -10 to 10.
     """
     words = [word for word in re.split(r"[\s,;]+", text) if word]
     try:
@@ -23,28 +23,32 @@ def parse_strengths(text: str) -> list[float]:
         values = []
     if not values or not all(math.isfinite(value) and abs(value) <= STRENGTH_LIMIT for value in values):
         raise ConfigError(
-            f"The strengths are {text!r}, expected one number a step, each from -{STRENGTH_LIMIT:g} to "
-            f"{STRENGTH_LIMIT:g}, with commas between. Write for example 1, 1, 0.5, 0 (the last one is repeated)."
+            f"The strengths are {text!r}, expected one number per step, each from -{STRENGTH_LIMIT:g} to "
+            f"{STRENGTH_LIMIT:g}, separated by commas. Write for example 1, 1, 0.5, 0. The last one is repeated if "
+            f"there are more steps."
         )
     return values
 
 
 def strength_at(strengths: Sequence[float], step: int) -> float:
-    """The strength at a step, counted from 0; the last one is repeated."""
+    """Return the strength at a step, counted from 0. The last strength also holds for all later steps."""
     return strengths[min(step, len(strengths) - 1)]
 
 
 def step_at(sigma: float, sigmas: Sequence[float], steps: int) -> int | None:
-    """Which step of the whole sampling a noise level belongs to, counted from 0: the one that begins nearest to it.
+    """Find the step of a complete sampling to which a noise level belongs: the step with the nearest starting level.
+
+    A sampling may be split over several samplers. Then `sigmas` holds only the levels of the current part. A part that
+    starts at full noise is the beginning, and its first step is step 0. A part that starts below full noise and ends at
+    sigma 0 is the end, and its last step is step `steps - 1`. The other parts may use any schedule.
 
     Args:
-        sigma: the level that the network is called at.
-        sigmas: of the sampling that is going on, falling, one more than it has steps. One that begins below full
-            noise and ends without any is the end of the whole; the schedule of the rest may be any.
-        steps: of the whole.
+        sigma: the level of the current network call.
+        sigmas: the levels of the current part, decreasing, one more than its number of steps.
+        steps: number of steps of the complete sampling.
 
     Returns:
-        None for a piece from the middle, of which the levels do not tell how many steps were before it.
+        The step, counted from 0. None for a part from the middle: its levels do not tell how many steps came before.
     """
     begun = sigmas[:-1]
     if sigmas[0] > _FULL_NOISE:

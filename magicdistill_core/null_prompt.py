@@ -1,4 +1,4 @@
-"""The null prompt in a file: which tensors hold it, and how it is taken out and put in."""
+"""The null prompt in a file: the names of its tensors, and functions to read and store it."""
 
 from pathlib import Path
 
@@ -13,28 +13,28 @@ NULL_POOLED_KEY = "null_prompt.pooled"
 
 
 def load_null_prompt(path: str | Path) -> NullPrompt:
-    """The null prompt of a checkpoint, or of a file that holds nothing else.
+    """Read the null prompt of a model file, or of a file that holds only a null prompt.
 
     Raises:
-        CheckpointError: if the file is unreadable or has no `null_prompt.*` tensors.
+        CheckpointError: if the file is unreadable or has no `null_prompt.text_states`.
     """
     tensors, _ = read_tensors(path)
     if NULL_TEXT_KEY not in tensors:
         raise CheckpointError(
-            f"{Path(path).name} holds no null prompt. Expected the tensors {NULL_TEXT_KEY} and {NULL_POOLED_KEY} (the "
-            f"latter not for Wan)."
+            f"{Path(path).name} holds no null prompt. Expected the tensors {NULL_TEXT_KEY} and {NULL_POOLED_KEY} (Wan "
+            f"needs only the first). Use a file that the trainer exported."
         )
     return NullPrompt(tensors[NULL_TEXT_KEY], tensors.get(NULL_POOLED_KEY))
 
 
 def pop_null_prompt(tensors: dict[str, Tensor]) -> NullPrompt | None:
-    """Take the null prompt out of a file's tensors."""
+    """Remove the null prompt from a file's tensors and return it; None if there is none."""
     text, pooled = tensors.pop(NULL_TEXT_KEY, None), tensors.pop(NULL_POOLED_KEY, None)
     return None if text is None else NullPrompt(text, pooled)
 
 
 def null_prompt_tensors(prompt: NullPrompt | None) -> dict[str, Tensor]:
-    """A null prompt as the tensors by which a file carries it."""
+    """Return the tensors that store a null prompt in a file; none for None."""
     if prompt is None:
         return {}
     pooled = {} if prompt.pooled is None else {NULL_POOLED_KEY: prompt.pooled}

@@ -1,8 +1,8 @@
-"""int8 weights in ComfyUI's own quantised format: half of a bf16 file and half of its memory, for one rounding.
+"""Quantise a transformer to int8 in ComfyUI's own format: about half the size of a bf16 file, and half its memory.
 
-Only weights are rounded, and each output row has a scale of its own: `W ~ scale[row] * q`, `q` in -127..127. Networks
-compute with the rounded weights in their usual precision. What is rounded are the linears of the transformer blocks;
-norms, embedders and the last layer, which together are small, stay as they are.
+Only weights are rounded. Each output row has its own scale: `W ~ scale[row] * q`, with `q` in -127..127. Networks
+compute with the rounded weights in their usual precision. The linear layers of the transformer blocks are rounded.
+Norms, embedders and the last layer keep their dtypes, because together they are small.
 """
 
 import json
@@ -21,26 +21,30 @@ from .null_prompt import null_prompt_tensors
 from .streamed import Space, streamed_file
 
 FORMAT = "int8_tensorwise"
-"""ComfyUI's name of the format; the scale may be one for all rows or, as here, one a row."""
+"""ComfyUI's name of the format. It allows one scale for all rows, or one scale per row as here."""
 QUANTISATION_KEY = "_quantization_metadata"
-"""Where a file's metadata say which layers are quantised, and how."""
+"""The metadata key that states which layers of a file are quantised, and in which format."""
 
 _LEVELS = 127
-# ComfyUI would also round what goes into such a layer to int8, which is faster on some GPUs and a second error.
+# Without this flag ComfyUI also rounds the layer's input to int8: faster on some GPUs, but a second rounding error.
 _LAYER = {"format": FORMAT, "full_precision_matrix_mult": True}
 _BLOCK_MODULE = re.compile(r"\w*blocks\.\{i\}\.")
 _SMALLEST_SCALE = 1e-30
 _VALUES_AT_A_TIME = 1 << 24
 
 Progress = Callable[[int, int], None]
-"""Called with the layers done and their number."""
+"""A callback: `(layers done, number of layers)`."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """What a quantisation did.
+    """The result of a quantisation.
 
-    `errors` has each layer's relative error `|W - W'| / |W|` (Frobenius norms), `error` that of all of them together.
+    Attributes:
+        errors: each layer's relative error `|W - W'| / |W|` (Frobenius norms), by module name.
+        error: the relative error of all quantised weights together.
+        bytes_before: size of the tensors before quantisation.
+        bytes_after: size of the tensors in the written file.
     """
 
     errors: dict[str, float]
@@ -49,7 +53,7 @@ class Quantised:
     bytes_after: int
 
     def summary(self) -> str:
-        """The result in a line."""
+        """Return the result as one line of text."""
         worst = max(self.errors, key=self.errors.__getitem__)
         return (
             f"{len(self.errors)} layers in int8: {self.bytes_before / 1e6:,.1f} MB became "
@@ -59,9 +63,12 @@ class Quantised:
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix `[rows, columns]` as int8 with one float32 scale a row `[rows, 1]`; both are new tensors.
+    """Round a matrix `[rows, columns]` to int8 with one scale per row.
 
-    Works in pieces, so that its float32 copies stay small.
+    It works on a few rows at a time, which keeps the float32 copies small.
+
+    Returns:
+        The int8 matrix `[rows, columns]` and the float32 scales `[rows, 1]`, both new tensors.
     """
     quantised = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], 1)
@@ -75,7 +82,7 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantised_layers(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str]:
-    """The modules of a file-layout state whose weights are worth an int8: the matrices inside the blocks."""
+    """List the modules whose weights are quantised: those with a matrix inside the transformer blocks."""
     names = []
     for key, tensor in state.items():
         name, _, leaf = key.rpartition(".")
@@ -88,17 +95,21 @@ def quantised_layers(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str
 def save_quantised(
     path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype | None = None, progress: Progress | None = None
 ) -> Quantised:
-    """Write a transformer with its blocks' matrices in int8, which ComfyUI's stock loader reads; tensor by tensor.
+    """Write a transformer with the matrices of its blocks in int8. ComfyUI's stock loader can read the file.
 
-    The recipe and the null prompt are kept. Of a checkpoint that was loaded from a safetensors file in the file layout
-    (its tensors are mapped, not read) no more than one layer is in memory at a time.
+    The recipe and the null prompt are kept. Tensors are written one by one. The tensors of a safetensors file in the
+    file layout are mapped and not read in advance, so at most one layer is in memory at a time.
 
     Args:
-        dtype: of the weights that stay; None keeps each tensor's own. The null prompt always stays as it is.
+        path: the file to write.
+        checkpoint: the transformer.
+        dtype: dtype of the weights that are not quantised; None keeps the dtype of each tensor. The null prompt always
+            keeps its dtypes.
+        progress: called after each quantised layer. It may raise an exception to cancel.
 
     Raises:
-        CheckpointError: if a weight is no finite number; the file is then not written.
-        Exception: what `progress` raises, in order to give up; the file is then not written.
+        CheckpointError: if a weight is not a finite number, or the disk has not enough room. No file is written.
+        Exception: any exception from `progress`. No file is written.
     """
     layers = quantised_layers(checkpoint.architecture.layout, checkpoint.state)
     weights = {f"{name}.weight" for name in layers}
@@ -122,8 +133,8 @@ def save_quantised(
             difference, size = _squares(weight, quantised, scale)
             if not torch.isfinite(torch.tensor(size)):
                 raise CheckpointError(
-                    f"{checkpoint.source} has values in {name}.weight that are no finite numbers. It is damaged or "
-                    f"its training diverged: use another checkpoint."
+                    f"{checkpoint.source} has values in {name}.weight that are not finite numbers. The file is damaged "
+                    f"or its training diverged. Use another file."
                 )
             file.write(f"{name}.weight", quantised)
             file.write(f"{name}.weight_scale", scale)
@@ -137,7 +148,7 @@ def save_quantised(
 
 
 def _squares(weight: Tensor, quantised: Tensor, scale: Tensor) -> tuple[float, float]:
-    """Sums of squares of the rounding error and of the weight itself."""
+    """Return the sum of squares of the rounding error, and the sum of squares of the weight."""
     rows = max(1, _VALUES_AT_A_TIME // max(1, weight.shape[1]))
     difference = size = 0.0
     pieces = zip(weight.split(rows), quantised.split(rows), scale.split(rows), strict=True)
@@ -149,10 +160,10 @@ def _squares(weight: Tensor, quantised: Tensor, scale: Tensor) -> tuple[float, f
 
 
 def quantise_file(source: str | Path, path: str | Path, progress: Progress | None = None) -> Quantised:
-    """Write the int8 twin of a checkpoint file, whatever spelling its names have; see `save_quantised`.
+    """Read a model file in any known naming scheme and write its int8 version; see `save_quantised`.
 
     Raises:
-        CheckpointError: if the source cannot be read safely, is quantised already, a LoRA, or no complete transformer
-            of a known family.
+        CheckpointError: if the source cannot be read safely, is already quantised, is a LoRA, or is not a complete
+            transformer of a known family.
     """
     return save_quantised(path, load_checkpoint(source), progress=progress)

@@ -1,7 +1,7 @@
-"""The Recipe: what a checkpoint says about itself, kept in its safetensors metadata.
+"""The Recipe: the sampling settings and the origin of a model file, stored in its safetensors metadata.
 
-It is the contract between the trainer, which writes it, and whoever samples from the file: with it nobody has to guess
-the number of steps, the shift, the sampler or the image-to-video mode from a file name.
+The trainer writes the recipe, and the nodes and the trainer's sampler read it. With it, nobody has to guess the number
+of steps, the shift, the sampler or the image-to-video mode from a file name.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Kind = Literal["teacher", "generator", "teacher_lora", "generator_lora", "fake_l
 
 
 class Recipe(BaseModel):
-    """How a checkpoint was made and how it is to be sampled."""
+    """How a model file was trained, and how to sample from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,14 +27,14 @@ class Recipe(BaseModel):
     kind: Kind = Field(description="Role of the weights: a many-step teacher, a few-step generator, or a LoRA.")
     family: str = Field("hunyuan_video", description="Architecture of the transformer.")
     i2v_mode: str = Field("concat", description="How the start image enters: concat, token_replace or none.")
-    steps: int = Field(ge=1, description="Number of model calls the weights are meant for.")
+    steps: int = Field(ge=1, description="Number of sampling steps that the weights are made for.")
     shift: float = Field(gt=0, description="Timestep shift of the schedule.")
     sampler: Sampler = "euler"
     guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance at sampling; 1 means none.")
     embedded_guidance: float | None = Field(
         None,
         gt=0,
-        description="Guidance that a network with a guidance embedding is given; not classifier-free guidance.",
+        description="Input of a network's guidance embedding, if it has one; not classifier-free guidance.",
     )
     width: int = Field(gt=0, description="Width of the training videos in pixels.")
     height: int = Field(gt=0, description="Height of the training videos in pixels.")
@@ -45,9 +45,9 @@ class Recipe(BaseModel):
     a_weak: float | None = Field(None, description="Branch weight of the real score (MD Eq. 6).")
     a_strong: float | None = Field(None, description="Branch weight of the fake score.")
     teacher_hash: str | None = Field(None, description="sha256 of the teacher's file.")
-    base_hash: str | None = Field(None, description="For a LoRA: sha256 of the file it is to be applied to.")
+    base_hash: str | None = Field(None, description="For a LoRA: sha256 of its base's file or folder.")
     base_kind: Literal["folder"] | None = Field(
-        None, description="For a LoRA: `folder` if base_hash is over the files of a diffusers folder, else one file's."
+        None, description="For a LoRA: `folder` if base_hash covers the files of a diffusers folder; None for one file."
     )
     lora_rank: int | None = Field(None, ge=1, description="For a LoRA: rank before q, k and v are fused.")
     lora_alpha: float | None = Field(None, gt=0, description="For a LoRA: alpha before q, k and v are fused.")
@@ -59,15 +59,15 @@ class Recipe(BaseModel):
         return self
 
     def to_metadata(self) -> dict[str, str]:
-        """The safetensors metadata that carries this recipe."""
+        """Return the safetensors metadata that stores this recipe."""
         return {METADATA_KEY: self.model_dump_json(exclude_none=True), "format": "pt"}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None, source: str = "the file") -> "Recipe | None":
-        """Read a recipe back; None if the metadata carries none (a file made elsewhere).
+        """Read the recipe from safetensors metadata; None if there is none (a file from another tool).
 
         Raises:
-            CheckpointError: if a recipe is there but cannot be understood.
+            CheckpointError: if the recipe has unknown fields or invalid values.
         """
         text = (metadata or {}).get(METADATA_KEY)
         if text is None:
@@ -78,5 +78,5 @@ class Recipe(BaseModel):
             fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
             raise CheckpointError(
                 f"The recipe in {source} cannot be understood ({fields}). It was probably written by a newer version "
-                f"of MagicDistillation: update this installation, or export the checkpoint again."
+                f"of MagicDistillation. Update this installation, or export the file again."
             ) from error

@@ -1,4 +1,4 @@
-"""Safetensors files: their tensors and metadata read, or looked at without reading, and written whole or not at all."""
+"""Read safetensors files (all tensors, or only the header) and write them atomically."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,43 +27,48 @@ class TensorInfo:
     shape: tuple[int, ...]
 
     def without_data(self) -> Tensor:
-        """Such a tensor on the device `meta`; float32 if PyTorch has no such dtype."""
+        """Return a tensor of this dtype and shape on the device `meta`; float32 if PyTorch has no such dtype."""
         return torch.empty(self.shape, dtype=_DTYPES.get(self.dtype, torch.float32), device="meta")
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The safetensors metadata of a file, without reading its tensors.
+    """Read the safetensors metadata of a file without its tensors.
 
     Raises:
-        CheckpointError: if the file is absent, a pickle, truncated or otherwise no safetensors file.
+        CheckpointError: if the file does not exist, is a pickle, is truncated, or is not a safetensors file.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is no file. Check the path.")
+        raise CheckpointError(f"{path} does not exist or is not a file. Check the path.")
     try:
-        with _opened_to_look(path) as file:
+        with _open_header(path) as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """The names, dtypes and shapes of a file's tensors, without reading them. Errors as in `read_metadata`."""
+    """Read the names, dtypes and shapes of a file's tensors without their data.
+
+    Raises:
+        CheckpointError: see `read_metadata`.
+    """
     path = Path(path)
     read_metadata(path)
-    with _opened_to_look(path) as file:
+    with _open_header(path) as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         return {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
 
 
 def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file.
+    """Read all tensors and the metadata of a safetensors file.
 
     Args:
-        device: `meta` for tensors without data, of which nothing is read.
+        path: the file.
+        device: where the tensors go. For `meta` only the header is read, and the tensors have no data.
 
     Raises:
-        CheckpointError: as `read_metadata`, or if memory does not suffice.
+        CheckpointError: see `read_metadata`; also if memory is too small.
     """
     path = Path(path)
     metadata = read_metadata(path)
@@ -78,10 +83,10 @@ def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 
 @contextmanager
 def explained_writing(path: str | Path) -> Iterator[None]:
-    """Within, an error of writing `path` is said in a paragraph.
+    """Turn errors while writing `path` inside the block into a `CheckpointError` with advice.
 
     Raises:
-        CheckpointError: if the disk is full, read-only or otherwise refuses.
+        CheckpointError: if the file cannot be written, for example to a full or read-only disk.
     """
     try:
         yield
@@ -92,19 +97,20 @@ def explained_writing(path: str | Path) -> Iterator[None]:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that it appears under its name only when it is complete and on disk.
+    """Write a safetensors file atomically (`atomic_file`).
 
     Raises:
-        CheckpointError: if it cannot be written.
+        CheckpointError: if the file cannot be written.
     """
     with explained_writing(path), atomic_file(path) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
 
 
-def _opened_to_look(path: Path) -> Any:
-    """A safetensors file without its tensors.
+def _open_header(path: Path) -> Any:
+    """Open a safetensors file to read its header only.
 
-    Mapped to be read only, as NumPy has it: PyTorch's way reserves memory for the whole file, which may not be there.
+    The framework is NumPy, because it maps the file read-only. PyTorch's mapping reserves memory for the complete file,
+    which may be more than the machine has.
     """
     return safe_open(path, framework="np")
 
@@ -112,20 +118,21 @@ def _opened_to_look(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     with open(path, "rb") as file:
         head = file.read(4)
-    # Judged only now: a safetensors file begins with a length, which may look like the start of a bare pickle.
+    # This check runs only after reading failed: the length at the start of a valid safetensors file can look like the
+    # first bytes of a pickle.
     bare = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     if is_pickle_name(path) or head == b"PK\x03\x04" or bare:
         return CheckpointError(
-            f"{path.name} is a pickle, which can run any code when it is opened. Expected a .safetensors file: "
-            f"convert it once in an environment that you trust, and use the result. (A whole transformer is read from "
-            f".pt and .pth too, if the name says so and nothing but tensors is in it.)"
+            f"{path.name} is a pickle, which can run any code when it is opened. Expected a .safetensors file. "
+            f"Convert the pickle once in an environment that you trust, and use the result. (A complete transformer "
+            f"can also be a pickle, if its name ends in .pt or .pth and it holds only tensors.)"
         )
     if path.suffix.lower() == ".gguf":
         return CheckpointError(
-            f"{path.name} is a GGUF file, whose weights are quantised. Use the bf16, fp16 or fp32 release of the same "
-            f"model here; ComfyUI's GGUF loaders run such files."
+            f"{path.name} is a GGUF file, so its weights are quantised. Use the bf16, fp16 or fp32 release of the same "
+            f"model here. To run the GGUF file itself, use ComfyUI's GGUF loaders."
         )
     return CheckpointError(
         f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as safetensors ({error}). It is truncated or "
-        f"damaged: copy or download it again."
+        f"damaged. Copy or download it again."
     )

@@ -1,4 +1,4 @@
-"""Sizes of videos: buckets of one area for every aspect, and what a family is used to."""
+"""Video sizes: buckets of about equal area for all aspect ratios, and the usual size of each family."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -10,7 +10,7 @@ MAX_RATIO = 4.0
 
 @dataclass(frozen=True)
 class VideoSize:
-    """A video's width and height in pixels, its length in frames (4n + 1), and its frames a second."""
+    """A video's width and height in pixels, its length in frames (4n + 1), and its frame rate in frames per second."""
 
     width: int
     height: int
@@ -18,7 +18,7 @@ class VideoSize:
     fps: float
 
 
-# What models without a recipe are assumed to be trained on, by `Architecture.name`.
+# The assumed training size of models without a recipe, by `Architecture.name`.
 USUAL_SIZES = {
     "hunyuan_video": VideoSize(960, 544, 129, 24.0),
     "wan": VideoSize(832, 480, 81, 16.0),
@@ -26,16 +26,16 @@ USUAL_SIZES = {
 
 
 def buckets(area: int, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
-    """Every `(height, width)` of about one pixel area: for each width the largest height that stays within it.
+    """List the buckets `(height, width)` of about equal area: for each width, the largest height within the area.
 
-    Both sides are multiples of 16. This is how HunyuanVideo and Magic 1-For-1 sort their training videos.
+    Both sides are multiples of 16. HunyuanVideo and Magic 1-For-1 sort their training videos into such buckets.
 
     Args:
-        area: pixels of a frame, such as 960 * 544.
-        max_ratio: of the longer side to the shorter.
+        area: largest number of pixels per frame, such as 960 * 544.
+        max_ratio: largest ratio of the longer side to the shorter side.
 
     Raises:
-        ValueError: if not even the smallest frame fits the area.
+        ValueError: if the area is smaller than the smallest frame, 16 x 16.
     """
     if area < SIDE_MULTIPLE**2:
         raise ValueError(f"area is {area} pixels, expected at least {SIDE_MULTIPLE} x {SIDE_MULTIPLE}.")
@@ -48,15 +48,20 @@ def buckets(area: int, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
 
 
 def kept_share(rows: int, columns: int, height: int, width: int) -> float:
-    """The share of a picture that is left when it is cut to the aspect of `height` and `width`."""
+    """Return the share of a picture that remains after it is cropped to the aspect ratio of `height` and `width`.
+
+    Args:
+        rows, columns: height and width of the picture.
+        height, width: the size that sets the aspect ratio.
+    """
     return min(width * rows, height * columns) / max(width * rows, height * columns)
 
 
 def best_bucket(rows: int, columns: int, area: int) -> tuple[int, int]:
-    """The bucket `(height, width)` that keeps most of a picture and uses most of the area, both counted alike.
+    """Return the bucket `(height, width)` with the largest product of kept share and number of pixels.
 
     Args:
-        rows, columns: of the picture.
-        area: as for `buckets`.
+        rows, columns: height and width of the picture.
+        area: see `buckets`.
     """
     return max(buckets(area), key=lambda side: kept_share(rows, columns, *side) * side[0] * side[1])

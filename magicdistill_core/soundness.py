@@ -1,4 +1,4 @@
-"""Whether what a file holds can be computed with at all, before a network stumbles over it."""
+"""Checks that a network can compute with the contents of a file, before the network is built."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,14 @@ from .wrappers import QUANTISATION_MARKS
 
 
 def check_number_types(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights of whole numbers that no scale stands beside.
+    """Refuse integer and boolean weights without a scale.
+
+    Args:
+        state: the tensors of the file.
+        source: the file's name for error messages.
 
     Raises:
-        CheckpointError: naming them.
+        CheckpointError: if there are such weights; the message lists them.
     """
     scaled = {key.rpartition(".")[0] for key in state if key.endswith(QUANTISATION_MARKS)}
     bare = [
@@ -28,20 +32,22 @@ def check_number_types(state: Mapping[str, Tensor], source: str) -> None:
     if bare:
         kinds = sorted({str(state[key].dtype).removeprefix("torch.") for key in bare})
         raise CheckpointError(
-            f"{source} holds {len(bare)} weights as {', '.join(kinds)} without the scales that would make numbers of "
-            f"them ({listing(bare, 3)}). It is damaged, or of a quantiser that is not known here: use the bf16 file of "
-            f"the same model, and Quantise to int8 for a small one."
+            f"{source} holds {len(bare)} weights as {', '.join(kinds)} without the scales that convert them to real "
+            f"numbers ({listing(bare, 3)}). The file is damaged, or its quantiser is unknown here. Use the bf16 file "
+            f"of the same model. For a small file, convert that one with Quantise to int8."
         )
 
 
 def check_null_prompt(prompt: NullPrompt, source: str, text_dim: int | None, pooled_dim: int | None) -> None:
-    """Refuse a null prompt that the network could not read, or that would spoil every video.
+    """Refuse a null prompt with a wrong shape, or with values that are not finite numbers.
 
     Args:
-        text_dim, pooled_dim: the widths that the network reads; None where they are not known.
+        prompt: the null prompt.
+        source: the file's name for error messages.
+        text_dim, pooled_dim: the widths that the network expects; None if unknown.
 
     Raises:
-        CheckpointError: saying what is wrong with it.
+        CheckpointError: if a tensor's shape, dtype or values are wrong.
     """
     parts: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {"text states": (prompt.text_states, (1, None, text_dim))}
     if prompt.pooled is not None:
@@ -54,5 +60,5 @@ def check_null_prompt(prompt: NullPrompt, source: str, text_dim: int | None, poo
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"The null prompt in {source} cannot be used: its {name} are {list(tensor.shape)} in {kind}, expected "
-                f"[{expected}] of finite floating point numbers. Export the file again from its training run."
+                f"[{expected}] with finite floating point numbers. Export the file again from its training run."
             )

@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, so that no more than one of them is in memory at a time."""
+"""Write a safetensors file tensor by tensor, with at most one tensor in memory at a time."""
 
 import json
 import shutil
@@ -14,8 +14,7 @@ from torch import Tensor
 from .errors import CheckpointError
 from .files import atomic_file
 
-# In the order in which the safetensors library lays tensors out: the widest first, so that every one is aligned to its
-# own dtype.
+# The order of tensors in a file, as in the safetensors library: the widest dtype first, which aligns every tensor.
 DTYPE_NAMES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -36,24 +35,24 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Space:
-    """Dtype and shape of a tensor that is going to be written."""
+    """Dtype and shape of a tensor that will be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Space":
-        """What a tensor takes."""
+        """Return the dtype and shape of an existing tensor."""
         return cls(tensor.dtype, tuple(tensor.shape))
 
     @property
     def bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class StreamedFile:
-    """An open safetensors file of which every tensor has its place; see `streamed_file`."""
+    """An open safetensors file with a reserved place for every tensor; see `streamed_file`."""
 
     def __init__(self, file: BinaryIO, spaces: Mapping[str, Space], metadata: Mapping[str, str]) -> None:
         self._file = file
@@ -77,7 +76,7 @@ class StreamedFile:
         file.truncate(self._start + end)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor, of the dtype and shape announced, into its place."""
+        """Write a tensor to its place. Its dtype and shape must be the announced ones."""
         assert Space.of(tensor) == self._spaces[name], name
         self._missing.remove(name)
         if tensor.numel():
@@ -85,27 +84,30 @@ class StreamedFile:
             tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(self._file)
 
     def finish(self) -> None:
-        """Make sure that nothing announced is lacking."""
+        """Check that every announced tensor was written."""
         assert not self._missing, f"not written: {sorted(self._missing)}"
 
 
 @contextmanager
 def streamed_file(path: str | Path, spaces: Mapping[str, Space], metadata: Mapping[str, str]) -> Iterator[StreamedFile]:
-    """A safetensors file that appears under its name when all of its tensors, in any order, have been written.
+    """Open a safetensors file for writing tensor by tensor, in any order.
+
+    The file appears under its name at the end of the block, when all tensors were written (`atomic_file`).
 
     Args:
-        spaces: every tensor that is to be in it.
-        metadata: text kept in its header.
+        path: the file to write.
+        spaces: dtype and shape of every tensor, by name.
+        metadata: text entries of the file's header.
 
     Raises:
-        CheckpointError: if the disk has no room for it.
+        CheckpointError: if the disk has not enough room for the file.
     """
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         needed, free = sum(space.bytes for space in spaces.values()), shutil.disk_usage(temporary.parent).free
         if needed > free:
             raise CheckpointError(
-                f"{Path(path).name} needs {needed / 1e9:,.1f} GB, and {Path(path).parent} has {free / 1e9:,.1f} GB "
-                f"left. Make room there, or write it to another disk."
+                f"{Path(path).name} needs {needed / 1e9:,.1f} GB, but {Path(path).parent} has only "
+                f"{free / 1e9:,.1f} GB left. Free some space there, or write the file to another disk."
             )
         streamed = StreamedFile(file, spaces, metadata)
         yield streamed

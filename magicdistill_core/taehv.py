@@ -1,13 +1,13 @@
 """A tiny video autoencoder in the TAEHV file layout, which ComfyUI loads as a native HunyuanVideo VAE.
 
-Latents have 16 channels, 1/8 of the width and height, and one latent frame for frame 0 plus one for every further
-four frames. They are "network space" latents: what the diffusion network sees. ComfyUI's LATENT divides by
+Latents have 16 channels and 1/8 of the width and height. Frame 0 has its own latent frame; every four further frames
+share one. The latents are in the diffusion network's scale. ComfyUI's LATENT is the same divided by
 `families.hunyuan_video.LATENT_SCALE`.
 
-The network is causal in time (each memory block sees the previous frame of its own level, zeros before the first).
-A clip of 4n + 1 frames is encoded with three copies of frame 0 in front, so latent 0 belongs to frame 0 alone and
-equals what a single still image encodes to, and latent k covers frames 4k - 3 .. 4k. Long or large clips go through
-the network part by part, so that memory does not grow with their length.
+The autoencoder is causal in time: each memory block also reads the previous frame of its input, and zeros before the
+first. The encoder puts three copies of frame 0 before a clip of 4n + 1 frames. Therefore latent frame 0 depends on
+frame 0 only and equals the latent of a still image, and latent frame k covers frames 4k - 3 .. 4k. Without gradients,
+long or large clips are processed in parts, so the memory of the activations does not grow with the length.
 """
 
 from pathlib import Path
@@ -23,14 +23,14 @@ from .errors import MagicDistillError
 from .families.hunyuan_video import ARCHITECTURE
 from .geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
 
-# Of a clip, at a time: 16 frames of 544 x 960, of which one activation of 64 channels takes 2 GB in float32.
+# Pixels of a clip per part: 16 frames of 544 x 960. One activation of 64 channels then takes 2 GB in float32.
 _PART_PIXELS = 2**23
 _ENCODER_WIDTH = 64
 _DECODER_WIDTHS = (256, 128, 64, 64)
 
 
 class TAEHVError(MagicDistillError):
-    """A tensor or a file that the TAEHV layout cannot take."""
+    """A tensor or a file that does not fit the TAEHV layout."""
 
 
 def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -38,14 +38,14 @@ def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Co
 
 
 class SoftClamp(nn.Module):
-    """Bounds latents smoothly to (-3, 3) before decoding: `3 tanh(x / 3)`."""
+    """Limits latents smoothly to (-3, 3) before decoding: `3 tanh(x / 3)`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
 
 
 class MemoryBlock(nn.Module):
-    """A residual block that also sees the previous frame: `relu(conv([x_t, x_{t-1}]) + x_t)`."""
+    """A residual block that also reads the previous frame: `relu(conv([x_t, x_{t-1}]) + x_t)`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -57,10 +57,11 @@ class MemoryBlock(nn.Module):
         """Run the block on all frames of a batch of clips.
 
         Args:
-            x: `[batch * T, C, H, W]`, frames of one clip next to each other.
-            before: `[batch, C, H, W]`, the frames before the clips' first ones; None stands for zeros.
+            x: `[batch * T, C, H, W]`; the frames of one clip are consecutive.
+            batch: number of clips.
+            before: `[batch, C, H, W]`, the frame before the first frame of each clip; None means zeros.
         """
-        # Shifting along the flat axis (rather than in a 5-D view) keeps the channels-last memory format.
+        # A shift along the flat axis, unlike one in a 5-D view, keeps the channels-last memory format.
         past = torch.cat([torch.zeros_like(x[:1]), x[:-1]], dim=0)
         frames = x.shape[0] // batch
         if before is not None:
@@ -114,13 +115,18 @@ def _build_decoder() -> nn.Sequential:
 
 
 def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None = None) -> Tensor:
-    """Run a stack on `[B, T, C, H, W]`, all frames at once.
+    """Run a stack of layers on all frames of clips `[B, T, C, H, W]` at once.
 
     Args:
-        memory: what each memory block saw last, by its place in the stack: empty for the first part of a clip, handed
-            on and changed from part to part.
+        stack: the encoder, the decoder, or a slice of one.
+        clips: `[B, T, C, H, W]`.
+        memory: the last input frame of each memory block, by its index in the stack. Pass an empty dict with the first
+            part of a clip and the same dict with every further part; it is updated in place. None for complete clips.
+
+    Returns:
+        `[B, T', C', H', W']`.
     """
-    assert isinstance(stack, nn.Sequential)  # a slice of one, which its type does not say
+    assert isinstance(stack, nn.Sequential)  # the type of a slice of nn.Sequential is nn.Module for mypy
     batch = clips.shape[0]
     x = clips.flatten(0, 1)
     for place, layer in enumerate(stack):
@@ -129,13 +135,13 @@ def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None 
         elif memory is None:
             x = layer(x, batch)
         else:
-            seen = x.unflatten(0, (batch, -1))[:, -1].clone()  # not a view, which would keep all of x
+            seen = x.unflatten(0, (batch, -1))[:, -1].clone()  # a view would keep all of x in memory
             x, memory[place] = layer(x, batch, memory.get(place)), seen
     return x.unflatten(0, (batch, -1))
 
 
 def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
-    """As `run_stack`, by so many frames of the input at a time if gradients are not asked for."""
+    """Like `run_stack`, but with at most `frames` input frames at a time if gradients are disabled."""
     if clips.shape[1] <= frames or torch.is_grad_enabled():
         return run_stack(stack, clips)
     memory: dict[int, Tensor] = {}
@@ -143,14 +149,14 @@ def _run_in_parts(stack: nn.Module, clips: Tensor, frames: int) -> Tensor:
 
 
 def _part(height: int, width: int) -> int:
-    """How many video frames of a size are taken at a time, a multiple of what one latent frame stands for."""
+    """Return the number of video frames per part for a frame size, a multiple of `TIME_STRIDE`."""
     return max(1, _PART_PIXELS // (height * width * TIME_STRIDE)) * TIME_STRIDE
 
 
 class TAEHV(nn.Module):
     """The autoencoder. Frames are `[B, T, 3, H, W]` in [0, 1], latents `[B, 16, t, H / 8, W / 8]`."""
 
-    # Whose latents it makes.
+    # The architecture whose latents it encodes to.
     architecture: ClassVar[str] = ARCHITECTURE.name
 
     def __init__(self) -> None:
@@ -159,7 +165,7 @@ class TAEHV(nn.Module):
         self.decoder = _build_decoder()
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode clips of 4n + 1 frames to `[B, 16, n + 1, H / 8, W / 8]`.
+        """Encode clips `[B, 4n + 1, 3, H, W]` in [0, 1] to latents `[B, 16, n + 1, H / 8, W / 8]`.
 
         Raises:
             TAEHVError: if the shape is not `[B, T, 3, H, W]`.
@@ -174,7 +180,10 @@ class TAEHV(nn.Module):
         return _run_in_parts(self.encoder, padded, _part(height, width)).transpose(1, 2)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode still images `[B, 3, H, W]` to `[B, 16, 1, H / 8, W / 8]`: latent 0 of any clip they begin."""
+        """Encode still images `[B, 3, H, W]` to `[B, 16, 1, H / 8, W / 8]`.
+
+        The result equals latent frame 0 of a clip that starts with the image.
+        """
         if images.ndim != 4:
             raise TAEHVError(f"Expected images of shape [B, 3, H, W], got {list(images.shape)}.")
         return self.encode(images.unsqueeze(1))
@@ -184,13 +193,13 @@ class TAEHV(nn.Module):
         return self.decode_unclamped(latents).clamp(0, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """As `decode` without the final clamp, whose zero gradient would stop training at black and white."""
+        """Like `decode`, but without the final clamp: beyond black and white its gradient is zero."""
         if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
             raise TAEHVError(
                 f"Expected latents of shape [B, {LATENT_CHANNELS}, t, h, w], got {list(latents.shape)}. "
-                "Is this the latent of another video model?"
+                "Is this the latent of another video model? Use the VAE of that model."
             )
-        # The first latent frame decodes to four, three of which stand for the padding in front of frame 0.
+        # The first latent frame decodes to four frames. Three of them are the padding before frame 0 and are dropped.
         height, width = (SPACE_STRIDE * side for side in latents.shape[-2:])
         part = _part(height, width) // TIME_STRIDE
         return _run_in_parts(self.decoder, latents.transpose(1, 2), part)[:, TIME_STRIDE - 1 :]
@@ -200,16 +209,16 @@ def load_taehv(path: str | Path) -> TAEHV:
     """Load a TAEHV-layout safetensors file as an fp32 module in eval mode.
 
     Raises:
-        TAEHVError: if the file is missing, damaged, or of another layout.
+        TAEHVError: if the file is missing or damaged, or has another layout.
     """
     path = Path(path)
     if not path.is_file():
-        raise TAEHVError(f"There is no video autoencoder file at {path}.")
+        raise TAEHVError(f"There is no video autoencoder file at {path}. Check the path.")
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise TAEHVError(
-            f"{path} is not a readable safetensors file ({error}). It may be cut off; fetch or make it again."
+            f"{path} cannot be read as a safetensors file ({error}). It may be truncated. Download or export it again."
         ) from error
     model = TAEHV()
     expected = model.state_dict()
@@ -218,7 +227,7 @@ def load_taehv(path: str | Path) -> TAEHV:
     if wrong:
         shown = ", ".join(wrong[:6]) + (", ..." if len(wrong) > 6 else "")
         raise TAEHVError(
-            f"{path} is not a HunyuanVideo TAEHV-layout autoencoder: {len(wrong)} tensors are missing, unknown or of "
+            f"{path} is not a HunyuanVideo TAEHV-layout autoencoder: {len(wrong)} tensors are missing, unknown or have "
             f"another shape ({shown}). Expected {LATENT_CHANNELS} latent channels with encoder.* and decoder.* tensors."
         )
     model.load_state_dict({key: value.float() for key, value in state.items()})

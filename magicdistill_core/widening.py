@@ -1,6 +1,6 @@
-"""New inputs for a trained network, added so that at first they change nothing.
+"""Add new inputs to a trained network without changing its output at first.
 
-Functions of state dicts in the file layout; what they return shares the tensors that they leave as they are.
+The functions take and return state dicts in the file layout. Unchanged tensors are shared, not copied.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ _TIME, _GUIDANCE = "time_in.mlp", "guidance_in.mlp"
 
 
 def widen_to_image(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """A text-to-video network that takes a start image as well: patch embedding from C to 2C + 1 input channels.
+    """Add a start image input to a text-to-video network: widen its patch embedding from C to 2C + 1 input channels.
 
-    The first C channels are copied and the rest are zero (Magic 1-For-1, Sec. 3.1), so that the velocity does not
-    depend on image and mask until it has been trained to.
+    The weights of the first C channels are copied, the new ones are zero (Magic 1-For-1, Sec. 3.1). The velocity
+    therefore does not depend on the image and the mask until training changes these weights.
 
     Raises:
         CheckpointError: unless the patch embedding takes 16 channels.
@@ -28,27 +28,28 @@ def widen_to_image(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     weight = state[_PATCH_EMBED]
     if weight.shape[1] != LATENT_CHANNELS:
         raise CheckpointError(
-            f"{source} takes {weight.shape[1]} input channels; only a text-to-video network, which takes "
-            f"{LATENT_CHANNELS}, can be widened to a start image. Use it without widening, or name a text-to-video one."
+            f"{source} takes {weight.shape[1]} input channels. Only a text-to-video network with {LATENT_CHANNELS} "
+            f"input channels can be widened. Use this network without widening, or choose a text-to-video network."
         )
     rest = weight.new_zeros(weight.shape[0], CONCAT_CHANNELS - LATENT_CHANNELS, *weight.shape[2:])
     return {**state, _PATCH_EMBED: torch.cat([weight, rest], dim=1)}
 
 
 def add_guidance_embedding(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """A network that takes its guidance scale as an input, beside the timestep; one that does so already stays.
+    """Add a guidance embedding, which makes the guidance scale an input next to the timestep.
 
-    The embedding begins as the timestep's first layer, which knows such numbers, before a zero output layer: until that
-    has been trained, nothing is added to the modulation.
+    A network that already has a guidance embedding is returned unchanged. The new embedding's first layer is a copy of
+    the timestep embedding's, which is trained for numbers of this range. Its output layer is zero, so it adds nothing
+    to the modulation until it is trained.
 
     Raises:
-        CheckpointError: if a network of this kind has no place for one.
+        CheckpointError: if the architecture has no guidance embedding.
     """
     if f"{_GUIDANCE}.0.weight" in state:
         return dict(state)
     if f"{_TIME}.0.weight" not in state:
         raise CheckpointError(
-            f"{source} is of a kind that takes no guidance as an input. Use a HunyuanVideo or Magic 1-For-1 network."
+            f"The architecture of {source} has no guidance input. Use a HunyuanVideo or Magic 1-For-1 network."
         )
     added = {}
     for leaf in ("weight", "bias"):

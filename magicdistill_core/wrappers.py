@@ -1,4 +1,4 @@
-"""Checkpoints as found in the wild: pickles of training frameworks, prefixes before the names, quantised weights."""
+"""Model files from other tools: pickles of training frameworks, prefixes of tensor names, quantised weights."""
 
 import logging
 import pickle
@@ -15,14 +15,14 @@ from .files import enough_memory
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl"})
-# Where training frameworks keep the weights: DeepSpeed's `mp_rank_00_model_states.pt` under "module", Magic 1-For-1's
-# `dmd_4_step_i2v.pth` and Lightning under "state_dict".
+# The keys under which training frameworks store the weights: DeepSpeed's `mp_rank_00_model_states.pt` uses "module",
+# Magic 1-For-1's `dmd_4_step_i2v.pth` and Lightning use "state_dict".
 _ENVELOPES = ("module", "state_dict", "model", "generator")
 _NULL_PROMPT = "null_prompt."
-# Of several networks in one file the first of these is meant: what a sampler would run, not what scored it.
+# If a file holds several networks, the first of these prefixes is used: the network to sample from, not its scores.
 _PREFERRED = ("", "model.diffusion_model.", "model.", "generator.", "hydit_unimodel.guidance_model.feedforward_model.")
 _QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
-# What quantisers put beside the weights: ComfyUI's formats, quanto, bitsandbytes.
+# Names of the tensors that quantisers add to the weights: ComfyUI's formats, quanto, bitsandbytes.
 QUANTISATION_MARKS = (
     ".weight_scale",
     ".weight_scale_2",
@@ -40,34 +40,35 @@ QUANTISATION_MARKS = (
 
 
 def is_pickle_name(path: Path) -> bool:
-    """Whether a file is called as PyTorch's pickles are."""
+    """Whether a file name has a suffix of PyTorch's pickles."""
     return path.suffix.lower() in PICKLE_SUFFIXES
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The weights in a PyTorch pickle, out of the envelope of the framework that wrote it, mapped and not copied.
+    """Read the weights of a PyTorch pickle, from the top level or from under a known key of a training framework.
 
-    Only tensors and plain values are unpickled (`weights_only`), so that no code of the file's runs.
+    Only tensors and plain values are unpickled (`weights_only`), so no code in the file runs. The tensors are mapped
+    into memory, not copied, if the file's format allows it.
 
     Raises:
-        CheckpointError: if the file is damaged, holds anything else, or no weights under a known name.
+        CheckpointError: if the file is damaged, holds other objects, or has no weights under a known key.
     """
     try:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} is a pickle that holds more than tensors and plain values ({_cause(error)}), and opening "
-            f"such a file could run any code. Convert it once to .safetensors in an environment that you trust, and "
-            f"use the result. (Weights quantised by quanto or torchao look so too: use the unquantised checkpoint.)"
+            f"{path.name} is a pickle that holds more than tensors and plain values ({_cause(error)}). Opening such a "
+            f"file could run any code. Convert it once to .safetensors in an environment that you trust, and use the "
+            f"result. (This also happens with weights quantised by quanto or torchao: use the unquantised file.)"
         ) from error
     except CheckpointError:
         raise
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file ({error}). It is truncated "
-            f"or damaged: copy or download it again."
+            f"or damaged. Copy or download it again."
         ) from error
-    return _opened(content, path.name)
+    return _find_tensors(content, path.name)
 
 
 def _load(path: Path) -> object:
@@ -77,7 +78,7 @@ def _load(path: Path) -> object:
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        # Written in PyTorch's format of before 1.6, which cannot be mapped.
+        # PyTorch's file format before version 1.6 cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -87,7 +88,7 @@ def _cause(error: Exception) -> str:
     return text[start:].partition(" was not")[0] if start >= 0 else text.splitlines()[0]
 
 
-def _opened(content: object, source: str) -> dict[str, Tensor]:
+def _find_tensors(content: object, source: str) -> dict[str, Tensor]:
     found = content
     while isinstance(found, Mapping):
         tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
@@ -99,23 +100,25 @@ def _opened(content: object, source: str) -> dict[str, Tensor]:
         found = inner
     names = ", ".join(sorted(map(str, found))[:6]) if isinstance(found, Mapping) else type(found).__name__
     raise CheckpointError(
-        f"{source} holds no weights where they were looked for: found {names or 'an empty file'}, expected tensors at "
-        f"the top or under {', '.join(_ENVELOPES)}. A DeepSpeed run at ZeRO-3 keeps its weights in shards: gather them "
-        f"with its zero_to_fp32.py first."
+        f"{source} holds no weights under a known key: found {names or 'an empty file'}, expected tensors at the top "
+        f"level or under {', '.join(_ENVELOPES)}. For a ZeRO-3 checkpoint of DeepSpeed, gather the partitions with its "
+        f"zero_to_fp32.py first."
     )
 
 
 def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) -> dict[str, Tensor]:
-    """The transformer's tensors without the prefix that a pipeline or a training framework put before their names.
+    """Remove the prefix that a pipeline or a training framework added to the names of the transformer's tensors.
 
     Args:
-        marks: names of tensors by which a transformer is recognised; what stands before one is the prefix.
+        state: the tensors of the file.
+        marks: tensor names that identify a transformer. The text before such a name is the prefix.
+        source: the file's name for messages.
 
     Returns:
-        The tensors under that prefix, and a null prompt if there is one; everything, if no mark is found.
+        The tensors with the prefix, renamed, and the null prompt if there is one. All tensors if no mark is found.
 
     Raises:
-        CheckpointError: if there are several transformers and none under a prefix that is known to be the one meant.
+        CheckpointError: if there are several transformers, and none of them has a known prefix.
     """
     found = sorted({key.removesuffix(mark) for mark in marks for key in state if _ends(key, mark)})
     if not found or found == [""]:
@@ -126,8 +129,8 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
         known = [prefix for prefix in _PREFERRED if prefix in found]
         if not known:
             raise CheckpointError(
-                f"{source} holds {len(found)} transformers, under {', '.join(found)}, and it is not known which is "
-                f"meant. Save the one that you want to a file of its own."
+                f"{source} holds {len(found)} transformers, under {', '.join(found)}, and it is not known which one to "
+                f"use. Save the one that you need to a separate file."
             )
         prefix = known[0]
     kept = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and k != prefix}
@@ -135,7 +138,7 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
     if prefix and len(kept) < len(state):
         others = Counter(k.split(".")[0] for k in state if not k.startswith((prefix, _NULL_PROMPT)))
         listed = ", ".join(f"{name} ({count})" for name, count in others.most_common(6))
-        logger.info("%s: the tensors under %s are used; left aside: %s", source, prefix, listed)
+        logger.info("%s: using the tensors under %s, ignoring %s", source, prefix, listed)
     return kept
 
 
@@ -144,19 +147,19 @@ def _ends(key: str, mark: str) -> bool:
 
 
 def refuse_quantised(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights of which precision has been thrown away.
+    """Refuse quantised weights, because their precision is lost.
 
     Raises:
-        CheckpointError: if any tensor is int8 or fp8, or a quantiser's scale; with the advice what to use.
+        CheckpointError: if any tensor is int8, uint8 or fp8, or is a quantiser's scale.
     """
     low = [key for key, value in state.items() if value.dtype in _QUANTISED or key.endswith(QUANTISATION_MARKS)]
     if not low:
         return
     kinds = {value.dtype for value in state.values() if value.dtype in _QUANTISED}
-    named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "scales beside its weights"
+    named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "scales next to the weights"
     shown = ", ".join(sorted(low)[:2]) + (f" and {len(low) - 2} more" if len(low) > 2 else "")
     raise CheckpointError(
-        f"{source} holds quantised weights ({shown}; {named}). Training, exact sampling and export need what "
-        f"quantisation threw away: use the bf16, fp16 or fp32 release of the same model (for HunyuanVideo and Wan the "
-        f"file without fp8, int8 or GGUF in its name, or the diffusers folder)."
+        f"{source} holds quantised weights ({shown}; {named}). Training, exact sampling and export need the "
+        f"full precision. Use the bf16, fp16 or fp32 release of the same model (for HunyuanVideo and Wan the file "
+        f"without fp8, int8 or GGUF in its name, or the diffusers folder)."
     )

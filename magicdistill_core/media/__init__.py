@@ -1,1 +1,1 @@
-"""Videos, pictures and sound: files to tensors and back (PyAV, Pillow)."""
+"""Read and write videos, images and sound (PyAV, Pillow)."""

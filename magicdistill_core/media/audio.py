@@ -1,4 +1,4 @@
-"""Sound beside a video: from a tensor or a file, in chunks, so that its length does not matter."""
+"""The sound of a video, from a tensor or a file. It is processed in chunks, so memory does not grow with its length."""
 
 import io
 from collections.abc import Iterator
@@ -13,20 +13,26 @@ from torch import Tensor
 from ..errors import VideoError
 
 Source = str | Path | io.BytesIO
-"""What a media file is read from."""
+"""A media file: its path, or its bytes."""
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 _CHUNK = 4096
 
 
 def medium(source: Source) -> str | io.BytesIO:
-    """What PyAV opens for a source; of bytes a reader of its own, so that several can be at different places."""
+    """Return what PyAV can open. Bytes get a new reader per call, so several readers can be at different positions."""
     return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else str(source)
 
 
 @dataclass(frozen=True)
 class Audio:
-    """Sound that starts with its video: samples a second, channels, and float32 chunks `[channels, n]` in one pass."""
+    """Sound that starts together with its video.
+
+    Attributes:
+        rate: samples per second.
+        channels: number of channels.
+        chunks: float32 samples `[channels, n]`; can be iterated once.
+    """
 
     rate: int
     channels: int
@@ -34,19 +40,19 @@ class Audio:
 
 
 def waveform_audio(waveform: Tensor, rate: int) -> Audio:
-    """Sound from samples in [-1, 1].
+    """Make sound from samples in [-1, 1].
 
     Args:
-        waveform: `[channels, T]`, or a batch of them of which the first is taken.
-        rate: samples a second.
+        waveform: `[channels, T]`, or a batch `[B, channels, T]` of which the first is used.
+        rate: samples per second.
 
     Raises:
-        VideoError: if it is empty, or has a number of channels that files do not have.
+        VideoError: if the shape is another, the number of channels is not 1, 2 or 6, or the rate is less than 1.
     """
     channels_first = waveform[0] if waveform.ndim == 3 and len(waveform) else waveform
     if channels_first.ndim != 2 or channels_first.shape[0] not in LAYOUTS or rate < 1:
         raise VideoError(
-            f"The audio has the shape {list(waveform.shape)} at {rate} samples a second, expected [batch, channels, "
+            f"The audio has the shape {list(waveform.shape)} at {rate} samples per second, expected [batch, channels, "
             f"samples] with 1, 2 or 6 channels. Mix it down to stereo first."
         )
 
@@ -58,18 +64,19 @@ def waveform_audio(waveform: Tensor, rate: int) -> Audio:
 
 
 def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Audio | None:
-    """The sound of a file, streamed; None if it has none that can be decoded.
+    """Open the sound of a file for streaming; None if the file has no sound that can be decoded.
 
     Args:
-        start: the time in seconds, on the file's own clock, at which the sound is to begin. Files need not begin at
-            0: for the sound of a video this is `Video.start`, the time of its first frame.
+        source: a file, or the bytes of one.
+        start: where the sound begins, in seconds on the file's own clock. A file's clock may start at any time. To read
+            the sound of a video, pass `Video.start`, the time of its first frame.
         duration: seconds to read; 0 reads to the end.
 
     Raises:
-        VideoError: while iterating, if it is damaged.
+        VideoError: while iterating, if the sound is damaged.
     """
     container = av.open(medium(source))
-    # A stream that FFmpeg has no decoder for has no codec context.
+    # A stream has no codec context if FFmpeg has no decoder for it.
     stream = next((s for s in container.streams.audio if s.codec_context is not None and s.rate), None)
     if stream is None:
         container.close()
@@ -81,7 +88,7 @@ def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Aud
 def _decode(
     container: av.container.InputContainer, stream: av.AudioStream, channels: int, start: float, duration: float
 ) -> Iterator[NDArray[np.float32]]:
-    """Chunks from the time `start` on; a stream that begins later than that is preceded by silence."""
+    """Yield chunks from the time `start`, beginning with silence if the stream starts later."""
     rate = stream.rate
     resampler = av.AudioResampler(format="fltp", layout=LAYOUTS[channels], rate=rate)
     left = round(duration * rate) if duration else None
@@ -109,6 +116,6 @@ def _decode(
                         return
         except av.FFmpegError as error:
             raise VideoError(
-                f"The sound of the video cannot be decoded ({error.strerror}). The file is damaged: copy it again, or "
-                f"connect other audio."
+                f"The sound of the video cannot be decoded ({error.strerror}). The file is damaged. Copy it again, or "
+                f"use other audio."
             ) from error

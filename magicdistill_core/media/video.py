@@ -1,4 +1,4 @@
-"""Frames from files, and what is done to them: streaming decode, still images, tags, resize and crop, contact sheets.
+"""Read videos, images and tags; resize and crop frames; draw contact sheets.
 
 Frames are uint8 RGB tensors `[H, W, 3]`, clips `[T, H, W, 3]`.
 """
@@ -26,15 +26,16 @@ from .webp import read_webp_tags
 
 logger = logging.getLogger(__name__)
 
-# libswscale's accurate_rnd, full_chr_h_int and bicubic: by default it rounds down, which darkens every conversion by
-# about one level of 255, and repeats chroma. Numbers, because not every version of PyAV has names for them.
+# libswscale's flags accurate_rnd, full_chr_h_int and bicubic. By default it rounds down, which darkens every conversion
+# by about one level of 255, and repeats chroma pixels. The flags are numbers because some versions of PyAV do not name
+# them.
 EXACT = 0x40000 | 0x2000 | 4
-# In a portrait that is taller than the video the face is above the middle: of the rows to be cut off, one part of so
-# many goes at the top, the rest at the bottom.
+# In a portrait that is taller than the video, the face is usually above the middle. Therefore only 1 / _TOP_PART of the
+# surplus rows is cut off at the top, and the rest at the bottom.
 _TOP_PART = 4
-# A face that is given comes to lie in the middle of the width and this far down: heads leave more room below.
+# The height of a known face's centre in the crop, from the top: less than half, because the body is below the face.
 _FACE_DEPTH = 0.4
-_KEPT_UNSAID = 0.95
+_KEPT_WITHOUT_NOTE = 0.95
 _SHEET_MIN_CELL = 160
 _SHEET_LABEL_HEIGHT = 24
 _SHEET_GAP = 4
@@ -42,10 +43,15 @@ _SHEET_GAP = 4
 
 @dataclass(frozen=True)
 class Video:
-    """An opened video: its frame rate, and its upright frames `[H, W, 3]` in one pass.
+    """An opened video.
 
-    `rate` is `fps` as an exact fraction; `count` how many frames the file says it has, None if it does not say; `start`
-    the time of the first frame in seconds on the file's own clock, where its sound is to begin (`read_audio`).
+    Attributes:
+        fps: frame rate in frames per second.
+        rate: `fps` as an exact fraction.
+        count: number of frames that the file states; None if it states none, or if only a part is read.
+        start: time of the first frame in seconds, on the file's own clock. The video's sound begins there
+            (`read_audio`).
+        frames: upright frames `[H, W, 3]`; can be iterated once.
     """
 
     fps: float
@@ -58,24 +64,24 @@ class Video:
 def read_video(
     source: Source, fps: float | None = None, *, start: float = 0.0, duration: float = 0.0, deep: bool = False
 ) -> Video:
-    """Open a video for streaming; rotation metadata is applied to the frames.
+    """Open a video for streaming. Its rotation metadata is applied to the frames.
 
     Args:
         source: a file, or the bytes of one.
-        fps: frame rate to resample to, by showing at every instant the source frame nearest in time; None keeps the
-            file's own frames and average rate.
-        start: seconds to leave out at the beginning.
+        fps: frame rate to resample to; each new frame is the source frame nearest in time. None keeps the file's own
+            frames and average rate.
+        start: seconds to skip at the beginning.
         duration: seconds to read; 0 reads to the end.
-        deep: frames as float32 in [0, 1] of 16 bits a channel, instead of uint8.
+        deep: True returns float32 frames in [0, 1], decoded with 16 bits per channel; False returns uint8 frames.
 
     Raises:
-        VideoError: at once if the file is absent, empty, no video or holds no frame; while iterating if it is damaged
-            behind its first frame.
+        VideoError: at once if the file does not exist, is empty, is not a video, or has no frame; while iterating if it
+            is damaged after its first frame.
     """
     name = "The video" if isinstance(source, io.BytesIO) else str(source)
     if not isinstance(source, io.BytesIO):
         if not Path(source).is_file():
-            raise VideoError(f"{name} does not exist or is no file. Check the path of the video.")
+            raise VideoError(f"{name} does not exist or is not a file. Check the path of the video.")
         if Path(source).stat().st_size == 0:
             raise VideoError(f"{name} is empty (0 bytes). Copy or record the video again.")
     try:
@@ -89,7 +95,7 @@ def read_video(
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         container.close()
-        raise VideoError(f"{name} does not say its frame rate. Re-encode it, for example to mp4 with h264.")
+        raise VideoError(f"{name} has no frame rate. Re-encode it, for example to mp4 with h264.")
     count = stream.frames if stream.frames and not start and not duration else None
     decoded = _decode(name, container, float(rate), start, duration, deep)
     first = next(decoded)
@@ -104,20 +110,20 @@ def _stream_kinds(container: av.container.InputContainer) -> str:
 
 def _unreadable(name: str, error: av.FFmpegError) -> VideoError:
     return VideoError(
-        f"{name} cannot be read as a video ({error.strerror}). It is damaged or in a format that is not supported: "
-        f"copy it again, or re-encode it, for example to mp4 with h264."
+        f"{name} cannot be read as a video ({error.strerror}). It is damaged or in an unsupported format. Copy "
+        f"it again, or re-encode it, for example to mp4 with h264."
     )
 
 
 def _decode(
     name: str, container: av.container.InputContainer, rate: float, start: float, duration: float, deep: bool
 ) -> Iterator[tuple[float, Tensor]]:
-    """Times in seconds and upright frames, in presentation order."""
+    """Yield times in seconds and upright frames, in presentation order."""
     count = 0
     with container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        # Half a frame of tolerance: times are rounded to the container's ticks.
+        # Allow half a frame of tolerance, because times are rounded to the container's ticks.
         first, end = start - 0.5 / rate, start + duration - 0.5 / rate if duration else math.inf
         try:
             if start:
@@ -133,7 +139,7 @@ def _decode(
                 pixels = frame.to_ndarray(format="rgb48le" if deep else "rgb24", interpolation=EXACT)
                 if deep:
                     pixels = pixels.astype(np.float32) / 65535
-                # A display matrix turns counter-clockwise by `rotation` degrees, as rot90 does.
+                # `rotation` is in degrees counter-clockwise, as in rot90.
                 upright = np.rot90(pixels, k=round(frame.rotation / 90), axes=(0, 1))
                 count += 1
                 yield time, torch.from_numpy(np.ascontiguousarray(upright))
@@ -142,14 +148,16 @@ def _decode(
         if count == 0:
             raise VideoError(f"{name} holds no frame that can be decoded. Copy or record the video again.")
         if count < stream.frames and not start and not duration:
-            logger.warning("%s says it has %d frames, only %d could be decoded", name, stream.frames, count)
+            logger.warning("%s should have %d frames, only %d could be decoded", name, stream.frames, count)
 
 
 def _resample(timed: Iterator[tuple[float, Tensor]], duration: float, fps: float) -> Iterator[Tensor]:
-    """Frames at `k / fps` from the first frame on, each the source frame nearest in time.
+    """Yield one frame per `1 / fps` seconds, each the source frame nearest in time.
 
     Args:
-        duration: seconds that the last frame is shown.
+        timed: times in seconds and frames.
+        duration: seconds for which the last source frame is shown.
+        fps: frame rate of the result.
     """
     start, shown = next(timed)
     previous, emitted = start, 0
@@ -164,14 +172,14 @@ def _resample(timed: Iterator[tuple[float, Tensor]], duration: float, fps: float
 
 
 def read_image(path: str | Path) -> Tensor:
-    """A still image, upright by its EXIF orientation, transparency laid on white: uint8 `[H, W, 3]`.
+    """Read a still image as uint8 `[H, W, 3]`, with its EXIF orientation applied and a white background.
 
     Raises:
-        VideoError: if the file is absent, empty, damaged or no image.
+        VideoError: if the file does not exist, is empty, is damaged or is not an image.
     """
     path = Path(path)
     if not path.is_file():
-        raise VideoError(f"{path} does not exist or is no file. Check the path of the image.")
+        raise VideoError(f"{path} does not exist or is not a file. Check the path of the image.")
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
@@ -180,7 +188,7 @@ def read_image(path: str | Path) -> Tensor:
             layer = upright.convert("RGBA")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise VideoError(
-            f"{path} cannot be read as an image ({error}). Expected a PNG, JPEG or WebP picture: copy it again or "
+            f"{path} cannot be read as an image ({error}). Expected a PNG, JPEG or WebP image. Copy it again, or "
             f"save it in one of these formats."
         ) from error
     opaque = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
@@ -188,14 +196,14 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
-    """The metadata tags of a video file; of WebM, which keeps their names in capitals, in small letters.
+    """Read the metadata tags of a video file. WebM stores tag names in capitals; they are returned in lower case.
 
     Raises:
-        VideoError: if the file is absent or no video.
+        VideoError: if the file does not exist or is not a video.
     """
     path = Path(path)
     if not path.is_file():
-        raise VideoError(f"{path} does not exist or is no file. Check the path of the video.")
+        raise VideoError(f"{path} does not exist or is not a file. Check the path of the video.")
     if path.suffix.lower() == ".webp":
         return read_webp_tags(path)
     try:
@@ -208,7 +216,7 @@ def read_tags(path: str | Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in a picture, in pixels from its upper left corner."""
+    """A rectangle in an image: x and y of its upper left corner, width and height, in pixels."""
 
     x: float
     y: float
@@ -221,15 +229,17 @@ class Box:
 
 
 def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None) -> Tensor:
-    """Cut the largest region of the wanted aspect and resize it, antialiased (bicubic).
+    """Crop frames to the largest region with the aspect ratio of the result, and resize it (bicubic, antialiased).
 
-    What is too wide loses as much on the left as on the right; what is too tall loses a quarter of the surplus at the
-    top and the rest at the bottom, so that heads stay in the picture. With a face the region is moved to it.
+    Frames that are too wide lose equal parts on the left and the right. Frames that are too tall lose a quarter of the
+    surplus at the top and the rest at the bottom, which keeps heads in the picture. If `face` is set, the region is
+    placed around the face instead.
 
     Args:
         frames: `[..., H, W, 3]`, uint8, or floating point in [0, 1].
-        face: where the face is; the region moves, as far as the picture reaches, until the face's centre is in the
-            middle of its width and two fifths down its height.
+        height, width: size of the result in pixels.
+        face: the rectangle of the face, or None. The face's centre is placed in the middle of the region's width and at
+            2/5 of its height, as far as the borders of the frame allow.
 
     Returns:
         `[..., height, width, 3]` of the same dtype.
@@ -247,7 +257,7 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
         return region.contiguous()
     flat = region.reshape(-1, crop_rows, crop_columns, 3)
     out = flat.new_empty(flat.shape[0], height, width, 3)
-    for source, target in zip(flat, out, strict=True):  # one frame in floating point at a time
+    for source, target in zip(flat, out, strict=True):  # keeps only one frame in floating point
         plane = source.permute(2, 0, 1)[None]
         resized = F.interpolate(
             plane if plane.is_floating_point() else plane.float(),
@@ -261,28 +271,38 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
 
 
 def crop_note(rows: int, columns: int, height: int, width: int) -> str | None:
-    """What to tell whoever gave `resize_crop` a picture of another shape; None if next to nothing of it is cut off."""
+    """Return a note about how much `resize_crop` cuts off an image; None if it cuts off less than 5 %.
+
+    Args:
+        rows, columns: height and width of the image.
+        height, width: size of the result of `resize_crop`.
+    """
     kept = kept_share(rows, columns, height, width)
-    if kept > _KEPT_UNSAID:
+    if kept > _KEPT_WITHOUT_NOTE:
         return None
     return f"the start image is {columns} x {rows}; {1 - kept:.0%} of it is cropped to fit {width} x {height}."
 
 
 def contact_sheet(rows: Sequence[Tensor], labels: Sequence[str], columns: int) -> Image.Image:
-    """Clips as labelled strips under each other, each with up to `columns` frames evenly spread over its length.
+    """Draw clips as labelled rows of frames.
 
     Args:
         rows: uint8 clips `[T, H, W, 3]` of one frame size; a still image is a clip of one frame.
-        labels: the text above each strip.
+        labels: the text above each row.
+        columns: largest number of frames per row; they are evenly spaced in time.
 
     Raises:
-        ValueError: if there is no row, the sizes differ, or the labels are not as many as the rows.
+        ValueError: if there is no row, frame sizes differ, the number of labels is not the number of rows, or `columns`
+            is less than 1.
     """
     sizes = {tuple(row.shape[1:]) for row in rows}
     if len(sizes) != 1 or len(labels) != len(rows) or columns < 1:
-        raise ValueError(f"A contact sheet of {len(rows)} rows, {len(labels)} labels and frame sizes {sizes}.")
+        raise ValueError(
+            f"A contact sheet needs one frame size, one label per row and at least one column; got {len(rows)} rows, "
+            f"{len(labels)} labels, {columns} columns and the frame sizes {sizes}."
+        )
     height, width, _ = sizes.pop()
-    # Pocket-sized frames are enlarged by a whole factor, so that their pixels stay what they are.
+    # Very small frames are enlarged by an integer factor, which keeps their pixels sharp.
     zoom = max(1, -(-_SHEET_MIN_CELL // height))
     cell = (width * zoom, height * zoom)
     pitch_x, pitch_y = cell[0] + _SHEET_GAP, _SHEET_LABEL_HEIGHT + cell[1] + _SHEET_GAP

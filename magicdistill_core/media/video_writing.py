@@ -1,4 +1,4 @@
-"""Frames to video files, one at a time: mp4, WebM, ProRes and animated WebP, with sound and tags, BT.709 throughout."""
+"""Write video files frame by frame: mp4, WebM, ProRes and animated WebP, with sound and tags. Colours are BT.709."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,12 +21,12 @@ from .webp import write_webp_tags
 
 _MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
 _NTSC = Fraction(1000, 1001)
-_MOST_REORDERED = 16  # frames between decoding and showing, more than any encoder here asks for
+_MOST_REORDERED = 16  # frames between decoding and showing; the encoders here use fewer
 _NTSC_SPELLING = 5e-4  # 23.976 and 29.97 mean 24000/1001 and 30000/1001
 _BT709, _LIMITED_RANGE = 1, 1
 _CRF_MAX = 51
 _VP9_CRF_MAX = 63
-# Sample rates that the encoder takes; others are brought to the last.
+# Sample rates that the audio encoder supports. Sound with any other rate is resampled to the last one.
 _ENCODER_RATES = {
     "aac": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
     "libopus": (8000, 12000, 16000, 24000, 48000),
@@ -35,7 +35,18 @@ _ENCODER_RATES = {
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """A kind of file: container, encoders and pixels; `plays_anywhere` if every browser shows it."""
+    """A file format.
+
+    Attributes:
+        title: its name for users.
+        suffix: the suffix of its files.
+        container: FFmpeg's name of the container.
+        codec: FFmpeg's name of the video encoder.
+        pixels: FFmpeg's name of the pixel format.
+        audio_codec: FFmpeg's name of the audio encoder; None if the format has no sound.
+        plays_anywhere: whether all browsers can play it.
+        codec_tag: the codec tag in the container; None for FFmpeg's default.
+    """
 
     title: str
     suffix: str
@@ -48,16 +59,16 @@ class VideoFormat:
 
     @property
     def deep(self) -> bool:
-        """Whether it keeps more than 8 bits a channel."""
+        """Whether it stores more than 8 bits per channel."""
         return self.pixels.endswith("10le")
 
     @property
     def available(self) -> bool:
-        """Whether this PyAV has its encoder."""
+        """Whether the installed PyAV has the video encoder."""
         return self.codec in av.codecs_available
 
     def options(self, crf: float) -> dict[str, str]:
-        """The encoder's options for a quality on x264's scale, 0 (best) to 51."""
+        """Return the encoder's options for a quality `crf` on x264's scale, from 0 (best) to 51."""
         match self.codec:
             case "libx265":
                 return {"crf": f"{crf:g}", "x265-params": "log-level=error" + (":lossless=1" if crf == 0 else "")}
@@ -73,7 +84,7 @@ class VideoFormat:
 
 MP4 = VideoFormat("mp4 (h264)", ".mp4", "mp4", "libx264", "yuv420p", "aac", True)
 MP4_10_BIT = VideoFormat("mp4 (h264, 10-bit)", ".mp4", "mp4", "libx264", "yuv420p10le", "aac")
-# Apple's players take only this spelling of the tag.
+# Apple's players accept only the tag `hvc1`.
 HEVC_10_BIT = VideoFormat("mp4 (hevc, 10-bit)", ".mp4", "mp4", "libx265", "yuv420p10le", "aac", codec_tag="hvc1")
 WEBM = VideoFormat("webm (vp9)", ".webm", "webm", "libvpx-vp9", "yuv420p", "libopus", True)
 PRORES = VideoFormat("mov (ProRes 422 HQ)", ".mov", "mov", "prores_ks", "yuv422p10le", "pcm_s16le")
@@ -83,14 +94,15 @@ FORMATS = (MP4, MP4_10_BIT, HEVC_10_BIT, WEBM, PRORES, WEBP)
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """A frame rate as the simple fraction it stands for: 29.97 is 30000/1001.
+    """Return the exact fraction of a rounded frame rate: 29.97 is 30000/1001.
 
     Raises:
         VideoError: if it is not a positive number.
     """
     if not 0 < fps < math.inf:
         raise VideoError(
-            f"A frame rate (fps) of {fps} is no rate, expected frames a second. Use 24, or the model's own."
+            f"The frame rate (fps) is {fps}, expected a positive number of frames per second. Use 24, or the rate of "
+            f"the model."
         )
     exact = Fraction(fps)
     ntsc = round(exact / _NTSC) * _NTSC
@@ -100,7 +112,7 @@ def frame_rate(fps: float | Fraction) -> Fraction:
 
 
 class VideoWriter:
-    """An open file that frames are added to; see `video_writer`."""
+    """An open video file to which frames are added; see `video_writer`."""
 
     def __init__(
         self,
@@ -113,13 +125,13 @@ class VideoWriter:
         audio: Audio | None,
     ) -> None:
         if not 0 <= crf <= _CRF_MAX:
-            raise VideoError(f"A quality (crf) of {crf} is outside of 0 (best) to {_CRF_MAX}. Use 18 if in doubt.")
+            raise VideoError(f"The quality (crf) is {crf}, expected 0 (best) to {_CRF_MAX}. Use 18 if in doubt.")
         self.frames = 0
         self._name, self._format, self._crf, self._audio = name, format, crf, audio
         self._rate = frame_rate(fps)
         flags = {"mp4": {"movflags": "use_metadata_tags+faststart"}, "webp": {"loop": "0"}}
         flags["mov"] = flags["mp4"]
-        # The temporary name does not end in the suffix, so the container is named.
+        # FFmpeg cannot derive the container from the temporary name, so it is passed.
         self._container = av.open(str(path), "w", format=format.container, options=flags.get(format.container, {}))
         self._container.metadata.update(tags)
         self._stream: av.VideoStream | None = None
@@ -132,20 +144,21 @@ class VideoWriter:
             pixels: RGB `[H, W, 3]`, uint8, or floating point in [0, 1].
 
         Raises:
-            VideoError: if it is no such frame, has odd sides (chroma is halved), or is of another size than the first.
+            VideoError: if the shape or dtype is wrong, a side is odd (chroma has half the resolution; only
+                WebP accepts it), or the size differs from the first frame's.
         """
         if pixels.ndim != 3 or pixels.shape[-1] != 3 or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
             raise VideoError(
-                f"{self._name}: expected uint8 or floating point frames [H, W, 3], got {pixels.dtype} "
-                f"{list(pixels.shape)}."
+                f"{self._name}: got a frame of {pixels.dtype} {list(pixels.shape)}, expected uint8 or floating point "
+                f"[H, W, 3]. Convert the frames to RGB first."
             )
         height, width = pixels.shape[:2]
         if self._stream is None:
             self._stream = self._open(height, width)
         elif (height, width) != (self._stream.height, self._stream.width):
             raise VideoError(
-                f"{self._name}: frame {self.frames} is {width} x {height}, those before it are {self._stream.width} x "
-                f"{self._stream.height}. Resize them to one size first."
+                f"{self._name}: frame {self.frames} is {width} x {height}, but the frames before it are "
+                f"{self._stream.width} x {self._stream.height}. Resize all frames to one size first."
             )
         frame = av.VideoFrame.from_ndarray(*self._samples(pixels))
         if self._format.codec == "libwebp_anim":
@@ -176,12 +189,12 @@ class VideoWriter:
             codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
             codec.color_range = _LIMITED_RANGE
         if self._audio is not None and self._format.audio_codec is not None:
-            # Before the first packet: that is when the container is begun.
+            # Add the sound before the first packet, which writes the container's header.
             self._sound = _Sound(self._container, self._format.audio_codec, self._audio)
         return stream
 
     def _samples(self, pixels: Tensor) -> tuple[NDArray[np.generic], str]:
-        """A frame in the depth that the file keeps, and FFmpeg's name of that."""
+        """Return a frame with the bit depth of the format (16 or 8 bits), and FFmpeg's name of its pixel format."""
         top, dtype, name = (65535, np.uint16, "rgb48le") if self._format.deep else (255, np.uint8, "rgb24")
         array = pixels.detach().cpu()
         if array.dtype == torch.uint8:
@@ -191,15 +204,14 @@ class VideoWriter:
         return np.ascontiguousarray(plain), name
 
     def finish(self) -> None:
-        """Write what the encoders still hold back.
+        """Write the frames and samples that the encoders still buffer.
 
         Raises:
-            VideoError: if there was no frame.
+            VideoError: if no frame was added.
         """
         if self._stream is None:
             raise VideoError(
-                f"{self._name} cannot be written with 0 frames: a video needs at least one frame, and even sides. "
-                f"Connect frames."
+                f"{self._name} cannot be written with 0 frames, expected at least one. Add or connect frames."
             )
         self._mux(self._stream.encode(None))
         if self._sound is not None:
@@ -208,7 +220,7 @@ class VideoWriter:
     def _mux(self, packets: list[av.Packet]) -> None:
         assert self._stream is not None
         for packet in packets:
-            # x265 (4.2) takes the decoding time of clips shorter than its delay from memory that it has not written.
+            # For clips shorter than its delay, x265 (4.2) returns uninitialised memory as the decoding time.
             if packet.pts is not None and packet.dts is not None and packet.time_base is not None:
                 ahead = (packet.pts - packet.dts) * packet.time_base * self._rate
                 if not 0 <= ahead <= _MOST_REORDERED:
@@ -216,12 +228,12 @@ class VideoWriter:
             self._container.mux(packet)
 
     def close(self) -> None:
-        """Close the file, whatever is in it."""
+        """Close the file, even if it is incomplete."""
         self._container.close()
 
 
 class _Sound:
-    """The audio stream of a file, fed as far as the video has come, so that nothing piles up."""
+    """The audio stream of a file. It is written as far as the video, so neither stream has to be buffered for long."""
 
     def __init__(self, container: av.container.OutputContainer, codec: str, audio: Audio) -> None:
         rates = _ENCODER_RATES.get(codec, (audio.rate,))
@@ -234,7 +246,7 @@ class _Sound:
         self._rest = np.zeros((audio.channels, 0), np.float32)
 
     def write_until(self, seconds: Fraction) -> None:
-        """Write as many samples as belong to the first so many seconds."""
+        """Write the samples up to the time `seconds`, counted from the beginning."""
         wanted = math.ceil(seconds * self._audio.rate) - self._written
         while self._rest.shape[1] < wanted and (chunk := next(self._audio.chunks, None)) is not None:
             self._rest = np.concatenate([self._rest, chunk], axis=1)
@@ -249,7 +261,7 @@ class _Sound:
             self._written += samples.shape[1]
 
     def finish(self) -> None:
-        """Write what the encoder still holds back."""
+        """Write the samples that the encoder still buffers."""
         self._container.mux(self._stream.encode(None))
 
 
@@ -262,16 +274,18 @@ def video_writer(
     format: VideoFormat = MP4,
     audio: Audio | None = None,
 ) -> Iterator[VideoWriter]:
-    """A video that frames are added to; complete under its name when the block ends without error, or not at all.
+    """Open a video file to which frames are added. It appears under its name only if the block ends without error.
 
     Args:
-        fps: frames a second; the file has the exact fraction (`frame_rate`).
-        tags: text kept in the file, read back by `read_tags`.
-        crf: quality on x264's scale, 0 (best) to 51; ProRes has one quality only.
-        audio: cut where the video ends; left out by WebP, which holds none.
+        path: the file to write.
+        fps: frames per second; the file stores the exact fraction (`frame_rate`).
+        tags: text entries that are stored in the file; `read_tags` reads them.
+        crf: quality on x264's scale, from 0 (best) to 51; ignored by ProRes, which has only one quality.
+        format: the file format.
+        audio: the sound. It is cut at the end of the video; WebP files have no sound and ignore it.
 
     Raises:
-        VideoError: as `VideoWriter.add`; if there is no frame, or the encoder fails.
+        VideoError: see `VideoWriter.add`; also if no frame was added, or the encoder fails.
     """
     path, tags = Path(path), dict(tags or {})
     try:
@@ -286,7 +300,7 @@ def video_writer(
                 write_webp_tags(temporary, tags)
     except av.FFmpegError as error:
         raise VideoError(
-            f"{path} cannot be encoded ({error.strerror}). Check the free disk space and the folder."
+            f"{path} cannot be encoded ({error.strerror}). Check the free disk space and the folder's permissions."
         ) from error
 
 
@@ -299,10 +313,13 @@ def write_video(
     format: VideoFormat = MP4,
     audio: Audio | None = None,
 ) -> int:
-    """Write frames, a clip `[T, H, W, 3]` or one after the other, as a video; see `video_writer`.
+    """Write frames as a video file; see `video_writer` for the arguments and errors.
+
+    Args:
+        frames: a clip `[T, H, W, 3]`, or an iterable of frames `[H, W, 3]`.
 
     Returns:
-        How many frames were written.
+        The number of frames written.
     """
     with video_writer(path, fps, tags, crf, format, audio) as writer:
         for pixels in frames:

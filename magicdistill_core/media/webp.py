@@ -1,4 +1,4 @@
-"""Text tags in WebP pictures: an Exif chunk with one string a tag, `name:value`, where ComfyUI looks for them."""
+"""Text tags of WebP images: an Exif chunk with one string `name:value` per tag, which ComfyUI can read."""
 
 import struct
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ from PIL import Image
 
 _EXIF_FLAG, _ALPHA_FLAG = 0x08, 0x10
 _CHUNK_HEADER = 8
-_ASCII = 2  # Exif's type of strings
-# Tags of the image file directory that hold text: Model, Make, ImageDescription and so on downwards.
-_FIRST_ENTRY = 0x0110
+_ASCII = 2  # the type code of strings in Exif
+# The tags get consecutive numbers up to this one: ..., ImageDescription, Make, Model. In Exif these fields hold text.
+_LAST_ENTRY = 0x0110
 _RIFF_HEADER = 12
 
 
 def write_webp_tags(path: Path, tags: Mapping[str, str]) -> None:
-    """Add tags to a WebP file that has none, in place."""
+    """Add tags to an existing WebP file that has none."""
     content = path.read_bytes()
     body = content[_RIFF_HEADER:]
     if body[:4] != b"VP8X":
-        # A single picture comes in the short form, which has no place for more chunks.
+        # A still image can have the short form, which has no place for an Exif chunk. Convert it to the extended form.
         with Image.open(path) as image:
             width, height = image.size
             flags = _ALPHA_FLAG if image.mode == "RGBA" else 0
@@ -31,7 +31,7 @@ def write_webp_tags(path: Path, tags: Mapping[str, str]) -> None:
 
 
 def read_webp_tags(path: Path) -> dict[str, str]:
-    """The tags that `write_webp_tags` or ComfyUI's own nodes have put in."""
+    """Read the tags that `write_webp_tags` or ComfyUI's own nodes wrote."""
     with Image.open(path) as image:
         values = [value for value in image.getexif().values() if isinstance(value, str)]
     # Pillow reads bytes as Latin-1.
@@ -44,8 +44,8 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
 
 
 def _directory(tags: Mapping[str, str]) -> bytes:
-    """A little-endian TIFF with one image file directory: header, entries by ascending number, their strings."""
-    numbers = range(_FIRST_ENTRY - len(tags) + 1, _FIRST_ENTRY + 1)
+    """Build a little-endian TIFF with one image file directory: header, entries by ascending number, strings."""
+    numbers = range(_LAST_ENTRY - len(tags) + 1, _LAST_ENTRY + 1)
     entries, strings = b"", b""
     start = 8 + 2 + 12 * len(tags) + 4
     for number, (name, value) in zip(numbers, tags.items(), strict=True):

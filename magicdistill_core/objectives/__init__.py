@@ -1,1 +1,1 @@
-"""The losses, as pure functions of tensors and velocity callables: no optimizer, no engine, no I/O."""
+"""The losses as pure functions of tensors and velocity callables, without optimizer, engine or I/O."""

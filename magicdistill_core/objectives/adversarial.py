@@ -16,12 +16,19 @@ Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 class DiscriminatorLoss(NamedTuple):
-    """The loss, and scalars that tell who is winning."""
+    """The discriminator's loss, and scalars that show how well it separates data from samples.
+
+    Attributes:
+        loss: the loss, with its graph.
+        real_logit: mean logit of the data.
+        fake_logit: mean logit of the generator's samples.
+        penalty: `mean (D(z) - D(z + perturbation))^2`, before its weight `r1`.
+    """
 
     loss: Tensor
     real_logit: Tensor
     fake_logit: Tensor
-    penalty: Tensor  # (D(z) - D(z + noise))^2, before its weight
+    penalty: Tensor
 
 
 def discriminator_loss(
@@ -34,18 +41,19 @@ def discriminator_loss(
     r1: float,
     perturbation: Tensor | None,
 ) -> DiscriminatorLoss:
-    """`mean softplus(-D(z)) + softplus(D(sg x_hat)) + r1 * (D(z) - D(z + perturbation))^2`, all noised alike.
+    """Return `mean softplus(-D(z)) + softplus(D(sg x_hat)) + r1 * (D(z) - D(z + perturbation))^2`.
 
-    The last term is R1 with a finite difference in place of the gradient, which a network with flash attention cannot
-    differentiate twice.
+    D reads noised latents; all of its inputs get the same noise and level. The last term is the R1 penalty with a
+    finite difference instead of the gradient, because flash attention cannot be differentiated twice.
 
     Args:
-        discriminator: of noised latents.
-        z: clean latents `[B, ...]`.
-        x_hat: the generator's samples `[B, ...]`; their gradient is stopped here.
-        eps, sigma: noise like `z`, and levels `[B]`, the same for both.
-        r1: weight of the penalty; 0 leaves its discriminator call out.
-        perturbation: small noise like `z`, already scaled; None where `r1` is 0.
+        discriminator: D, called with noised latents.
+        z: clean latents of the data `[B, ...]`.
+        x_hat: the generator's samples `[B, ...]`; no gradient flows to them.
+        eps: noise shaped as `z`.
+        sigma: noise levels `[B]`.
+        r1: weight of the penalty; 0 skips its discriminator call.
+        perturbation: small noise shaped as `z`, already scaled; None if `r1` is 0.
     """
     real = discriminator(add_noise(z, eps, sigma), sigma).float()
     fake = discriminator(add_noise(x_hat.detach(), eps, sigma), sigma).float()
@@ -60,13 +68,20 @@ def discriminator_loss(
 
 
 def adversarial_gradient(discriminator: Logits, x_hat: Tensor, eps: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The generator's adversarial loss `mean softplus(-D(x_hat))`, and its gradient by `x_hat`.
+    """Return the generator's adversarial loss `mean softplus(-D(x_hat))`, and its gradient with respect to `x_hat`.
 
-    The gradient is taken here and by `x_hat` alone, so that no backward runs through the discriminator's engine: add
+    D reads `x_hat` after `eps` is added at level `sigma`. The gradient is computed here, and only with respect to
+    `x_hat`. The generator's backward therefore does not run through the discriminator's engine. Add
     `weight * (x_hat * gradient).sum()` to the generator's loss.
 
+    Args:
+        discriminator: D, called with noised latents.
+        x_hat: the generator's samples `[B, ...]`.
+        eps: noise shaped as `x_hat`.
+        sigma: noise levels `[B]`.
+
     Returns:
-        The loss without graph, and the gradient `[B, ...]`.
+        The loss without its graph, and the gradient `[B, ...]`.
     """
     with torch.enable_grad():
         leaf = x_hat.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Latent consistency distillation on flow matching: one step of the teacher's ODE, then straight to the clean end."""
+"""Latent consistency distillation for flow matching: one step on the teacher's ODE, then an estimate of its end."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,22 @@ from ..flow import Velocity, add_noise, expand_sigma, velocity_to_x0
 
 
 def pseudo_huber(difference: Tensor, width: float) -> Tensor:
-    """`mean sqrt(d^2 + width^2) - width`: `d^2 / (2 width)` for small differences, `|d|` for large ones."""
+    """Return `mean sqrt(d^2 + width^2) - width`: about `d^2 / (2 width)` for small d, about `|d|` for large d."""
     difference = difference.to(torch.promote_types(difference.dtype, torch.float32))
     return ((difference.square() + width**2).sqrt() - width).mean()
 
 
 def consistency_target(x: Tensor, sigma: Tensor, sigma_next: Tensor, teacher: Velocity, target: Velocity) -> Tensor:
-    """Where a point of the teacher's ODE should be said to end: `x' - s' * target(x', s')`.
+    """Return the regression target of the student at `x`: `x' - s' * target(x', s')`, without gradient.
 
-    `x' = x + (s' - s) * teacher(x, s)` is the teacher's Euler step, and at `sigma_next` 0 the target. Without gradient.
+    `x' = x + (s' - s) * teacher(x, s)` is one Euler step of the teacher. At `sigma_next` 0 the target is `x'` itself.
 
     Args:
-        x: points `[B, ...]` at the levels `sigma` `[B]`.
-        sigma_next: the next lower levels `[B]` of the teacher's schedule.
-        teacher: the velocity whose ODE is followed for one step.
-        target: the velocity whose clean estimate is believed after it.
+        x: noised samples `[B, ...]`.
+        sigma: their levels `[B]`, s.
+        sigma_next: the next lower levels `[B]` of the teacher's schedule, s'.
+        teacher: the velocity that makes the Euler step.
+        target: the velocity that estimates the clean end from `x'`.
     """
     with torch.no_grad():
         x_next = x + expand_sigma(sigma_next - sigma, x) * teacher(x, sigma)
@@ -38,15 +39,16 @@ def consistency_loss(
     sigma_next: Tensor,
     huber_width: float,
 ) -> Tensor:
-    """`huber(x_s - s * student(x_s, s) - consistency_target)`: latent consistency distillation (MD App. B, "LCM").
+    """Return `huber(x_s - s * student(x_s, s) - consistency_target)` (MD App. B, "LCM").
 
     Args:
         student: the few-step network.
-        teacher, target: as for `consistency_target`. With the student itself as the target this is consistency
-            distillation without averaging, as FastVideo does it; with the teacher it is how the paper words it.
-        z, eps: clean samples `[B, ...]` and noise like them.
+        teacher, target: see `consistency_target`. The target can be the student itself: this is consistency
+            distillation without averaged weights, as in FastVideo. It can be the teacher, as the paper describes it.
+        z: clean samples `[B, ...]`.
+        eps: noise shaped as `z`.
         sigma, sigma_next: neighbouring levels `[B]` of the teacher's schedule.
-        huber_width: of `pseudo_huber`.
+        huber_width: the width of `pseudo_huber`.
     """
     x = add_noise(z, eps, sigma)
     goal = consistency_target(x, sigma, sigma_next, teacher, target)

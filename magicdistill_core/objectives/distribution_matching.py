@@ -1,4 +1,4 @@
-"""Distribution matching between a real and a fake score (MagicDistillation, Eq. 2, 3, 5 and 6; DMD2's normaliser)."""
+"""Distribution matching with a real and a fake score (MagicDistillation, Eq. 2, 3, 5 and 6; normaliser of DMD2)."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,19 @@ NORMALIZER_FLOOR = 1e-5
 
 
 class GeneratorLoss(NamedTuple):
-    """The loss, and scalars of it that tell how training goes."""
+    """The generator's loss, and scalars to monitor training.
+
+    Attributes:
+        loss: the loss, with its graph.
+        gradient_norm: `mean |g|` of the gradient g in the loss, after normalisation.
+        real_fake_distance: `mean |r - f|` before guidance.
+        guidance_ratio: `mean |r_guided - r| / mean |r - f|`; 0 without guidance.
+    """
 
     loss: Tensor
-    gradient_norm: Tensor  # mean |g|, as used
-    real_fake_distance: Tensor  # mean |r - f|, before guidance
-    guidance_ratio: Tensor  # mean |what guidance adds to r| / mean |r - f|; 0 without guidance
+    gradient_norm: Tensor
+    real_fake_distance: Tensor
+    guidance_ratio: Tensor
 
 
 class Guidance(NamedTuple):
@@ -30,23 +37,25 @@ class Guidance(NamedTuple):
 
 
 def per_sample_mean(x: Tensor) -> Tensor:
-    """Mean over all but the batch axis, kept for broadcasting."""
+    """Return the mean over all axes except the batch axis, `[B, 1, ...]`."""
     return x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 def matching_gradient(
     x_hat: Tensor, eps: Tensor, sigma: Tensor, real: Tensor, fake: Tensor, *, normalize: bool
 ) -> Tensor:
-    """The distribution-matching direction g at `x_hat`, from the two velocities at `x_sigma`.
+    """Return the distribution-matching gradient g at `x_hat`, from velocities r (real) and f (fake) at `x_sigma`.
 
-    Unnormalised `g = sigma * (r - f)`, which is `x0_fake - x0_real` (MD Eq. 2). Normalised
-    `g = (r - f) / max(mean_per_sample |r - u|, 1e-5)` with `u = eps - x_hat`: DMD2's `mean |x_hat - x0_real|`, of which
-    sigma cancels.
+    Without normalisation `g = sigma * (r - f)`, which equals `x0_fake - x0_real` (MD Eq. 2). With normalisation
+    `g = (r - f) / max(mean_per_sample |r - u|, 1e-5)` with `u = eps - x_hat`. This is DMD2's division by
+    `mean |x_hat - x0_real|`, in which sigma cancels.
 
     Args:
-        x_hat, eps: `[B, ...]`, the generator's sample and the noise put on it.
-        sigma: `[B]`.
-        real, fake: velocities `[B, ...]` of the weak and the strong score.
+        x_hat: the generator's samples `[B, ...]`.
+        eps: the noise that was added to them, `[B, ...]`.
+        sigma: the noise levels `[B]`.
+        real, fake: velocities `[B, ...]` of the real (weak) and the fake (strong) score.
+        normalize: whether to normalise as DMD2 does.
     """
     difference = real - fake
     if not normalize:
@@ -56,7 +65,7 @@ def matching_gradient(
 
 
 def surrogate_loss(x_hat: Tensor, gradient: Tensor) -> Tensor:
-    """`0.5 * mean || x_hat - sg(x_hat - g) ||^2`, whose gradient by `x_hat` is `g / x_hat.numel()`."""
+    """Return `0.5 * mean || x_hat - sg(x_hat - g) ||^2`. Its gradient by `x_hat` is `g / x_hat.numel()`."""
     return 0.5 * F.mse_loss(x_hat.float(), (x_hat - gradient).detach().float())
 
 
@@ -70,15 +79,16 @@ def generator_loss(
     normalize: bool,
     guidance: Guidance | None = None,
 ) -> GeneratorLoss:
-    """The generator's loss (MD Eq. 2 with the weak-to-strong scores of Eq. 5 and 6; M141 Eq. 4).
+    """Return the generator's loss (MD Eq. 2 with the weak-to-strong scores of Eq. 5 and 6; M141 Eq. 4).
 
     Args:
-        x_hat: the rollout's sample `[B, ...]`, with gradient.
-        eps, sigma: fresh noise like `x_hat`, and its levels `[B]`.
-        real: the weak score, teacher + a_weak * branch (a_weak = 0 is vanilla DMD).
-        fake: the strong score, teacher + a_strong * branch.
-        normalize: DMD2's normalisation; False is the papers' own form.
-        guidance: of the real score, if any.
+        x_hat: the samples of the rollout `[B, ...]`, with gradient.
+        eps: fresh noise shaped as `x_hat`.
+        sigma: noise levels `[B]`.
+        real: the real (weak) score, teacher + a_weak * branch (a_weak = 0 is vanilla DMD).
+        fake: the fake (strong) score, teacher + a_strong * branch.
+        normalize: True normalises as DMD2 does; False uses the papers' unnormalised form.
+        guidance: classifier-free guidance of the real score; None for no guidance.
     """
     with torch.no_grad():
         x_sigma = add_noise(x_hat, eps, sigma)
@@ -95,11 +105,12 @@ def generator_loss(
 
 
 def fake_loss(x_hat: Tensor, eps: Tensor, sigma: Tensor, fake: Velocity) -> Tensor:
-    """Flow matching of the fake score on the generator's samples (MD Eq. 3): `mean || v(x_s, s) - (eps - x_hat) ||^2`.
+    """Return the fake score's flow-matching loss on samples (MD Eq. 3): `mean || v(x_s, s) - (eps - x_hat) ||^2`.
 
     Args:
-        x_hat: the generator's sample `[B, ...]`; its gradient is stopped here.
-        eps, sigma: fresh noise like `x_hat`, and its levels `[B]`.
-        fake: the strong score.
+        x_hat: the generator's samples `[B, ...]`; no gradient flows to them.
+        eps: fresh noise shaped as `x_hat`.
+        sigma: noise levels `[B]`.
+        fake: the fake (strong) score, v.
     """
     return flow_matching_loss(fake, x_hat, eps, sigma)

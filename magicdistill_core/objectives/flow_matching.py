@@ -1,4 +1,4 @@
-"""Flow matching: the loss that teachers are trained and fine-tuned by."""
+"""Flow matching: the loss for training and fine-tuning of teachers, and the noise on their start images."""
 
 import torch
 from torch import Tensor
@@ -9,19 +9,20 @@ from ..flow import Velocity, add_noise, expand_sigma
 def flow_matching_loss(
     velocity: Velocity, z: Tensor, eps: Tensor, sigma: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """`mean weight * (v(x_s, s) - (eps - z))^2` with `x_s = (1 - s) z + s eps` (M141 Eq. 9; MD Eq. 3).
+    """Return `mean weight * (v(x_s, s) - (eps - z))^2` with `x_s = (1 - s) z + s eps` (M141 Eq. 9; MD Eq. 3).
 
-    The best velocity is the same for any positive weight; a small network spends its capacity where the weight is.
+    The optimal velocity is the same for every positive weight. A small network is more accurate where the weight is
+    larger.
 
     Args:
-        velocity: the network that learns.
+        velocity: the trained network, v.
         z: clean samples `[B, ...]`; no gradient flows to them.
-        eps: noise like `z`.
-        sigma: noise levels `[B]`.
-        weight: broadcasts over `z`, such as `[C, 1, 1, 1]` for a weight of the channels.
+        eps: noise shaped as `z`.
+        sigma: noise levels `[B]`, s.
+        weight: broadcasts over `z`, such as `[C, 1, 1, 1]` for weights per channel; None for equal weights.
 
     Returns:
-        A scalar, computed in float32 or finer.
+        A scalar, computed in float32 or a higher precision.
     """
     z = z.detach()
     predicted = velocity(add_noise(z, eps, sigma), sigma)
@@ -30,13 +31,13 @@ def flow_matching_loss(
 
 
 def noise_reference(image_latent: Tensor, log_std: Tensor, eps: Tensor) -> Tensor:
-    """The start image's latent with noise of standard deviation `exp(log_std)` added (reference-image noise of M141).
+    """Add noise of standard deviation `exp(log_std)` to the start image's latent (reference-image noise of M141).
 
-    A network that is trained on slightly noisy start images relies less on every detail of them, and moves more.
+    A network that is trained with slightly noisy start images depends less on their details. Its videos move more.
 
     Args:
-        image_latent: `[B, ...]`.
+        image_latent: the latent of the start image `[B, ...]`.
         log_std: `[B]`; Magic 1-For-1 draws it from N(-3, 0.5).
-        eps: standard normal noise like `image_latent`.
+        eps: standard normal noise shaped as `image_latent`.
     """
     return image_latent + expand_sigma(log_std.exp(), image_latent) * eps

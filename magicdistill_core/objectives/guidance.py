@@ -1,7 +1,7 @@
-"""Classifier-free guidance, and its distillation into a network that takes the scale as an input.
+"""Classifier-free guidance, and its distillation into a network with the scale as an input.
 
-Everywhere `scale` is the factor on the difference, `v = v(none) + scale * (v(c) - v(none))`: 1 means no guidance. The
-papers' w of `(1 + w) v(c) - w v(none)` (M141 Eq. 7) is `scale - 1`.
+Everywhere `scale` multiplies the difference: `v = v(none) + scale * (v(c) - v(none))`, so 1 means no guidance. The w in
+the papers' `(1 + w) v(c) - w v(none)` (M141 Eq. 7) is `scale - 1`.
 """
 
 import torch
@@ -12,11 +12,11 @@ from ..flow import Velocity, add_noise, expand_sigma
 
 
 def guided_velocity(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """`v(none) + scale * (v(c) - v(none))` (M141 Eq. 7 with w = scale - 1).
+    """Return `v(none) + scale * (v(c) - v(none))` (M141 Eq. 7 with w = scale - 1).
 
     Args:
-        conditional, unconditional: velocities `[B, ...]`.
-        scale: one number, or `[B]`.
+        conditional, unconditional: the velocities v(c) and v(none), `[B, ...]`.
+        scale: one number, or one per sample `[B]`.
     """
     factor = expand_sigma(scale, conditional) if isinstance(scale, Tensor) else scale
     return unconditional + factor * (conditional - unconditional)
@@ -31,16 +31,17 @@ def cfg_distillation_loss(
     sigma: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """`mean (v_hat - v_s(x_t, t, scale))^2`: the student's distance to the guided teacher (M141 Eq. 6 and 7).
+    """Return `mean (v_hat - v_s(x_t, t, scale))^2`, the squared error to the guided teacher v_hat (M141 Eq. 6 and 7).
 
-    The other term of M141's loss (Eq. 8) is `flow_matching_loss` of the student with 1 as its guidance input (Eq. 9).
+    The other term of M141's loss (Eq. 8) is the `flow_matching_loss` of the student with guidance input 1 (Eq. 9).
 
     Args:
-        student: the network with `scale` as its guidance input.
-        conditional, unconditional: the teacher with its conditioning, and without; called without gradient.
-        z, eps: clean samples `[B, ...]` and noise like them.
+        student: the student v_s, already bound to `scale` as its guidance input.
+        conditional, unconditional: the teacher with and without its conditioning; called without gradient.
+        z: clean samples `[B, ...]`.
+        eps: noise shaped as `z`.
         sigma: noise levels `[B]`.
-        scale: guidance scales `[B]` of the samples.
+        scale: guidance scales `[B]`, one per sample.
     """
     x = add_noise(z, eps, sigma)
     with torch.no_grad():

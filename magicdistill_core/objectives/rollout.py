@@ -1,4 +1,4 @@
-"""The generator's rollout: few-step sampling up to a random level, of which only the last call carries a gradient."""
+"""The generator's rollout: few-step sampling down to a random level; only the last model call has a gradient."""
 
 import torch
 from torch import Tensor
@@ -15,23 +15,24 @@ def rollout(
     sampler: Sampler,
     fresh_noise: list[Tensor],
 ) -> Tensor:
-    """`x_hat = x_k - sigma_k * G(x_k, sigma_k)` after sampling from pure noise to level k without gradient.
+    """Return `x_hat = x_k - sigma_k * G(x_k, sigma_k)`, where x_k is sampled from pure noise without gradient.
 
-    The walk stops at level k, so every process that shares k makes `exit_index + 1` calls.
+    Sampling stops at level k after `exit_index + 1` model calls. All processes with the same k make the same number of
+    calls.
 
     Args:
         generator: the few-step generator G.
-        noise_BCTHW: pure noise, the state at level 0.
+        noise_BCTHW: pure noise, the latent at `sigmas[0]`.
         sigmas: the schedule `[N + 1]`, ending in 0.
-        exit_index: k, in `[0, N)`.
-        sampler: `euler` integrates to level k; `renoise` noises x0 afresh at every level (DMD2).
-        fresh_noise: for `renoise`, the noise of the steps before k.
+        exit_index: k, in `[0, N)`; the last model call is at `sigmas[k]`.
+        sampler: `euler` integrates to level k; `renoise` adds fresh noise to x0 at every level (DMD2).
+        fresh_noise: for `renoise`, the noise of the k steps before level k; unused by `euler`.
 
     Returns:
-        `x_hat`, with a gradient to G where gradients are enabled.
+        `x_hat`, shaped as `noise_BCTHW`, with a gradient to G if gradients are enabled.
 
     Raises:
-        ValueError: if `exit_index` is no level of the schedule.
+        ValueError: if `exit_index` is not in `[0, N)`.
     """
     levels = len(sigmas) - 1
     if not 0 <= exit_index < levels:

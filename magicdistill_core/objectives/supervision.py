@@ -1,4 +1,4 @@
-"""Ground-truth supervision of a few-step generator (MagicDistillation, Eq. 7)."""
+"""Ground-truth supervision of a few-step generator: a regression to the data (MagicDistillation, Eq. 7)."""
 
 from typing import Literal
 
@@ -12,22 +12,25 @@ Distance = Literal["huber", "mse"]
 
 
 def paired_distance(x: Tensor, z: Tensor, distance: Distance, xi: float) -> Tensor:
-    """`mean( sqrt((x - z)^2 + xi^2) - xi )` for `huber`, the mean squared difference for `mse`."""
+    """Return `mean( sqrt((x - z)^2 + xi^2) - xi )` for `huber`, the mean squared difference for `mse`."""
     return F.mse_loss(x.float(), z.float()) if distance == "mse" else pseudo_huber(x - z, xi)
 
 
 def supervision_loss(
     generator: Velocity, z: Tensor, eps: Tensor, sigma: Tensor, *, distance: Distance, xi: float
 ) -> Tensor:
-    """The paired distance that the KL between generator and data reduces to when both are smoothed by a small xi.
+    """Return the paired distance between the data and the generator's x0 estimates of the noised data.
 
-    The generator sees noised data, `x_sigma = (1 - sigma) z + sigma eps` at levels of its schedule, and its x0 is
-    compared with the data.
+    The KL divergence between the generator and the data reduces to this distance if both distributions are smoothed by
+    a small xi. The generator's input is `x_sigma = (1 - sigma) z + sigma eps`.
 
     Args:
         generator: the few-step generator.
-        z: clean latents `[B, ...]`.
-        eps, sigma: noise like `z`, and a level of the generator's schedule for each sample `[B]`.
+        z: clean latents of the data `[B, ...]`.
+        eps: noise shaped as `z`.
+        sigma: levels of the generator's schedule, one per sample `[B]`.
+        distance: `huber` or `mse`; see `paired_distance`.
+        xi: width of the Huber loss; unused by `mse`.
     """
     x_sigma = add_noise(z, eps, sigma)
     return paired_distance(velocity_to_x0(x_sigma, generator(x_sigma, sigma), sigma), z, distance, xi)

@@ -192,7 +192,7 @@ def test_a_lora_settles_how_a_stock_model_takes_its_image(files: Any) -> None:
 def test_strengths_are_checked_before_anything_runs(files: Any) -> None:
     prompt = _steps(files, "1, x")
     (error,) = files.refusal_of(prompt)["node_errors"]["steps"]["errors"]
-    assert "expected one number a step" in error["details"]
+    assert "expected one number per step" in error["details"]
 
 
 def test_strengths_per_step_say_what_they_do(files: Any) -> None:

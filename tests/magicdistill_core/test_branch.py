@@ -80,5 +80,5 @@ def test_split_is_the_inverse() -> None:
 
 
 def test_stacking_refuses_other_widths() -> None:
-    with pytest.raises(CheckpointError, match="has 3 rows where the fused module has 4"):
+    with pytest.raises(CheckpointError, match="has 3 rows, expected 4"):
         stack([low_rank(3, 5, 2, 2.0), None], rows=[4, 4])

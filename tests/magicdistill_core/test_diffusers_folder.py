@@ -1,4 +1,4 @@
-"""Folders as diffusers itself writes them."""
+"""Folders that diffusers itself has written."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def network(in_channels: int = 33) -> torch.nn.Module:
 def test_saved_folders_are_read_whole_or_in_shards(tmp_path: Path, shard: str, inner: str) -> None:
     made = network()
     made.save_pretrained(tmp_path / inner, max_shard_size=shard)
-    made.save_pretrained(tmp_path / inner, variant="fp16")  # beside it, and not to be mixed in
+    made.save_pretrained(tmp_path / inner, variant="fp16")  # a second variant next to it, which must not be mixed in
     found = load_checkpoint(tmp_path)
     expected = diffusers_to_file(HUNYUAN_VIDEO, made.state_dict())
     assert found.state.keys() == expected.keys()
@@ -36,7 +36,7 @@ def test_a_missing_shard_and_a_damaged_index_are_named(tmp_path: Path) -> None:
     network().save_pretrained(tmp_path, max_shard_size="1MB")
     gone = weight_files(tmp_path)[1]
     gone.unlink()
-    with pytest.raises(CheckpointError, match=rf"lacks 1 of the \d files.*{gone.name}"):
+    with pytest.raises(CheckpointError, match=rf"1 of the \d files.*missing.*{gone.name}"):
         load_checkpoint(tmp_path)
     (tmp_path / f"{WEIGHTS}.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"index\.json is damaged"):

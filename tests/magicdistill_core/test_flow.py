@@ -99,7 +99,7 @@ def test_both_samplers_reach_a_point_mass_exactly(steps: int) -> None:
         return (x - target) / expand_sigma(sigma, x)
 
     assert torch.allclose(sample_euler(velocity, randn(5), sigmas, states.append), target, atol=1e-5)
-    assert [state.updates for state in states] == list(range(steps))
+    assert [state.step for state in states] == list(range(steps))
     assert [state.sigma for state in states] == pytest.approx(sigmas[:-1].tolist())
     assert all(torch.allclose(state.x0, target, atol=1e-5) for state in states)
 
@@ -119,7 +119,7 @@ def test_both_samplers_reach_a_point_mass_exactly(steps: int) -> None:
 
 
 class HostCopies(TorchDispatchMode):
-    """Counts copies from the host's memory to the device `meta`, which stands for any device."""
+    """Counts copies from the host's memory to the device `meta`, which represents any device here."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,10 +28,10 @@ def test_latent_geometry(geometry: tuple[int, int, int], latent: tuple[int, ...]
     [
         ((16, 96, 96), "Use 13 or 17"),
         ((0, 96, 96), "Use 1 or 5"),
-        ((17, 100, 96), "height of 100.*nearest that fits is 96"),
-        ((17, 96, 545), "width of 545.*nearest that fits is 544"),
-        ((17, 8, 96), "nearest that fits is 16"),
-        ((17, 0, 96), "nearest that fits is 16"),
+        ((17, 100, 96), "height of 100.*nearest one, 96"),
+        ((17, 96, 545), "width of 545.*nearest one, 544"),
+        ((17, 8, 96), "nearest one, 16"),
+        ((17, 0, 96), "nearest one, 16"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_next_that_do(geometry: tuple[int, int, int], advice: str) -> None:

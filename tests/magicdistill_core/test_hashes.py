@@ -11,7 +11,7 @@ from magicdistill_core.hashes import file_sha256, weights_sha256
 
 
 def transformer(folder: Path) -> None:
-    """A folder with the files of a saved transformer."""
+    """Make a folder with the files of a saved transformer."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"in_channels": 33}')
     save_file({"x_embedder.proj.weight": torch.ones(2)}, folder / WEIGHTS)
@@ -34,14 +34,14 @@ def test_a_folders_hash_is_that_of_its_files(tmp_path: Path) -> None:
 
 
 def pipeline(folder: Path) -> Path:
-    """A pipeline's folder: the parts of every one are named alike at its top."""
+    """Make a pipeline folder: a transformer folder and `model_index.json`."""
     transformer(folder / "transformer")
     (folder / "model_index.json").write_text('{"_class_name": "HunyuanVideoPipeline"}')
     return folder
 
 
 def listed(*files: Path) -> str:
-    """The hash of files as it was from the beginning."""
+    """Compute the hash of a folder independently; existing recipes hold hashes of this form."""
     return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
@@ -49,7 +49,7 @@ def test_a_pipelines_hash_is_that_of_its_transformer(tmp_path: Path) -> None:
     first, second = pipeline(tmp_path / "a"), pipeline(tmp_path / "b")
     inner = first / "transformer"
     assert weights_sha256(first) == weights_sha256(inner) == listed(inner / "config.json", inner / WEIGHTS)
-    # Another variant, which is not read, and other parts of the pipeline change nothing.
+    # Another variant is not read, so it does not change the hash. The other parts of the pipeline do not either.
     (second / "transformer" / WEIGHTS.replace(".safe", ".fp16.safe")).write_bytes(b"x")
     (second / "model_index.json").write_text("{}")
     assert weights_sha256(first) == weights_sha256(second)

@@ -27,7 +27,7 @@ def test_loras_keep_recipe_and_alpha_and_are_no_checkpoints(tmp_path: Path) -> N
     assert torch.equal(back.delta(1.0), branch.delta(1.0))
     assert lora.null_prompt is None
     assert is_lora(path)
-    with pytest.raises(CheckpointError, match="is a LoRA, expected a whole transformer"):
+    with pytest.raises(CheckpointError, match="is a LoRA, expected a complete transformer"):
         load_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""Strengths per step: reading them, and where in the sampling each begins to hold."""
+"""Strengths per step: parsing, and the step of each noise level."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_strengths_as_people_write_them(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "1, x", "1, nan", "inf", "1, -10.5", "1, 0,5x"])
 def test_what_is_no_list_of_strengths_is_explained(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected one number a step"):
+    with pytest.raises(ConfigError, match="expected one number per step"):
         parse_strengths(text)
 
 

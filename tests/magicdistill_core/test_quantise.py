@@ -112,7 +112,7 @@ def test_the_rest_can_be_cast(tmp_path: Path, pocket: Checkpoint) -> None:
 
 
 def test_a_full_size_file_is_half_of_its_bf16_twin(pocket: Checkpoint) -> None:
-    """HunyuanVideo as released: 24 times as wide as the pocket network, 20 double and 40 single blocks."""
+    """The sizes of the released HunyuanVideo: 24 times the pocket network's width, 20 double and 40 single blocks."""
     state, times = {}, {"double_blocks": 20, "single_blocks": 40}
     for key, value in pocket.state.items():
         kind, _, rest = key.partition(".")
@@ -122,13 +122,13 @@ def test_a_full_size_file_is_half_of_its_bf16_twin(pocket: Checkpoint) -> None:
     inside = sum(times[key.split(".")[0]] * value.numel() for key, value in state.items())
     assert inside == pytest.approx(12.46e9, rel=1e-3)
     matrices = [f"{name}.weight" for name in quantised_layers(HUNYUAN_VIDEO, state)]
-    # A byte a value is saved, and the rows' scales are added.
+    # One byte is saved per value, and the scales of the rows are added.
     saved = sum(times[key.split(".")[0]] * (state[key].numel() - 4 * state[key].shape[0]) for key in matrices)
     assert 0.51 < (2 * 12.82e9 - saved) / (2 * 12.82e9) < 0.52  # embedders and norms are the rest
 
 
 def test_memory_stays_below_a_few_layers(tmp_path: Path) -> None:
-    """The file is mapped and written in pieces, so that memory holds no more than the float32 copies of a layer."""
+    """The file is mapped and written in pieces, so memory holds at most the float32 copies of one layer."""
     pocket, hidden = load_checkpoint(files.GENERATOR), 512
     state = {key: value for key, value in pocket.state.items() if not key.startswith("single_blocks.")}
     for key, value in pocket.state.items():
@@ -138,7 +138,7 @@ def test_memory_stays_below_a_few_layers(tmp_path: Path) -> None:
     save_file(state, tmp_path / "large.safetensors")
     del state
     checkpoint = replace(pocket, state=read_tensors(tmp_path / "large.safetensors")[0])
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again unseen
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory is reused, which hides new use
     before, peak, done = _anonymous(), 0, threading.Event()
 
     def watch() -> None:
@@ -156,7 +156,7 @@ def test_memory_stays_below_a_few_layers(tmp_path: Path) -> None:
 
 
 def _anonymous() -> int:
-    """Bytes of this process that are no mapped file."""
+    """Return the bytes of memory of this process, without mapped files."""
     lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_quantised_says_so_and_writes_nothing(tmp_path: Path, poc
     with pytest.raises(CheckpointError, match="not the weights of a transformer"):
         quantise_file(tmp_path / "stranger.safetensors", out)
     broken = pocket.state | {"single_blocks.2.linear1.weight": pocket.state["single_blocks.2.linear1.weight"] / 0}
-    with pytest.raises(CheckpointError, match=r"single_blocks\.2\.linear1\.weight that are no finite numbers"):
+    with pytest.raises(CheckpointError, match=r"single_blocks\.2\.linear1\.weight that are not finite numbers"):
         save_quantised(out, replace(pocket, state=broken))
     assert not out.exists()
     assert not list(tmp_path.glob("out/*"))
@@ -193,7 +193,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     tmp_path: Path, pocket: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e6))
-    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB, and .* left"):
+    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB, but .* has only .* GB left"):
         save_quantised(tmp_path / "q.safetensors", pocket)
     assert not list(tmp_path.iterdir())
 

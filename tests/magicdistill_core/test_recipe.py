@@ -39,7 +39,7 @@ def test_a_file_from_elsewhere_has_none(metadata: dict[str, str] | None) -> None
 )
 def test_what_is_not_understood_is_named(change: dict[str, object], named: str) -> None:
     text = json.dumps(BASICS | change)
-    with pytest.raises(CheckpointError, match=rf"recipe in x\.safetensors.*{named}.*update this installation"):
+    with pytest.raises(CheckpointError, match=rf"recipe in x\.safetensors.*{named}.*Update this installation"):
         Recipe.from_metadata({METADATA_KEY: text}, "x.safetensors")
 
 

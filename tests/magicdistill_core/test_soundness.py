@@ -1,4 +1,4 @@
-"""Files that hold what no network can compute with are refused by name; sound ones pass."""
+"""Weights and null prompts that a network cannot compute with are refused; valid ones pass."""
 
 import pytest
 import torch

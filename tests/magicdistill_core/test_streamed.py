@@ -1,4 +1,4 @@
-"""Files that are written tensor by tensor are those that the safetensors library writes at once."""
+"""Files written tensor by tensor equal the files that the safetensors library writes at once."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "ä <"}])
 def test_to_the_byte(metadata: dict[str, str], tmp_path: Path) -> None:
-    """Every dtype, under names whose order is another one; an empty tensor, a number, a name beyond ASCII."""
+    """Return tensors of every dtype with names in another order, an empty one, a scalar, and a non-ASCII name."""
     generator = torch.Generator().manual_seed(0)
     tensors = {"empty": torch.zeros(0, 3), "number": torch.tensor(2.5), "ä": torch.ones(3)}
     for number, dtype in enumerate(DTYPES):
@@ -36,7 +36,7 @@ def test_to_the_byte(metadata: dict[str, str], tmp_path: Path) -> None:
 
 
 class Copies(TorchDispatchMode):
-    """Counts the elements of tensors that are made and lie elsewhere than those that are there."""
+    """Counts the elements of new tensors that do not share the storage of existing ones."""
 
     def __init__(self, there: Iterable[torch.Tensor]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Copies(TorchDispatchMode):
 
 
 def test_a_checkpoint_is_written_without_copies(tmp_path: Path) -> None:
-    """Views of one storage too, which the library refuses."""
+    """Also views of one storage can be written, which the library refuses."""
     teacher = load_checkpoint(TEACHER)
     assert teacher.recipe is not None
     pairs = [(name, value) for name, value in teacher.state.items() if name.endswith("qkv.weight")]

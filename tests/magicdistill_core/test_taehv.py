@@ -1,4 +1,4 @@
-"""The autoencoder's geometry, causality, errors and files. Equality with ComfyUI's is in tests/comfyui."""
+"""The autoencoder's geometry, causality, errors and files. tests/comfyui compares it with ComfyUI's."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_parts_of_a_clip_are_the_whole(
 
 @torch.no_grad()
 def test_clips_of_a_batch_do_not_meet(vae: TAEHV, clip: torch.Tensor) -> None:
-    """The memory of one clip must not leak into the next, in either direction of the codec."""
+    """The memory of one clip must not leak into the next, neither in the encoder nor in the decoder."""
     latents = vae.encode(clip)
     alone = torch.cat([vae.encode(one[None]) for one in clip])
     torch.testing.assert_close(latents, alone, atol=1e-5, rtol=1e-4)
@@ -108,7 +108,7 @@ def test_a_file_of_another_layout_is_refused(taehv_file: Path, tmp_path: Path) -
 
 def test_a_cut_off_file_and_a_missing_one_are_refused(taehv_file: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(taehv_file.read_bytes()[:1000])
-    with pytest.raises(TAEHVError, match="cut off"):
+    with pytest.raises(TAEHVError, match="truncated"):
         load_taehv(tmp_path / "cut.safetensors")
     with pytest.raises(TAEHVError, match="no video autoencoder file"):
         load_taehv(tmp_path / "none.safetensors")

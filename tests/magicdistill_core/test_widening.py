@@ -1,4 +1,4 @@
-"""Networks with new inputs: the same velocities as before, exactly, and inputs that can then be learned."""
+"""Networks with new inputs compute exactly the same velocities as before, and can learn to use the inputs."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_widened_to_an_image_the_velocity_is_the_text_to_video_networks() -> Non
     narrow = given | {"hidden_states": given["hidden_states"][:, :16]}
     with torch.no_grad():
         expected = original(**narrow, return_dict=False)[0]
-        # Zeros are added in the convolution's sum, whose order depends on its width.
+        # The convolution sums over more channels, so the order of its sum changes.
         torch.testing.assert_close(widened(**given, return_dict=False)[0], expected, rtol=1e-5, atol=1e-6)
         other = given | {
             "hidden_states": torch.cat([given["hidden_states"][:, :16], torch.ones(2, 17, 2, 4, 4)], dim=1)
@@ -83,7 +83,7 @@ def test_a_new_guidance_embedding_changes_nothing_until_it_is_trained() -> None:
         for scale in (1.0, 6.0):
             found = guided(**given, guidance=torch.full((2,), 1000 * scale), return_dict=False)[0]
             assert torch.equal(found, expected)
-    # And it can be trained: its last layer has a gradient that depends on the scale.
+    # The embedding can be trained: its last layer has a gradient that depends on the scale.
     gradients = []
     for scale in (1.0, 6.0):
         guided.zero_grad()
@@ -94,7 +94,7 @@ def test_a_new_guidance_embedding_changes_nothing_until_it_is_trained() -> None:
 
 
 def test_a_network_without_a_place_for_guidance_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"wan\.safetensors is of a kind that takes no guidance"):
+    with pytest.raises(CheckpointError, match=r"wan\.safetensors has no guidance input"):
         add_guidance_embedding({"patch_embedding.weight": torch.zeros(1)}, "wan.safetensors")
 
 

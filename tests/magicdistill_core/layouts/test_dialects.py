@@ -250,7 +250,7 @@ def test_names_that_no_family_has_are_shown(name: str, tmp_path: Path) -> None:
         state |= {f"{name}{number}.lora_down.weight": down.clone(), f"{name}{number}.lora_up.weight": up.clone()}
     save_file(state, tmp_path / "strange.safetensors")
     shown = ", ".join(rf"\S*{name[6:]}{number}" for number in range(3))
-    message = rf"strange\.safetensors matches 0/4 modules, for its names are not understood: found {shown} and 1 more"
+    message = rf"strange\.safetensors matches 0/4 modules.*: found {shown} and 1 more"
     for architecture in (wan.ARCHITECTURE, hunyuan_video.ARCHITECTURE):
         with pytest.raises(CheckpointError, match=message) as raised:
             load_lora_for(architecture, tmp_path / "strange.safetensors", HIDDEN)

@@ -67,7 +67,7 @@ def test_the_penalty_approximates_the_squared_gradient() -> None:
 
 
 def test_the_generator_learns_as_from_one_joint_backward() -> None:
-    """Gradient taken at x_hat and carried on alone = backward of the sum through both networks together."""
+    """The gradient at x_hat, carried on through the generator, equals one backward through both networks."""
     noise, eps, pull = draw(0, 1, 2)
     judge, generator = Judge(), nn.Linear(2, 2)
 

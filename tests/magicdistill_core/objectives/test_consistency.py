@@ -1,4 +1,4 @@
-"""Latent consistency distillation against ODEs whose solutions are known in closed form."""
+"""Latent consistency distillation compared with ODEs that have closed-form solutions."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def gaussian_velocity(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def to_the_end(x: Tensor, sigma: Tensor) -> Tensor:
-    """The velocity whose clean estimate is the flow's true end `x * spread(0) / spread(s)`."""
+    """Return the velocity whose clean estimate is the flow's true end `x * spread(0) / spread(s)`."""
     s = sigma.reshape(-1, 1)
     return (x - x * STD / spread(s)) / s.clamp_min(1e-12)
 
@@ -47,12 +47,12 @@ def test_target_on_a_linear_field_is_the_product_of_its_factors() -> None:
 
 
 def test_the_true_solution_is_consistent_to_the_order_of_the_step() -> None:
-    """The exact consistency function has a loss that falls to nothing as the teacher's steps shrink."""
+    """The loss of the exact consistency function goes to zero as the teacher's steps get smaller."""
     z, eps = draw(2)
     losses = []
     for steps in (28, 56, 112):
         sigma, sigma_next = levels(steps, 3)
-        # A wide Huber loss is the square: an error of second order in the step falls sixteenfold when it is halved.
+        # A wide Huber loss is quadratic: halving the step divides an error of second order by four and the loss by 16.
         losses.append(consistency_loss(to_the_end, gaussian_velocity, to_the_end, z, eps, sigma, sigma_next, 10.0))
     assert losses[0] < 1e-4
     assert losses[1] < losses[0] / 8
@@ -60,9 +60,9 @@ def test_the_true_solution_is_consistent_to_the_order_of_the_step() -> None:
 
 
 def test_consistency_finds_the_ends_of_the_flow_and_a_teachers_target_does_not() -> None:
-    """From pure noise: bootstrapped on itself the student reaches the flow's end, on the teacher's estimate the mean.
+    """From pure noise, a student with itself as the target reaches the flow's end; with the teacher, only the mean.
 
-    A student that is exact at one node, `x0 = k x`, is carried down the schedule node by node.
+    The test computes the exact student `x0 = k x` level by level, from the clean end up to pure noise.
     """
     steps = 400
     sigmas = few_step_sigmas(steps, 5.0).double()
@@ -81,7 +81,7 @@ def test_consistency_finds_the_ends_of_the_flow_and_a_teachers_target_does_not()
     assert abs(float(fixed)) < 0.1 * STD  # the teacher's own clean estimate of pure noise is the mean, 0
 
 
-def test_at_the_last_node_the_target_is_the_teachers_step() -> None:
+def test_at_the_last_level_the_target_is_the_teachers_step() -> None:
     z, eps = draw(4)
     sigma, sigma_next = torch.full((512,), 0.2, dtype=torch.float64), torch.zeros(512, dtype=torch.float64)
     x = add_noise(z, eps, sigma)

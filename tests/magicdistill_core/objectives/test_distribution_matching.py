@@ -1,4 +1,4 @@
-"""The identities that distribution matching must satisfy, against closed forms and plain formulas."""
+"""Identities of distribution matching, compared with closed forms and plain formulas."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_equal_weights_give_no_gradient(normalize: bool) -> None:
 
 
 def test_zero_weak_weight_is_vanilla_dmd() -> None:
-    """At a_weak 0 the real score is the teacher: DMD2's x0 form, written out from its paper."""
+    """At a_weak = 0 the real score is the teacher, and g equals DMD2's x0 form, written out from its paper."""
     x_hat, eps = draw(2, 3)
     x_hat.requires_grad_()
     generator_loss(x_hat, eps, SIGMA, family(0.0), family(1.0), normalize=True).loss.backward()
@@ -95,10 +95,10 @@ def gaussian_velocity(mean: float, std: float):
 
 @pytest.mark.parametrize("sigma", [0.2, 0.6, 0.95])
 def test_gaussians_give_the_reverse_kl_gradient(sigma: float) -> None:
-    """Teacher N(m, s^2), generator N(a, b^2): averaged over samples, g is the closed gradient of the KL by a.
+    """For teacher N(m, s^2) and generator N(a, b^2), the mean of g is the closed-form gradient of the KL by a.
 
-    With p_sigma = N((1-t) a, (1-t)^2 b^2 + t^2) and q_sigma alike, dKL/da = (1-t)^2 (a - m) / var_q; score and velocity
-    differ by the factor -sigma / (1 - sigma), which makes E[g] = sigma^2 / (1 - sigma)^2 * dKL/da.
+    With p_sigma = N((1-t) a, (1-t)^2 b^2 + t^2) and q_sigma of the same form, dKL/da = (1-t)^2 (a - m) / var_q. Score
+    and velocity differ by the factor -sigma / (1 - sigma), so E[g] = sigma^2 / (1 - sigma)^2 * dKL/da.
     """
     mean_q, std_q, mean_p, std_p = 0.5, 0.8, -0.7, 1.3
     generator = torch.Generator().manual_seed(0)
@@ -122,11 +122,11 @@ def test_guidance_moves_the_real_score_only() -> None:
     plain = generator_loss(x_hat, eps, SIGMA, family(0.5), family(1.0), normalize=False)
     one = generator_loss(x_hat, eps, SIGMA, family(0.5), family(1.0), normalize=False, guidance=Guidance(1.0, none))
     torch.testing.assert_close(one.loss, plain.loss)
-    # v(none) + w (v(c) - v(none)) of this family is itself a member: weight 0.2 + w * 0.3.
+    # In this family, v(none) + w (v(c) - v(none)) is the velocity with weight 0.2 + w * 0.3.
     guided = generator_loss(x_hat, eps, SIGMA, family(0.5), family(1.0), normalize=False, guidance=Guidance(3.0, none))
     member = generator_loss(x_hat, eps, SIGMA, family(0.2 + 3 * 0.3), family(1.0), normalize=False)
     torch.testing.assert_close(guided.loss, member.loss)
-    # It adds 2 * 0.3 of the branch where real and fake are 0.5 of it apart.
+    # Guidance adds 2 * 0.3 of the branch; real and fake differ by 0.5 of it.
     torch.testing.assert_close(guided.guidance_ratio, torch.tensor(0.6 / 0.5, dtype=torch.float64))
     torch.testing.assert_close(guided.real_fake_distance, plain.real_fake_distance)
     assert plain.guidance_ratio == 0
@@ -143,7 +143,7 @@ def test_scores_carry_no_gradient() -> None:
 
 
 def test_fake_loss_is_minimal_at_the_exact_velocity() -> None:
-    """For Gaussian samples the flow-matching loss is lowest at their closed-form velocity, and stops at x_hat."""
+    """For Gaussian samples the loss has its minimum at the closed-form velocity; x_hat gets no gradient."""
     generator = torch.Generator().manual_seed(3)
     x_hat = (2 + 0.5 * torch.randn(200_000, 1, generator=generator)).requires_grad_()
     eps, level = torch.randn(200_000, 1, generator=generator), torch.rand(200_000, generator=generator)

@@ -1,4 +1,4 @@
-"""The flow-matching loss against the Gaussian's closed form, and where its noise levels fall."""
+"""The flow-matching loss compared with the closed form for Gaussians, and the distribution of its noise levels."""
 
 import math
 
@@ -16,14 +16,14 @@ def gaussian_slope(sigma: Tensor, std: float) -> Tensor:
 
 
 def test_the_optimum_for_a_gaussian_is_its_velocity() -> None:
-    """The slope at the loss's minimum is the closed form, and the loss there the variance that is left."""
+    """The loss's minimum is at the closed-form slope, and its value there is the remaining variance."""
     generator = torch.Generator().manual_seed(0)
     std, sigma = 0.5, 0.7
     z = std * torch.randn(400_000, 1, generator=generator, dtype=torch.float64)
     eps = torch.randn(z.shape, generator=generator, dtype=torch.float64)
     levels = torch.full((len(z),), sigma, dtype=torch.float64)
     slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    # The loss is a parabola in the slope: one Newton step from anywhere lands on its minimum.
+    # The loss is quadratic in the slope, so one Newton step reaches the minimum from any start.
     loss = flow_matching_loss(lambda x, s: slope * x, z, eps, levels)
     (first,) = torch.autograd.grad(loss, slope, create_graph=True)
     (second,) = torch.autograd.grad(first, slope)
@@ -58,7 +58,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 
 def test_logit_normal_levels_have_the_logits_of_a_normal() -> None:
-    """Shift s moves logits by log s; so they are N(mean + log s, std^2)."""
+    """Shift s adds log s to the logits, so they are N(mean + log s, std^2)."""
     sigma = logit_normal_sigma(200_000, 5.0, torch.Generator().manual_seed(2), mean=-0.3, std=0.8)
     logits = torch.logit(sigma.double())
     assert abs(float(logits.mean()) - (-0.3 + math.log(5))) < 1e-2

@@ -1,4 +1,4 @@
-"""Guidance and its distillation: the target's algebra, and which student call learns from what."""
+"""Guidance and its distillation: the algebra of the target, and the target of each student call."""
 
 import pytest
 import torch

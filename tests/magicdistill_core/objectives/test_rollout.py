@@ -1,4 +1,4 @@
-"""The rollout against a hand-written walk, its gradient, and its number of calls."""
+"""The rollout compared with a hand-written loop, its gradient, and its number of model calls."""
 
 import pytest
 import torch

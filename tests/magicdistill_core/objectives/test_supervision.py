@@ -1,4 +1,4 @@
-"""Ground-truth supervision: zero for a perfect generator, the formula otherwise."""
+"""Ground-truth supervision: zero for a perfect generator, otherwise equal to the formula."""
 
 import pytest
 import torch
@@ -35,5 +35,5 @@ def test_the_loss_is_the_formula_at_the_generators_x0() -> None:
 def test_the_distances() -> None:
     x, z = torch.tensor([3.0, 0.0]), torch.zeros(2)
     torch.testing.assert_close(paired_distance(x, z, "mse", 1e-3), torch.tensor(4.5))
-    # Far from zero it is the absolute difference, at zero it is smooth.
+    # Far from zero the distance is the absolute difference; at zero it is smooth.
     torch.testing.assert_close(paired_distance(x, z, "huber", 1e-3), torch.tensor(1.5), atol=1e-3, rtol=0)

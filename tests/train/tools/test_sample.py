@@ -132,7 +132,7 @@ def test_settings_come_from_the_recipe_unless_given(
         frames=1,
         shift=2.0,
         precision="bf16",
-        callback=lambda state: calls.append(state.updates),
+        callback=lambda state: calls.append(state.step),
     )
     assert (settings.steps, len(calls)) == (28, 28)
     assert torch.stack(list(read_video(tmp_path / "a.mp4").frames)).shape == (1, 32, 48, 3)
