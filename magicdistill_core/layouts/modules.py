@@ -38,7 +38,7 @@ class LayoutMap:
     """All modules of a transformer in both layouts, and aliases: other accepted names of the file layout."""
 
     modules: tuple[Module, ...]
-    aliases: tuple[tuple[str, str], ...] = ()  # regular expression -> replacement, applied to whole keys in order
+    aliases: tuple[tuple[str, str], ...] = ()  # regular expression -> replacement, applied to the full key, in order
     optional: tuple[str, ...] = ()  # file modules that some models of the family do not have
     parameters: tuple[tuple[str, str], ...] = ()  # parameters outside a module: file key, diffusers key
     ignored: tuple[str, ...] = ()  # suffixes of diffusers keys of old releases that no network reads
