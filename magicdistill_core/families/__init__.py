@@ -1,4 +1,7 @@
-"""What differs between teachers: latent geometry, conditioning, names. One module a family, found by being here."""
+"""The differences between model families: latent geometry, conditioning, names.
+
+There is one module per architecture. The functions here find these modules themselves.
+"""
 
 import importlib
 import pkgutil
@@ -12,18 +15,21 @@ from .base import Architecture, Family
 
 @cache
 def all_families() -> tuple[Family, ...]:
-    """Every family of every module in this package."""
+    """Return every family that a module of this package defines."""
     modules = (importlib.import_module(f".{info.name}", __name__) for info in pkgutil.iter_modules(__path__))
     return tuple(family for module in modules for family in getattr(module, "FAMILIES", ()))
 
 
 def all_architectures() -> tuple[Architecture, ...]:
-    """Every transformer that a family uses."""
+    """Return every transformer that a family uses."""
     return tuple({family.architecture.name: family.architecture for family in all_families()}.values())
 
 
 def architecture_of(keys: Collection[str]) -> Architecture | None:
-    """The transformer whose names these are, in either spelling; None if no family has it."""
+    """Return the transformer with these tensor names, in the file layout or in diffusers' layout.
+
+    None if no family has such a transformer.
+    """
     for architecture in all_architectures():
         if architecture.file_mark in keys or architecture.diffusers_mark in keys:
             return architecture
@@ -31,56 +37,57 @@ def architecture_of(keys: Collection[str]) -> Architecture | None:
 
 
 def architecture_knowing(modules: Collection[str]) -> Architecture:
-    """The transformer that knows most of these module names, in either spelling: whose a LoRA is."""
+    """Return the transformer that knows most of these module names, in either layout: the base model of a LoRA."""
     return max(all_architectures(), key=lambda architecture: known_modules(architecture.layout, modules))
 
 
 def family_named(architecture: str, i2v_mode: str) -> Family | None:
-    """The family that a recipe names."""
+    """Return the family that a recipe names; None if there is no such family."""
     found = (f for f in all_families() if (f.architecture.name, f.i2v_mode) == (architecture, i2v_mode))
     return next(found, None)
 
 
 def choose_family(
-    architecture: Architecture, in_channels: int, said: str | None, asked: str | None, source: str
+    architecture: Architecture, in_channels: int, stated: str | None, chosen: str | None, source: str
 ) -> Family:
-    """The family of a network, from its weights and from what is said of it; never a guess.
+    """Choose the family of a network from its weights, its file and the user's setting, without guessing.
 
     Args:
-        in_channels: of its patch embedding.
-        said: the image's way that its file names (recipe, or diffusers' configuration), if it does.
-        asked: the way that a user names, if they do.
-        source: the file, for the message.
+        architecture: the transformer.
+        in_channels: input channels of its patch embedding.
+        stated: the image-to-video mode that the file states (recipe or diffusers' configuration), if any.
+        chosen: the image-to-video mode that the user sets, if any.
+        source: the file, for the error message.
 
     Raises:
-        CheckpointError: if no family has such weights, several have and nobody says which, or what is said does not
-            fit the weights or each other.
+        CheckpointError: if no family has these weights; if several families have them and neither file nor user
+            states the mode; if the mode contradicts the weights; or if file and user contradict each other.
     """
     of_kind = [family for family in all_families() if family.architecture is architecture]
     fitting = {family.i2v_mode: family for family in of_kind if family.in_channels == in_channels}
     if not fitting:
         known = ", ".join(f"{family.in_channels} ({family.title})" for family in of_kind)
         raise CheckpointError(
-            f"{source} is a {architecture.title} transformer of {in_channels} input channels, which no family here "
-            f"has. Known are {known}. Use a checkpoint of one of these."
+            f"{source} is a {architecture.title} transformer of {in_channels} input channels. No known family has "
+            f"this number. Known are {known}. Use a model file of one of these."
         )
-    if said and asked and said != asked:
+    if stated and chosen and stated != chosen:
         raise CheckpointError(
-            f"{source} says that its start image enters as {said!r}, but {asked!r} was asked for. Leave i2v_mode out, "
-            f"or use the file that was meant."
+            f"{source} states i2v_mode {stated!r}, but i2v_mode is set to {chosen!r}. Remove the setting, or choose "
+            f"another file."
         )
-    mode = asked or said
+    mode = chosen or stated
     if mode is None:
         if len(fitting) > 1:
             choices = "; ".join(f"{name}: {family.title}" for name, family in fitting.items())
             raise CheckpointError(
                 f"{source} takes {in_channels} input channels, and its weights do not tell which model it is "
-                f"({choices}). Say it: i2v_mode={' or '.join(fitting)}."
+                f"({choices}). Set i2v_mode={' or '.join(fitting)}."
             )
         return next(iter(fitting.values()))
     if mode not in fitting:
         raise CheckpointError(
-            f"{source} has {in_channels} input channels, which does not go with i2v_mode {mode!r}; its weights go with "
-            f"{' or '.join(fitting)}. Name the right mode or the right file."
+            f"{source} has {in_channels} input channels, which does not go with i2v_mode {mode!r}. Its weights go with "
+            f"{' or '.join(fitting)}. Set that mode, or choose another file."
         )
     return fitting[mode]

@@ -1,7 +1,7 @@
-"""What a family of teachers is: a transformer's architecture, and the way in which the start image enters it.
+"""The definition of a model family: a transformer architecture and how the start image enters it.
 
-A family is one module here, which names its `Family` objects in `FAMILIES`, and one of the same name in
-`train/families`, which builds and calls the network; both packages find their modules themselves.
+Each architecture has two modules with the same name. The module here lists its `Family` objects in `FAMILIES`. The
+module in `train/networks/families` builds and calls the network. Both packages find their modules themselves.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..layouts.modules import LayoutMap
 
-# What a family makes of a start image, for its network alone to understand. The batch is every tensor's first axis.
+# The conditioning on a start image. Its form depends on the family. The batch is the first axis of every tensor.
 Condition = Tensor | tuple[Tensor, ...]
 
 
 class Shape(Protocol):
-    """The sizes of a transformer, read off its weights."""
+    """The sizes of a transformer, read from its weights."""
 
     @property
     def in_channels(self) -> int: ...
@@ -33,15 +33,17 @@ class Shape(Protocol):
     def guidance_embed(self) -> bool: ...
 
     def facts(self) -> dict[str, str]:
-        """The sizes in words, by label."""
+        """The sizes as text, by label."""
 
 
 @dataclass(frozen=True)
 class NullPrompt:
-    """The text conditioning of image-to-video without a prompt, kept beside the weights.
+    """The text conditioning for image-to-video without a prompt. It is stored in the model file.
 
-    `text_states` is `[1, L, text_dim]`, every token counting (no padding but what the network was trained to see);
-    `pooled` is `[1, pooled_dim]`, or None for a family without pooled text.
+    Attributes:
+        text_states: `[1, L, text_dim]`. The network attends to every token, so there is no padding except padding that
+            the network was trained with.
+        pooled: `[1, pooled_dim]`, or None for a family without pooled text.
     """
 
     text_states: Tensor
@@ -50,12 +52,12 @@ class NullPrompt:
 
 @dataclass(frozen=True)
 class StartImage:
-    """A batch of start images as a family wants them.
+    """A batch of start images, encoded for one family.
 
     Attributes:
-        latents: in the network's scale, `[B, 16, 1, H, W]`: the image encoded as one frame; or `[B, 16, T, H, W]` for a
-            family that encodes the image and gray frames behind it.
-        features: of CLIP's vision tower, `[B, tokens, width]`, for a family whose network looks at them.
+        latents: the image encoded as one frame, `[B, 16, 1, H, W]`. For a family that encodes the image followed by
+            gray frames: `[B, 16, T, H, W]`. Both are in the network's scale.
+        features: features of CLIP's vision tower, `[B, tokens, width]`, for a family whose network uses them.
     """
 
     latents: Tensor
@@ -68,11 +70,11 @@ class StartImage:
         return self.map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "StartImage":
-        """The images on a device."""
+        """Return the images on a device."""
         return self.map(lambda tensor: tensor.to(device))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "StartImage":
-        """The images with a function applied to each of their tensors."""
+        """Apply a function to each tensor of the images."""
         features = None if self.features is None else function(self.features)
         return StartImage(function(self.latents), features)
 
@@ -82,12 +84,12 @@ class Architecture:
     """A transformer: its names and sizes.
 
     Attributes:
-        name: what recipes call it (`Recipe.family`).
-        title: what people call it.
-        layout: diffusers' names against those of single files.
-        file_mark, diffusers_mark: tensors that only the one and only the other spelling has.
-        file_spelling: whose names the file layout has.
-        shape: reads the sizes off a state dict in the file layout; CheckpointError if it is none of this kind.
+        name: its name in recipes (`Recipe.family`).
+        title: its name in texts for people.
+        layout: the map between diffusers' names and the names in single files.
+        file_mark, diffusers_mark: names of tensors that exist only in the file layout and only in diffusers' layout.
+        file_spelling: who defined the names of the file layout.
+        shape: reads the sizes from a state dict in the file layout; CheckpointError if the weights are of another kind.
         prompt_has_pooled: whether the text conditioning has a pooled part.
     """
 
@@ -103,20 +105,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture with one way of taking the start image.
+    """An architecture with one image-to-video mode: how the start image enters the network.
 
     Attributes:
         architecture: the transformer.
-        i2v_mode: the way, as recipes and options name it (`Recipe.i2v_mode`).
-        title: what people call it.
-        in_channels: input channels of the patch embedding; several families may share a number.
-        condition: makes the condition of a start image, given how many latent frames the video has.
-        kept_frames: leading latent frames that are the start image's own, known and clean: the network sees them, noise
-            never reaches them, and neither the loss nor a sampler's step touches them.
+        i2v_mode: the mode's name in recipes and options (`Recipe.i2v_mode`).
+        title: its name in texts for people.
+        in_channels: input channels of the patch embedding; several families may have the same number.
+        condition: computes the condition from a start image and the number of latent frames of the video.
+        kept_frames: number of leading latent frames that hold the clean start image. The network sees these frames.
+            Noise, loss and sampler steps do not apply to them.
         image_covers_video: whether `StartImage.latents` has as many frames as the video.
         feature_shape: (tokens, width) of `StartImage.features`, or None.
-        diffusers_mode: what diffusers' config.json calls the way (`image_condition_type`).
-        takes_image: False for text-to-video, which is no teacher of image-to-video.
+        diffusers_mode: the mode's name in diffusers' config.json (`image_condition_type`).
+        takes_image: False for text-to-video, which cannot be an image-to-video teacher.
     """
 
     architecture: Architecture
@@ -131,26 +133,26 @@ class Family:
     takes_image: bool = True
 
     def free(self, latents_BCTHW: Tensor) -> Tensor:
-        """The frames of a clean latent that are generated: what noise, losses and samplers work on."""
+        """Return the generated frames of a clean latent. Noise, losses and samplers apply to these frames only."""
         return latents_BCTHW[:, :, self.kept_frames :]
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """`free` for shapes: `(..., T, H, W)` of a whole latent to that of its generated frames."""
+        """Return the shape of the generated frames for the shape `(..., T, H, W)` of a full latent."""
         return (*shape[:-3], shape[-3] - self.kept_frames, *shape[-2:])
 
     def whole(self, free_BCTHW: Tensor, image: StartImage) -> Tensor:
-        """A whole latent from its generated frames: the frames that the start image gives stand before them."""
+        """Return the full latent: the kept frames of the start image, followed by the generated frames."""
         if not self.kept_frames:
             return free_BCTHW
         return torch.cat([image.latents[:, :, : self.kept_frames].to(free_BCTHW), free_BCTHW], dim=2)
 
     def image_frames(self, latent_frames: int) -> int:
-        """Frames of `StartImage.latents` for a video of so many latent frames."""
+        """Return the number of frames of `StartImage.latents` for a video of `latent_frames` latent frames."""
         return latent_frames if self.image_covers_video else 1
 
 
 def map_condition(function: Callable[[Tensor], Tensor], condition: Condition) -> Condition:
-    """A condition with a function applied to each of its tensors."""
+    """Apply a function to each tensor of a condition."""
     if isinstance(condition, tuple):
         return tuple(function(tensor) for tensor in condition)
     return function(condition)

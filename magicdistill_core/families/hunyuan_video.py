@@ -1,6 +1,7 @@
-"""HunyuanVideo: the scale of its latents, its ways of taking a start image, and what its weights say of its size.
+"""HunyuanVideo: the scale of its latents, its image-to-video modes, and the sizes read from its weights.
 
-Magic 1-For-1's teachers are of this family's concat kind: they differ in the file (see `wrappers`), not in the network.
+Magic 1-For-1's teachers use this family's concat mode. Their network is the same; only their file differs (see
+`wrappers`).
 """
 
 from collections.abc import Mapping
@@ -16,18 +17,18 @@ from .base import Architecture, Family, StartImage
 
 # cat[noisy latent, image latent, mask] (Magic 1-For-1, Sec. 3; HunyuanVideo-I2V "concat").
 CONCAT_CHANNELS = 2 * LATENT_CHANNELS + 1
-# The network's latents are this times the VAE's raw ones; ComfyUI's LATENT holds raw ones.
+# The network's latents are the VAE's raw latents times this factor. ComfyUI's LATENT holds raw latents.
 LATENT_SCALE = 0.476986
 HEAD_DIM = 128
 ROPE_AXES = (16, 56, 56)
 ROPE_THETA = 256.0
-# What a network with a guidance embedding is given unless told otherwise (the releases' and ComfyUI's default).
+# Default guidance scale for a network with a guidance embedding (also the default of the releases and of ComfyUI).
 EMBEDDED_GUIDANCE = 6.0
 
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """The sizes of a HunyuanVideo transformer, read off its weights."""
+    """The sizes of a HunyuanVideo transformer, read from its weights."""
 
     in_channels: int
     hidden: int
@@ -43,7 +44,7 @@ class NetworkShape:
         return self.hidden // HEAD_DIM
 
     def facts(self) -> dict[str, str]:
-        """The sizes in words, by label."""
+        """The sizes as text, by label."""
         return {
             "width": f"{self.hidden} ({self.heads} x {HEAD_DIM})",
             "blocks": f"{self.double_blocks} double + {self.single_blocks} single, {self.refiner_blocks} text refiner",
@@ -53,12 +54,13 @@ class NetworkShape:
 
 
 def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
-    """The 17 channels that are concatenated behind the noisy latent: image latent, then mask (Magic 1-For-1, Sec. 3).
+    """Return the 17 channels that follow the noisy latent: image latent, then mask (Magic 1-For-1, Sec. 3).
 
-    The image is encoded as one frame and zero-padded along time in latent space; the mask is 1 on latent frame 0.
+    The image is encoded as one frame and padded with zeros along time in latent space. The mask is 1 on latent frame 0.
 
     Args:
         image_latent_BC1HW: `[B, 16, 1, H, W]` in the network's scale.
+        latent_frames: latent frames of the video.
 
     Returns:
         `[B, 17, latent_frames, H, W]`.
@@ -72,7 +74,7 @@ def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
 
 
 def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:
-    """Read the sizes off a state dict in the file layout (canonical spelling).
+    """Read the sizes from a state dict in the file layout (canonical names).
 
     Raises:
         CheckpointError: if the weights are not those of a HunyuanVideo transformer.
@@ -84,21 +86,21 @@ def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:
     if "img_in.proj.weight" not in state or "txt_in.input_embedder.weight" not in state:
         some = ", ".join(sorted(state)[:4]) or "nothing"
         raise CheckpointError(
-            f"These are not the weights of a HunyuanVideo transformer: img_in.proj and txt_in.input_embedder are "
-            f"missing, found {some}. Load a HunyuanVideo-I2V checkpoint in Tencent's, ComfyUI's or diffusers' names."
+            f"These are not the weights of a HunyuanVideo transformer: img_in.proj or txt_in.input_embedder is "
+            f"missing, found {some}. Load a HunyuanVideo-I2V model with Tencent's, ComfyUI's or diffusers' names."
         )
     patch_embed = state["img_in.proj.weight"]
     hidden = patch_embed.shape[0]
     if patch_embed.ndim != 5 or tuple(patch_embed.shape[2:]) != (1, PATCH, PATCH) or hidden % HEAD_DIM:
         raise CheckpointError(
             f"img_in.proj.weight has shape {list(patch_embed.shape)}, expected [heads * 128, channels, 1, 2, 2]. "
-            f"This is not a HunyuanVideo transformer of the first generation: choose a HunyuanVideo-I2V checkpoint."
+            f"This is not a HunyuanVideo transformer of the first generation. Choose a HunyuanVideo-I2V model file."
         )
     vector_in = state.get("vector_in.in_layer.weight")
     if vector_in is None:
         raise CheckpointError(
-            "vector_in is missing: this looks like HunyuanVideo 1.5 or another relative. Expected a HunyuanVideo-I2V "
-            "checkpoint of the first generation (with pooled text in vector_in): choose such a file."
+            "vector_in is missing: this looks like HunyuanVideo 1.5 or another related model. Expected a "
+            "HunyuanVideo-I2V model of the first generation (with pooled text in vector_in). Choose such a file."
         )
     return NetworkShape(
         in_channels=patch_embed.shape[1],
@@ -117,13 +119,14 @@ def _concat(image: StartImage, latent_frames: int) -> Tensor:
 
 
 def _start_frame(image: StartImage, latent_frames: int) -> Tensor:
-    """The clean latent `[B, 16, 1, H, W]` that stands in frame 0, modulated as at noise level 0."""
+    """Return the clean latent `[B, 16, 1, H, W]` of frame 0, which the network modulates as at noise level 0."""
     return image.latents
 
 
 def _no_image(image: StartImage, latent_frames: int) -> Tensor:
     raise CheckpointError(
-        "A text-to-video network takes no start image. Widen it to image-to-video first (method sft with widening)."
+        "A text-to-video network takes no start image. First widen it to image-to-video: train with method sft and "
+        "method.widen=true."
     )
 
 

@@ -11,12 +11,12 @@ from ..geometry import LATENT_CHANNELS, PATCH, TIME_STRIDE
 from ..layouts.wan import WAN
 from .base import Architecture, Family, StartImage
 
-MASK_CHANNELS = TIME_STRIDE  # one for each of the four frames that a latent frame stands for
+MASK_CHANNELS = TIME_STRIDE  # one for each of the four video frames per latent frame
 IMAGE_CHANNELS = 2 * LATENT_CHANNELS + MASK_CHANNELS
 HEAD_DIM = 128
-TEXT_TOKENS = 512  # prompts are padded with zeros to as many, and the network sees the padding
-FEATURE_SHAPE = (257, 1280)  # of CLIP ViT-H's last hidden layer but one: a class token and 16 x 16 patches
-# Of the VAE's latents, by channel: the network sees (latent - mean) / std.
+TEXT_TOKENS = 512  # prompts are padded with zeros to this length, and the network sees the padding
+FEATURE_SHAPE = (257, 1280)  # CLIP ViT-H's second to last hidden layer: a class token and 16 x 16 patches
+# Mean and std of the VAE's latents per channel. The network sees (latent - mean) / std.
 LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -29,7 +29,7 @@ LATENT_STD = (
 
 @dataclass(frozen=True)
 class WanShape:
-    """The sizes of a Wan transformer, read off its weights."""
+    """The sizes of a Wan transformer, read from its weights."""
 
     in_channels: int
     hidden: int
@@ -44,7 +44,7 @@ class WanShape:
         return self.hidden // HEAD_DIM
 
     def facts(self) -> dict[str, str]:
-        """The sizes in words, by label."""
+        """The sizes as text, by label."""
         return {
             "width": f"{self.hidden} ({self.heads} x {HEAD_DIM}), mlp {self.mlp}",
             "blocks": f"{self.blocks}",
@@ -53,7 +53,7 @@ class WanShape:
 
 
 def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
-    """Read the sizes off a state dict in the file layout.
+    """Read the sizes from a state dict in the file layout.
 
     Raises:
         CheckpointError: if the weights are not those of a Wan 2.1 image-to-video transformer.
@@ -63,18 +63,19 @@ def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
     if patch_embed is None or mlp is None or text is None or time is None:
         raise CheckpointError(
             "These are not the weights of a Wan transformer: patch_embedding, text_embedding, time_embedding or "
-            "blocks.0.ffn is missing. Load a complete Wan 2.1 image-to-video checkpoint."
+            "blocks.0.ffn is missing. Load a complete Wan 2.1 image-to-video model."
         )
     hidden = patch_embed.shape[0]
     if patch_embed.ndim != 5 or tuple(patch_embed.shape[2:]) != (1, PATCH, PATCH) or hidden % HEAD_DIM:
         raise CheckpointError(
             f"patch_embedding.weight has shape {list(patch_embed.shape)}, expected [heads * 128, channels, 1, 2, 2]. "
-            f"This is not a Wan 2.1 transformer."
+            f"This is not a Wan 2.1 transformer. Choose a Wan 2.1 image-to-video model file."
         )
     if "img_emb.proj.1.weight" not in state:
         raise CheckpointError(
-            f"This Wan transformer of {patch_embed.shape[1]} input channels looks at no CLIP features (img_emb is "
-            f"missing): it is text-to-video, or Wan 2.2. Expected Wan 2.1 image-to-video, of {IMAGE_CHANNELS} channels."
+            f"This Wan transformer of {patch_embed.shape[1]} input channels does not use CLIP features (img_emb is "
+            f"missing). It is text-to-video, or Wan 2.2. Expected Wan 2.1 image-to-video with {IMAGE_CHANNELS} input "
+            f"channels. Choose such a file."
         )
     return WanShape(
         in_channels=patch_embed.shape[1],
@@ -87,35 +88,39 @@ def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
 
 
 def normalised(latents_BCTHW: Tensor) -> Tensor:
-    """The VAE's latents in the network's scale: `(latent - mean) / std` by channel."""
+    """Return the VAE's latents in the network's scale: `(latent - mean) / std` per channel."""
     mean = latents_BCTHW.new_tensor(LATENT_MEAN).reshape(1, -1, 1, 1, 1)
     return (latents_BCTHW - mean) / latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1)
 
 
 def denormalised(latents_BCTHW: Tensor) -> Tensor:
-    """The inverse of `normalised`: what the VAE decodes."""
+    """Return latents in the VAE's scale, which its decoder expects: the inverse of `normalised`."""
     mean = latents_BCTHW.new_tensor(LATENT_MEAN).reshape(1, -1, 1, 1, 1)
     return latents_BCTHW * latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1) + mean
 
 
 def image_condition(image: StartImage, latent_frames: int) -> tuple[Tensor, Tensor]:
-    """The 20 channels that are concatenated behind the noise, mask first, and the CLIP features.
+    """Return the 20 channels that follow the noisy latent (mask, then image), and the CLIP features.
 
-    The mask is 1 on latent frame 0 (all four of its frames are the start image's), else 0. The image half is the VAE's
-    encoding of the image followed by gray frames, and not the image's own latent followed by zeros.
+    The mask is 1 on latent frame 0 in all four channels, else 0. The VAE encodes the image and the gray frames after it
+    together; padding the latent of the image with zeros would produce other values.
 
     Args:
-        image: latents `[B, 16, T, H, W]` of image and gray frames in the network's scale, and features.
+        image: latents `[B, 16, T, H, W]` of image and gray frames in the network's scale, and CLIP features.
+        latent_frames: latent frames of the video.
+
+    Returns:
+        Channels `[B, 20, T, H, W]` and features `[B, 257, 1280]`.
 
     Raises:
-        CheckpointError: if the latents have not `latent_frames` frames or there are no features.
+        CheckpointError: if the latents do not have `latent_frames` frames, or there are no features.
     """
     latents, features = image.latents, image.features
     if latents.shape[2] != latent_frames or features is None:
         raise CheckpointError(
             f"A Wan 2.1 start image has {latents.shape[2]} latent frames and {'no' if features is None else 'its'} "
-            f"CLIP features; expected {latent_frames} (image and gray frames encoded together) and features. Prepare "
-            f"the data for this family."
+            f"CLIP features. Expected {latent_frames} latent frames (image and gray frames encoded together) and "
+            f"features. Prepare the data again for this family."
         )
     mask = latents.new_zeros(latents.shape[0], MASK_CHANNELS, latent_frames, *latents.shape[3:])
     mask[:, :, :1] = 1

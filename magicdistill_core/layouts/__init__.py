@@ -1,1 +1,1 @@
-"""Key maps as data: how the same weights are named by diffusers, by Tencent's files and by ComfyUI."""
+"""Maps between the tensor names of diffusers, of single model files, of ComfyUI and of LoRA files."""

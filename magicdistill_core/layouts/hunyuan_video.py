@@ -1,7 +1,7 @@
-"""HunyuanVideo's names: diffusers' `HunyuanVideoTransformer3DModel` against Tencent's single files, at any size.
+"""HunyuanVideo's names: the map between diffusers' `HunyuanVideoTransformer3DModel` and Tencent's single files.
 
-ComfyUI's own spelling and Tencent's differ in separators only; both are read, Tencent's is written (stock ComfyUI
-loads it).
+The map fits networks of any size. ComfyUI's own names differ from Tencent's mainly in their separators. Both are read.
+Tencent's names are written; stock ComfyUI loads them.
 """
 
 from .modules import LayoutMap, Module
@@ -76,7 +76,7 @@ HUNYUAN_VIDEO = LayoutMap(
         Module("final_layer.linear", ("proj_out",)),
         Module("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap_halves=True),
     ),
-    # ComfyUI's spelling of the same modules.
+    # ComfyUI's names of the same modules.
     aliases=(
         (r"^(time_in|guidance_in|txt_in\.t_embedder)\.in_layer\.", r"\1.mlp.0."),
         (r"^(time_in|guidance_in|txt_in\.t_embedder)\.out_layer\.", r"\1.mlp.2."),

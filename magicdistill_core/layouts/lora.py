@@ -1,4 +1,4 @@
-"""LoRA files: their branches, and the way of these between diffusers' split and the file's fused modules."""
+"""LoRA files: read them, and convert their branches between diffusers' split modules and the file's fused ones."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ _MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class ParsedLora:
-    """What a LoRA file holds, by the module names of the file without their prefixes.
+    """The contents of a LoRA file, by the file's module names without prefixes.
 
     Attributes:
-        branches: the pairs.
-        differences: (module, leaf) -> a whole difference, of a `weight`, a `bias` or a `modulation`.
-        unknown: names of tensors that are no part of a LoRA.
-        alpha_stated: whether the file says an alpha for every pair; where it does not, alpha is the rank.
+        branches: the low-rank pairs.
+        differences: full differences of a `weight`, a `bias` or a `modulation`, by (module, leaf).
+        unknown: names of tensors that do not belong to a LoRA.
+        alpha_stated: whether the file states an alpha for every pair. Without it, alpha is the rank.
     """
 
     branches: dict[str, LowRank]
@@ -36,11 +36,11 @@ class PlacedLora:
     """A LoRA's contents by the names of the file layout.
 
     Attributes:
-        branches: by module, q, k and v fused as the file layout has them.
-        differences: by tensor.
-        origins: for each key of `branches` and `differences`, what the LoRA's file calls the modules behind it.
+        branches: low-rank pairs by module, with q, k and v fused as in the file layout.
+        differences: full differences by tensor.
+        origins: for each key of `branches` and `differences`, the module names in the LoRA's file that it comes from.
         unknown: modules of the LoRA's file that the family does not have.
-        misfits: modules of the LoRA's file that do not fit the fused module, and why.
+        misfits: modules of the LoRA's file that do not fit the fused module, with the reason.
     """
 
     branches: dict[str, LowRank] = field(default_factory=dict)
@@ -53,13 +53,13 @@ class PlacedLora:
 def read_lora(
     state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, source: str = "This file"
 ) -> ParsedLora:
-    """What a LoRA file holds, whatever its dialect.
+    """Read a LoRA file in any known dialect.
 
-    The alpha of a pair is its `.alpha` tensor, or what diffusers' metadata says, or its rank (scale 1).
+    The alpha of a pair is its `.alpha` tensor; else the alpha in diffusers' metadata; else its rank (scale 1).
 
     Raises:
-        CheckpointError: if there is no pair, only a half of one, or two of one module, or the adapter is of another
-            kind than LoRA.
+        CheckpointError: if there is no pair, half of a pair is missing, a module has two pairs, or the adapter is not a
+            LoRA.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     differences: dict[tuple[str, str], Tensor] = {}
@@ -77,22 +77,28 @@ def read_lora(
                 if part in pairs.setdefault(module, {}):
                     raise CheckpointError(
                         f"{source} changes {module} twice (as {key} and under another prefix or adapter name). Save "
-                        f"the LoRA that is meant to a file of its own."
+                        f"the LoRA that you need to a separate file."
                     )
                 pairs[module][part] = tensor
             case (_, module, leaf):
                 differences[module, leaf] = tensor
     if not pairs or not any("down" in parts or "up" in parts for parts in pairs.values()):
-        beside = listing(unknown) if unknown else "nothing beside them" if state else "the file is empty"
+        others = (
+            listing(unknown)
+            if unknown
+            else "there are only alphas or full differences"
+            if state
+            else "the file is empty"
+        )
         raise CheckpointError(
             f"{source} is not a LoRA file that can be read: {len(unknown)} of {len(state)} tensors are no LoRA parts "
-            f"({beside}). Expected pairs named lora_A/lora_B or lora_down/lora_up: choose another file, and load whole "
+            f"({others}). Expected pairs named lora_A/lora_B or lora_down/lora_up. Choose another file. Load full "
             f"models with a model loader."
         )
     halves = [name for name, parts in pairs.items() if "down" not in parts or "up" not in parts]
     if halves:
         raise CheckpointError(
-            f"{source} has only one half of the pair for: {listing(halves)}. It is damaged: download it again."
+            f"{source} has only one half of the pair for: {listing(halves)}. The file is damaged. Download it again."
         )
     alpha_of = stated_alpha(metadata, source)
     branches, stated = {}, True
@@ -107,7 +113,7 @@ def read_lora(
 
 
 def _check_numbers(parts: Mapping[str, Tensor], name: str, source: str) -> None:
-    """Refuse a pair that would give no weights: of another shape, or of anything but finite numbers."""
+    """Raise CheckpointError if a pair has a wrong shape or dtype, or contains values that are not finite."""
     down, up = _matrices(parts["down"], parts["up"])
     shapes = f"down {list(down.shape)}, up {list(up.shape)}"
     wrong = None
@@ -118,16 +124,16 @@ def _check_numbers(parts: Mapping[str, Tensor], name: str, source: str) -> None:
     elif not (down.is_floating_point() and up.is_floating_point()):
         wrong = f"{down.dtype} and {up.dtype}, expected floating point numbers"
     elif not all(torch.isfinite(part.float()).all() for part in parts.values()):
-        wrong = "values that are no finite numbers (NaN or infinite)"
+        wrong = "values that are not finite (NaN or infinity)"
     if wrong is not None:
         raise CheckpointError(
-            f"{source} is damaged or of another kind: its pair for {name} has {wrong}. Download it again, or use a "
-            f"checkpoint of its training from before it broke."
+            f"{source} is damaged or of another kind: its pair for {name} has {wrong}. Download it again, or use an "
+            f"earlier checkpoint of its training."
         )
 
 
 def _matrices(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """A pair of a convolution as that of the linear layer it is on its patches: `up` has a kernel of one."""
+    """Return a pair as matrices. A convolution whose `up` has kernel size 1 equals a linear layer on its patches."""
     if down.ndim == up.ndim > 2 and down.shape[0] == up.shape[1] and up[0, 0].numel() == 1:
         return down.flatten(1), up.flatten(1)
     return down, up
@@ -136,52 +142,54 @@ def _matrices(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 def parse_lora(
     state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, source: str = "This file"
 ) -> dict[str, LowRank]:
-    """The branches of a file that holds pairs and nothing else, by bare module name.
+    """Return the branches of a file that contains only pairs, by module name without prefix.
 
     Raises:
-        CheckpointError: as `read_lora`; or if there is anything beside the pairs.
+        CheckpointError: as `read_lora`; also if the file contains other tensors.
     """
     parsed = read_lora(state, metadata, source)
-    beside = [*parsed.unknown, *(f"{module}: a difference of its {leaf}" for module, leaf in parsed.differences)]
-    if beside:
+    others = [*parsed.unknown, *(f"{module}: a difference of its {leaf}" for module, leaf in parsed.differences)]
+    if others:
         raise CheckpointError(
-            f"{source} is not a LoRA of pairs alone: {len(beside)} of {len(state)} tensors are no LoRA parts "
-            f"({listing(beside)}). Expected pairs named lora_A/lora_B or lora_down/lora_up."
+            f"{source} contains more than low-rank pairs: {len(others)} of {len(state)} tensors are no LoRA parts "
+            f"({listing(others)}). Expected only pairs named lora_A/lora_B or lora_down/lora_up. Choose such a file."
         )
     return parsed.branches
 
 
 def known_modules(layout: LayoutMap, names: Iterable[str]) -> int:
-    """How many of these module names the family has, in either layout and any dialect."""
+    """Count the module names that the family has, in either layout and any dialect."""
     return sum(_diffusers_names(layout, name) is not None or file_name(layout, name) is not None for name in names)
 
 
 def file_name(layout: LayoutMap, name: str) -> str | None:
-    """A module's name in the file layout if it is one of its spellings; None for other names."""
+    """Return a module's name in the file layout if it is one of the known file names; None for other names."""
     canonical = layout.canonical(f"{dotted(layout, name)}.weight").removesuffix(".weight")
     return canonical if layout.file_module(canonical) is not None else None
 
 
 def _diffusers_names(layout: LayoutMap, name: str) -> tuple[str, ...] | None:
-    """The diffusers modules that a name stands for, several if it is a fused projection; None for other names."""
+    """Return the diffusers modules of a name, several for a fused projection; None for other names."""
     name = dotted(layout, name)
     return (name,) if layout.diffusers_module(name) is not None else pieces_of(layout, name)
 
 
 def to_file_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: int) -> dict[str, LowRank]:
-    """Branches named in either layout to branches of the file layout's modules; split q, k, v are fused exactly.
+    """Convert branches of either layout to branches of the file layout's modules. Split q, k, v are fused exactly.
 
     Args:
-        hidden: hidden size of the network, which gives the rows of parts that have no branch.
+        layout: the map.
+        branches: by module name of either layout.
+        hidden: hidden size of the network, which determines the rows of parts without a branch.
 
     Raises:
-        CheckpointError: listing modules that the family does not have, or saying what does not fit.
+        CheckpointError: if the family does not have some modules, or a branch does not fit. It lists them.
     """
     placed = place_lora(layout, ParsedLora(dict(branches), {}, (), True), hidden)
     if placed.unknown:
         raise CheckpointError(
             f"{len(placed.unknown)} of {len(branches)} LoRA modules do not exist in this family: "
-            f"{listing(placed.unknown)}. The LoRA belongs to another model."
+            f"{listing(placed.unknown)}. The LoRA belongs to another model. Choose a LoRA for this model."
         )
     if placed.misfits:
         raise CheckpointError(next(iter(placed.misfits.values())))
@@ -189,9 +197,11 @@ def to_file_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: i
 
 
 def place_lora(layout: LayoutMap, lora: ParsedLora, hidden: int) -> PlacedLora:
-    """A LoRA's contents in the names of the file layout, with what has no place there.
+    """Rename a LoRA's contents to the file layout, and collect the modules that are unknown or do not fit.
 
     Args:
+        layout: the map.
+        lora: the contents of the LoRA file.
         hidden: as for `to_file_layout`.
 
     Raises:
@@ -221,10 +231,10 @@ def place_lora(layout: LayoutMap, lora: ParsedLora, hidden: int) -> PlacedLora:
             if number in parts.setdefault(target, {}):
                 raise _twice(parts[target][number][0], name)
             parts[target][number] = (name, own)
-    for target, given in parts.items():
-        names = tuple(dict.fromkeys(name for name, _ in given.values()))
+    for target, numbered in parts.items():
+        names = tuple(dict.fromkeys(name for name, _ in numbered.values()))
         try:
-            branch = _fused(modules[target], {number: branch for number, (_, branch) in given.items()}, hidden)
+            branch = _fused(modules[target], {number: branch for number, (_, branch) in numbered.items()}, hidden)
         except CheckpointError as error:
             placed.misfits.update(dict.fromkeys(names, str(error)))
         else:
@@ -242,19 +252,19 @@ def _put(placed: PlacedLora, target: str, branch: LowRank, names: tuple[str, ...
 
 def _twice(first: str, second: str) -> CheckpointError:
     return CheckpointError(
-        f"The LoRA changes the same weights as {first} and as {second}. Expected every module once: save the LoRA that "
-        f"is meant to a file of its own."
+        f"The LoRA changes the same weights as {first} and as {second}. Expected every module once. Save the LoRA that "
+        f"you need to a separate file."
     )
 
 
 def _fused(module: Module, parts: dict[int, LowRank], hidden: int) -> LowRank:
-    """The branch of a file module from those of its diffusers parts."""
+    """Fuse the branches of the diffusers parts into the branch of the file module."""
     first = parts[min(parts)]
     if len(module.parts) == 1:
         return LowRank(first.down, swap_halves(first.up), first.alpha) if module.swap_halves else first
     rows = ([hidden] * 3 + [_MLP_RATIO * hidden])[: len(module.parts)]
     if len(parts) == len(rows) and all(part.down is first.down for part in parts.values()):
-        # Parts of one fused projection share their down half: put together again at the same rank.
+        # The parts of one fused projection share `down`. Joining their `up` rows keeps the rank.
         up = torch.cat([parts[number].up for number in range(len(rows))])
         if up.shape[0] == sum(rows):
             return LowRank(first.down, up, first.alpha)
@@ -277,12 +287,12 @@ def _place_differences(layout: LayoutMap, lora: ParsedLora, placed: PlacedLora) 
 
 
 def to_diffusers_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: int) -> dict[str, LowRank]:
-    """Branches of file-layout modules (as `to_file_layout` gives them) to branches of diffusers modules, exactly."""
+    """Convert branches of file-layout modules (from `to_file_layout`) exactly to branches of diffusers modules."""
     out = {}
     for name, branch in branches.items():
         hit = layout.file_module(name)
         if hit is None:
-            raise CheckpointError(f"LoRA module {name} does not exist in this family.")
+            raise CheckpointError(f"LoRA module {name} does not exist in this family. Choose a LoRA for this model.")
         module, block = hit
         if len(module.parts) == 1:
             up = swap_halves(branch.up) if module.swap_halves else branch.up
@@ -294,10 +304,10 @@ def to_diffusers_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidd
 
 
 def lora_state(branches: Mapping[str, LowRank], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
-    """A LoRA file's tensors: `<prefix><module>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
+    """Return a LoRA file's tensors: `<prefix><module>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
 
-    ComfyUI's stock loader reads file-layout names under `diffusion_model.`; diffusers wants its own under
-    `transformer.`. Alpha is always written, so that no reader has to assume one.
+    ComfyUI's stock loader reads file-layout names with the prefix `diffusion_model.`. diffusers expects its own names
+    with the prefix `transformer.`. Alpha is always written, because readers assume different defaults.
     """
     state = {}
     for name, branch in branches.items():

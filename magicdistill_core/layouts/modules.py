@@ -1,7 +1,8 @@
-"""A layout map between two naming schemes, as frozen data, and the functions that apply it to weights and to LoRAs.
+"""Maps between two naming schemes as frozen data, and the functions that convert weights with them.
 
-The *file* layout is the one of single-file checkpoints (Tencent's, which ComfyUI reads); the *diffusers* layout splits
-what the file fuses. A module's tensors are `<module>.weight` and `<module>.bias`, of which rows are output features.
+The *file* layout has the names of single model files (Tencent's or Wan's, which ComfyUI reads). The *diffusers* layout
+splits modules that the file layout fuses. The tensors of a module are `<module>.weight` and `<module>.bias`; their rows
+are output features.
 """
 
 import re
@@ -16,10 +17,14 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class Module:
-    """One module of the file layout and the diffusers module(s) it consists of; `{i}` stands for a block number.
+    """One module of the file layout and its parts, the modules of the diffusers layout. `{i}` is a block number.
 
-    With several `parts` the file's rows are the parts' rows stacked in order. `swap_halves` says that the two halves
-    of the rows stand in opposite order (AdaLN [shift, scale] against [scale, shift]). RMS norms have no bias.
+    Attributes:
+        file: name in the file layout.
+        parts: names in the diffusers layout. The rows of the file module are the rows of its parts, stacked in order.
+        swap_halves: whether the two layouts have the two halves of the rows in opposite order (AdaLN: [shift, scale] in
+            the file, [scale, shift] in diffusers).
+        bias: whether the module has a bias; RMS norms have none.
     """
 
     file: str
@@ -30,13 +35,13 @@ class Module:
 
 @dataclass(frozen=True)
 class LayoutMap:
-    """All modules of a family, and other spellings of the file layout that are read as if they were it."""
+    """All modules of a transformer in both layouts, and aliases: other accepted names of the file layout."""
 
     modules: tuple[Module, ...]
-    aliases: tuple[tuple[str, str], ...] = ()  # regular expression -> replacement, applied to whole keys in order
-    optional: tuple[str, ...] = ()  # file modules that some checkpoints of the family do not have
-    parameters: tuple[tuple[str, str], ...] = ()  # bare parameters, which have no module: file key, diffusers key
-    ignored: tuple[str, ...] = ()  # ends of diffusers keys that old releases have and no network reads
+    aliases: tuple[tuple[str, str], ...] = ()  # regular expression -> replacement, applied to the full key, in order
+    optional: tuple[str, ...] = ()  # file modules that some models of the family do not have
+    parameters: tuple[tuple[str, str], ...] = ()  # parameters outside a module: file key, diffusers key
+    ignored: tuple[str, ...] = ()  # suffixes of diffusers keys of old releases that no network reads
     leaves: tuple[str, ...] = ("weight", "bias")
     _by_file: dict[str, Module] = field(init=False, repr=False, compare=False)
     _by_part: dict[str, tuple[Module, int]] = field(init=False, repr=False, compare=False)
@@ -46,35 +51,35 @@ class LayoutMap:
         object.__setattr__(self, "_by_part", {p: (m, n) for m in self.modules for n, p in enumerate(m.parts)})
 
     def canonical(self, key: str) -> str:
-        """`key` in the file layout, whichever of the known spellings it has."""
+        """Return the file-layout name of a key that may have one of the aliases."""
         for pattern, replacement in self.aliases:
             key = re.sub(pattern, replacement, key)
         return key
 
     def file_module(self, name: str) -> tuple[Module, str] | None:
-        """The map entry of a file-layout module and its block number ("" if it has none)."""
+        """Return the map entry and the block number ("" if none) of a module of the file layout; None if unknown."""
         template, block = _template(name)
         module = self._by_file.get(template)
         return None if module is None else (module, block)
 
     def file_parameter(self, key: str) -> str | None:
-        """The diffusers key of a bare parameter of the file layout."""
+        """Return the diffusers key for the file key of a parameter outside a module; None for other keys."""
         template, block = _template(key)
         return next((fill(other, block) for file, other in self.parameters if file == template), None)
 
     def diffusers_parameter(self, key: str) -> str | None:
-        """The file key of a bare parameter of the diffusers layout."""
+        """Return the file key for the diffusers key of a parameter outside a module; None for other keys."""
         template, block = _template(key)
         return next((fill(file, block) for file, other in self.parameters if other == template), None)
 
     def knows(self, key: str) -> bool:
-        """Whether a tensor of the file layout belongs to the family."""
+        """Return whether the map contains this tensor name of the file layout."""
         name, _, leaf = key.rpartition(".")
         known = self.file_module(name) is not None and leaf in self.leaves
         return known or self.file_parameter(key) is not None
 
     def diffusers_module(self, name: str) -> tuple[Module, int, str] | None:
-        """The map entry that holds a diffusers module, which part of it that is, and the block number."""
+        """Return the map entry, the part number and the block number of a diffusers module; None if unknown."""
         template, block = _template(name)
         hit = self._by_part.get(template)
         return None if hit is None else (*hit, block)
@@ -89,21 +94,26 @@ def _template(name: str) -> tuple[str, str]:
 
 
 def fill(template: str, block: str) -> str:
-    """A module template with its block number put in."""
+    """Insert the block number into a module template."""
     return template.replace("{i}", block)
 
 
 def swap_halves(rows: Tensor) -> Tensor:
-    """The two halves of a tensor's rows exchanged (its own inverse)."""
+    """Exchange the two halves of a tensor's rows. Applied twice, it restores the tensor."""
     first, second = rows.chunk(2, dim=0)
     return torch.cat([second, first], dim=0)
 
 
 def part_rows(module: Module, total: int, hidden: int) -> list[int]:
-    """How many of a fused module's rows belong to each part: `hidden` for q, k and v, the rest for an MLP.
+    """Return the number of rows of each part of a fused module: `hidden` for q, k and v, the rest for an MLP.
+
+    Args:
+        module: the fused module.
+        total: rows of the fused module.
+        hidden: the network's hidden size.
 
     Raises:
-        CheckpointError: if the rows cannot be divided so.
+        CheckpointError: if the rows cannot be divided like this.
     """
     sizes = [hidden] * min(3, len(module.parts))
     if len(module.parts) > 3:
@@ -111,22 +121,22 @@ def part_rows(module: Module, total: int, hidden: int) -> list[int]:
     if sum(sizes) != total or min(sizes) <= 0:
         raise CheckpointError(
             f"Module {module.file} has {total} rows, which do not divide into {len(module.parts)} parts at hidden "
-            f"size {hidden}. The file is not of this family, or it is damaged."
+            f"size {hidden}. The file is of another family, or it is damaged. Download it again or choose another file."
         )
     return sizes
 
 
 def listing(keys: list[str], limit: int = 8) -> str:
-    """Keys as text for an error message, the first `limit` of them."""
+    """Format the first `limit` keys for an error message."""
     rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return ", ".join(sorted(keys)[:limit]) + rest
 
 
 def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Full weights from diffusers names to file names; q, k, v (and an MLP) are fused.
+    """Rename full weights from diffusers names to file names and fuse q, k, v (and an MLP).
 
     Raises:
-        CheckpointError: listing the keys that the map does not know, or the parts that a fused module lacks.
+        CheckpointError: if the map does not know some keys, or parts of a fused module are missing. It lists them.
     """
     groups: dict[tuple[str, str], dict[int, Tensor]] = {}
     owners: dict[tuple[str, str], tuple[Module, str]] = {}
@@ -150,27 +160,31 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors have names that this family does not have: {listing(unknown)}. "
-            f"Check that the weights are those of the family named in the recipe."
+            f"Check that the weights belong to the family that the recipe states."
         )
     out = bare
     for (name, leaf), parts in groups.items():
         module, block = owners[name, leaf]
-        lacking = [fill(part, block) for n, part in enumerate(module.parts) if n not in parts]
-        if lacking:
-            raise CheckpointError(f"{name}.{leaf} cannot be fused: missing {listing(lacking)}.")
+        missing = [fill(part, block) for n, part in enumerate(module.parts) if n not in parts]
+        if missing:
+            raise CheckpointError(
+                f"{name}.{leaf} cannot be fused: missing {listing(missing)}. Use the complete weights of the model."
+            )
         rows = torch.cat([parts[n] for n in range(len(module.parts))]) if len(parts) > 1 else parts[0]
         out[f"{name}.{leaf}"] = swap_halves(rows) if module.swap_halves else rows
     return out
 
 
 def file_to_diffusers(layout: LayoutMap, state: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
-    """Full weights from file names (canonical spelling) to diffusers names; fused modules are split into views.
+    """Rename full weights from canonical file names to diffusers names and split fused modules into views.
 
     Args:
-        hidden: the network's hidden size, which decides where fused rows are cut.
+        layout: the map.
+        state: the weights.
+        hidden: the network's hidden size, which determines where fused rows are split.
 
     Raises:
-        CheckpointError: listing the keys that the map does not know.
+        CheckpointError: if the map does not know some keys. It lists them.
     """
     out: dict[str, Tensor] = {}
     unknown = []
@@ -191,13 +205,13 @@ def file_to_diffusers(layout: LayoutMap, state: Mapping[str, Tensor], hidden: in
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors have names that this family does not have: {listing(unknown)}. "
-            f"Check that the file is a checkpoint of the family named in the recipe."
+            f"Check that the file belongs to the family that the recipe states."
         )
     return out
 
 
 def missing_keys(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str]:
-    """File-layout keys that a complete checkpoint with as many blocks as `state` would have and `state` lacks."""
+    """Return the file-layout keys that are missing in `state`, compared with a complete model of as many blocks."""
     blocks: dict[str, int] = {}
     for key in state:
         match = _BLOCK.search(key)

@@ -1,4 +1,7 @@
-"""Wan 2.1's names: diffusers' `WanTransformer3DModel` against Wan's own single files, which ComfyUI reads as well."""
+"""Wan 2.1's names: the map between diffusers' `WanTransformer3DModel` and Wan's own single files.
+
+ComfyUI reads Wan's names too.
+"""
 
 from .modules import LayoutMap, Module
 
@@ -38,7 +41,7 @@ WAN = LayoutMap(
         Module("img_emb.proj.4", (f"{_IMAGE}.norm2",)),
         *_attention(_BLOCK, "self_attn", "attn1", image=False),
         *_attention(_BLOCK, "cross_attn", "attn2", image=True),
-        # The norm before cross-attention is the third in Wan's count and the second in diffusers'.
+        # The norm before cross-attention is number 3 in Wan's names and number 2 in diffusers'.
         Module(f"{_BLOCK}.norm3", (f"{_BLOCK}.norm2",)),
         Module(f"{_BLOCK}.ffn.0", (f"{_BLOCK}.ffn.net.0.proj",)),
         Module(f"{_BLOCK}.ffn.2", (f"{_BLOCK}.ffn.net.2",)),

@@ -1,1 +1,1 @@
-"""Distances between sets of samples, and what is measured of clips."""
+"""Distances between sets of feature vectors, and features of clips."""

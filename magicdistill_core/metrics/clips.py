@@ -1,4 +1,4 @@
-"""What can be measured of clips without a pretrained network; each number is named by its features."""
+"""Features and measures of clips that need no pretrained network."""
 
 import torch
 from einops import rearrange
@@ -6,7 +6,12 @@ from torch import Tensor
 
 
 def latent_statistics(latents_BCTHW: Tensor) -> Tensor:
-    """Features of clips: each channel's mean and deviation over space and time, and its mean change between frames.
+    """Compute features of clips: per channel the mean and standard deviation over space and time, and the frame change.
+
+    The frame change is the mean absolute difference between successive frames.
+
+    Args:
+        latents_BCTHW: `[B, C, T, H, W]`.
 
     Returns:
         `[B, 3 * C]`.
@@ -17,12 +22,12 @@ def latent_statistics(latents_BCTHW: Tensor) -> Tensor:
 
 
 def motion(frames_BTCHW: Tensor) -> Tensor:
-    """Mean absolute change between successive frames of each clip, `[B]`, in the frames' unit."""
+    """Mean absolute difference between successive frames of each clip, `[B]`, in the unit of the frames."""
     return frames_BTCHW.float().diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
 
 
 def sharpness(frames_BTCHW: Tensor) -> Tensor:
-    """Mean absolute Laplacian of each clip, `[B]`: it falls with blur and rises with noise."""
+    """Mean absolute Laplacian of each clip, `[B]`. Blur lowers it and noise raises it."""
     x = frames_BTCHW.float()
     neighbours = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return (4 * x[..., 1:-1, 1:-1] - neighbours).abs().mean(dim=(1, 2, 3, 4))

@@ -5,19 +5,20 @@ from torch import Tensor
 
 
 def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets in float64; ValueError if the shapes do not fit or a set has fewer than two samples."""
+    """Return both sets in float64. Raise ValueError if the shapes do not fit or a set has fewer than two samples."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(
-            f"Two sets of feature vectors are needed, [N, D] and [M, D] with N, M >= 2; found {list(x.shape)} and "
-            f"{list(y.shape)}."
+            f"Two sets of feature vectors are needed, [N, D] and [M, D] with N, M >= 2. Found {list(x.shape)} and "
+            f"{list(y.shape)}. Use more samples, or features of one length."
         )
     return x.double(), y.double()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """`2 E|x - y| - E|x - x'| - E|y - y'|` (Szekely and Rizzo), without the pairs of a sample with itself.
+    """`2 E|x - y| - E|x - x'| - E|y - y'|` (Szekely and Rizzo), without pairs of a sample with itself.
 
-    Unbiased: two sets of one distribution give 0 on average, single values may be slightly negative.
+    The estimate is unbiased. For two sets of the same distribution its mean is 0, so single values may be slightly
+    negative.
 
     Args:
         x, y: `[N, D]` and `[M, D]`.
@@ -33,7 +34,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Frechet distance of Gaussians fitted to both sets: `|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`.
 
-    It is FID only where the features are Inception's. Biased upwards when samples are few against the dimension.
+    It is FID only if the features are Inception's. It is biased upwards if the number of samples is small compared with
+    the dimension D.
 
     Args:
         x, y: `[N, D]` and `[M, D]`.
@@ -43,7 +45,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """
     x, y = _checked(x, y)
     cov_x, cov_y = torch.atleast_2d(torch.cov(x.T)), torch.atleast_2d(torch.cov(y.T))
-    # tr (C_x C_y)^(1/2) is the sum of the roots of the eigenvalues of C_x C_y, which are those of a symmetric product.
+    # tr (C_x C_y)^(1/2) is the sum of the square roots of the eigenvalues of C_x C_y. The symmetric matrix
+    # C_x^(1/2) C_y C_x^(1/2) has the same eigenvalues.
     values, vectors = torch.linalg.eigh(cov_x)
     root_x = vectors * values.clamp_min(0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root_x @ cov_y @ root_x).clamp_min(0).sqrt().sum()

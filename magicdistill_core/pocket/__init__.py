@@ -1,1 +1,1 @@
-"""The pocket model: a procedural world of talking portraits and the tiny networks trained on it."""
+"""The pocket model: a procedural renderer of talking portraits, and small networks trained on these portraits."""

@@ -16,14 +16,15 @@ _EYE_WHITE = (0.97, 0.96, 0.95)
 
 @dataclass(frozen=True)
 class Patch:
-    """A window of the canvas with every pixel's place on the head, each `[T, h, w]`.
+    """A window of the canvas with the head coordinates of every pixel. All arrays are `[T, h, w]`.
 
     Attributes:
         u, v: head coordinates.
-        fu, fv: the same on the unturned face.
-        radius: the outline's radius function.
-        skin: the coverage of the head.
-        px: a pixel's side in head units.
+        fu, fv: face coordinates: the position on the face before it turns (yaw and pitch).
+        radius: the head's radius function `r - 1`, see `head_outline`.
+        skin: coverage of the head.
+        px: side of a pixel in head units.
+        window: rows and columns of the canvas.
     """
 
     u: Array
@@ -36,7 +37,7 @@ class Patch:
     window: Window
 
     def band(self, low: float, high: float, half_width: float) -> "Patch":
-        """The smaller patch that holds the face between heights `low` and `high`, pitch included."""
+        """Return the smaller patch with the face between heights `low` and `high`, with a margin for the pitch."""
         margin = 0.18
         rows = _covered(self.v, (0, 2), low - margin, high + margin)
         columns = _covered(self.u, (0, 1), -half_width, half_width)
@@ -53,15 +54,15 @@ class Patch:
 
 
 def _covered(values: Array, axes: tuple[int, int], low: float, high: float) -> slice:
-    """The index range along the remaining axis in which some value lies in [low, high]."""
+    """Return the index range along the remaining axis where some value is in [low, high]."""
     inside = np.flatnonzero((values.max(axis=axes) >= low) & (values.min(axis=axes) <= high))
     return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 1)
 
 
 def head_outline(spec: PortraitSpec, pose: Pose, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """The head's radius function `r - 1` (negative inside) and the normalised (u, v) it is the radius of.
+    """Return the head's radius function `r - 1` (negative inside) and the normalised coordinates (nu, nv) of radius r.
 
-    The jaw narrows or squares the lower half, and an open mouth pulls the chin down.
+    The jaw makes the lower half narrower or wider. An open mouth moves the chin down.
     """
     lower = np.clip(v, 0, None)
     width = spec.head_width * (1 - spec.jaw * np.minimum(lower, 1.2) ** 2)
@@ -74,7 +75,10 @@ def draw_face(canvas: Canvas, spec: PortraitSpec, pose: Pose, head: tuple[Array,
     """Paint the head in front of the body.
 
     Args:
-        head: the `in_head` coordinates of the whole canvas.
+        canvas: the frames.
+        spec: the person.
+        pose: the pose in every frame.
+        head: head coordinates of the full canvas, from `in_head`.
     """
     reach = 1.3 * spec.head_size
     window = canvas.window(_spread(pose.y, reach, 1.35 * spec.head_size), _spread(pose.x, reach, reach))
@@ -105,9 +109,9 @@ def draw_face(canvas: Canvas, spec: PortraitSpec, pose: Pose, head: tuple[Array,
 
 
 def _unturned(spec: PortraitSpec, pose: Pose, u: Array, v: Array) -> tuple[Array, Array]:
-    """Each pixel's place on the unturned face: the face is painted on a cylinder, so yaw is a shift of the angle.
+    """Return the face coordinates of each pixel. The face is painted on a cylinder, so yaw shifts the angle.
 
-    Behind the ears (an angle beyond a quarter turn) `fu` keeps growing past the head's half width.
+    Behind the ears (an angle above 90 degrees) `fu` continues to grow beyond the head's half width.
     """
     width = spec.head_width
     depth = np.sqrt(np.clip(width**2 - u * u, 0, None))
@@ -124,7 +128,7 @@ def _spread(center: Array, before: float, after: float) -> Array:
 
 
 def _draw_ears(canvas: Canvas, spec: PortraitSpec, pose: Pose, u: Array, v: Array, px: float, window: Window) -> None:
-    """Ears sit at the cylinder's sides, a little behind its axis, so yaw brings one forward and hides the other."""
+    """Paint the ears: at the sides of the cylinder, slightly behind its axis, so yaw shows one and hides the other."""
     for side in (-1.0, 1.0):
         place = side * spec.head_width * np.cos(pose.yaw) + 0.14 * np.sin(pose.yaw)
         eu, ev = (u - place) / (0.72 * spec.ear_size), (v - spec.eye_level - 0.12) / (1.25 * spec.ear_size)
@@ -144,7 +148,7 @@ def _draw_cheeks(canvas: Canvas, spec: PortraitSpec, patch: Patch) -> None:
 
 
 def _draw_beard(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) -> None:
-    """Everything below a line from the sideburns to under the lips, with the mouth left free."""
+    """Paint the beard: everything below a line from the sideburns to under the lips, except the mouth."""
     fu, fv, skin, px, window = patch.fu, patch.fv, patch.skin, patch.px, patch.window
     line = spec.mouth_level - 0.04 - 0.75 * np.clip(np.abs(fu) - 0.27, 0, None)
     distance = np.maximum(line - fv, 0.2 - np.sqrt(fu**2 + ((fv - line) * 1.2) ** 2))
@@ -157,7 +161,7 @@ def _draw_beard(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) ->
 
 
 def _draw_eyes(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) -> None:
-    """Both eyes at once in mirrored coordinates; a blink lowers the upper lid onto the lower one."""
+    """Paint both eyes at once in mirrored coordinates. A blink lowers the upper lid onto the lower lid."""
     fu, fv, skin, px, window = patch.fu, patch.fv, patch.skin, patch.px, patch.window
     side = np.sign(fu)
     eu, ev = np.abs(fu) - spec.eye_spread, fv - spec.eye_level
@@ -177,7 +181,7 @@ def _draw_eyes(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) -> 
     canvas.paint(seen * cover(distance - spec.iris_size, px), dark_rim, window)
     canvas.paint(seen * cover(distance - 0.8 * spec.iris_size, px), spec.iris, window)
     canvas.paint(seen * cover(distance - 0.5 * spec.iris_size, px), (0.03, 0.03, 0.04), window)
-    # One catch-light for both eyes, on the light's side (so it is not mirrored).
+    # The catch-light is on the side of the light in both eyes, so it is not mirrored.
     spark_u = eu - side * (pose.gaze_x + 0.035 * np.sign(spec.light[0]))
     spark = np.sqrt(spark_u**2 + (ev + 0.045 - pose.gaze_y) ** 2)
     canvas.paint(seen * cover(spark - 0.026, px), (1.0, 1.0, 1.0), window)
@@ -199,7 +203,7 @@ def _draw_brows(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) ->
 
 
 def _draw_nose(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) -> None:
-    """The nose stands out from the face: it travels further than the rest when the head turns."""
+    """Paint the nose. It is in front of the face, so it moves further than the rest when the head turns."""
     fu, fv, skin, px, window = patch.fu, patch.fv, patch.skin, patch.px, patch.window
     nu = fu - 0.16 * np.sin(pose.yaw)
     tip = spec.eye_level + spec.nose_length + 0.06 + 0.1 * np.sin(pose.pitch)
@@ -218,7 +222,7 @@ def _draw_nose(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) -> 
 
 
 def _draw_mouth(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) -> None:
-    """Lips around an opening that shows teeth, dark and tongue; speech opens and rounds it."""
+    """Paint the lips around an opening with teeth, dark background and tongue. Speech opens and rounds the mouth."""
     fu, fv, skin, px, window = patch.fu, patch.fv, patch.skin, patch.px, patch.window
     width = spec.mouth_width * (1 - 0.9 * pose.rounding - 0.35 * pose.mouth)
     along = fu / width
@@ -243,7 +247,10 @@ def _draw_mouth(canvas: Canvas, spec: PortraitSpec, pose: Pose, patch: Patch) ->
 
 
 def _draw_front_hair(canvas: Canvas, spec: PortraitSpec, patch: Patch) -> None:
-    """The cap of hair above a hairline that turns with the face, inside an outline a little larger than the skull."""
+    """Paint the hair above the hairline, inside an outline slightly larger than the skull.
+
+    The hairline turns with the face.
+    """
     u, v, fu, fv, radius, px, window = patch.u, patch.v, patch.fu, patch.fv, patch.radius, patch.px, patch.window
     style = spec.hair_style
     line = np.full_like(fu, spec.hairline) + 0.35 * fu * fu
@@ -264,14 +271,14 @@ def _draw_front_hair(canvas: Canvas, spec: PortraitSpec, patch: Patch) -> None:
     volume = spec.hair_volume
     outline = radius + 1 - volume
     if style in ("short", "bun"):
-        # Cropped or pulled-back hair lies flat below the temples.
+        # Short or tied hair is flat below the temples.
         outline = radius - (volume - 1) * np.clip(0.4 - 1.6 * v, 0, 1)
     if style == "curly":
         angle = np.arctan2(v + 0.2, u)
         outline = outline - 0.05 - 0.035 * np.sin(13 * angle)
         line = line + 0.025 * np.sin(20 * fu)
         sideburn = 0.2
-    # At the temples the hair runs down in front of the ears as far as the style wants.
+    # At the temples the hair continues down in front of the ears. The style determines how far.
     edge = (np.abs(fu) / spec.head_width) - 0.86
     nape = 2.5 * np.clip(np.abs(fu) / spec.head_width - 1.02, 0, 0.25)
     temple = np.maximum(-0.6 * edge, fv - sideburn - nape)

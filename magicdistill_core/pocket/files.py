@@ -1,4 +1,7 @@
-"""Where the shipped pocket weights lie: one folder a kind, so that each model loader lists only what it can load."""
+"""Paths of the shipped pocket weights.
+
+There is one folder per kind of weights, because each ComfyUI loader lists all files of its folder.
+"""
 
 from pathlib import Path
 
@@ -12,5 +15,5 @@ GENERATOR = DIFFUSION_MODELS / "magicdistill_pocket_generator.safetensors"
 VAE = VAES / "magicdistill_pocket_vae.safetensors"
 FAKE_LORA = LORAS / "magicdistill_pocket_fake_lora.safetensors"
 
-# Width and height of the videos that they were trained on, in pixels.
+# Width and height of the training videos, in pixels.
 SIZE = 96

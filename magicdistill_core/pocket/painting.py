@@ -1,4 +1,4 @@
-"""A stack of frames to paint soft-edged shapes on."""
+"""A canvas of several frames, and soft-edged shapes to paint on it."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ Window = tuple[slice, slice]
 
 
 def cover(distance: Array, softness: Array | float) -> Array:
-    """Coverage of a shape given its signed distance (negative inside): a linear ramp `softness` wide.
+    """Return the coverage of a shape from its signed distance (negative inside): a linear ramp of width `softness`.
 
-    When `softness` is one pixel, this is the box-filter antialiasing of a straight edge.
+    With a softness of one pixel, this is box-filter antialiasing of a straight edge.
     """
     return np.clip(0.5 - distance / softness, 0.0, 1.0, dtype=np.float32)
 
 
 def falloff(distance: Array, width: Array | float) -> Array:
-    """A bell around distance 0 that is exactly 0 beyond `2 * width`: cheap soft shading."""
+    """Return a bell curve around distance 0 for soft shading. It is exactly 0 beyond `2 * width`."""
     inner = np.clip(1.0 - (distance / (2.0 * width)) ** 2, 0.0, 1.0, dtype=np.float32)
     return inner * inner
 
 
 class Canvas:
-    """RGB frames in linear arithmetic on display values: planar float32 `[3, T, H, W]` in [0, 1]."""
+    """RGB frames, planar float32 `[3, T, H, W]` in [0, 1]. Blending is linear in display values (no gamma)."""
 
     def __init__(self, frames: int, size: int) -> None:
         centers = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
@@ -35,7 +35,7 @@ class Canvas:
         self._whole: Window = (slice(0, size), slice(0, size))
 
     def window(self, rows: Array, columns: Array) -> Window:
-        """The smallest window of pixels whose centres lie within the given values of y and of x, in any frame."""
+        """Return the smallest window with all pixel centres between the extremes of `rows` (y) and `columns` (x)."""
         size = self.rgb.shape[-1]
 
         def span(values: Array) -> slice:
@@ -46,23 +46,23 @@ class Canvas:
         return span(rows), span(columns)
 
     def shifted(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Picture coordinates seen by something that has moved by (x, y): `[T, 1, W]` and `[T, H, 1]`."""
+        """Return the picture coordinates relative to an object moved by (x, y): `[T, 1, W]` and `[T, H, 1]`."""
         return self.x - x, self.y - y
 
     def paint_gradient(self, along: Array, near: tuple[float, ...], far: tuple[float, ...]) -> None:
-        """Fill everything: `near` where `along` is 0, `far` where it is 1."""
+        """Fill the canvas: colour `near` where `along` is 0, colour `far` where it is 1."""
         for channel in range(3):
             self.rgb[channel] = near[channel] + (far[channel] - near[channel]) * along
 
     def paint(self, alpha: Array, color: tuple[float, ...], window: Window | None = None) -> None:
-        """Blend a flat colour over what is there."""
+        """Blend a flat colour over the canvas."""
         rows, columns = window or self._whole
         for channel in range(3):
             target = self.rgb[channel, :, rows, columns]
             target += alpha * (np.float32(color[channel]) - target)
 
     def paint_shaded(self, alpha: Array, color: tuple[float, ...], shade: Array, window: Window | None = None) -> None:
-        """Blend `color * shade` over what is there; shadows lean to the warm side as they do on skin and cloth."""
+        """Blend `color * shade` over the canvas. Shadows are slightly warmer, as on skin and cloth."""
         rows, columns = window or self._whole
         for channel, warmth in enumerate((0.06, 0.0, -0.05)):
             target = self.rgb[channel, :, rows, columns]
@@ -70,12 +70,12 @@ class Canvas:
             target += alpha * (lit - target)
 
     def multiply(self, alpha: Array, factors: tuple[float, ...], window: Window | None = None) -> None:
-        """Tint what is there: `factors` per channel at full `alpha`."""
+        """Tint the canvas: multiply each channel by its factor where `alpha` is 1."""
         rows, columns = window or self._whole
         for channel in range(3):
             self.rgb[channel, :, rows, columns] *= 1 + alpha * np.float32(factors[channel] - 1)
 
     def to_uint8(self) -> npt.NDArray[np.uint8]:
-        """The frames as `[T, H, W, 3]`."""
+        """Return the frames as uint8 `[T, H, W, 3]`."""
         bounded = np.clip(self.rgb, 0.0, 1.0) * 255.0 + 0.5
         return np.ascontiguousarray(bounded.astype(np.uint8).transpose(1, 2, 3, 0))

@@ -1,8 +1,8 @@
-"""What a pocket portrait is made of: a person, their clothes, the place, the light, and how they move.
+"""The parameters of a pocket portrait: a person, their clothes, the background, the light, and the motion.
 
-A `PortraitSpec` is plain numbers, sampled once from a seeded generator. `render` turns it into pixels.
-Lengths on the face are in head units: the skull's top is at v = -1, the chin at v = +1, the nose points at u = 0.
-Positions in the picture are in half-image units: the picture spans [-1, 1] in x and in y, y down.
+A `PortraitSpec` consists of plain numbers, sampled once from a seeded generator. `render` draws it.
+Lengths on the face are in head units: the top of the skull is at v = -1, the chin at v = +1, the nose at u = 0.
+Positions in the picture are in half-image units: the picture covers [-1, 1] in x and in y. The y axis points down.
 """
 
 import colorsys
@@ -48,7 +48,7 @@ COLLARS = ("crew", "vee", "shirt")
 
 @dataclass(frozen=True)
 class Wave:
-    """A smooth pseudo-random signal: a sum of two sinusoids. `at(t)` takes seconds, peaks at about `amplitude`."""
+    """A smooth pseudo-random signal: a sum of two sine waves with a peak of about `amplitude`. Time is in seconds."""
 
     amplitude: float
     hertz: float
@@ -65,7 +65,7 @@ class Wave:
 
 @dataclass(frozen=True)
 class Motion:
-    """How the person moves. Angles in radians, shifts in half-images, gaze in head units, times in seconds."""
+    """The motion of the person. Angles are in radians, shifts in half-images, gaze in head units, times in seconds."""
 
     shift_x: Wave
     shift_y: Wave
@@ -88,7 +88,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Place:
-    """The background: a two-colour gradient along `angle`, and soft discs (x, y, radius, softness, opacity)."""
+    """The background: a gradient of two colours along `angle`, and soft discs (x, y, radius, softness, opacity)."""
 
     near: Color
     far: Color
@@ -99,7 +99,7 @@ class Place:
 
 @dataclass(frozen=True)
 class PortraitSpec:
-    """One person in one clip. See the module's text for the units."""
+    """One person in one clip. The units are in the module docstring."""
 
     skin: Color
     hair: Color
@@ -160,7 +160,7 @@ def _mix(a: Color, b: Color, weight: float) -> Color:
 
 
 def _palette(rng: np.random.Generator, anchors: tuple[Color, ...]) -> Color:
-    """A colour between two neighbouring anchors."""
+    """Draw a colour between two neighbouring anchors."""
     place = rng.uniform(0, len(anchors) - 1)
     index = min(int(place), len(anchors) - 2)
     return _mix(anchors[index], anchors[index + 1], float(place - index))
@@ -185,7 +185,7 @@ def _wave(
 
 def _sample_motion(rng: np.random.Generator) -> Motion:
     return Motion(
-        # Amplitudes of a person who talks to a camera: within a second the head turns by a few degrees, not by thirty.
+        # A person who talks to a camera turns the head by a few degrees per second, not by thirty.
         shift_x=_wave(rng, (0.015, 0.04), (0.25, 0.6)),
         shift_y=_wave(rng, (0.01, 0.02), (0.3, 0.7)),
         roll=_wave(rng, (0.02, 0.05), (0.25, 0.6)),
@@ -225,10 +225,10 @@ def _sample_place(rng: np.random.Generator) -> Place:
 
 
 def sample_portrait(generator: np.random.Generator) -> PortraitSpec:
-    """Draw a person, a place, a light and a motion.
+    """Draw a person, a background, a light and a motion.
 
     Args:
-        generator: numpy's, so that a seed means the same portrait in every process.
+        generator: numpy's generator. The same seed produces the same portrait in every process.
     """
     rng = generator
     skin = _palette(rng, _SKIN)

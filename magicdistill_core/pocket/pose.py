@@ -1,4 +1,4 @@
-"""Where the head of a pocket portrait is in every frame, and the coordinates that move with it."""
+"""The position of the head in every frame of a pocket portrait, and the coordinates that move with the head."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .portrait import PortraitSpec
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the head is and what the face does, each `[T, 1, 1]`. Units as in `portrait`."""
+    """Position of the head and state of the face per frame, each `[T, 1, 1]`. Units as in `portrait`."""
 
     x: Array
     y: Array
@@ -26,7 +26,10 @@ class Pose:
 
 
 def in_head(canvas: Canvas, pose: Pose, spec: PortraitSpec) -> tuple[Array, Array]:
-    """Head coordinates (u, v) of every pixel of every frame: moved, rolled and scaled, not turned."""
+    """Return the head coordinates (u, v) of every pixel in every frame, each `[T, H, W]`.
+
+    They follow position, roll and size of the head, but not yaw and pitch.
+    """
     dx, dy = canvas.shifted(pose.x, pose.y)
     cosine, sine = np.cos(pose.roll) / spec.head_size, np.sin(pose.roll) / spec.head_size
     return dx * cosine + dy * sine, dy * cosine - dx * sine

@@ -1,9 +1,10 @@
 """Pocket portraits: a procedural, seeded, anti-aliased renderer of talking portraits.
 
-A head is drawn as layers of soft-edged shapes on a cylinder-like surface, so that turning it gives true parallax:
-the eyes, nose and mouth travel and shrink towards the side that turns away, the hairline follows, an ear hides.
-Everything is float32 numpy, vectorised over frames, and single-threaded, so a seed gives the same bytes everywhere.
-The default clip is 17 frames at 24 frames a second: swaying, blinking, looking about and speaking.
+The renderer paints a head as layers of soft-edged shapes on a cylinder. A turn of the head therefore shows true
+parallax: eyes, nose and mouth move and become narrower towards the far side, the hairline follows, and one ear
+disappears. All arithmetic is single-threaded float32 numpy, vectorised over frames. A seed therefore produces the same
+bytes on every machine. The default clip has 17 frames at 24 frames per second. The person sways, blinks, looks around
+and speaks.
 """
 
 import numpy as np
@@ -21,19 +22,20 @@ DEFAULT_SIZE = SIZE
 
 
 def portrait_clip(seed: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """The clip that belongs to `seed`: uint8 `[frames, size, size, 3]`."""
+    """Render the clip of a seed: uint8 `[frames, size, size, 3]`, RGB."""
     return render_portrait(sample_portrait(np.random.default_rng(seed)), frames, size)
 
 
 def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """Draw `frames` consecutive frames of `spec`: uint8 `[frames, size, size, 3]`, RGB.
+    """Render `frames` consecutive frames of a portrait: uint8 `[frames, size, size, 3]`, RGB.
 
     Raises:
         ValueError: if `frames` or `size` is too small to show a face.
     """
     if frames < 1 or size < 16:
         raise ValueError(
-            f"Cannot render {frames} frames of {size} x {size} pixels: at least 1 frame of 16 x 16 is needed."
+            f"Cannot render {frames} frames of {size} x {size} pixels: at least 1 frame of 16 x 16 is needed. "
+            f"Choose larger numbers."
         )
     seconds = (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float64)
     pose = _pose(spec, seconds)
@@ -48,7 +50,7 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
 
 
 def _pose(spec: PortraitSpec, seconds: np.ndarray) -> Pose:
-    """Every moving quantity at every frame, each `[T, 1, 1]`."""
+    """Evaluate all motions at the times of the frames, each `[T, 1, 1]`."""
     motion = spec.motion
 
     def column(values: np.ndarray) -> Array:
@@ -70,14 +72,14 @@ def _pose(spec: PortraitSpec, seconds: np.ndarray) -> Pose:
 
 
 def _mouth_opening(motion: Motion, seconds: np.ndarray) -> np.ndarray:
-    """Syllables (a rectified oscillation) inside phrases (a slow envelope), in head units."""
+    """Opening of the mouth in head units: syllables (a fast oscillation) inside phrases (a slow envelope)."""
     syllable = 0.5 - 0.5 * np.cos(2 * np.pi * (motion.talk_hertz * seconds + motion.talk_phase))
     phrase = 0.62 + 0.38 * np.sin(2 * np.pi * (motion.talk_rest_hertz * seconds + motion.talk_rest_phase))
     return motion.talk_amount * phrase * syllable**1.2
 
 
 def _blink(motion: Motion, seconds: np.ndarray) -> np.ndarray:
-    """0 = open, 1 = closed."""
+    """Closure of the eyelids: 0 is open, 1 is closed."""
     since = np.mod(seconds + motion.blink_phase * motion.blink_period, motion.blink_period)
     bump = np.sin(np.pi * np.clip(since / motion.blink_length, 0, 1))
     return np.clip(1.25 * bump**1.5, 0, 1)
@@ -94,7 +96,7 @@ def _draw_background(canvas: Canvas, spec: PortraitSpec) -> None:
 
 
 def _draw_back_hair(canvas: Canvas, spec: PortraitSpec, head: tuple[Array, Array]) -> None:
-    """The hair behind the neck: long hair, curls, or a bun."""
+    """Paint the hair that is behind the neck: long hair, curls, or a bun."""
     u, v = head
     dark = tuple(0.62 * channel for channel in spec.hair)
     px = canvas.pixel / spec.head_size
@@ -114,13 +116,13 @@ def _draw_back_hair(canvas: Canvas, spec: PortraitSpec, head: tuple[Array, Array
 
 
 def _draw_body(canvas: Canvas, spec: PortraitSpec, pose: Pose, body: tuple[Array, Array]) -> None:
-    """Neck, shoulders and collar. `body` are picture coordinates that follow the head a little."""
+    """Paint neck, shoulders and collar. `body` are picture coordinates that partly follow the head."""
     x, y = body
     px = canvas.pixel
     base = spec.shoulder_level
     neck_x = x - spec.center[0] - 0.3 * (pose.x - spec.center[0])
     light_x = spec.light[0]
-    # Neck: narrow under the jaw, flaring into the shoulders, darkened by the head's own shadow.
+    # Neck: narrow under the jaw, wider towards the shoulders, darkened by the shadow of the head.
     flare = spec.neck_width + 0.25 * np.clip(y - base + 0.12, 0, 1) ** 1.5
     shade = 0.80 + 0.22 * np.clip(neck_x * light_x / spec.neck_width, -1, 1) * 0.6
     chin = pose.y + spec.head_size * (1.0 + 0.6 * pose.mouth)

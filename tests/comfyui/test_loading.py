@@ -126,7 +126,7 @@ def test_one_line_says_what_was_loaded(prompt: Prompt, said: str, files: Any) ->
     [
         (loader("open.safetensors"), "In this node i2v_mode is the input start_image_mode"),
         (loader("open.safetensors", "concat"), "does not go with i2v_mode 'concat'"),
-        (loader("tiny.safetensors", "token_replace"), "but 'token_replace' was asked for"),
+        (loader("tiny.safetensors", "token_replace"), "but i2v_mode is set to 'token_replace'"),
         (loader("wan_fp8.safetensors", "token_replace"), "does not go with i2v_mode 'token_replace'"),
         (with_lora("tiny_fake.safetensors", loader("tiny.safetensors")), "is the fake branch of a distillation"),
         (with_lora("stranger.safetensors", loader("tiny.safetensors")), "matches 0/1 modules"),

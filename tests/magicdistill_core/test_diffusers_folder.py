@@ -51,10 +51,12 @@ def test_the_configuration_tells_the_image_mode(tmp_path: Path, said: str | None
     found = load_checkpoint(tmp_path)
     assert found.i2v_mode == mode
     if mode is None:
-        with pytest.raises(CheckpointError, match=r"weights do not tell.*token_replace.*none.*Say it"):
+        with pytest.raises(
+            CheckpointError, match=r"weights do not tell.*token_replace.*none.*Set i2v_mode=token_replace or none"
+        ):
             found.family()
         assert found.family("none").i2v_mode == "none"
     else:
         assert found.family().kept_frames == 1
-        with pytest.raises(CheckpointError, match=r"says that its start image enters as 'token_replace', but 'none'"):
+        with pytest.raises(CheckpointError, match=r"states i2v_mode 'token_replace', but i2v_mode is set to 'none'"):
             found.family("none")

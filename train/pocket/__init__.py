@@ -1,1 +1,1 @@
-"""Makes the pocket model: renders portraits, trains the video autoencoder, trains the 28-step teacher."""
+"""Build and measure the pocket model: portraits, video autoencoder, 28-step teacher, demo, comparison of methods."""

@@ -1,4 +1,4 @@
-"""`magicdistill pocket`: everything that makes the pocket model, as resumable commands."""
+"""`magicdistill pocket`: the commands that build and measure the pocket model. They can be stopped and continued."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 
-app = typer.Typer(no_args_is_help=True, help="Make the pocket model: portraits, video autoencoder, teacher.")
+app = typer.Typer(
+    no_args_is_help=True, help="Build and measure the pocket model: portraits, video autoencoder, teacher, methods."
+)
 
-Processes = Annotated[int, typer.Option(help="Processes that render.", min=1)]
-# Where trainings put their files; not over the shipped ones, which docs/pocket.md says how to replace.
+Processes = Annotated[int, typer.Option(help="Number of processes that render.", min=1)]
+# Trainings write here and leave the shipped files unchanged. docs/pocket.md describes how to replace those.
 _MADE = Path("runs/pocket")
 
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value; see docs/pocket.md.")]
@@ -34,7 +36,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _counter(advance: Callable[[int, int], None], total: int) -> Callable[[], None]:
-    """A callback that counts its calls into a bar."""
+    """Return a callback that advances the bar by one per call."""
     numbers = count(1)
     return lambda: advance(next(numbers), total)
 
@@ -45,7 +47,7 @@ def render(
     processes: Processes = 1,
     settings: Settings = None,
 ) -> None:
-    """Render pocket portraits into a folder of shards; run again to finish or to grow it."""
+    """Render pocket portraits into a folder. Run it again to finish the folder or to add clips."""
     from ..config.reading import parse_settings
     from .dataset import RenderConfig, render_folder
 
@@ -60,11 +62,17 @@ def render(
 
 @app.command("train-vae")
 def train_vae_command(
-    data: Annotated[Path, typer.Option(help="Folder made by `render`.")] = Path("runs/pocket/portraits"),
-    run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/vae"),
-    out: Annotated[Path, typer.Option(help="The fp16 file to write.")] = _MADE / VAE.name,
-    encoder: Annotated[list[str] | None, typer.Option(help="key=value for the encoder's stage, repeatable.")] = None,
-    decoder: Annotated[list[str] | None, typer.Option(help="key=value for the decoder's stage, repeatable.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder with portraits, written by `render`.")] = Path(
+        "runs/pocket/portraits"
+    ),
+    run: Annotated[Path, typer.Option(help="Run folder. An existing run is resumed.")] = Path("runs/pocket/vae"),
+    out: Annotated[Path, typer.Option(help="Autoencoder file to write, in fp16.")] = _MADE / VAE.name,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Setting of the encoder stage as key=value. Repeatable.")
+    ] = None,
+    decoder: Annotated[
+        list[str] | None, typer.Option(help="Setting of the decoder stage as key=value. Repeatable.")
+    ] = None,
 ) -> None:
     """Train the video autoencoder: first the encoder, then the decoder."""
     from ..config.reading import parse_settings
@@ -80,22 +88,29 @@ def train_vae_command(
 def train_teacher_command(
     latents: Annotated[Path, typer.Option(help="Folder for the encoded portraits.")] = Path("runs/pocket/latents"),
     clips: Annotated[int, typer.Option(help="Portraits to train on.", min=1)] = 4000,
-    vae: Annotated[Path, typer.Option(help="Video autoencoder; by default the shipped one.")] = VAE,
-    run: Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")] = Path("runs/pocket/teacher"),
-    out: Annotated[Path, typer.Option(help="The bf16 file to write.")] = _MADE / TEACHER.name,
+    vae: Annotated[Path, typer.Option(help="Video autoencoder file. Default: the shipped one.")] = VAE,
+    run: Annotated[Path, typer.Option(help="Run folder. An existing run is resumed.")] = Path("runs/pocket/teacher"),
+    out: Annotated[Path, typer.Option(help="Teacher file to write, in bf16.")] = _MADE / TEACHER.name,
     start: Annotated[
-        Path | None, typer.Option(help="A teacher to start from; by default random weights, next to the run.")
+        Path | None,
+        typer.Option(help="Teacher file to start from. Default: random weights, written next to the run folder."),
     ] = None,
-    # A double block spends half of its weights on the prompt, of which there is none to speak of.
-    double_blocks: Annotated[int, typer.Option(help="Double blocks of a network of random weights.", min=1)] = 1,
-    single_blocks: Annotated[int, typer.Option(help="Single blocks of a network of random weights.", min=1)] = 9,
+    # A double block uses half of its weights for the prompt, and this prompt is only a fixed tensor.
+    double_blocks: Annotated[
+        int, typer.Option(help="Double blocks of a network that starts from random weights.", min=1)
+    ] = 1,
+    single_blocks: Annotated[
+        int, typer.Option(help="Single blocks of a network that starts from random weights.", min=1)
+    ] = 9,
     processes: Processes = 1,
-    portraits: Annotated[Path | None, typer.Option(help="Rendered portraits to take, made by `render`.")] = None,
+    portraits: Annotated[
+        Path | None, typer.Option(help="Folder with portraits, written by `render`. Default: render them now.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Settings of train/presets/pocket_teacher.yaml to change, as for train.")
+        list[str] | None, typer.Argument(help="key=value settings that override train/presets/pocket_teacher.yaml.")
     ] = None,
 ) -> None:
-    """Encode portraits (as far as not yet done), then train the many-step teacher on them."""
+    """Encode the portraits that are not yet encoded, then train the many-step teacher on them."""
     from .latents import write_latents
     from .teacher import network_shape, teacher_config, train_teacher
 
@@ -116,7 +131,7 @@ def train_teacher_command(
 
 @app.command("latents")
 def latents_command(
-    out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")] = Path("out/portraits"),
+    out: Annotated[Path, typer.Option(help="Dataset folder to create or to continue.")] = Path("out/portraits"),
     clips: Annotated[int, typer.Option(help="Portraits to render and encode.", min=1)] = 512,
     processes: Processes = 1,
 ) -> None:
@@ -130,12 +145,14 @@ def latents_command(
 @app.command("evaluate")
 def evaluate_command(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    generator: Annotated[Path, typer.Option(help="The distilled file.")] = GENERATOR,
-    teacher: Annotated[Path, typer.Option(help="The teacher's file.")] = TEACHER,
-    clips: Annotated[int, typer.Option(help="Start images, and as many clips of data.", min=8)] = 64,
+    generator: Annotated[Path, typer.Option(help="Distilled model file.")] = GENERATOR,
+    teacher: Annotated[Path, typer.Option(help="Teacher file.")] = TEACHER,
+    clips: Annotated[
+        int, typer.Option(help="Number of start images. The data has the same number of clips.", min=8)
+    ] = 64,
     seeds: Annotated[int, typer.Option(help="Noise seeds.", min=1)] = 3,
 ) -> None:
-    """Measure how near samples are to data: teacher at 28 and 4 steps, distilled at 4."""
+    """Measure the distance of samples from data: teacher with 28 and 4 steps, distilled generator with 4 steps."""
     from .evaluate import Contender, evaluate
 
     contenders = [
@@ -151,14 +168,16 @@ def evaluate_command(
 
 @app.command("methods")
 def methods_command(
-    out: Annotated[Path, typer.Option(help="JSON file to write; what it already holds of other methods is kept.")],
-    dataset: Annotated[Path, typer.Option(help="Dataset made by `latents`.")] = Path("out/portraits"),
-    runs: Annotated[Path, typer.Option(help="Folder for the runs and their exports.")] = Path("runs/methods"),
-    clips: Annotated[int, typer.Option(help="Held-out start images, and as many clips of data.", min=8)] = 48,
+    out: Annotated[Path, typer.Option(help="JSON file to write. Its results of other methods are kept.")],
+    dataset: Annotated[Path, typer.Option(help="Dataset, written by `latents`.")] = Path("out/portraits"),
+    runs: Annotated[Path, typer.Option(help="Folder for the runs and the exported files.")] = Path("runs/methods"),
+    clips: Annotated[
+        int, typer.Option(help="Number of held-out start images. The data has the same number of clips.", min=8)
+    ] = 48,
     seeds: Annotated[int, typer.Option(help="Noise seeds.", min=1)] = 3,
-    only: Annotated[list[str] | None, typer.Option(help="A method; may be repeated. By default all.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Method to run. Repeatable. Default: all methods.")] = None,
 ) -> None:
-    """Train every method by its preset, export it, and measure what it did."""
+    """Train every method with its preset, export the result, and measure it before and after training."""
     from .methods import TRIALS, compare_methods
 
     names = only or list(TRIALS)

@@ -1,7 +1,7 @@
-"""Rendered pocket portraits on disk: numbered safetensors shards of uint8 clips, written atomically, resumable.
+"""Folders of rendered pocket portraits: numbered safetensors shards of uint8 clips.
 
-Clip i of a folder is `portrait_clip(first_seed + i)`, so a folder can be continued or regrown at any time, and a
-held-out set is simply another range of seeds.
+Shards are written atomically. Clip i of a folder is `portrait_clip(first_seed + i)`. A folder can therefore be
+continued or extended at any time, and a held-out set is another range of seeds.
 """
 
 import json
@@ -29,32 +29,32 @@ from ..config.sections import Section
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = "portraits.json"
-# Training clips count up from 0; the held-out range is far from any of them.
+# Seeds of training clips start at 0. The held-out seeds are far above them.
 HELD_OUT_SEED = 10_000_000
 
 
 class PortraitFolderError(MagicDistillError):
-    """A folder of rendered portraits is missing, incomplete, or was made with other settings."""
+    """A folder of rendered portraits is missing, is incomplete, or has other settings."""
 
 
 class RenderConfig(Section):
-    """What a folder of rendered portraits holds."""
+    """Settings of a folder of rendered portraits."""
 
-    clips: int = Field(4000, ge=1, description="Clips in the folder.")
-    first_seed: int = Field(0, ge=0, description="Seed of the first clip; the others follow.")
-    frames: int = Field(DEFAULT_FRAMES, ge=1, description="Frames of a clip.")
+    clips: int = Field(4000, ge=1, description="Number of clips in the folder.")
+    first_seed: int = Field(0, ge=0, description="Seed of the first clip. Each next clip uses the next seed.")
+    frames: int = Field(DEFAULT_FRAMES, ge=1, description="Frames per clip.")
     size: int = Field(
         DEFAULT_SIZE, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE, description="Width and height in pixels."
     )
-    shard_clips: int = Field(250, ge=1, description="Clips in a file.")
+    shard_clips: int = Field(250, ge=1, description="Clips per shard.")
 
     @property
     def shards(self) -> int:
-        """How many files the folder has when complete."""
+        """Number of shards of the complete folder."""
         return -(-self.clips // self.shard_clips)
 
     def shard_range(self, shard: int) -> range:
-        """The clip numbers in file `shard`."""
+        """Return the clip numbers in a shard."""
         return range(shard * self.shard_clips, min(self.clips, (shard + 1) * self.shard_clips))
 
 
@@ -63,7 +63,7 @@ def _shard_path(folder: Path, shard: int) -> Path:
 
 
 def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 1) -> Iterator[Tensor]:
-    """The clips of the seeds, in order: uint8 `[T, H, W, 3]` each, rendered by so many processes."""
+    """Render the clips of the seeds in order, in `processes` processes: uint8 `[T, H, W, 3]` each."""
     render = partial(_render, frames=frames, size=size)
     if processes == 1:
         yield from (torch.from_numpy(render(seed)) for seed in seeds)
@@ -73,7 +73,7 @@ def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 
 
 
 def _render(seed: int, frames: int, size: int) -> np.ndarray:
-    # As numpy: tensors would travel between processes through shared memory, which a container may lack.
+    # numpy, because tensors are sent between processes through shared memory, which may be missing in a container.
     return portrait_clip(seed, frames, size).numpy()
 
 
@@ -83,9 +83,16 @@ def render_folder(
     progress: Callable[[int, int], None] = lambda done, total: None,
     processes: int = 1,
 ) -> None:
-    """Render what is still missing of `config` into `folder`; `progress(done, total)` is told after each clip.
+    """Render the clips that are missing in a folder.
 
-    A folder may grow (more clips) but not change otherwise. Raises PortraitFolderError on such a change.
+    Args:
+        config: settings of the folder. An existing folder may get more clips, but its other settings must be the same.
+        folder: the folder of portraits.
+        progress: called with (done, total) after each clip.
+        processes: number of processes that render.
+
+    Raises:
+        PortraitFolderError: if the folder has other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / INDEX_NAME
@@ -93,7 +100,7 @@ def render_folder(
         made = _read_index(folder)
         if made.model_copy(update={"clips": config.clips}) != config:
             raise PortraitFolderError(
-                f"{folder} holds portraits made with {made}, which differ from the ones asked for ({config}). "
+                f"{folder} holds portraits with the settings {made}. They differ from the new settings ({config}). "
                 "Use another folder, or the same settings."
             )
     missing = [shard for shard in range(config.shards) if not _is_complete(folder, shard, config)]
@@ -130,14 +137,17 @@ def _read_index(folder: Path) -> RenderConfig:
     except FileNotFoundError as error:
         raise PortraitFolderError(
             f"{folder} is not a complete folder of portraits: {INDEX_NAME} is missing. "
-            "Make it, or finish it, with `magicdistill pocket render`."
+            "Render or finish it with `magicdistill pocket render`."
         ) from error
     except ValidationError as error:
-        raise PortraitFolderError(f"{folder / INDEX_NAME} is damaged: {error}") from error
+        raise PortraitFolderError(
+            f"{folder / INDEX_NAME} is damaged: {error}. Delete it and run `magicdistill pocket render` again with "
+            "the same settings."
+        ) from error
 
 
 class PortraitFolder:
-    """Random access to the clips of a rendered folder: memory-mapped for a CPU, all of them on a GPU."""
+    """Random access to the clips of a rendered folder. They are memory-mapped for a CPU and all loaded on a GPU."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.config = _read_index(folder)
@@ -145,7 +155,7 @@ class PortraitFolder:
         for shard in range(self.config.shards):
             path = _shard_path(folder, shard)
             if not path.exists():
-                raise PortraitFolderError(f"{path} is missing. Run `magicdistill pocket render` again to replace it.")
+                raise PortraitFolderError(f"{path} is missing. Run `magicdistill pocket render` again to render it.")
             frames = safe_open(path, "pt").get_slice("frames")
             self._slices.append(frames if torch.device(device).type == "cpu" else frames[:].to(device))
 
@@ -153,25 +163,29 @@ class PortraitFolder:
         return self.config.clips
 
     def require(self, clips: int, frames: int, size: int) -> None:
-        """Raises PortraitFolderError unless there are so many clips, of this geometry."""
+        """Check the number of clips and their size.
+
+        Raises:
+            PortraitFolderError: if there are fewer clips, or they have another number of frames or another size.
+        """
         have = self.config
         if have.clips < clips or (have.frames, have.size) != (frames, size):
             raise PortraitFolderError(
-                f"The folder of portraits holds {have.clips} clips of {have.frames} frames, {have.size} pixels; "
-                f"{clips} of {frames} frames, {size} pixels are needed. Render such a folder, or ask for fewer clips."
+                f"The folder of portraits holds {have.clips} clips of {have.frames} frames, {have.size} pixels. "
+                f"{clips} clips of {frames} frames, {size} pixels are needed. Render such a folder, or use fewer clips."
             )
 
     def clip(self, number: int) -> Tensor:
-        """uint8 `[T, H, W, 3]`."""
+        """Return one clip, uint8 `[T, H, W, 3]`."""
         shard, place = divmod(number, self.config.shard_clips)
         return self._slices[shard][place : place + 1][0]
 
 
 def to_unit_frames(clips: Tensor) -> Tensor:
-    """uint8 `[..., T, H, W, 3]` to float32 `[..., T, 3, H, W]` in [0, 1]."""
+    """Convert uint8 clips `[..., T, H, W, 3]` to float32 `[..., T, 3, H, W]` in [0, 1]."""
     return clips.movedim(-1, -3).float() / 255
 
 
 def held_out_clips(count: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> Tensor:
-    """Clips no training folder contains: uint8 `[count, T, H, W, 3]`."""
+    """Render clips that are in no training folder: uint8 `[count, T, H, W, 3]`."""
     return torch.stack([portrait_clip(HELD_OUT_SEED + number, frames, size) for number in range(count)])

@@ -1,4 +1,4 @@
-"""The main job from end to end on the pocket model: teacher, W2S run, export, videos."""
+"""The demo: distil the pocket teacher with weak-to-strong (W2S) distribution matching, export, and sample videos."""
 
 import logging
 from pathlib import Path
@@ -33,22 +33,23 @@ logger = logging.getLogger(__name__)
 
 PRESET = Path(__file__).parents[1] / "presets" / "pocket_demo.yaml"
 CLIPS = 64
-# Apart from every portrait that anything was trained on.
+# Different from the seeds of all training portraits.
 PORTRAIT_SEED = 900_001
 TEACHER_STEPS = 28
 
 
 def demo(out: Path) -> None:
-    """Distil the pocket teacher for a few minutes and show what came of it.
+    """Distil the pocket teacher for a few minutes and show the result.
 
-    Leaves in `out`: `run/`, `generator.safetensors`, `fake_lora.safetensors`, `portrait.mp4`, and `compare.png` with
-    the start image, the teacher at 28 and at 4 steps, and the distilled generator at 4 steps.
+    Writes `run/`, `generator.safetensors`, `fake_lora.safetensors`, `start.png`, `portrait.mp4` and `compare.png` to
+    `out`. `compare.png` shows the start image, the teacher with 28 and with 4 steps, and the distilled generator with
+    4 steps.
 
     Raises:
         ConfigError: if `out` already holds a demo.
     """
     if (out / "run" / FOLDER).exists():
-        raise ConfigError(f"{out} already holds a demo. Name another folder with --out, or remove this one.")
+        raise ConfigError(f"{out} already holds a demo. Choose another folder with --out, or remove this one.")
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
 
@@ -80,10 +81,12 @@ def demo(out: Path) -> None:
 
 
 def compare(path: Path, start: Tensor, generator: Path) -> None:
-    """Write the comparison: start image; teacher 28 steps; teacher 4 steps; distilled 4 steps; same noise for all.
+    """Write a picture that compares teacher (28 and 4 steps) and distilled generator (4 steps) from the same noise.
 
     Args:
-        start: uint8 `[H, W, 3]`.
+        path: the picture to write.
+        start: the start image, uint8 `[H, W, 3]`.
+        generator: the distilled model file.
     """
     vae = load_vae(VAE)
     strips = [

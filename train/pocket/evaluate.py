@@ -1,7 +1,7 @@
-"""How near are samples to data? Generators compared on held-out pocket portraits with the same noise.
+"""Measure the distance of samples from data: compare models on held-out pocket portraits with the same noise.
 
-Every number is named by its features: the Frechet distance is of simple statistics of the pocket VAE's latents, not
-FID; the energy distance is of whole latents relative to their start image, so that it sees motion and not identity.
+The Frechet distance uses simple statistics of the pocket VAE's latents; it is not FID. The energy distance uses full
+latents minus their first frame, so it measures motion and not identity.
 """
 
 import json
@@ -32,13 +32,13 @@ from .dataset import held_out_clips, to_unit_frames
 
 MEASURES = ("frechet", "energy", "motion", "sharpness")
 _BATCH = 16
-# Decoding costs more than sampling; motion and sharpness are means that need no more clips than this.
+# Decoding costs more than sampling. Motion and sharpness are means, for which these clips are sufficient.
 _DECODED = 16
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A checkpoint at a number of steps."""
+    """A model file with a number of sampling steps."""
 
     name: str
     file: Path
@@ -47,7 +47,7 @@ class Contender:
 
 @torch.no_grad()
 def encode(vae: Vae, frames: Tensor) -> Tensor:
-    """Latents `[N, 16, T, H, W]` of clips `[N, T, 3, H, W]` in [0, 1], in bf16 arithmetic."""
+    """Encode clips `[N, T, 3, H, W]` in [0, 1] to latents `[N, 16, t, h, w]` in bf16 arithmetic."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return torch.cat([vae.encode(clip) for clip in frames.split(1)]).float()
 
@@ -59,17 +59,16 @@ def _decode(vae: Vae, latents: Tensor) -> Tensor:
 
 
 def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
-    """A contender's weights, and the recipe that says for which shift and sampler they were made.
+    """Load a contender's weights, and the recipe with their shift and sampler.
 
     Raises:
-        CheckpointError: if the file is unusable or carries no recipe.
+        CheckpointError: if the file is unusable or has no recipe.
     """
     checkpoint = load_checkpoint(contender.file)
     if checkpoint.recipe is None:
         raise CheckpointError(
-            f"{checkpoint.source} ({contender.name}) carries no recipe, so the shift it was made for is unknown and "
-            f"its samples would not be comparable. Compare files that `magicdistill export` or `magicdistill pocket "
-            f"train-teacher` wrote."
+            f"{checkpoint.source} ({contender.name}) carries no recipe, so its shift is unknown and its samples would "
+            f"not be comparable. Choose a file that `magicdistill export` or `magicdistill pocket train-teacher` wrote."
         )
     return checkpoint, checkpoint.recipe
 
@@ -78,7 +77,16 @@ def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
 def sample_set(
     checkpoint: Checkpoint, recipe: Recipe, steps: int, image_latents: Tensor, frames: int, seed: int
 ) -> Tensor:
-    """One sample `[16, T, H, W]` for each start image, with noise that depends on seed and place only."""
+    """Sample `[N, 16, T, H, W]`, one clip per start image. The noise depends only on the seed and the clip number.
+
+    Args:
+        checkpoint: the model.
+        recipe: shift and sampler.
+        steps: sampling steps.
+        image_latents: `[N, 16, 1, H, W]`.
+        frames: latent frames T.
+        seed: seed of the noise.
+    """
     prompt = null_prompt_of(checkpoint)
     network = load_network(checkpoint)
     conditions = concat_condition(image_latents, frames).split(_BATCH)
@@ -110,34 +118,36 @@ def evaluate(
     out: Path,
     advance: Callable[[], None] = lambda: None,
 ) -> str:
-    """Measure contenders against held-out portraits; writes JSON to `out`, returns a Markdown table.
+    """Compare contenders with held-out portraits. Write JSON to `out` and return a Markdown table.
 
-    Half of the held-out portraits give the start images, the other half is the data to which all are compared; the row
-    `data` compares the two halves and is the best that can be reached with so many clips.
+    The start images come from one half of the held-out portraits. The other half is the data for all comparisons. The
+    row `data` compares the two halves and is the best possible result with this number of clips.
 
     Args:
-        clips: start images, and as many clips of data.
-        seeds: noise seeds; the table gives mean and deviation over them.
+        contenders: model files with their steps.
+        clips: number of start images. The data has the same number of clips.
+        seeds: noise seeds. The table shows mean and standard deviation over them.
+        out: JSON file to write.
         advance: called after each of the `len(contenders) * len(seeds)` sample sets.
 
     Raises:
-        CheckpointError: before anything is sampled, if a file is unusable or carries no recipe.
+        CheckpointError: before sampling, if a file is unusable or has no recipe.
     """
     loaded = [load_contender(contender) for contender in contenders]
     vae = load_vae(VAE)
     frames = to_unit_frames(held_out_clips(2 * clips))
     latents = encode(vae, frames)
-    looked_at = min(clips, _DECODED)
-    # Data, too, is looked at through the autoencoder: what it blurs is not the generator's fault.
-    decoded = _decode(vae, torch.cat([latents[:looked_at], latents[clips : clips + looked_at]]))
-    reference, reference_frames = latents[clips:], decoded[looked_at:]
+    count = min(clips, _DECODED)
+    # The data is decoded from latents too, so that blur of the autoencoder does not count against the models.
+    decoded = _decode(vae, torch.cat([latents[:count], latents[clips : clips + count]]))
+    reference, reference_frames = latents[clips:], decoded[count:]
     rows: dict[str, list[dict[str, float]]] = {
-        "data": [_measure(latents[:clips], decoded[:looked_at], reference, reference_frames[:looked_at])]
+        "data": [_measure(latents[:clips], decoded[:count], reference, reference_frames[:count])]
     }
     for contender, (checkpoint, recipe) in zip(contenders, loaded, strict=True):
         for seed in seeds:
-            made = sample_set(checkpoint, recipe, contender.steps, latents[:clips, :, :1], latents.shape[2], seed)
-            result = _measure(made, _decode(vae, made[:looked_at]), reference, reference_frames[:looked_at])
+            samples = sample_set(checkpoint, recipe, contender.steps, latents[:clips, :, :1], latents.shape[2], seed)
+            result = _measure(samples, _decode(vae, samples[:count]), reference, reference_frames[:count])
             rows.setdefault(contender.name, []).append(result)
             advance()
     record = {
@@ -158,7 +168,7 @@ def evaluate(
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """The results as a Markdown table: mean +- deviation over seeds."""
+    """Format the results as a Markdown table: mean ± standard deviation over seeds."""
     lines = ["| | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
     for name, runs in rows.items():
         cells = []

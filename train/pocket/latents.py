@@ -1,4 +1,4 @@
-"""A latent dataset of pocket portraits, rendered and encoded on the spot: what `prepare` makes of real clips."""
+"""Render and encode pocket portraits into a latent dataset. `prepare` does the same for real clips."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..data.vae import load_vae
 from ..distributed import available_device
 from .dataset import PortraitFolder, render_clips, to_unit_frames
 
-# Apart from the portraits that the pocket models were trained on (from 0) and those held out (see dataset.py).
+# Different from the training seeds of the pocket models (from 0) and from the held-out seeds (see dataset.py).
 FIRST_SEED = 500_000
 
 
@@ -29,16 +29,19 @@ def write_latents(
     portraits: Path | None = None,
     stride: int = 1,
 ) -> None:
-    """Render and encode `clips` portraits into the dataset folder `out`; continues a folder that was begun.
+    """Render and encode portraits into a dataset folder, or continue an unfinished folder.
 
-    Encoding runs on the GPU where there is one.
+    The encoder runs on the GPU if there is one.
 
     Args:
+        out: the dataset folder.
+        clips: number of portraits.
+        first_seed: seed of the first portrait. Each next portrait uses the next seed.
         advance: called after each clip.
-        vae_file: the video autoencoder to encode with.
-        processes: how many processes render.
-        portraits: a folder of rendered portraits to take the clips from, in place of rendering `first_seed` onwards.
-        stride: every how manieth frame of longer clips is taken, so that portraits move faster; not with `portraits`.
+        vae_file: the video autoencoder that encodes the clips.
+        processes: number of processes that render.
+        portraits: a folder of rendered portraits to encode. `first_seed` is then ignored.
+        stride: take every `stride`-th frame of longer clips, so that portraits move faster. Not with `portraits`.
 
     Raises:
         PortraitFolderError: if `portraits` holds fewer clips, or clips of another size.
@@ -63,7 +66,7 @@ def write_latents(
         missing = [seed for seed in seeds if _key(seed) not in writer]
         for _ in range(len(seeds) - len(missing)):
             advance()
-        # A GPU is busy only with many clips at once; a CPU gains nothing from more than one.
+        # A GPU needs many clips at once to be fully used. A CPU is not faster with more than one.
         group = 32 if device.type == "cuda" else 1
         rendered = (
             (clip[::stride] for clip in render_clips(missing, frames_needed(stride), DEFAULT_SIZE, processes))
@@ -76,13 +79,13 @@ def write_latents(
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 latents = vae.encode(frames).float()
             for seed, latent in zip(chosen, latents, strict=True):
-                # Causal: latent 0 of a clip is its first frame encoded as a still image.
+                # The encoder is causal, so latent 0 of a clip is equal to its first frame encoded as a still image.
                 writer.append(_key(seed), latent, StartImage(latent[None, :, :1]))
                 advance()
 
 
 def frames_needed(stride: int) -> int:
-    """How long a clip must be for every `stride`-th of its frames to make one of the usual length."""
+    """Return the number of frames that a clip needs, so that every `stride`-th frame makes a clip of default length."""
     return stride * (DEFAULT_FRAMES - 1) + 1
 
 

@@ -1,9 +1,9 @@
-"""Starts the autoencoder as a good linear codec, from statistics of real frames, before any gradient step.
+"""Initialise the autoencoder as a linear codec that is fitted to real frames, before the first gradient step.
 
-A rectified pair ``relu(s), relu(-s)`` carries a signed number ``s`` through any number of relus unchanged, so half as
-many signed numbers as channels pass through the encoder linearly while its residual branches still give nothing. Each
-downsampling layer keeps the principal components of what it pools; the last layer whitens. Output layers start as the
-least-squares readout of their features. Training begins where a linear transform codec ends.
+A rectified pair `relu(s), relu(-s)` carries a signed number `s` unchanged through any number of relus. N channels
+therefore carry N / 2 signed numbers linearly through the encoder, while its residual branches still return zero. Each
+downsampling layer keeps the principal components of its input. The last layer whitens. Output layers start as the
+least-squares regression on their features. Training thus starts at the quality of a linear transform codec.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from magicdistill_core.taehv import TAEHV, MemoryBlock, TemporalGrow, TemporalPo
 
 
 def _second_moment_basis(samples: Tensor, count: int) -> Tensor:
-    """The ``count`` leading eigenvectors, as rows, of the second moment of ``samples [N, D]``."""
+    """Return the `count` leading eigenvectors of the second moment of `samples [N, D]` as rows."""
     values, vectors = torch.linalg.eigh((samples.T @ samples / len(samples)).double())
     order = values.argsort(descending=True)[:count]
     return vectors[:, order].T.float()
 
 
 def silence_branches(stack: nn.Module) -> None:
-    """Let every memory block begin as the identity: the last convolution of its branch gives zero."""
+    """Make every memory block the identity: set the last convolution of its residual branch to zero."""
     with torch.no_grad():
         for block in stack.modules():
             if isinstance(block, MemoryBlock):
@@ -35,16 +35,19 @@ def silence_branches(stack: nn.Module) -> None:
 
 
 def _paired(rows: Tensor) -> Tensor:
-    """Filters for both signs of each component: ``[n, ...]`` to ``[2n, ...]``."""
+    """Return filters for both signs of each component: `[n, ...]` to `[2n, ...]`."""
     return torch.cat([rows, -rows])
 
 
 @torch.no_grad()
 def start_encoder(vae: TAEHV, frames: Tensor) -> None:
-    """Set the encoder to the chain of principal components described above.
+    """Set the encoder to the chain of principal components described in the module docstring.
 
-    ``frames`` are ``[B, T, 3, H, W]`` with T a multiple of 4, in [0, 1]. Latents come out with zero mean, unit variance
-    and no correlation over those frames.
+    Over these frames, the latents have zero mean, unit variance and no correlation.
+
+    Args:
+        vae: the autoencoder.
+        frames: `[B, T, 3, H, W]` in [0, 1], with T a multiple of 4.
     """
     encoder = vae.encoder
     silence_branches(encoder)
@@ -71,7 +74,7 @@ def start_encoder(vae: TAEHV, frames: Tensor) -> None:
 
 
 def _keep_signed(pool: TemporalPool, half: int) -> None:
-    """Undo the pairing, and hold the signed numbers of as many pooled frames as there is room for side by side."""
+    """Convert rectified pairs back to signed numbers, and concatenate those of the pooled frames along channels."""
     weight = torch.zeros_like(pool.conv.weight)
     signed = torch.eye(half)
     for frame in range(pool.stride):
@@ -82,16 +85,16 @@ def _keep_signed(pool: TemporalPool, half: int) -> None:
 
 
 def _keep_components(down: nn.Conv2d, x: Tensor, half: int) -> None:
-    """Principal components of each 2 x 2 block, both signs."""
+    """Set a convolution to the principal components of each 2 x 2 block, with both signs."""
     patches = F.unfold(x, 2, stride=2).transpose(1, 2).flatten(0, 1)
     basis = _second_moment_basis(patches[:: max(1, len(patches) // 50_000)], half)
     down.weight.zero_()
-    # A 3 x 3 kernel of stride 2 and padding 1 has the block at its lower right.
+    # The 2 x 2 block is the lower right part of a 3 x 3 kernel with stride 2 and padding 1.
     down.weight[:, :, 1:, 1:] = _paired(basis.view(half, x.shape[1], 2, 2))
 
 
 def _whiten(last: nn.Module, x: Tensor, half: int) -> None:
-    """The leading components of the signed numbers, with zero mean and unit variance."""
+    """Set the last layer to the leading components of the signed numbers, with zero mean and unit variance."""
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     signed = (x[:, :half] - x[:, half:]).movedim(1, -1).flatten(0, -2)
@@ -106,7 +109,7 @@ def _whiten(last: nn.Module, x: Tensor, half: int) -> None:
 
 @torch.no_grad()
 def pair_latents(first: nn.Module) -> None:
-    """Let the decoder's first layer pass both signs of each latent, and a constant 1; the other channels stay."""
+    """Make the decoder's first layer pass both signs of each latent and a constant 1. Other channels are unchanged."""
     assert isinstance(first, nn.Conv2d)
     assert first.bias is not None
     count, half = first.in_channels, first.out_channels // 2
@@ -118,7 +121,7 @@ def pair_latents(first: nn.Module) -> None:
 
 @torch.no_grad()
 def fit_readout(head: nn.Conv2d, features: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
-    """Set the centre tap and bias of ``head`` to the ridge regression of ``targets [N, C, h, w]`` on ``features``."""
+    """Set the centre tap and bias of `head` to the ridge regression of `targets [N, C, h, w]` on `features`."""
     x = features.movedim(1, -1).flatten(0, -2).double()
     y = targets.movedim(1, -1).flatten(0, -2).double()
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
@@ -134,11 +137,16 @@ def fit_readout(head: nn.Conv2d, features: Tensor, targets: Tensor, ridge: float
 
 @torch.no_grad()
 def start_decoder(vae: TAEHV, frames: Tensor, first_level: int) -> None:
-    """Set the decoder's levels after ``first_level`` layers to least-squares steps towards ``frames``.
+    """Set the decoder's layers after the first level to least-squares regressions towards the frames.
 
-    ``frames`` are ``[B, 4n, 3, H, W]``, the padded clips whose latents the first level gets. Level by level, signed
-    numbers that pooled frames consist of (principal components of blocks of pixels and frames) are regressed from the
-    3 x 3 neighbourhoods of the upsampled level before, and passed on as rectified pairs.
+    The targets of each level are principal components of blocks of pixels and frames, at the resolution of the level.
+    They are regressed on the 3 x 3 neighbourhoods of the upsampled previous level. The level outputs them as rectified
+    pairs.
+
+    Args:
+        vae: the autoencoder. Its encoder and the first level of its decoder are already set.
+        frames: the padded clips, `[B, 4n, 3, H, W]`.
+        first_level: number of layers in the first level.
     """
     decoder = vae.decoder
     silence_branches(decoder[first_level:])
@@ -165,7 +173,7 @@ def start_decoder(vae: TAEHV, frames: Tensor, first_level: int) -> None:
 
 
 def _fan_out(grow: TemporalGrow, half: int) -> None:
-    """Undo the pairing; each of the frames made from one gets its own half of the channels, zeros in the other."""
+    """Convert pairs back to signed numbers. Each output frame has them in its first channels, and zeros in the rest."""
     width = 2 * half
     weight = torch.zeros_like(grow.conv.weight)
     signed = torch.eye(half)
@@ -177,7 +185,10 @@ def _fan_out(grow: TemporalGrow, half: int) -> None:
 
 
 def _components(frames: Tensor, per_frame: int, side: int, count: int) -> Tensor:
-    """What ``count - 1`` numbers at ``side`` resolution, one set for ``per_frame`` frames, can best say; and a 1."""
+    """Return the `count - 1` leading components of the frames, and a constant 1.
+
+    The components are at resolution `side`, with one set for each group of `per_frame` frames.
+    """
     groups = (frames - 0.5).unflatten(1, (-1, per_frame)).flatten(0, 1).flatten(1, 2)
     blocks = F.pixel_unshuffle(groups, frames.shape[-1] // side)
     samples = blocks.movedim(1, -1).flatten(0, -2)
@@ -187,20 +198,20 @@ def _components(frames: Tensor, per_frame: int, side: int, count: int) -> Tensor
 
 
 def _regress(narrow: nn.Conv2d, x: Tensor, targets: Tensor, ridge: float = 1e-4, rows: int = 20_000) -> None:
-    """Set a bias-free 3 x 3 convolution to the ridge regression of ``targets`` on ``x``, both signs."""
+    """Set a 3 x 3 convolution without bias to the ridge regression of `targets` on `x`, with both signs."""
     patches = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
-    wanted = targets.flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = targets.flatten(2).transpose(1, 2).flatten(0, 1)
     stride = max(1, len(patches) // rows)
-    patches, wanted = patches[::stride].double(), wanted[::stride].double()
+    patches, expected = patches[::stride].double(), expected[::stride].double()
     used = patches.square().mean(dim=0) > 1e-10
     patches = patches[:, used]
     gram = patches.T @ patches / len(patches)
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solution = torch.linalg.solve(gram, patches.T @ wanted / len(patches)).T.float()
+    solution = torch.linalg.solve(gram, patches.T @ expected / len(patches)).T.float()
     weight = torch.zeros(solution.shape[0], len(used))
     weight[:, used] = solution
     half = narrow.out_channels // 2
-    # The other channels stay random, if faint: a channel of zeros behind a relu would never learn.
+    # The other channels keep small random weights, because a channel of zeros before a relu would never learn.
     narrow.weight.mul_(0.3)
     for begin, sign in ((0, 1), (half, -1)):
         narrow.weight[begin : begin + len(weight)] = sign * weight.view(-1, *narrow.weight.shape[1:])

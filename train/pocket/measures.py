@@ -1,4 +1,4 @@
-"""What the pocket trainings are held to: distances of samples, and errors of velocities, on portraits held out."""
+"""Measures of the pocket trainings on held-out portraits: distances of samples and errors of velocities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ _SCALES = (1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
-class Held:
-    """Held-out portraits, the teacher's own samples of them, and the noise seeds to sample with."""
+class HeldOut:
+    """Held-out portraits, the teacher with its samples of them, and the noise seeds for sampling."""
 
     teacher: Checkpoint
     images: Tensor  # [N, 16, 1, H, W]
@@ -42,44 +42,47 @@ class Held:
 
     @cached_property
     def by_many_steps(self) -> dict[int, Tensor]:
-        """The teacher's samples at 28 steps, by seed."""
+        """The teacher's samples with 28 steps, by seed."""
         return {seed: self.sample(self.teacher, _TEACHER_STEPS, seed) for seed in self.seeds}
 
     def sample(self, checkpoint: Checkpoint, steps: int, seed: int) -> Tensor:
-        """Samples `[N, 16, T, H, W]` of a checkpoint, with the shift and sampler of its recipe."""
+        """Sample `[N, 16, T, H, W]` from a model, with the shift and sampler of its recipe."""
         return sample_set(checkpoint, recipe_of(checkpoint), steps, self.images, self.clips.shape[2], seed)
 
 
-Measure = Callable[[Held, Checkpoint, int], float]
+Measure = Callable[[HeldOut, Checkpoint, int], float]
 
 
-def distance_from_data(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Frechet distance of the samples' latent statistics from other people's, as `pocket evaluate` has it."""
+def distance_from_data(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
+    """Frechet distance between latent statistics of samples and of data (other people), as in `pocket evaluate`."""
     data = latent_statistics(held.data)
     return mean(frechet_distance(latent_statistics(held.sample(checkpoint, steps, seed)), data) for seed in held.seeds)
 
 
-def distance_from_many_steps(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Mean squared distance of the samples from the teacher's 28 steps from the same noise."""
+def distance_from_many_steps(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
+    """Mean squared distance between the samples and the teacher's 28-step samples from the same noise."""
     return mean(
         float((held.sample(checkpoint, steps, seed) - held.by_many_steps[seed]).square().mean()) for seed in held.seeds
     )
 
 
 @torch.no_grad()
-def held_out_loss(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Flow-matching loss on the held-out clips, at fixed levels and noise."""
+def held_out_loss(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
+    """Flow-matching loss on the held-out clips, with fixed noise levels and fixed noise."""
     velocity = _velocity(held, checkpoint, null_prompt_of(checkpoint))
     return mean(float(flow_matching_loss(velocity, held.clips, *draw)) for draw in _draws(held))
 
 
 @torch.no_grad()
-def unexplained_guidance(held: Held, checkpoint: Checkpoint, steps: int) -> float:
-    """Share of the guided teacher's difference from the plain one that the network, told the scale, does not make."""
+def unexplained_guidance(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
+    """Share of the guidance effect that the network does not reproduce when it is called with the guidance scale.
+
+    It is `|student - guided|^2 / |unguided - guided|^2` of the velocities: 0 is perfect, 1 is the unguided teacher.
+    """
     prompt = null_prompt_of(held.teacher)
     plain = _velocity(held, held.teacher, prompt)
     negative = _velocity(held, held.teacher, load_null_prompt(NEGATIVE_PROMPT))
-    left = whole = 0.0
+    left = total = 0.0
     for scale in _SCALES:
         student = _velocity(held, checkpoint, prompt, scale)
         for eps, sigma in _draws(held):
@@ -87,17 +90,17 @@ def unexplained_guidance(held: Held, checkpoint: Checkpoint, steps: int) -> floa
             unguided = plain(x, sigma)
             target = guided_velocity(unguided, negative(x, sigma), scale)
             left += float((student(x, sigma) - target).square().mean())
-            whole += float((unguided - target).square().mean())
-    return left / whole
+            total += float((unguided - target).square().mean())
+    return left / total
 
 
-def _velocity(held: Held, checkpoint: Checkpoint, prompt: NullPrompt, guidance: float = 1.0) -> Velocity:
+def _velocity(held: HeldOut, checkpoint: Checkpoint, prompt: NullPrompt, guidance: float = 1.0) -> Velocity:
     condition = concat_condition(held.images, held.clips.shape[2])
     return network_velocity(load_network(checkpoint), condition, prompt, guidance)
 
 
-def _draws(held: Held) -> list[tuple[Tensor, Tensor]]:
-    """Noise and levels, spread evenly before the shift."""
+def _draws(held: HeldOut) -> list[tuple[Tensor, Tensor]]:
+    """Return fixed noise and noise levels. The levels are evenly spaced before the shift."""
     count = len(held.clips)
     shift = recipe_of(held.teacher).shift
     draws = []
@@ -109,6 +112,6 @@ def _draws(held: Held) -> list[tuple[Tensor, Tensor]]:
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
-    """The recipe, which every pocket file carries."""
+    """Return the recipe, which every pocket file has."""
     assert checkpoint.recipe is not None
     return checkpoint.recipe

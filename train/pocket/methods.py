@@ -1,8 +1,11 @@
-"""Every training method on the pocket model: its preset as it is, and what the run did to the method's own measure.
+"""Compare the training methods on the pocket model: run each preset and measure the method's own goal.
 
-A method is held to what it is for, on held-out portraits and noise that no run has seen: distribution matching to the
-distance of its few-step samples from data, consistency distillation to their distance from the teacher's many steps,
-guidance distillation to the guided velocity, fine-tuning to the flow-matching loss.
+The measures use held-out portraits and noise that no run has seen. Each method has a measure that fits its goal:
+
+- distribution matching: the distance of few-step samples from data;
+- consistency distillation: the distance of few-step samples from the teacher's many-step samples;
+- guidance distillation: the error of the guided velocity;
+- fine-tuning: the flow-matching loss.
 """
 
 import json
@@ -28,7 +31,7 @@ from .dataset import held_out_clips, to_unit_frames
 from .evaluate import encode
 from .latents import frames_needed, write_latents
 from .measures import (
-    Held,
+    HeldOut,
     Measure,
     distance_from_data,
     distance_from_many_steps,
@@ -39,20 +42,20 @@ from .measures import (
 
 PRESETS = Path(__file__).parents[1] / "presets"
 _PATCH_EMBED = "img_in.proj.weight"
-# What the teacher has not seen, for fine-tuning: every third frame of longer clips, so that portraits move faster.
+# Fine-tuning needs data that is new to the teacher: every third frame of longer clips, so that portraits move faster.
 _STRIDE, _FAST_CLIPS = 3, 128
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A preset, and what it is held to; lower is better for every measure.
+    """A preset and its measure. Lower is better for every measure.
 
     Attributes:
-        preset: in `train/presets`, without its suffix.
-        measure: of the start and of what was trained.
-        settings: overrides, with `{runs}` for the folder of all runs.
-        start: makes what the generator starts from, if it is not the teacher as it is.
-        fast: whether data and held-out clips are portraits that move faster than those the teacher knows.
+        preset: file name in `train/presets`, without its suffix.
+        measure: the measure, computed for the model before and after training.
+        settings: settings that override the preset. `{runs}` is the folder of all runs.
+        start: computes the model before training from the teacher. None if it is the teacher itself.
+        fast: whether data and held-out clips are portraits that move faster than the teacher's training data.
     """
 
     preset: str
@@ -63,12 +66,12 @@ class Trial:
 
 
 def without_image(teacher: Checkpoint) -> dict[str, Tensor]:
-    """The teacher robbed of its image and mask inputs: a text-to-video network."""
+    """Return the teacher's weights with the image and mask inputs removed: a text-to-video network."""
     return {**teacher.state, _PATCH_EMBED: teacher.state[_PATCH_EMBED][:, :LATENT_CHANNELS].contiguous()}
 
 
 def _widened(teacher: Checkpoint) -> Checkpoint:
-    """What `method.widen` makes of that network."""
+    """Return that text-to-video network widened to image-to-video, as `method.widen` does."""
     state = widen_to_image(without_image(teacher), teacher.source)
     assert state[_PATCH_EMBED].shape[1] == CONCAT_CHANNELS
     return Checkpoint(state, teacher.shape, teacher.recipe, teacher.null_prompt, "widened")
@@ -89,20 +92,20 @@ TRIALS: Mapping[str, Trial] = {
 }
 
 
-def hold_out(clips: int, seeds: int, fast: bool = False) -> Held:
-    """`clips` held-out start images with their clips, and as many of other people as data."""
+def hold_out(clips: int, seeds: int, fast: bool = False) -> HeldOut:
+    """Render and encode `clips` held-out start images with their clips, and as many clips of other people as data."""
     stride = _STRIDE if fast else 1
     frames = held_out_clips(2 * clips, frames_needed(stride))[:, ::stride]
     latents = encode(load_vae(VAE), to_unit_frames(frames))
     mine = latents[:clips]
-    return Held(load_checkpoint(TEACHER), mine[:, :, :1], mine, latents[clips:], tuple(range(seeds)))
+    return HeldOut(load_checkpoint(TEACHER), mine[:, :, :1], mine, latents[clips:], tuple(range(seeds)))
 
 
 def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
-    """Train a preset, or go on with its run, and export it; the exported file.
+    """Train a preset or resume its run, export it, and return the exported file.
 
     Raises:
-        MagicDistillError: if a command fails; what it said is in the message.
+        MagicDistillError: if a command fails. The message contains the end of its output.
     """
     out = runs / f"{name}.safetensors"
     if out.exists():
@@ -115,20 +118,29 @@ def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
 
 
 def _command(*arguments: str) -> None:
-    # Presets name files of the repository by their place in it.
+    # Paths in the presets are relative to the root of the repository.
     command = [sys.executable, "-m", __name__.partition(".")[0], *arguments]
     done = subprocess.run(command, cwd=PRESETS.parents[1], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-20:]
-        raise MagicDistillError(f"magicdistill {' '.join(arguments)} failed:\n" + "\n".join(said))
+        output = (done.stderr or done.stdout).strip().splitlines()[-20:]
+        raise MagicDistillError(f"magicdistill {' '.join(arguments)} failed:\n" + "\n".join(output))
 
 
 def compare_methods(
     names: list[str], dataset: Path, runs: Path, out: Path, clips: int, seeds: int, say: Callable[[str], None]
 ) -> str:
-    """Run the trials and measure each before and after; writes JSON to `out`, returns a Markdown table.
+    """Run the trials and measure each before and after training. Write JSON to `out` and return a Markdown table.
 
-    Results are written after every trial, and trials that `out` already holds are kept.
+    Results are written after every trial. Results of other trials in `out` are kept.
+
+    Args:
+        names: the trials to run, see `TRIALS`.
+        dataset: the folder of encoded portraits.
+        runs: folder for the runs and the exported files.
+        out: JSON file to write.
+        clips: number of held-out start images. The data has the same number of clips.
+        seeds: number of noise seeds.
+        say: called with a line of text before each stage.
 
     Raises:
         MagicDistillError: as `run_trial`.
@@ -149,14 +161,14 @@ def compare_methods(
             data = runs / "fast_portraits"
             write_latents(data, _FAST_CLIPS, stride=_STRIDE)
         say(f"{name}: training")
-        made = load_checkpoint(run_trial(name, trial, data, runs))
+        trained = load_checkpoint(run_trial(name, trial, data, runs))
         say(f"{name}: measuring")
-        steps = recipe_of(made).steps
+        steps = recipe_of(trained).steps
         start = trial.start(teacher) if trial.start is not None else teacher
-        before, after = (trial.measure(held, checkpoint, steps) for checkpoint in (start, made))
+        before, after = (trial.measure(held, checkpoint, steps) for checkpoint in (start, trained))
         results[name] = {
             "preset": trial.preset,
-            "updates": recipe_of(made).training_step,
+            "updates": recipe_of(trained).training_step,
             "steps": steps,
             "measure": trial.measure.__name__,
             "before": before,
@@ -174,7 +186,7 @@ def compare_methods(
 
 
 def table(results: Mapping[str, dict]) -> str:
-    """The results as a Markdown table."""
+    """Format the results as a Markdown table."""
     lines = ["| method | updates | steps | measure | before | after |", "|---" * 6 + "|"]
     for name, row in results.items():
         measure = row["measure"].replace("_", " ")

@@ -1,4 +1,4 @@
-"""Stage 1 of the pocket autoencoder's training: an encoder with a cheap stand-in for the decoder."""
+"""Stage 1 of the pocket autoencoder's training: the encoder with a cheap substitute for the decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +9,13 @@ from magicdistill_core.taehv import TAEHV, run_stack
 
 from .linear_start import fit_readout, pair_latents, silence_branches, start_encoder
 
-# The decoder's first level: soft clamp, convolution, relu, three memory blocks at the latents' own resolution.
+# The decoder's first level: soft clamp, convolution, relu and three memory blocks at the resolution of the latents.
 SKETCH_LAYERS = 6
 _SKETCH_WIDTH = 256
 
 
 class Sketcher(nn.Module):
-    """The autoencoder and the 1 x 1 convolution that turns its first decoder level into pixels."""
+    """The autoencoder, and a 1 x 1 convolution that converts its first decoder level into pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Sketcher(nn.Module):
         self.pixels = nn.Conv2d(_SKETCH_WIDTH, TIME_STRIDE * 3 * SPACE_STRIDE**2, 1)
 
     def sketch(self, latents: Tensor) -> Tensor:
-        """Frames `[B, 4n + 1, 3, H, W]` straight from the latents' own resolution."""
+        """Decode latents `[B, 16, n + 1, h, w]` to frames `[B, 4n + 1, 3, H, W]` with the first decoder level only."""
         features = run_stack(self.vae.decoder[:SKETCH_LAYERS], latents.transpose(1, 2))
         frames = F.pixel_shuffle(self.pixels(features.flatten(0, 1)), SPACE_STRIDE)
         frames = frames.reshape(latents.shape[0], -1, 3, *frames.shape[-2:])
@@ -31,12 +31,12 @@ class Sketcher(nn.Module):
 
 
 def with_front(frames: Tensor) -> Tensor:
-    """Clips of 4n + 1 frames with the three copies of frame 0 that the autoencoder puts in front."""
+    """Prepend three copies of frame 0 to clips of 4n + 1 frames, as the autoencoder does."""
     return torch.cat([frames[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1), frames], dim=1)
 
 
 def start_sketcher(model: Sketcher, frames: Tensor) -> None:
-    """Start stage 1 as a linear codec fitted to `frames [B, 4n + 1, 3, H, W]`."""
+    """Initialise stage 1 as a linear codec that is fitted to `frames [B, 4n + 1, 3, H, W]`."""
     padded = with_front(frames)
     start_encoder(model.vae, padded)
     pair_latents(model.vae.decoder[1])
@@ -49,7 +49,7 @@ def start_sketcher(model: Sketcher, frames: Tensor) -> None:
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """He-initialised convolutions with zero biases."""
+    """Initialise convolutions with He initialisation and zero biases."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -58,8 +58,11 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def normalise_latents(vae: TAEHV, clips: Tensor) -> None:
-    """Fold the latents' mean and deviation over `clips` into the encoder's last layer: exactly zero mean and unit
-    variance per channel there. The decoder's first layer takes the inverse (up to the soft clamp between them)."""
+    """Normalise the latents: fold their mean and standard deviation over `clips` into the encoder's last layer.
+
+    Over these clips, each channel then has exactly zero mean and unit variance. The decoder's first layer gets the
+    inverse, which is exact except for the soft clamp between the two layers.
+    """
     with torch.no_grad():
         samples = torch.cat([vae.encode(clip[None]) for clip in clips]).movedim(1, -1).flatten(0, -2)
         mean, std = samples.mean(dim=0), samples.std(dim=0)

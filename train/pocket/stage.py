@@ -1,7 +1,7 @@
 """The training loop of the pocket autoencoder: one module, one AdamW, an average of the weights.
 
-A diffusion network is trained by `run/trainer.py`. An autoencoder has no roles, conditions or noise levels, so its
-loop is this short one. Settings, log, learning rate, average and checkpoints are the trainer's own.
+`run/trainer.py` trains diffusion networks. An autoencoder has no roles, conditions or noise levels, so this short loop
+is sufficient. It uses the trainer's settings, log, learning rate, average and checkpoints.
 """
 
 import copy
@@ -36,26 +36,26 @@ class DivergedError(MagicDistillError):
 
 
 class StageConfig(Section):
-    """Length, optimizer and bookkeeping of one stage."""
+    """Settings of one stage: length, optimizer, average, checkpoints and measurements."""
 
-    updates: Positive = Field(description="Updates in all.")
-    seed: int = Field(0, ge=0, description="Of new weights, of the data and of noise.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="What the network computes in; weights are fp32.")
+    updates: Positive = Field(description="Total number of updates.")
+    seed: int = Field(0, ge=0, description="Seed of new weights, data and noise.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Precision of the computation. Weights are fp32.")
     optimizer: OptimizerConfig = Field(description="AdamW.")
-    average: EmaConfig = Field(EmaConfig(), description="The averaged weights, which are measured and exported.")
-    checkpoint_every: Positive = Field(100, description="Updates between checkpoints; the last one is always saved.")
+    average: EmaConfig = Field(EmaConfig(), description="Average of the weights. It is measured and exported.")
+    checkpoint_every: Positive = Field(100, description="Updates between checkpoints. The last update is always saved.")
     validation_every: Positive = Field(200, description="Updates between measurements on held-out clips.")
 
 
 @dataclass(frozen=True)
 class PlainEngine:
-    """A module and its AdamW, with what `EngineState` asks of a DeepSpeed engine."""
+    """A module and its AdamW, with the attributes of a DeepSpeed engine that `EngineState` uses."""
 
     module: nn.Module
     optimizer: torch.optim.AdamW
 
     def zero_optimization_stage(self) -> int:
-        """No partition: one process holds everything."""
+        """Return 0: the state is not partitioned, because there is one process."""
         return 0
 
 
@@ -67,19 +67,22 @@ def train_stage(
     validate: Callable[[N, int], dict[str, float]],
     headline: tuple[str, ...],
 ) -> N:
-    """Train the parameters of `network` that require gradients, or go on from the newest checkpoint in `folder`.
+    """Train the parameters of `network` that require gradients. Resume from the newest checkpoint in `folder`, if any.
 
     Args:
-        loss: the loss of update `n` (from 0) and scalars for the log, by the network's present weights.
-        validate: measures the averaged weights after update `n` (from 1) and returns scalars for the log.
-        headline: the scalars that the progress bar shows.
+        folder: the run folder.
+        settings: the settings of the stage.
+        network: the network to train.
+        loss: computes the loss of update `n` (from 0) with the current weights, and scalars for the log.
+        validate: measures the averaged weights after update `n` (from 1), and returns scalars for the log.
+        headline: names of the scalars that the progress bar shows.
 
     Returns:
         A copy of the network with the averaged weights.
 
     Raises:
         ConfigError: if the folder holds a run with other settings.
-        DivergedError: if the loss is not finite; the checkpoint before it stays.
+        DivergedError: if the loss is not finite. The previous checkpoint is kept.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     adam = settings.optimizer
@@ -95,8 +98,8 @@ def train_stage(
             value, metrics = loss(update)
             if not math.isfinite(value.item()):
                 raise DivergedError(
-                    f"The loss of update {update + 1} is {value.item()}. Start {folder} again in another folder with a "
-                    f"lower optimizer.lr."
+                    f"The loss of update {update + 1} in {folder} is {value.item()}, expected a finite number. Start a "
+                    f"new run in another folder with a lower optimizer.lr."
                 )
             for group in optimizer.param_groups:
                 group["lr"] = adam.rate(update, update / settings.updates)
@@ -132,7 +135,7 @@ def _save(folder: Path, states: Mapping[str, SavedState], settings: StageConfig,
 
 
 def _resumed(folder: Path, states: Mapping[str, SavedState], settings: StageConfig) -> int:
-    """Load the newest checkpoint if there is one; how many updates it has seen."""
+    """Load the newest checkpoint, if any, and return its number of updates."""
     if not (folder / FOLDER / LATEST).is_file():
         return 0
     manifest = checkpoints.load(folder, states)
@@ -140,8 +143,8 @@ def _resumed(folder: Path, states: Mapping[str, SavedState], settings: StageConf
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         raise ConfigError(
-            f"{folder} holds a run with other settings: {', '.join(changed)} differ. Give the settings of that run, or "
-            f"name another folder."
+            f"{folder} holds a run with other settings: {', '.join(changed)} differ. Use the settings of that run, or "
+            f"choose another folder."
         )
     logger.info("%s: resumed at update %d", folder, manifest.update)
     return manifest.update

@@ -1,4 +1,4 @@
-"""Makes the pocket teacher: an `sft` run of the trainer on rendered portraits, from random weights.
+"""Train the pocket teacher: an `sft` run on rendered portraits that starts from random weights.
 
 The teacher is the narrowest network that ComfyUI recognises as HunyuanVideo. Its prompt is a fixed random tensor.
 """
@@ -32,7 +32,7 @@ _TEXT_TOKENS, _TEXT_DIM, _POOLED_DIM = 4, 64, 768
 
 
 def network_shape(double_blocks: int, single_blocks: int) -> NetworkShape:
-    """One attention head of 128: the narrowest network that ComfyUI recognises as HunyuanVideo."""
+    """Return the sizes of the teacher: one attention head of width 128, the minimum that ComfyUI recognises."""
     return NetworkShape(
         in_channels=CONCAT_CHANNELS,
         hidden=HEAD_DIM,
@@ -46,15 +46,15 @@ def network_shape(double_blocks: int, single_blocks: int) -> NetworkShape:
 
 
 def null_prompt(seed: int) -> NullPrompt:
-    """The fixed text conditioning that stands for "no prompt": small random numbers."""
+    """Return the fixed text conditioning for "no prompt": small random numbers from a seed."""
     generator = keyed_generator(seed, "null prompt")
     text = 0.1 * torch.randn(1, _TEXT_TOKENS, _TEXT_DIM, generator=generator)
     return NullPrompt(text, 0.1 * torch.randn(1, _POOLED_DIM, generator=generator))
 
 
 def write_untrained(path: Path, shape: NetworkShape, data: LatentDataset, seed: int) -> None:
-    """Write a network of random weights, which a training can start from."""
-    # Initialisation has no generator argument in diffusers: draw it from the seed and leave no trace.
+    """Write a network with random weights as the start of a training."""
+    # diffusers has no generator argument for the initialisation. Seed the global generator and restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(shape)
@@ -66,12 +66,17 @@ def write_untrained(path: Path, shape: NetworkShape, data: LatentDataset, seed: 
 
 @torch.no_grad()
 def visible_weights(vae: Vae, latents: Tensor) -> list[float]:
-    """How much noise on each latent channel changes the decoded clip: RMS response with mean 1.
+    """Measure how much noise on each latent channel changes the decoded clip.
 
-    Whitened latents hide that their first components carry nearly all that is seen, so the loss needs to know.
+    All channels of whitened latents have the same variance, but the first components determine nearly all visible
+    content. The loss uses these weights to account for that.
 
     Args:
+        vae: the video autoencoder.
         latents: `[B, 16, T, H, W]`.
+
+    Returns:
+        The RMS change of the decoded clip per channel, divided by the mean over the channels.
     """
     before = vae.decode(latents)
     gains = []
@@ -87,17 +92,22 @@ def visible_weights(vae: Vae, latents: Tensor) -> list[float]:
 def teacher_config(
     run: Path, dataset: Path, vae: Path, start: Path | None, shape: NetworkShape, settings: Sequence[str]
 ) -> TrainConfig:
-    """The preset for a dataset and its VAE.
+    """Load the preset and set the run, the dataset, the VAE, the start weights and the channel weights.
 
     Args:
-        start: the teacher to start from; None writes a network of random weights next to the run, unless it is there.
-        shape: of that network.
-        settings: `key=value`, as for `train`.
+        run: the run folder.
+        dataset: the folder of encoded portraits.
+        vae: the VAE that encoded them.
+        start: the teacher to start from. None starts from a network with random weights, which is written next to the
+            run if it does not exist.
+        shape: the sizes of that network.
+        settings: further settings as `key=value`, as for `train`.
     """
     data = LatentDataset(dataset)
     device = available_device()
     latents = data.latents(range(min(2, len(data)))).float().to(device)
-    # The middle of a few clips, where the face is, tells as much as whole clips and costs a thirtieth.
+    # The face is in the middle of the picture. This part of two clips carries as much information as full clips and
+    # costs 1/30.
     top, left = (side // 4 for side in latents.shape[3:])
     weights = visible_weights(load_vae(vae, device), latents[:, :, :2, top:-top, left:-left])
     untrained = run.with_name(f"{run.name}-untrained.safetensors")
@@ -109,9 +119,9 @@ def teacher_config(
 
 
 def train_teacher(config: TrainConfig, out: Path) -> None:
-    """Train, or go on training, and write the averaged weights to `out`."""
+    """Train the teacher or resume its run, and write the averaged weights to `out`."""
     prepare_environment()
-    from ..run.trainer import train  # DeepSpeed reads the environment when it is imported
+    from ..run.trainer import train  # DeepSpeed reads the environment on import
 
     train(config, resume=(config.run / RUN_FILE).exists())
     export_run(config.run, out)

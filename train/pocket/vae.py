@@ -1,12 +1,14 @@
-"""The training of the pocket video autoencoder, in the TAEHV layout, on rendered portraits, in two stages.
+"""Train the pocket video autoencoder (TAEHV layout) on rendered portraits in two stages.
 
-1. The encoder, with a cheap stand-in for the decoder (`sketcher.py`). Its latents are then normalised exactly and
-   frozen, so that a diffusion model can already be trained on them.
-2. The decoder, on the frozen latents with a little noise added, so that near latents decode to near pictures.
+1. Train the encoder with a cheap substitute for the decoder (`sketcher.py`). Then normalise its latents exactly and
+   freeze it. A diffusion model can already be trained on these latents.
+2. Train the decoder on the frozen latents plus a little noise. The noise makes similar latents decode to similar
+   pictures.
 
-Reconstruction loss: L1, L1 of spatial gradients (crisp edges), L1 of 4x reduced pictures (right colours). The encoder's
-latents are also kept near zero mean and identity covariance, which is what a diffusion model wants to predict.
-Networks without normalisation layers start badly, so both stages start as fitted linear codecs (`linear_start.py`).
+The reconstruction loss is the sum of L1, L1 of spatial gradients (sharp edges) and L1 of 4x reduced pictures (right
+colours). A second loss keeps the latents near zero mean and identity covariance, because such latents are a good target
+for a diffusion model. Networks without normalisation layers learn slowly from random weights, so both stages start as
+fitted linear codecs (`linear_start.py`).
 """
 
 import copy
@@ -44,20 +46,20 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class CropConfig(StageConfig):
-    """What both stages see and how they are measured."""
+    """The settings of both stages: batches, loss weights and measurements."""
 
-    batch: Positive = Field(3, description="Clips in an update.")
+    batch: Positive = Field(3, description="Clips per update.")
     crop: int = Field(
         64,
         ge=SIDE_MULTIPLE,
         multiple_of=SIDE_MULTIPLE,
-        description="Side of the square that is cut from a clip, in pixels.",
+        description="Side of the square crop of a clip, in pixels.",
     )
-    frames: Positive = Field(9, description="Frames of a clip, 4n + 1.")
-    edge_weight: Share = Field(0.5, description="Weight of the L1 distance of spatial gradients.")
-    coarse_weight: Share = Field(0.5, description="Weight of the L1 distance of 4x reduced pictures.")
-    latent_noise: Share = Field(0.05, description="Standard deviation of the noise on what is decoded.")
-    held_out: Positive = Field(16, description="Held-out clips of a measurement.")
+    frames: Positive = Field(9, description="Frames per clip, 4n + 1.")
+    edge_weight: Share = Field(0.5, description="Weight of the L1 loss of spatial gradients.")
+    coarse_weight: Share = Field(0.5, description="Weight of the L1 loss of 4x reduced pictures.")
+    latent_noise: Share = Field(0.05, description="Standard deviation of the noise on the decoder's input.")
+    held_out: Positive = Field(16, description="Held-out clips per measurement.")
 
 
 def _optimizer(decay: float) -> OptimizerConfig:
@@ -65,23 +67,23 @@ def _optimizer(decay: float) -> OptimizerConfig:
 
 
 class EncoderConfig(CropConfig):
-    """Stage 1."""
+    """The settings of stage 1, the encoder."""
 
-    updates: Positive = Field(700, description="Updates in all.")
+    updates: Positive = Field(700, description="Total number of updates.")
     optimizer: OptimizerConfig = Field(_optimizer(0.36), description="AdamW.")
-    latent_weight: Share = Field(0.003, description="Weight of the latents' distance from zero mean and identity.")
-    normalise_clips: Positive = Field(64, description="Clips over which the latents are normalised at the end.")
+    latent_weight: Share = Field(0.003, description="Weight of the loss for zero mean and identity covariance.")
+    normalise_clips: Positive = Field(64, description="Clips for the normalisation of the latents after training.")
 
 
 class DecoderConfig(CropConfig):
-    """Stage 2."""
+    """The settings of stage 2, the decoder."""
 
-    updates: Positive = Field(1600, description="Updates in all.")
+    updates: Positive = Field(1600, description="Total number of updates.")
     optimizer: OptimizerConfig = Field(_optimizer(0.38), description="AdamW.")
 
 
 def sample_batch(folder: PortraitFolder, config: CropConfig, update: int, batch: int | None = None) -> Tensor:
-    """The clips of one update: float ``[B, T, 3, crop, crop]``, random windows, half of them mirrored."""
+    """Return the clips of one update: float `[B, T, 3, crop, crop]`, random crops, mirrored with probability 1/2."""
     generator = keyed_generator(config.seed, "clips", update)
 
     def draw(high: int) -> int:
@@ -98,7 +100,7 @@ def sample_batch(folder: PortraitFolder, config: CropConfig, update: int, batch:
 
 
 def train_encoder(config: EncoderConfig, data: Path, run_folder: Path) -> TAEHV:
-    """Stage 1, resumable in `run_folder`: returns an autoencoder whose encoder is final and normalised."""
+    """Train stage 1 or resume it in `run_folder`; return an autoencoder whose encoder is final and normalised."""
     device = _device()
     folder = PortraitFolder(data, device)
     model = Sketcher()
@@ -129,7 +131,11 @@ def train_encoder(config: EncoderConfig, data: Path, run_folder: Path) -> TAEHV:
 
 
 def train_decoder(config: DecoderConfig, encoder: TAEHV, data: Path, run_folder: Path, out: Path) -> float:
-    """Stage 2, resumable in `run_folder`: writes the averaged autoencoder to `out`, returns its held-out PSNR in dB."""
+    """Train stage 2 or resume it in `run_folder`, and write the averaged autoencoder to `out`.
+
+    Returns:
+        The PSNR on held-out clips in dB.
+    """
     device = _device()
     folder = PortraitFolder(data, device)
     model = copy.deepcopy(encoder).cpu().requires_grad_(True)
@@ -156,13 +162,17 @@ def train_decoder(config: DecoderConfig, encoder: TAEHV, data: Path, run_folder:
 
 
 def train_vae(encoder: EncoderConfig, decoder: DecoderConfig, data: Path, run_folder: Path, out: Path) -> float:
-    """Both stages, each resumable, in `run_folder`; the fp16 file goes to `out`. Returns the held-out PSNR in dB."""
+    """Train both stages or resume them in `run_folder`, and write the fp16 file to `out`.
+
+    Returns:
+        The PSNR on held-out clips in dB.
+    """
     vae = train_encoder(encoder, data, run_folder / ENCODER_RUN)
     return train_decoder(decoder, vae, data, run_folder / DECODER_RUN, out)
 
 
 def _device() -> torch.device:
-    # Every update has the same shapes: cuDNN may look for the fastest convolutions once.
+    # All updates have the same shapes, so cuDNN needs to search for the fastest convolutions only once.
     torch.backends.cudnn.benchmark = True
     return available_device()
 
@@ -182,7 +192,7 @@ def _noisy(latents: Tensor, config: CropConfig, update: int) -> Tensor:
 
 
 def _measured(run_folder: Path, made: Tensor, held_out: Tensor, update: int) -> dict[str, float]:
-    """Held-out PSNR in dB; also writes the curves, and a contact sheet of clips and their reconstructions."""
+    """Return the held-out PSNR in dB. Also write the loss curves and a contact sheet of clips and reconstructions."""
     quality = psnr(made, held_out)
     logger.info("%s, update %d: held-out PSNR %.2f dB", run_folder.name, update, quality)
     pairs = zip(held_out[:_SHOWN], made[:_SHOWN], strict=True)

@@ -1,4 +1,4 @@
-"""The losses of the pocket autoencoder, and how well it reconstructs clips."""
+"""The losses of the pocket autoencoder, and the quality of its reconstructions."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,10 @@ from magicdistill_core.taehv import TAEHV
 def reconstruction_loss(
     made: Tensor, real: Tensor, edge_weight: float, coarse_weight: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weighted L1, edge L1 and coarse L1 of frames `[B, T, 3, H, W]`."""
+    """Return the reconstruction loss of frames `[B, T, 3, H, W]`, and its parts as scalars for the log.
+
+    The loss is L1, plus weighted L1 of the spatial gradients (edges), plus weighted L1 of 4x reduced frames (coarse).
+    """
     error = made - real
     pixel = error.abs().mean()
     edge = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -20,7 +23,11 @@ def reconstruction_loss(
 
 
 def latent_loss(latents: Tensor) -> Tensor:
-    """Distance of the channels' mean from 0 and covariance from the identity, for latents `[B, C, t, h, w]`."""
+    """Return the squared distance of the channels' mean from 0 plus that of their covariance from the identity.
+
+    Args:
+        latents: `[B, C, t, h, w]`.
+    """
     samples = latents.float().movedim(1, -1).flatten(0, -2)
     mean = samples.mean(dim=0)
     centered = samples - mean
@@ -36,6 +43,6 @@ def reconstruct(model: TAEHV, clips: Tensor, bf16: bool = False) -> Tensor:
 
 
 def psnr(made: Tensor, real: Tensor) -> float:
-    """Mean over clips of the peak signal-to-noise ratio in dB, for values in [0, 1]."""
+    """Return the peak signal-to-noise ratio in dB for values in [0, 1], as the mean over clips."""
     error = (made - real).square().flatten(1).mean(dim=1)
     return float((-10 * torch.log10(error.clamp_min(1e-10))).mean())

@@ -77,7 +77,7 @@ def test_the_family_is_what_the_weights_and_the_file_say(
         (16, None, None, r"do not tell which model it is.*i2v_mode=token_replace or none"),
         (16, "concat", None, r"does not go with i2v_mode 'concat'"),
         (33, None, "token_replace", r"does not go with i2v_mode 'token_replace'.*go with concat"),
-        (16, "none", "token_replace", r"enters as 'none', but 'token_replace' was asked for"),
+        (16, "none", "token_replace", r"states i2v_mode 'none', but i2v_mode is set to 'token_replace'"),
     ],
 )
 def test_what_does_not_fit_or_is_left_open_is_refused(

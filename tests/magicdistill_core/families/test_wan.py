@@ -38,7 +38,7 @@ def test_names_are_those_of_diffusers_own_converter(state: dict[str, Tensor]) ->
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "model."])
 def test_both_spellings_are_recognised_with_their_sizes(prefix: str, state: dict[str, Tensor]) -> None:
-    old = {"blocks.0.attn2.norm_added_q.weight": torch.ones(128)}  # of early releases, and read by nobody
+    old = {"blocks.0.attn2.norm_added_q.weight": torch.ones(128)}  # from early releases; no network reads it
     for spelt in (state | old, diffusers_to_file(WAN, state)):
         found = parse_checkpoint({f"{prefix}{key}": value for key, value in spelt.items()}, None, "x")
         assert (found.shape, found.family()) == (SHAPE, IMAGE_TO_VIDEO)
@@ -74,5 +74,5 @@ def test_the_condition_is_mask_then_image_and_features() -> None:
     assert torch.equal(channels[:, 4:], latents)
     assert torch.equal(seen, features)
     for image in (StartImage(latents[:, :, :1], features), StartImage(latents)):
-        with pytest.raises(CheckpointError, match=r"expected 3 .*features"):
+        with pytest.raises(CheckpointError, match=r"Expected 3 latent frames .*features"):
             IMAGE_TO_VIDEO.condition(image, 3)

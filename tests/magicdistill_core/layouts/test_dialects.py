@@ -1,4 +1,4 @@
-"""LoRA dialects in the wild: each is written out by hand from its definition, and means the same change of weights."""
+"""LoRA dialects: the same change of weights is written in each dialect and must be read back equal."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ HIDDEN, RANK, ALPHA = 128, 4, 2.0
 HALVES = {"peft": ("lora_A.weight", "lora_B.weight"), "adapter": ("lora_A.default.weight", "lora_B.default.weight")}
 HALVES |= {"kohya": ("lora_down.weight", "lora_up.weight"), "dots": ("lora.down.weight", "lora.up.weight")}
 HALVES |= {"bare": ("lora_A", "lora_B")}
-# Module of the file layout -> its name in ComfyUI's own spelling, and rows and columns.
+# Module of the file layout -> its name in ComfyUI's own names, rows and columns.
 HUNYUAN = {
     "double_blocks.1.img_attn_qkv": ("double_blocks.1.img_attn.qkv", 3 * HIDDEN, HIDDEN),
     "double_blocks.1.txt_mod.linear": ("double_blocks.1.txt_mod.lin", 6 * HIDDEN, HIDDEN),
@@ -144,7 +144,7 @@ def test_fused_projections_of_diffusers_keep_their_rank() -> None:
 
 
 def test_loras_of_wans_fused_projections_are_what_diffusers_and_peft_compute() -> None:
-    """diffusers fuses the projections, peft trains and merges, diffusers' weights come out; and so do ours."""
+    """diffusers fuses the projections and peft merges a LoRA into them. Our merged weights must be equal."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = WanTransformer3DModel(
@@ -212,7 +212,7 @@ def test_whole_differences_of_step_distilled_loras(tmp_path: Path) -> None:
     assert set(lora.differences) == {"blocks.0.self_attn.q.bias", "blocks.0.norm3.weight", "blocks.0.modulation"}
     assert torch.equal(lora.differences["blocks.0.modulation"], table)
     assert lora.misses == ("blocks.0.strange (weight)",)
-    # Where a LoRA is merged for good, nothing may be left out.
+    # A LoRA that is merged into the weights must be complete.
     with pytest.raises(CheckpointError, match="4 of 6 tensors are no LoRA parts"):
         load_lora(path, HIDDEN)
 

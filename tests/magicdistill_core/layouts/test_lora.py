@@ -28,7 +28,7 @@ def linears(network: HunyuanVideoTransformer3DModel, pattern: str) -> str:
 
 
 def trained_by_peft(pattern: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Base weights, LoRA tensors under peft's names, and the weights that peft merges; diffusers names."""
+    """Return base weights, LoRA tensors with peft's names, and the weights merged by peft, in diffusers' names."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(SHAPE).double()
@@ -40,7 +40,7 @@ def trained_by_peft(pattern: str) -> tuple[dict[str, Tensor], dict[str, Tensor],
         for key, value in network.state_dict().items()
         if ".lora_" in key
     }
-    # peft keeps alpha beside its tensors.
+    # peft stores alpha in its configuration, not in a tensor.
     lora |= {
         key.replace("lora_A.weight", "alpha"): torch.tensor(ALPHA)
         for key in list(lora)
@@ -86,7 +86,7 @@ def test_there_and_back_keeps_every_delta() -> None:
     assert back.keys() == split.keys()
     for name, branch in split.items():
         assert torch.allclose(back[name].delta(1.0), branch.delta(1.0), atol=1e-6), name
-    again = to_file_layout(HUNYUAN_VIDEO, fused, HIDDEN)  # already there: unchanged
+    again = to_file_layout(HUNYUAN_VIDEO, fused, HIDDEN)  # already in the file layout: unchanged
     assert all(again[name] is fused[name] for name in fused)
 
 

@@ -16,7 +16,7 @@ from magicdistill_core.layouts.modules import (
 )
 from tests.makers import hunyuan_shape, seeded_network
 
-# Names from Tencent's released files, and what diffusers calls the same tensors.
+# Names in Tencent's released files, and diffusers' names of the same tensors.
 GOLDEN = {
     "img_in.proj.weight": ["x_embedder.proj.weight"],
     "txt_in.input_embedder.bias": ["context_embedder.proj_in.bias"],

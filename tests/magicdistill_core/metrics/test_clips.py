@@ -1,4 +1,4 @@
-"""Clip measures on clips whose answer is known."""
+"""Clip measures on clips with known results."""
 
 import torch
 

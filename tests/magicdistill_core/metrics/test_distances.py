@@ -28,7 +28,7 @@ def test_frechet_of_shifted_and_equal_sets() -> None:
 
 def test_energy_equals_scipy_up_to_the_diagonal() -> None:
     x, y = draw(300, 1, 4), draw(200, 1, 5, 1.0)
-    # scipy gives the root of the biased form, with the pairs of a sample with itself.
+    # scipy returns the square root of the biased estimate, which includes the pairs of a sample with itself.
     pairs = [float(torch.cdist(s, s).sum()) / len(s) for s in (x, y)]
     correction = sum(p / (len(s) - 1) - p / len(s) for p, s in zip(pairs, (x, y), strict=True))
     biased = energy_distance(x, y) + correction

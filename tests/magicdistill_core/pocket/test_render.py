@@ -1,4 +1,4 @@
-"""The renderer: the same bytes for a seed everywhere, people who differ, faces that move."""
+"""The renderer: reproducible bytes for a seed, different people, moving faces."""
 
 import hashlib
 import subprocess
@@ -48,7 +48,7 @@ def test_every_clip_moves_and_its_background_does_not() -> None:
 
 
 def test_the_mouth_opens_and_the_eyes_close_in_some_frame() -> None:
-    """Frames of one person differ most where the pose says so: compare with that motion switched off."""
+    """Speech changes the lower half and not the top of the picture: compare with the same portrait without speech."""
     spec = sample_portrait(np.random.default_rng(0))
     still = spec.motion.__class__(**{**vars(spec.motion), "talk_amount": 0.0})
     quiet = spec.__class__(**{**vars(spec), "motion": still})
@@ -65,7 +65,7 @@ def test_first_frames_are_in_random_phases() -> None:
 
 
 def test_resolution_is_a_free_choice() -> None:
-    """A clip rendered at twice the size, reduced, is nearly the clip: shapes are defined in relative units."""
+    """A clip rendered at twice the size and then reduced is nearly the same clip: shapes have relative units."""
     small = portrait_clip(5, frames=2, size=48).float()
     large = portrait_clip(5, frames=2, size=96).float()
     reduced = large.unflatten(1, (48, 2)).unflatten(3, (48, 2)).mean(dim=(2, 4))

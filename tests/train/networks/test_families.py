@@ -103,7 +103,7 @@ def test_sixteen_channels_are_never_guessed(tmp_path: Path, state: dict[str, Ten
         load_weights(tmp_path / "plain.safetensors", i2v_mode="concat")
     save_checkpoint(tmp_path / "said.safetensors", state, recipe("none"), None)
     assert load_checkpoint(tmp_path / "said.safetensors").family() is TEXT_ONLY
-    with pytest.raises(CheckpointError, match=r"enters as 'none', but 'token_replace' was asked for"):
+    with pytest.raises(CheckpointError, match=r"states i2v_mode 'none', but i2v_mode is set to 'token_replace'"):
         load_weights(tmp_path / "said.safetensors", i2v_mode="token_replace")
 
 

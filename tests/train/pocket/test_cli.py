@@ -1,4 +1,4 @@
-"""`magicdistill pocket`: what its commands write when they are not told where."""
+"""`magicdistill pocket`: the default output files of its commands."""
 
 from pathlib import Path
 
@@ -19,6 +19,6 @@ def test_nothing_is_written_over_the_shipped_weights() -> None:
     shipped = VAE.parents[1]
     assert TEACHER.is_relative_to(shipped)
     assert not [place for place, path in written.items() if path.resolve().is_relative_to(shipped)]
-    # Under the names that the shipped ones have, so that they can be put in their place.
+    # The names are those of the shipped files, so that a copy replaces them.
     assert written["train-vae", "out"].name == VAE.name
     assert written["train-teacher", "out"].name == TEACHER.name

@@ -1,4 +1,4 @@
-"""Rendered folders: resumable, growable, refused when they do not fit."""
+"""Folders of portraits: they can be resumed and extended; other settings are an error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The comparison of samples with data: what is compared, with which noise, and what is refused."""
+"""The comparison of samples with data: inputs, noise and errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The comparison of methods: every method has its trial, and the measures are what they say."""
+"""The comparison of methods: every method has a trial, and the measures are correct."""
 
 import json
 from dataclasses import replace
@@ -20,14 +20,14 @@ from train.pocket import methods
 from train.pocket.dataset import to_unit_frames
 from train.pocket.evaluate import encode
 from train.pocket.latents import FIRST_SEED, write_latents
-from train.pocket.measures import Held, distance_from_many_steps, held_out_loss, unexplained_guidance
+from train.pocket.measures import HeldOut, distance_from_many_steps, held_out_loss, unexplained_guidance
 from train.pocket.methods import PRESETS, TRIALS, Trial
 
 
 @pytest.fixture(scope="module")
-def held() -> Held:
+def held() -> HeldOut:
     clips = torch.randn(4, 16, 2, 4, 4, generator=torch.Generator().manual_seed(99))
-    return Held(load_checkpoint(TEACHER), clips[:2, :, :1], clips[:2], clips[2:], (0,))
+    return HeldOut(load_checkpoint(TEACHER), clips[:2, :, :1], clips[:2], clips[2:], (0,))
 
 
 def test_every_method_is_tried_by_a_preset_of_its_own() -> None:
@@ -35,20 +35,20 @@ def test_every_method_is_tried_by_a_preset_of_its_own() -> None:
     assert tried == {config.model_fields["name"].default for config in _METHODS}
 
 
-def test_what_is_measured_of_the_teacher_itself(held: Held) -> None:
+def test_what_is_measured_of_the_teacher_itself(held: HeldOut) -> None:
     assert distance_from_many_steps(held, held.teacher, 28) == 0
     assert distance_from_many_steps(held, held.teacher, 4) > 0.01
     assert unexplained_guidance(held, held.teacher, 28) == pytest.approx(1)
 
 
-def test_held_out_loss_is_that_of_the_velocity(held: Held) -> None:
+def test_held_out_loss_is_that_of_the_velocity(held: HeldOut) -> None:
     zero = {key: torch.zeros_like(value) for key, value in held.teacher.state.items()}
-    # A network of zeros answers zero, so that its error is the target's mean square: noise's and the clips'.
+    # A network of zeros predicts zero, so its loss is the mean square of the target: noise plus clips.
     expected = 1 + float(held.clips.square().mean())
     assert held_out_loss(held, replace(held.teacher, state=zero), 28) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_widened_teacher_does_not_see_its_image(held: Held) -> None:
+def test_a_widened_teacher_does_not_see_its_image(held: HeldOut) -> None:
     start = TRIALS["widen"].start
     assert start is not None
     widened = start(held.teacher)
@@ -58,9 +58,9 @@ def test_a_widened_teacher_does_not_see_its_image(held: Held) -> None:
 
 
 def test_results_are_written_after_every_trial_and_kept(
-    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def steps_of(held: Held, checkpoint: Checkpoint, steps: int) -> float:
+    def steps_of(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
         return float(checkpoint.source == GENERATOR.name)
 
     monkeypatch.setattr(methods, "hold_out", lambda clips, seeds, fast: held)
@@ -68,11 +68,11 @@ def test_results_are_written_after_every_trial_and_kept(
     monkeypatch.setattr(methods, "TRIALS", {name: Trial("pocket_w2s", steps_of) for name in ("one", "two")})
     out = tmp_path / "out.json"
     methods.compare_methods(["one"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
-    said = methods.compare_methods(["two"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
+    table = methods.compare_methods(["two"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
     results = json.loads(out.read_text())["results"]
     assert results.keys() == {"one", "two"}
     assert (results["one"]["before"], results["one"]["after"]) == (0, 1)
-    assert said.count("| steps of |") == 2
+    assert table.count("| steps of |") == 2
     text_to_video = load_checkpoint(tmp_path / "runs" / "text_to_video.safetensors")
     assert text_to_video.family().takes_image is False
 

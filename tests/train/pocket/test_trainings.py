@@ -1,4 +1,4 @@
-"""Both pocket trainings at toy size: they learn, and a resumed run is the uninterrupted one, bit for bit."""
+"""Both pocket trainings at toy size: they learn, and a resumed run is bit-equal to an uninterrupted run."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ TINY: dict[str, object] = {"batch": 1, "crop": 32, "frames": 5, "held_out": 1, "
 
 
 class StoppedError(Exception):
-    """Stands for a killed process."""
+    """Simulates a killed process."""
 
 
 ENCODER = EncoderConfig.model_validate({**TINY, "updates": 2, "normalise_clips": 2})
@@ -45,14 +45,14 @@ def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae_run(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished toy run of both stages, with its file."""
+    """A finished toy run of both stages, with its exported file."""
     out = tmp_path_factory.mktemp("vae")
     train_vae(ENCODER, DECODER, portraits, out / "run", out / "vae.st")
     return out
 
 
 def test_the_linear_start_is_white_and_already_reconstructs(portraits: Path) -> None:
-    """On the frames it was fitted to, before any training: exact normalisation, and far better than flat colours."""
+    """Before training, on the fitted frames: latents are normalised, reconstructions far better than flat colours."""
     model = Sketcher()
     initialise(model, torch.Generator().manual_seed(0))
     folder = PortraitFolder(portraits)
@@ -98,7 +98,7 @@ def test_vae_latents_are_normalised(vae_run: Path, portraits: Path) -> None:
 def test_vae_resumes_bit_exactly(
     vae_run: Path, portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the second update of the encoder, and again in that of the decoder."""
+    """The run is killed in the second update of the encoder, and again in the second update of the decoder."""
     killed: set[Path] = set()
     log = RunLog.log
 
@@ -131,7 +131,7 @@ def test_several_processes_render_the_same_latents(vae_run: Path, latents: Path,
 
 
 class Line(nn.Module):
-    """`y = a x`, of which a stage has to find a = 3."""
+    """`y = a x`; a stage must learn a = 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ def test_the_teacher_starts_from_a_network_of_random_weights(latents: Path, tmp_
 
 def test_visible_weights_are_the_larger_the_more_a_channel_shows() -> None:
     class Painter:
-        """Shows channel 3 twice as strongly as channel 0, and no other."""
+        """A decoder that shows only channels 0 and 3; channel 3 has twice the effect."""
 
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return latents[:, 0] + 2 * latents[:, 3]
@@ -240,7 +240,7 @@ def test_the_teacher_is_an_sft_run_with_weights_measured_for_its_vae(
 
 
 def test_the_teachers_command_trains_and_exports(latents: Path, vae_run: Path, tmp_path: Path) -> None:
-    """From encoded portraits to a file with recipe and null prompt; given again, it continues the run."""
+    """The training writes a file with recipe and null prompt. A second call continues the run."""
     run, out = tmp_path / "run", tmp_path / "teacher.safetensors"
     command = [sys.executable, "-m", "train", "pocket", "train-teacher", f"--latents={latents}", "--clips=3"]
     command += [f"--vae={vae_run / 'vae.st'}", f"--run={run}", f"--out={out}", "--single-blocks=1", "updates=2"]
