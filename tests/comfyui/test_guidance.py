@@ -18,6 +18,8 @@ from magicdistill_core.taehv import TAEHV
 from magicdistill_core.widening import add_guidance_embedding
 from train.networks.network import load_network, network_velocity
 
+pytestmark = pytest.mark.slow
+
 SCALE, OTHER, SEED = 2.5, 4.0, 77
 
 

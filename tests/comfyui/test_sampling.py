@@ -23,6 +23,8 @@ from magicdistill_core.taehv import TAEHV
 
 from .prompts import SAMPLED, Prompt, changed
 
+pytestmark = pytest.mark.slow
+
 SEED = 4321
 _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 

@@ -289,6 +289,7 @@ print(int(peak.split()[1]))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> None:
     """From file to file, a child process needs for 460 frames what it needs for 60: the encoders' fixed windows."""
     frame = torch.linspace(0, 1, 320)[None, :, None].expand(240, -1, 3)

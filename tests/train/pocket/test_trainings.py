@@ -25,6 +25,8 @@ from train.pocket.vae import (
     train_vae,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, object] = {"batch": 1, "crop": 32, "frames": 5, "held_out": 1, "warmup_steps": 1, "decay_steps": 1}
 
 
