@@ -14,6 +14,8 @@ from benchmarks.cases import iteration
 from benchmarks.cases.iteration import growing, iteration_seconds
 from benchmarks.harness import Bench, Row, Timing
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

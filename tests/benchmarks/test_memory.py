@@ -23,6 +23,7 @@ def test_files_of_true_size_take_no_room(files: Files) -> None:
         assert path.stat().st_blocks * 512 < 10**6
 
 
+@pytest.mark.slow
 def test_one_update_takes_what_it_took_on_a_gpu(files: Files) -> None:
     medium = FULL_SIZES.medium
     documents = [Store(path).read() for path in RESULTS.glob("*.json")]

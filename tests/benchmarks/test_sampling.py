@@ -84,6 +84,7 @@ def test_without_comfyui_the_row_says_so(
     assert str(tmp_path) not in row["error"]
 
 
+@pytest.mark.slow
 def test_node_gives_the_stock_samplers_result(
     bench: tuple[Bench, list[Row]], lacking: Callable[[str, str], NoReturn]
 ) -> None:

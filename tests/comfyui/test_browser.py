@@ -13,6 +13,8 @@ from train.comfyui.workflows.prompt import to_prompt
 from train.comfyui.workflows.schemas import Schema, parse_schemas
 from train.comfyui.workflows.write import DEFINITIONS, FOLDER
 
+pytestmark = pytest.mark.slow
+
 # Where on the page a point of a node is: `at` makes canvas coordinates of the node.
 SPOT = """([title, at]) => {
     const node = window.app.graph.nodes.find(n => n.title === title), canvas = window.app.canvas;

@@ -23,6 +23,8 @@ from magicdistill_core.taehv import TAEHV, load_taehv
 
 from .batches import WAN_SHAPE
 
+pytestmark = pytest.mark.slow
+
 PHOTO = (60, 100)  # rows and columns
 SIZES = {"width": 64, "height": 48, "length": 9}
 

@@ -20,6 +20,8 @@ from train.networks.network import network_velocity
 
 from .batches import hunyuan_batch
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {"hidden128": (128, False), "hidden256": (256, False), "guidance": (128, True)}
 GUIDANCE = 6.0  # what ComfyUI gives a network with a guidance embedding by default
 WEIGHTS = (1.0, 0.25)

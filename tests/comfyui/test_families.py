@@ -26,6 +26,8 @@ from train.networks.sampling import generate
 
 from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
 
+pytestmark = pytest.mark.slow
+
 GUIDANCE = 4.0
 SEED = 1234
 TOKEN_REPLACE_NETWORKS = {"plain": False, "embedded": True}

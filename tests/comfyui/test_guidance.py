@@ -18,6 +18,8 @@ from magicdistill_core.widening import add_guidance_embedding
 from tests.makers import write_half_taehv
 from train.networks.network import load_network, network_velocity
 
+pytestmark = pytest.mark.slow
+
 SCALE, OTHER, SEED = 2.5, 4.0, 77
 
 

@@ -28,6 +28,8 @@ from train.networks.network import network_velocity
 
 from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
 
+pytestmark = pytest.mark.slow
+
 STRENGTHS = {
     "1, 1, 1, 1": [1.0, 1.0, 1.0, 1.0],
     "0 0 0 0": [0.0, 0.0, 0.0, 0.0],

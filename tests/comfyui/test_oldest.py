@@ -14,6 +14,8 @@ from train.comfyui.server import OLDEST_VERSION, ComfyUIError, find_comfyui, pre
 
 from .prompts import CHAIN, Prompt, changed
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 SCHEMAS = Path(__file__).with_name("schemas.json")
 PORTRAIT: Prompt = changed(

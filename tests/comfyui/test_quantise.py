@@ -21,6 +21,8 @@ from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.quantise import QUANTISATION_KEY, Quantised, quantise_file
 from magicdistill_core.safetensors_file import read_metadata
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = 256
 # So many blocks that they are most of the network, as in the releases.
 SHAPE = NetworkShape(33, HIDDEN, 6, 8, 2, 32, 768, False)

@@ -23,6 +23,8 @@ from tests.makers import write_half_taehv
 
 from .prompts import SAMPLED, Prompt, changed
 
+pytestmark = pytest.mark.slow
+
 SEED = 4321
 _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 

@@ -8,6 +8,8 @@ import pytest
 
 from magicdistill_core.media.video_writing import FORMATS, VideoFormat
 
+pytestmark = pytest.mark.slow
+
 TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".webm": "video/webm", ".webp": "image/webp"}
 
 

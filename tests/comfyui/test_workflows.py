@@ -34,6 +34,8 @@ from train.comfyui.workflows.write import DEFINITIONS, FOLDER, workflow_json
 
 from .batches import WAN_SHAPE
 
+pytestmark = pytest.mark.slow
+
 FILES = {file.name: file for file in vars(models).values() if isinstance(file, ModelFile)}
 POCKET = ("portrait_pocket", "portrait_in_one_node", "real_fake_sweep_pocket")
 LARGE = sorted(set(DEFINITIONS) - set(POCKET))

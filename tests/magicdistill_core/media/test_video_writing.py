@@ -289,6 +289,7 @@ print(int(peak.split()[1]))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> None:
     """Copying 460 frames from file to file needs no more memory than copying 60: only the encoders' fixed buffers."""
     frame = torch.linspace(0, 1, 320)[None, :, None].expand(240, -1, 3)

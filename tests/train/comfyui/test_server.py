@@ -195,7 +195,7 @@ def test_taken_port_is_an_error(tmp_path: Path) -> None:
 def test_run_ends_with_its_comfyui(sent: signal.Signals, tmp_path: Path) -> None:
     program = stand_in(tmp_path / "comfyui")
     code = "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
-    code += "from pathlib import Path\nfrom train.comfyui import run_comfyui\n"
+    code += "from pathlib import Path\nfrom train.comfyui.server import run_comfyui\n"
     code += f"raise SystemExit(run_comfyui(Path({str(program)!r}), Path({str(tmp_path / 'base')!r}), 0))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

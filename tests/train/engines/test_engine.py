@@ -201,6 +201,7 @@ def check(config: TrainConfig, run: Path, batch: int) -> None:
         assert_close(found, expected, oracle.teacher.state)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_equal_plain_pytorch(
     tmp_path: Path, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
@@ -228,6 +229,7 @@ def test_two_processes_equal_plain_pytorch(
         check(parse_config(config, run.name), run, batch=4)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_that_matching_may_have_equals_plain_pytorch(
     tmp_path: Path,

@@ -102,6 +102,7 @@ def test_every_method_makes_its_updates_without_data(
     assert found.total == found.weights + found.optimizer + found.gradients + 10**9 + most
 
 
+@pytest.mark.slow
 def test_what_deepspeed_divides_is_divided(memory: Callable[..., Memory]) -> None:
     alone = memory("w2s", 1, 0)
     for stage in (1, 2, 3):
@@ -127,6 +128,7 @@ def test_the_few_step_generator_is_divided_before_the_others_come(memory: Callab
     assert memory("one_step", 4, 3).start == pytest.approx(2.25 * network, rel=0.1)
 
 
+@pytest.mark.slow
 def test_updates_hold_what_their_settings_say(memory: Callable[..., Memory]) -> None:
     def most(method: str = "w2s", **settings: object) -> int:
         return memory(method, **settings).updates[GENERATOR]

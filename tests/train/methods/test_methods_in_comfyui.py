@@ -56,6 +56,7 @@ def _configs(folder: Path, build: Callable[..., dict], teacher: Path, negative: 
     return configs
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_export_has_its_recipe_and_the_velocities_of_the_trainer(
     tmp_path: Path,

@@ -108,6 +108,7 @@ def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_c
         torch.testing.assert_close(strengths, (-2.0 + spread * torch.cat(drawn)).exp(), rtol=0.03, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_runs_resume_bit_exactly_and_what_they_export_loads(
     tmp_path: Path, teacher: Checkpoint, tiny_config: Callable[..., dict], train_runs: Callable[..., object]

@@ -170,6 +170,7 @@ def assert_as_trained(config: TrainConfig, folder: Path) -> None:
         assert (found_move - expected_move).norm() <= 2e-2 * expected_move.norm().clamp_min(1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_equal_plain_pytorch(
     tmp_path: Path, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
@@ -235,6 +236,7 @@ def _guided_error(teacher: Checkpoint, student: Checkpoint, negative: NullPrompt
     return float(torch.stack(errors).mean().sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_improves_its_own_measure(
     tmp_path: Path,

@@ -77,6 +77,7 @@ def test_results_are_written_after_every_trial_and_kept(
     assert text_to_video.family().takes_image is False
 
 
+@pytest.mark.slow
 def test_a_failed_command_says_what_it_said(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "nothing.safetensors")
     with pytest.raises(MagicDistillError, match=r"magicdistill train .* failed:"):

@@ -25,6 +25,8 @@ from train.pocket.vae_file import on_grid
 from train.pocket.vae_losses import psnr
 from train.watch.log import RunLog, read_lines
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, object] = {"batch": 1, "crop": 32, "frames": 5, "held_out": 1, "checkpoint_every": 1}
 
 
