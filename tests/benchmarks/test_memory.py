@@ -27,6 +27,7 @@ def test_files_of_true_size_take_no_room(files: Files) -> None:
 def test_one_update_takes_what_it_took_on_a_gpu(files: Files) -> None:
     medium = FULL_SIZES.medium
     documents = [Store(path).read() for path in RESULTS.glob("*.json")]
+    documents = [document for document in documents if not document["machine"].get("moments_held_twice")]
     (row,) = together(documents, "iteration", f"{medium.name}: fake update, exit at the first node")
     peak = row["peak_gb"]
     found = computed(files.settings(PRESET.stem, *ONE_GPU), medium, 1)

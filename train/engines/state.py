@@ -106,14 +106,15 @@ class EngineState:
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
         """As `SavedState.restore`; the network's own weights follow the fp32 ones."""
         for part in self._parts():
-            self._adam.state.pop(part.flat, None)
-        if counter:
-            for part in self._parts():
-                if part.flat not in self._adam.state:
-                    self._adam.state[part.flat] = {
-                        "step": self._step(counter, part.flat),
-                        **{kind: torch.zeros_like(part.flat.data) for kind in MOMENTS},
-                    }
+            if not counter:
+                self._adam.state.pop(part.flat, None)
+                continue
+            state = self._adam.state.setdefault(part.flat, {})
+            state["step"] = self._step(counter, part.flat)
+            for kind in MOMENTS:
+                # Existing moments are overwritten: DeepSpeed also refers to them, so new ones would be held next to them.
+                if kind not in state:
+                    state[kind] = torch.zeros_like(part.flat.data)
         read(self.partitions())
         self.refresh_network()
 

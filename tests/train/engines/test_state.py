@@ -71,3 +71,24 @@ def test_a_restored_optimizer_is_where_pytorch_itself_would_load_it(fused: bool)
 
     assert len(places(restored)) == 2
     assert places(restored) == places(expected)
+
+
+def test_restoring_overwrites_the_moments_that_are_there() -> None:
+    """Whoever else refers to them, as DeepSpeed does, must not keep the old ones alive."""
+    module = nn.Linear(3, 2)
+    adam = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    adam.step()
+    before = {id(p): adam.state[p]["exp_avg"] for p in module.parameters()}
+    state = EngineState(SimpleNamespace(module=module, optimizer=adam, zero_optimization_stage=lambda: 0))
+
+    def read(partitions: list[Partition]) -> None:
+        for partition in partitions:
+            partition.tensors["exp_avg"].fill_(7.0)
+
+    state.restore(5, read)
+    assert all(adam.state[p]["exp_avg"] is before[id(p)] for p in module.parameters())
+    assert all((adam.state[p]["exp_avg"] == 7).all() for p in module.parameters())
+    assert state.counter() == 5
+    state.restore(0, lambda partitions: None)
+    assert state.counter() == 0
