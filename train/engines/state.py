@@ -112,7 +112,7 @@ class EngineState:
             state = self._adam.state.setdefault(part.flat, {})
             state["step"] = self._step(counter, part.flat)
             for kind in MOMENTS:
-                # Existing moments are overwritten: DeepSpeed also refers to them, so new ones would be held next to them.
+                # Existing moments are overwritten: DeepSpeed also refers to them, so new ones would need memory too.
                 if kind not in state:
                     state[kind] = torch.zeros_like(part.flat.data)
         read(self.partitions())
