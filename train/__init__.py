@@ -1,1 +1,1 @@
-"""The headless trainer: everything behind the `magicdistill` command."""
+"""The headless trainer, used through the `magicdistill` command."""

@@ -1,4 +1,4 @@
-"""`python -m train`: the `magicdistill` command for launchers such as `torchrun -m train`."""
+"""Run the `magicdistill` command with `python -m train`, also from launchers such as `torchrun -m train`."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""The `magicdistill` command. Each command imports what it needs when it runs, so that `--help` is quick."""
+"""The `magicdistill` command. Each subcommand imports its dependencies only when it runs, to keep `--help` fast."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Distil portrait image-to-video models into few-step generators, and try what came out.",
+    help="Distil portrait image-to-video models into few-step generators, and sample from them.",
 )
 app.add_typer(pocket_app, name="pocket")
 
 
 class Format(StrEnum):
-    """What an export is for."""
+    """A format of `export`."""
 
     COMFYUI = "comfyui"
     INT8 = "int8"
@@ -39,7 +39,7 @@ class Format(StrEnum):
 
 
 class Dtype(StrEnum):
-    """A floating point format."""
+    """A floating-point type."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -49,20 +49,21 @@ class Dtype(StrEnum):
 _STORED = {Dtype.FP32: "float32", Dtype.BF16: "bfloat16", Dtype.FP16: "float16"}
 
 ImageEncoderOption = Annotated[
-    Path | None, typer.Option(help="For Wan 2.1: the image_encoder folder (CLIP) of its diffusers release.")
+    Path | None, typer.Option(help="For Wan 2.1 only: the image_encoder folder (CLIP) of its diffusers release.")
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1, ...; by default the first GPU, or the CPU if there is none."),
 ]
 VaeOption = Annotated[
     Path | None,
-    typer.Option("--vae", help="TAEHV file or diffusers HunyuanVideo VAE folder; by default the pocket VAE."),
+    typer.Option("--vae", help="TAEHV file, or VAE folder of a diffusers release; by default the pocket VAE."),
 ]
 
 
 @app.callback()
 def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
-    """Before every command: messages go to stderr. (`deepspeed` passes --local_rank; LOCAL_RANK says it too.)"""
+    """Send log messages to stderr. Accepts --local_rank, which `deepspeed` passes, and uses LOCAL_RANK instead."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in (__name__.partition(".")[0], "magicdistill_core"):
@@ -71,11 +72,15 @@ def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML configuration; train/presets has some.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as zero.stage=3.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the configured run exactly where it was.")] = False,
+    config: Annotated[Path, typer.Argument(help="YAML configuration, such as one of train/presets.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that replace those of the file, such as zero.stage=3.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the configured run from its newest checkpoint.")
+    ] = False,
 ) -> None:
-    """Train. For several processes: torchrun --nproc_per_node N -m magicdistill_train train CONFIG ..."""
+    """Train a model. On N GPUs: torchrun --nproc_per_node N -m magicdistill_train train CONFIG ..."""
     from .config.reading import load_config
     from .distributed import prepare_environment
 
@@ -90,12 +95,12 @@ def train(
         return
     if outcome.stopped_by:
         text = (
-            f"Stopped by {outcome.stopped_by} at update {outcome.updates} of {settings.updates}, and saved. "
-            f"Continue it with: magicdistill train {settings.run / CONFIG_FILE} --resume"
+            f"Stopped by {outcome.stopped_by} at update {outcome.updates} of {settings.updates}. A checkpoint was "
+            f"saved. Resume the run with: magicdistill train {settings.run / CONFIG_FILE} --resume"
         )
     else:
         text = (
-            f"{settings.run} is at update {outcome.updates}. Export it with: "
+            f"The run {settings.run} is at update {outcome.updates}. Export its generator with: "
             f"magicdistill export {settings.run} --out generator.safetensors"
         )
     Console().print(text, soft_wrap=True)
@@ -103,20 +108,22 @@ def train(
 
 @app.command()
 def memory(
-    config: Annotated[Path, typer.Argument(help="YAML configuration, as for train.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as zero.stage=3.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="On how many it is to run, one process each.")] = 1,
+    config: Annotated[Path, typer.Argument(help="YAML configuration of a training.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that replace those of the file, such as zero.stage=3.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, with one process each.")] = 1,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Of a sample, 4n + 1; by default as in the dataset.")
+        int | None, typer.Option(min=1, help="Frames of a sample, 4n + 1; by default the dataset's.")
     ] = None,
     height: Annotated[
-        int | None, typer.Option(min=1, help="Of a sample, in pixels; by default as in the dataset.")
+        int | None, typer.Option(min=1, help="Height of a sample in pixels; by default the dataset's.")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Of a sample, in pixels; by default as in the dataset.")
+        int | None, typer.Option(min=1, help="Width of a sample in pixels; by default the dataset's.")
     ] = None,
 ) -> None:
-    """Say what memory a training will take on each GPU, before it is started. Needs no GPU."""
+    """Estimate the memory of a training per GPU, before it starts. Needs no GPU."""
     from .config.reading import load_config
     from .distributed import prepare_environment
 
@@ -128,28 +135,31 @@ def memory(
 
     teacher = load_teacher(settings, "meta")
     shapes = sample_of(settings, teacher, frames, height, width)
-    with Console(stderr=True).status("Making one update of each role, without data"):
+    with Console(stderr=True).status("Simulating one update of each role without data"):
         found = memory_of(settings, teacher, shapes, gpus)
     Console().print(facts_table(found.facts()))
 
 
 @app.command()
 def prepare(
-    videos: Annotated[Path, typer.Option(help="Folder of videos (searched with its subfolders), or one video.")],
-    out: Annotated[Path, typer.Option(help="Dataset folder to make or continue.")],
+    videos: Annotated[Path, typer.Option(help="Folder of videos, including its subfolders, or one video.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to create or to extend.")],
     vae: VaeOption = None,
     image_encoder: ImageEncoderOption = None,
     frames: Annotated[int, typer.Option(help="Frames of a sample, 4n + 1.")] = 17,
     height: Annotated[int, typer.Option(help="Height in pixels, a multiple of 16.")] = 96,
     width: Annotated[int, typer.Option(help="Width in pixels, a multiple of 16.")] = 96,
-    fps: Annotated[float, typer.Option(help="Frame rate that the videos are resampled to.")] = 24.0,
+    fps: Annotated[float, typer.Option(help="Frame rate of the samples; videos are resampled to it.")] = 24.0,
     stride: Annotated[
-        int | None, typer.Option(help="Frames from one sample of a video to the next; by default no overlap.")
+        int | None,
+        typer.Option(
+            help="Distance between the first frames of two samples of a video; by default they do not overlap."
+        ),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="How latents are stored.")] = Dtype.FP16,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the stored latents.")] = Dtype.FP16,
     device: DeviceOption = None,
 ) -> None:
-    """Encode real videos into a training dataset. Run it again to continue."""
+    """Encode videos into a training dataset. Repeat the command to continue or to add videos."""
     from magicdistill_core.pocket.files import VAE
 
     from .data.prepare import prepare as run
@@ -171,21 +181,21 @@ def prepare(
     console = Console()
     console.print(
         f"{report.added} samples added, {report.total} in {out}: {frames} frames of {width} x {height} at {fps:g} fps "
-        f"each. {report.already_in} videos were in already, {len(report.skipped)} skipped.",
+        f"each. {report.already_in} videos were already in the dataset, {len(report.skipped)} videos were skipped.",
         soft_wrap=True,
     )
     if report.skipped:
-        console.print(Text(f"Skipped, for the reasons given above: {', '.join(report.skipped)}", style="yellow"))
+        console.print(Text(f"Skipped for the reasons above: {', '.join(report.skipped)}", style="yellow"))
 
 
 @app.command("encode-prompt")
 def encode_prompt(
     pipeline: Annotated[Path, typer.Argument(help="Folder of a diffusers HunyuanVideo or Wan pipeline.")],
-    out: Annotated[Path, typer.Option(help="File (.safetensors) to write, for model.null_prompt.")],
-    prompt: Annotated[str, typer.Option(help="The text; by default none, which is the null prompt.")] = "",
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write, for the setting model.null_prompt.")],
+    prompt: Annotated[str, typer.Option(help="The prompt; by default the empty text, which is the null prompt.")] = "",
     device: DeviceOption = None,
 ) -> None:
-    """Encode a prompt once, so that training and sampling need no text encoder."""
+    """Encode a prompt into a file. Training and sampling then need no text encoder."""
     from .data.prompts import encode_prompt as run
 
     encoded = run(pipeline, prompt, out, _device(device))
@@ -196,16 +206,23 @@ def encode_prompt(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    out: Annotated[Path, typer.Option(help="File (.safetensors) to write; for diffusers a new folder.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for diffusers a new folder.")],
     format: Annotated[
-        Format, typer.Option(help="comfyui: one whole file; int8: half of it; lora: the generator LoRA.")
+        Format,
+        typer.Option(
+            help="comfyui: one complete file; int8: half its size; lora: the generator LoRA; diffusers: a folder."
+        ),
     ] = Format.COMFYUI,
     update: Annotated[
-        int | None, typer.Option("--update", "--step", help="Which checkpoint; by default the newest.")
+        int | None, typer.Option("--update", "--step", help="Update of the checkpoint; by default the newest.")
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best checkpoint (see checkpoint.measure).")] = False,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; by default as trained.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Where a LoRA run's teacher is now, if it has moved.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Export the best checkpoint (see the setting checkpoint.measure).")
+    ] = False,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Type of the weights; by default the type stored by the run.")
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Teacher file of a LoRA run, if it has moved.")] = None,
 ) -> None:
     """Export the generator of a run."""
     from .run_folder import checkpoint_folder, read_manifest
@@ -213,7 +230,7 @@ def export(
     from .tools.sample import DTYPES
 
     if best and update is not None:
-        raise ConfigError("--best and --update name two checkpoints. Give one of them.")
+        raise ConfigError("--best and --update select two checkpoints. Use only one of these options.")
     if best:
         update = read_manifest(checkpoint_folder(run, best=True)).update
     done = export_run(run, out, format.value, update, None if dtype is None else DTYPES[dtype.value], teacher)
@@ -222,7 +239,7 @@ def export(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a training run.")]) -> None:
-    """Write the report of a run as it stands: curves, samples, settings, how to go on."""
+    """Write a report of a run: curves, samples, events, settings and next steps."""
     from .watch.report import write_report
 
     Console().print(f"Wrote {write_report(run)}", soft_wrap=True)
@@ -230,27 +247,28 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a training run.")
 
 @app.command()
 def sample(
-    file: Annotated[Path, typer.Argument(help="A teacher or generator, or a generator LoRA.")],
+    file: Annotated[Path, typer.Argument(help="Model file of a teacher or a generator, or a generator LoRA.")],
     image: Annotated[Path, typer.Option(help="Start image.")],
-    out: Annotated[Path, typer.Option(help="The mp4 to write.")],
-    base: Annotated[Path | None, typer.Option(help="For a LoRA: the file it was trained on.")] = None,
+    out: Annotated[Path, typer.Option(help="The .mp4 file to write.")],
+    base: Annotated[Path | None, typer.Option(help="For a LoRA: the model file on which it was trained.")] = None,
     vae: VaeOption = None,
     image_encoder: ImageEncoderOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the starting noise.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Model calls; by default the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the starting noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of model calls; by default the recipe's.")] = None,
     shift: Annotated[float | None, typer.Option(min=0.01, help="Timestep shift; by default the recipe's.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; by default the recipe's.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; by default the recipe's.")] = None,
-    frames: Annotated[int | None, typer.Option(help="4n + 1; by default the recipe's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels; by default the recipe's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels; by default the recipe's.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames, 4n + 1; by default the recipe's.")] = None,
     i2v_mode: Annotated[
-        str | None, typer.Option(help="How the start image enters, for a file that leaves it open (see inspect).")
+        str | None,
+        typer.Option(help="How the network receives the start image, if the file does not determine it (see inspect)."),
     ] = None,
     precision: Annotated[
-        Dtype | None, typer.Option(help="What the network computes in; by default bf16 on a GPU, fp32 on a CPU.")
+        Dtype | None, typer.Option(help="Precision of the network; by default bf16 on a GPU, fp32 on a CPU.")
     ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Make a video from a still image, without ComfyUI."""
+    """Sample a video from a start image, without ComfyUI."""
     from .tools.sample import sample_file
 
     console = Console(stderr=True)
@@ -284,17 +302,19 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="A safetensors file, a .pt or .pth of tensors, a diffusers folder, or a dataset.")
     ],
-    sha256: Annotated[bool, typer.Option("--sha256", help="Also hash the file or folder, as recipes name it.")] = False,
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Also print the sha256 by which recipes identify the file.")
+    ] = False,
 ) -> None:
-    """Say what a weights file or a dataset is, and what a recipe says."""
+    """Describe a weights file or a dataset, and print its recipe."""
     from .tools.inspect_file import facts_table, inspect_file
 
     Console().print(facts_table(inspect_file(file, sha256)))
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")]) -> None:
-    """Distil the pocket teacher, export it, and compare: a few minutes on a CPU."""
+def demo(out: Annotated[Path, typer.Option(help="Folder for all files that the demo writes.")]) -> None:
+    """Distil the pocket teacher, export the generator and compare both. Takes a few minutes on a CPU."""
     from .pocket.demo import demo as run
 
     run(out)
@@ -303,12 +323,14 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything that the 
 @app.command()
 def comfyui(
     comfyui: Annotated[
-        Path | None, typer.Option(envvar="COMFYUI_DIR", help="Folder of your ComfyUI; else a copy is fetched.")
+        Path | None, typer.Option(envvar="COMFYUI_DIR", help="Folder of your ComfyUI; by default a copy is downloaded.")
     ] = None,
-    directory: Annotated[Path, typer.Option("--dir", help="Its models, inputs and outputs.")] = Path("out/comfyui"),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8188,
+    directory: Annotated[Path, typer.Option("--dir", help="Base folder for models, inputs and outputs.")] = Path(
+        "out/comfyui"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port of the server.")] = 8188,
 ) -> None:
-    """Start a real ComfyUI with the node pack in it."""
+    """Start ComfyUI with the node pack installed."""
     from .comfyui.server import run_comfyui
 
     raise typer.Exit(run_comfyui(comfyui, directory, port))
@@ -317,13 +339,13 @@ def comfyui(
 @app.command()
 def workflows(
     comfyui: Annotated[
-        Path | None, typer.Option(envvar="COMFYUI_DIR", help="Folder of your ComfyUI; else a copy is fetched.")
+        Path | None, typer.Option(envvar="COMFYUI_DIR", help="Folder of your ComfyUI; by default a copy is downloaded.")
     ] = None,
     thumbnails: Annotated[
-        bool, typer.Option("--thumbnails", help="Make their pictures too, which takes minutes.")
+        bool, typer.Option("--thumbnails", help="Also create the thumbnails; this takes minutes.")
     ] = False,
 ) -> None:
-    """Write the pack's example workflows anew, after its nodes or a workflow's definition changed."""
+    """Write the example workflows again, after a change of the nodes or of a workflow's definition."""
     from .comfyui.workflows.write import write_workflows
 
     written = write_workflows(comfyui, thumbnails)
@@ -342,13 +364,15 @@ def _device(name: str | None) -> "torch.device":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise MagicDistillError(f"The device {name!r} cannot be used ({reason}). Expected cpu, or cuda.") from error
+        raise MagicDistillError(
+            f"The device {name!r} cannot be used ({reason}). Expected cpu, cuda, or cuda with a number, such as cuda:1."
+        ) from error
     return device
 
 
 def fail(error: MagicDistillError) -> NoReturn:
-    """Say what is wrong in one red paragraph on stderr, and leave with status 2."""
-    # Under a launcher every process says its own.
+    """Print an error as one red paragraph on stderr, and exit with status 2."""
+    # Under a launcher every process prints its own error.
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     text = f"[process {os.environ.get('RANK')}] {error}" if several else str(error)
     Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)

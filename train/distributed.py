@@ -1,4 +1,4 @@
-"""Processes: one by default, as many as `torchrun` or `deepspeed` started otherwise."""
+"""Processes of a run: one by default, several under `torchrun` or `deepspeed`."""
 
 import os
 import socket
@@ -24,17 +24,17 @@ def available_device() -> torch.device:
 
 
 def prepare_environment() -> None:
-    """Make a process that no launcher started a world of one, and keep DeepSpeed on the hardware that is there.
+    """Set the variables of a launcher for a single process if there is no launcher; without CUDA select the CPU.
 
-    To be called before deepspeed is imported; calling it again changes nothing.
+    Call it before the first import of deepspeed. Repeated calls change nothing.
 
     Raises:
-        ConfigError: if there is no DeepSpeed.
+        ConfigError: if DeepSpeed is not installed.
     """
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            f"Training needs DeepSpeed, which is not installed here ({sys.platform}). It is for Linux, where `uv sync` "
-            f"installs it; on Windows train under WSL."
+            f"Training needs DeepSpeed, which is not installed here ({sys.platform}). On Linux, install it with "
+            f"`uv sync`. On Windows, train under WSL."
         )
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -46,16 +46,19 @@ def prepare_environment() -> None:
 
 
 def init_distributed(timeout: float = 30.0) -> torch.device:
-    """Join the process group; returns this process's device.
+    """Join the process group.
 
     Args:
-        timeout: minutes that a process waits for the others in one collective call before it gives up with an error.
+        timeout: minutes that a process waits for the others in one collective call; then the call fails.
+
+    Returns:
+        The device of this process.
     """
     prepare_environment()
     import deepspeed
 
     if not torch.cuda.is_available():
-        # Compiling the shared-memory backend at start-up needs a compiler and a writable cache; gloo needs neither.
+        # DeepSpeed would compile its shared-memory backend. This needs a compiler and a writable cache; gloo does not.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
@@ -70,9 +73,9 @@ def init_distributed(timeout: float = 30.0) -> torch.device:
 
 
 def bound_waiting(timeout: float) -> None:
-    """Give every process group that exists the timeout of `init_distributed`.
+    """Set the timeout of `init_distributed` for all existing process groups.
 
-    DeepSpeed makes groups of its own without one, and PyTorch then waits for half an hour in their collective calls.
+    DeepSpeed creates more groups without a timeout. PyTorch then waits half an hour in their collective calls.
 
     Args:
         timeout: minutes.
@@ -82,24 +85,28 @@ def bound_waiting(timeout: float) -> None:
 
 
 def rank() -> int:
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Whether this is the process of rank 0."""
     return rank() == 0
 
 
 def barrier() -> None:
+    """Wait until all processes are here (a collective call)."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def from_all(value: T) -> list[T]:
-    """Every process's value, in order of rank (a collective call)."""
+    """Gather a value from every process, in order of rank (a collective call)."""
     if not dist.is_initialized():
         return [value]
     values: list[T | None] = [None] * world_size()
@@ -108,31 +115,34 @@ def from_all(value: T) -> list[T]:
 
 
 def first_error(error: str | None) -> str | None:
-    """The error of the first process that has one: all processes agree on what went wrong (a collective call)."""
+    """The error of the lowest rank that has one, the same text on all processes (a collective call)."""
     return next((text for text in from_all(error) if text is not None), None)
 
 
 @contextmanager
 def beginning_together() -> Iterator[None]:
-    """A part of a run's beginning that every process gets through, or none: no one waits for one that has failed.
+    """Run a part of the start-up on all processes; if it fails on one process, all processes raise an error.
+
+    No process then waits for a failed one.
 
     Raises:
-        ConfigError: with the error of another process; its own a process raises as it is.
+        Exception: the error of this process, unchanged.
+        ConfigError: with the message of another process, if this process has no error.
     """
     problem = None
     try:
         yield
     except Exception as error:
         problem = error
-    said = first_error(None if problem is None else str(problem) or repr(problem))
+    message = first_error(None if problem is None else str(problem) or repr(problem))
     if problem is not None:
         raise problem
-    if said is not None:
-        raise ConfigError(f"Another process of this run cannot begin: {said}")
+    if message is not None:
+        raise ConfigError(f"Another process of this run cannot begin: {message}")
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error of a collective call says that another process is gone or does not answer."""
+    """Whether an error of a collective call means that another process has died or does not answer."""
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
     signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
@@ -140,7 +150,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def mean_over_processes(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:
-    """Scalars averaged over all processes (a collective call: every process has the same names)."""
+    """Average scalars over all processes (a collective call: all processes must pass the same names)."""
     packed = torch.tensor([float(value) for value in values.values()], device=device, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(packed)

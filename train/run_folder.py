@@ -1,6 +1,6 @@
-"""Where a run keeps what: `run.json`, and checkpoints by update of which `latest` names the newest and `best` the best.
+"""The files of a run: names, `run.json`, checkpoint folders, and the pointer files `latest` and `best`.
 
-Apart from the trainer, so that reading a run needs none of what training needs.
+Reading a run needs only this module, and none of the trainer's dependencies.
 """
 
 import json
@@ -14,7 +14,7 @@ RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 METRICS_FILE, ABANDONED_FILE, EVENTS_FILE = "metrics.jsonl", "metrics-abandoned.jsonl", "events.jsonl"
 VALIDATION, REPORT = "validation", "report"
 FOLDER, LATEST, BEST, MANIFEST = "checkpoints", "latest", "best", "manifest.json"
-# Beside them: to which update the run went back last, and how often it has.
+# In the folder of checkpoints: the update of the last rollback, and the number of rollbacks.
 ROLLBACK = "rollback.json"
 GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
     "generator.safetensors",
@@ -30,7 +30,7 @@ def checkpoint_name(update: int) -> str:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Size and CRC-32 of a file as it was written."""
+    """Size in bytes and CRC-32 of a file at the time of writing."""
 
     bytes: int
     crc32: int
@@ -38,15 +38,15 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is, and every file of it.
+    """Description of a checkpoint, with all its files.
 
     Attributes:
-        update: generator updates made.
-        files: by path inside the checkpoint.
-        counters: how many updates each kept state has seen.
-        measure: how good the run was, lower is better; None if that was not known yet.
-        healthy: whether the guard had nothing to say.
-        notes: what else a resumed run needs to know.
+        update: number of generator updates made.
+        files: files by path inside the checkpoint.
+        counters: number of updates of each saved state.
+        measure: value of the configured measure, lower is better; None if it was not known yet.
+        healthy: whether the guard had no finding.
+        notes: further state of a resumed run.
     """
 
     update: int
@@ -57,9 +57,9 @@ class Manifest:
     notes: dict[str, Any]
 
     def to_json(self) -> str:
-        """As text, for `read_manifest`."""
+        """The manifest as JSON text, for `read_manifest`."""
         facts = asdict(self)
-        # The word of the file format.
+        # The file format calls an update `step`.
         return json.dumps({"step": facts.pop("update"), **facts}, indent=1)
 
 
@@ -67,7 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: if there is none that can be read.
+        CheckpointError: if the manifest is missing or cannot be read.
     """
     try:
         tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -76,13 +76,13 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"The checkpoint {folder} has no readable manifest. Write the name of another step-* folder into "
-            f"{folder.parent / LATEST}, and resume from that."
+            f"{folder.parent / LATEST}, and resume from that checkpoint."
         ) from error
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run was started with."""
+    """The teacher and the mode with which a run was started."""
 
     teacher: Path
     mode: Literal["full", "lora"]
@@ -92,45 +92,52 @@ def run_facts(run: Path) -> RunFacts:
     """Read `run.json`.
 
     Raises:
-        CheckpointError: if the folder is no run, or the file is damaged.
+        CheckpointError: if the folder is not a training run, or the file is damaged.
     """
     path = run / RUN_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{run} is no training run: it has no {RUN_FILE}. Name the folder that a configuration calls `run`."
+            f"{run} is not a training run, because it has no {RUN_FILE}. Give the folder of the setting `run`."
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         teacher, mode = Path(facts["teacher"]), facts["mode"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}). Restore it, or train again.") from error
+        raise CheckpointError(f"{path} is damaged ({error!r}). Restore the file, or train again.") from error
     if mode not in ("full", "lora"):
-        raise CheckpointError(f"{path} says mode {mode!r}, expected full or lora. Restore it, or train again.")
+        raise CheckpointError(f"{path} has mode {mode!r}. Expected full or lora. Restore the file, or train again.")
     return RunFacts(teacher, mode)
 
 
 def checkpoint_updates(root: Path) -> list[int]:
-    """The updates whose checkpoints lie in a run's folder of checkpoints, in order."""
+    """The updates that have a checkpoint in a run's folder of checkpoints, in ascending order."""
     return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
 
 
 def checkpoint_folder(run: Path, update: int | None = None, *, best: bool = False) -> Path:
-    """The folder of a run's newest checkpoint, of the best one, or of the one of an update.
+    """Find the folder of a checkpoint.
+
+    Args:
+        run: the run's folder.
+        update: update of the checkpoint; None means the newest, or the best if `best` is set.
+        best: whether to take the best checkpoint.
 
     Raises:
-        CheckpointError: listing the updates that exist, if there is no such checkpoint.
+        CheckpointError: if there is no such checkpoint; the message lists the updates that have one.
     """
     root = run / FOLDER
     updates = checkpoint_updates(root)
-    there = f"Name one of its updates: {', '.join(map(str, updates))}." if updates else "It has saved no update yet."
+    available = (
+        f"Choose one of its updates: {', '.join(map(str, updates))}." if updates else "It has saved no checkpoint yet."
+    )
     if update is not None:
         if update not in updates:
-            raise CheckpointError(f"The run {run} has no checkpoint of update {update}. {there}")
+            raise CheckpointError(f"The run {run} has no checkpoint of update {update}. {available}")
         return root / checkpoint_name(update)
     pointer = root / (BEST if best else LATEST)
     if not pointer.is_file():
-        raise CheckpointError(f"The run {run} has no file {FOLDER}/{pointer.name}. {there}")
+        raise CheckpointError(f"The run {run} has no file {FOLDER}/{pointer.name}. {available}")
     folder = root / pointer.read_text(encoding="utf-8").strip()
     if folder.parent != root or not folder.is_dir():
-        raise CheckpointError(f"{pointer} names {folder.name!r}, which does not exist. {there}")
+        raise CheckpointError(f"{pointer} names {folder.name!r}, which does not exist. {available}")
     return folder

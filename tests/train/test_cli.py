@@ -35,7 +35,7 @@ def test_bad_input_is_one_paragraph_on_stderr(magicdistill, tmp_path: Path) -> N
     assert "Traceback" not in err
     status, _, err = magicdistill("--local_rank=1", "export", tmp_path, "--out", tmp_path / "a.safetensors")
     assert status == 2
-    assert "is no training run" in err
+    assert "is not a training run" in err
 
 
 def test_under_a_launcher_each_process_names_itself(
@@ -83,7 +83,7 @@ def test_prepare_then_sample(magicdistill, tmp_path: Path, teacher_file: Path, t
     )
     assert status == 0, err
     assert "1 samples added, 1 in" in out
-    assert "given above: bad.mp4" in out
+    assert "reasons above: bad.mp4" in out
     assert "is empty" in err
     data = LatentDataset(tmp_path / "data")
     assert (len(data), data.index.dtype) == (1, "bfloat16")

@@ -1,4 +1,4 @@
-"""Processes: what is said where there is no DeepSpeed."""
+"""The error message on systems without DeepSpeed."""
 
 import pytest
 

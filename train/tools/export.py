@@ -1,4 +1,4 @@
-"""What a run has trained, as a file for somebody else: ComfyUI, a LoRA loader, or diffusers."""
+"""Export the generator of a run for ComfyUI, for LoRA loaders or for diffusers."""
 
 import shutil
 from pathlib import Path
@@ -32,20 +32,23 @@ def export_run(
 
     Args:
         run: the folder of a training run.
-        out: a `.safetensors` file, or for diffusers a folder that does not exist yet.
-        format: `comfyui` is one file in the file layout with recipe and null prompt, a LoRA being merged into the
-            teacher at weight 1; `int8` is the same with its blocks' matrices rounded, for ComfyUI alone; `lora` is
-            the generator LoRA alone; `diffusers` is a transformer folder for `from_pretrained` of the family's class.
-        update: which checkpoint; None means the newest.
-        dtype: of the stored weights; None keeps what the run stored.
-        teacher: for a LoRA run whose teacher's file has moved: where it is now.
+        out: a `.safetensors` file; for `diffusers` a folder that does not exist yet.
+        format: one of four formats.
+            `comfyui`: one file in the file layout, with recipe and null prompt. A generator LoRA is merged into the
+            teacher at weight 1.
+            `int8`: the same file with the matrices of the blocks quantised to int8. Only ComfyUI can load it.
+            `lora`: only the generator LoRA.
+            `diffusers`: a transformer folder for `from_pretrained` of the family's class.
+        update: the update of the checkpoint to export; None means the newest.
+        dtype: data type of the stored weights; None keeps the run's.
+        teacher: the teacher's file of a LoRA run, if it has moved.
 
     Returns:
-        For `int8`: what the rounding did.
+        For `int8` the statistics of the quantisation, else None.
 
     Raises:
-        CheckpointError: if the run, the checkpoint or the teacher is absent or damaged, the teacher is another file
-            than the one trained on, the format does not exist for the run's mode, or `out` cannot be used.
+        CheckpointError: if the run, the checkpoint or the teacher is missing or damaged, if the teacher is not the file
+            used for training, if the format does not exist for the run's mode, or if `out` cannot be used.
     """
     _check_target(out, format)
     facts = run_facts(run)
@@ -53,12 +56,12 @@ def export_run(
     if format == "lora":
         _export_lora(run, folder, facts, out, dtype)
         return None
-    generator = _whole_generator(folder, facts, teacher)
+    generator = _load_generator(folder, facts, teacher)
     if generator.recipe is None or generator.recipe.kind not in ("generator", "teacher"):
-        found = "no recipe" if generator.recipe is None else f"the recipe of a {generator.recipe.kind}"
+        found = "no recipe" if generator.recipe is None else f"a recipe of kind {generator.recipe.kind}"
         raise CheckpointError(
-            f"{generator.source} of {folder.name} carries {found}, expected that of a generator. It was not written "
-            f"by a training run: use another checkpoint."
+            f"{generator.source} of {folder.name} has {found}. Expected the recipe of a generator. The file was not "
+            f"written by a training run. Use another checkpoint."
         )
     if format == "int8":
         with explained_writing(out):
@@ -73,19 +76,21 @@ def export_run(
 def _check_target(out: Path, format: ExportFormat) -> None:
     if format == "diffusers":
         if out.exists():
-            raise CheckpointError(f"{out} exists already. Name a new folder for the diffusers export, or remove it.")
+            raise CheckpointError(
+                f"{out} exists already. Choose a new folder for the diffusers export, or remove this one."
+            )
     elif out.suffix != ".safetensors":
-        raise CheckpointError(f"The export is to be written as {out.name}, expected a name that ends in .safetensors.")
+        raise CheckpointError(f"The export's file name is {out.name}. Expected a name that ends in .safetensors.")
 
 
-def _whole_generator(folder: Path, facts: RunFacts, teacher: Path | None) -> Checkpoint:
+def _load_generator(folder: Path, facts: RunFacts, teacher: Path | None) -> Checkpoint:
     if facts.mode == "full":
         return load_checkpoint(folder / GENERATOR_FILE)
     base = teacher or facts.teacher
     if not base.exists():
         raise CheckpointError(
-            f"The teacher {base}, which the LoRA is to be merged into, is not there. Say where it is now (--teacher), "
-            f"or export with --format lora."
+            f"The teacher {base} does not exist. The export merges the LoRA into it. Name the teacher's file with "
+            f"--teacher, or export with --format lora."
         )
     return merge_lora(base, folder / GENERATOR_LORA_FILE)
 
@@ -93,12 +98,12 @@ def _whole_generator(folder: Path, facts: RunFacts, teacher: Path | None) -> Che
 def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: torch.dtype | None) -> None:
     if facts.mode != "lora":
         raise CheckpointError(
-            f"{run} trained a full copy of the teacher, so there is no generator LoRA to export. Use --format comfyui, "
-            f"or train with model.mode=lora."
+            f"The run {run} has no generator LoRA, because it trained all weights (model.mode=full). Use --format "
+            f"comfyui, or train with model.mode=lora."
         )
     tensors, metadata = read_tensors(folder / GENERATOR_LORA_FILE)
     if dtype is not None:
-        # Alphas and the null prompt are no weights.
+        # Only LoRA matrices are weights; alphas and the null prompt keep their dtype.
         tensors = {key: value.to(dtype) if ".lora_" in key else value for key, value in tensors.items()}
     write_safetensors(out, tensors, metadata)
 
@@ -113,7 +118,7 @@ def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | Non
             network.save_pretrained(temporary)
             mode = (temporary / "config.json").stat().st_mode
             for file in temporary.glob("*.safetensors"):
-                file.chmod(mode)  # safetensors leaves its files to their owner alone
+                file.chmod(mode)  # safetensors makes files that only their owner can read
         assert generator.recipe is not None
         tensors = null_prompt_tensors(generator.null_prompt)
         write_safetensors(temporary / COMPANION, tensors, generator.recipe.to_metadata())

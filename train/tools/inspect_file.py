@@ -1,4 +1,4 @@
-"""What a weights file is and says of itself, from its header alone."""
+"""Describe a weights file from its header: kind, layout, sizes and recipe."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
@@ -32,14 +32,17 @@ Header = Mapping[str, TensorInfo]
 
 
 def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
-    """Facts about a transformer, a LoRA, a TAEHV VAE or a dataset, by label, the most telling first.
+    """Describe a transformer, a LoRA, a TAEHV VAE or a latent dataset.
 
     Args:
-        path: a safetensors file, a pickle of tensors, a diffusers folder, or a latent dataset.
-        with_hash: add the sha256, by which recipes name a teacher or base; it reads everything.
+        path: a safetensors file, a pickle of tensors, a diffusers folder or a latent dataset.
+        with_hash: add the sha256 that recipes use to identify a teacher or a base. This reads the complete file.
+
+    Returns:
+        Values by label, the most important first.
 
     Raises:
-        MagicDistillError: if a file is absent, unsafe or damaged, or a folder holds weights of several networks.
+        MagicDistillError: if a file is missing, unsafe or damaged, or a folder contains several networks.
     """
     if (path / INDEX_NAME).is_file():
         return _dataset(path)
@@ -55,7 +58,9 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
     is_lora = any(".lora_" in key for key in header)
     if is_lora and len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise CheckpointError(f"The folder {path} holds several networks or LoRAs ({names}). Name the one meant.")
+        raise CheckpointError(
+            f"The folder {path} contains several networks or LoRAs ({names}). Give the path of one file."
+        )
     facts = {"file": str(path), "size": _size(sum(file.stat().st_size for file in files))}
     if is_lora:
         facts |= _lora(header, files)
@@ -74,7 +79,7 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """Facts as a table for the terminal."""
+    """Format facts as a table for the terminal."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -104,18 +109,18 @@ def _dataset(folder: Path) -> dict[str, str]:
 
 
 def _parameters(header: Header) -> str:
-    counted = sum(prod(info.shape) for key, info in header.items() if not _beside(key))
+    counted = sum(prod(info.shape) for key, info in header.items() if not _is_extra(key))
     return f"{counted:,} ({counted / 1e6:.2f} M)"
 
 
-def _beside(key: str) -> bool:
+def _is_extra(key: str) -> bool:
     return key.startswith("null_prompt.") or key.endswith((".alpha", *QUANTISATION_MARKS))
 
 
 def _dtypes(header: Header) -> str:
     weights = Counter[str]()
     for key, info in header.items():
-        if not _beside(key):
+        if not _is_extra(key):
             weights[info.dtype] += prod(info.shape) * _BYTES.get(info.dtype, 1)
     total = sum(weights.values()) or 1
     return ", ".join(f"{dtype} ({share / total:.0%} of the bytes)" for dtype, share in weights.most_common())
@@ -139,7 +144,7 @@ def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str,
         "layout": _layout(header, checkpoint),
         "conditioning": _conditioning(checkpoint),
         **checkpoint.shape.facts(),
-        **({"quantised": f"yes ({len(scales)} scales): for ComfyUI alone"} if scales else {}),
+        **({"quantised": f"yes ({len(scales)} scales); only ComfyUI can load it"} if scales else {}),
         "null prompt": _null_prompt(header),
     }
 
@@ -147,22 +152,22 @@ def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str,
 def _conditioning(checkpoint: Checkpoint) -> str:
     channels = checkpoint.shape.in_channels
     try:
-        said = checkpoint.family().title
+        description = checkpoint.family().title
     except CheckpointError:
         fitting = [
             f"{family.title} (i2v_mode={family.i2v_mode})"
             for family in all_families()
             if family.architecture is checkpoint.architecture and family.in_channels == channels
         ]
-        said = " or ".join(fitting) or "unknown"
-    return f"{said}; {channels} channels"
+        description = " or ".join(fitting) or "unknown"
+    return f"{description}; {channels} channels"
 
 
 def _layout(header: Header, checkpoint: Checkpoint) -> str:
     architecture = checkpoint.architecture
     if any(key.endswith(architecture.diffusers_mark) for key in header):
         return "diffusers"
-    # Every wrapper's prefix ends in a dot before a name of the file layout.
+    # The prefix of a wrapper ends in a dot and precedes a key of the file layout.
     first = next(key for key in header if key.endswith(architecture.file_mark))
     prefix = first.removesuffix(architecture.file_mark)
     own = all(f"{prefix}{key}" in header for key in checkpoint.state)
@@ -203,4 +208,4 @@ def _alphas(files: list[Path]) -> str:
     for path in files:
         tensors, _ = read_tensors(path)
         values |= {float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
-    return ", ".join(f"{value:g}" for value in sorted(values)) or "not stored (taken as the rank)"
+    return ", ".join(f"{value:g}" for value in sorted(values)) or "not stored (loaders use the rank)"

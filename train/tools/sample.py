@@ -1,4 +1,4 @@
-"""Sampling without ComfyUI: a still image and a checkpoint to a video."""
+"""Sample a video from a still image and a model file, without ComfyUI."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLING_TAG = "magicdistill.sampling"
 _DEFAULT_FPS = 24.0
-# The pocket VAE's latents mean something to pocket networks alone; a release's network is 3072 wide.
+# Only pocket networks can use the pocket VAE's latents. Networks of a release have a hidden size of 3072.
 _POCKET_HIDDEN = 256
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -41,7 +41,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Everything that decides a sample besides the weights and the image."""
+    """All settings of a sample except the weights and the start image."""
 
     seed: int
     steps: int
@@ -63,22 +63,28 @@ def resolve_settings(
     height: int | None = None,
     frames: int | None = None,
 ) -> SampleSettings:
-    """The settings asked for, completed by the recipe, and checked.
+    """Fill missing settings from the recipe, and check the geometry.
+
+    Args:
+        recipe: the recipe of the model file, if it has one.
+        source: name of the model file, for messages.
+        seed: seed of the starting noise.
+        steps, shift, width, height, frames: None takes the recipe's value.
 
     Raises:
-        CheckpointError: if there is no recipe and something was left to it.
-        VideoError: if the geometry does not fit.
+        CheckpointError: if there is no recipe and a setting is None.
+        VideoError: if width, height or frames are not possible for the latents.
     """
-    asked = {"steps": steps, "shift": shift, "width": width, "height": height, "frames": frames}
-    values = {n: v if v is not None else getattr(recipe, n, None) for n, v in asked.items()}
-    lacking = [name for name, value in values.items() if value is None]
-    if lacking:
+    requested = {"steps": steps, "shift": shift, "width": width, "height": height, "frames": frames}
+    values = {n: v if v is not None else getattr(recipe, n, None) for n, v in requested.items()}
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
         raise CheckpointError(
-            f"{source} carries no recipe, so that {', '.join(lacking)} cannot be taken from it. Set them (a 4-step "
-            f"generator of Magic 1-For-1 wants 4 steps at shift 5)."
+            f"{source} carries no recipe, and these settings have no value: {', '.join(missing)}. Set them. (A 4-step "
+            f"generator of Magic 1-For-1 needs 4 steps at shift 5.)"
         )
     if recipe is not None and recipe.guidance_scale != 1:
-        logger.warning("the recipe asks for guidance %g; sampling goes without any", recipe.guidance_scale)
+        logger.warning("The recipe requires guidance %g. This command samples without guidance", recipe.guidance_scale)
     sampler: Sampler = recipe.sampler if recipe is not None else "euler"
     fps = recipe.fps if recipe is not None else _DEFAULT_FPS
     settings = SampleSettings(seed=seed, sampler=sampler, fps=fps, **values)  # type: ignore[arg-type]
@@ -87,7 +93,7 @@ def resolve_settings(
 
 
 def usual_precision(device: torch.device | str) -> Precision:
-    """What a network computes in on a device, if nobody says: bf16, but fp32 on a CPU, which is slow at bf16."""
+    """The default precision of a device: fp32 on a CPU, where bf16 is slow, else bf16."""
     return "fp32" if torch.device(device).type == "cpu" else "bf16"
 
 
@@ -110,28 +116,30 @@ def sample_file(
     device: torch.device | str = "cpu",
     callback: SamplerCallback | None = None,
 ) -> SampleSettings:
-    """Make a video from a still image with a checkpoint, and write it as an mp4 tagged with recipe and settings.
+    """Sample a video from a still image and write it as an mp4 with recipe and settings in its tags.
 
     Args:
         file: a teacher or generator (single file or diffusers folder), or a generator LoRA.
-        image: the start image; it is cropped to the aspect (a tall one nearer to its top) and resized.
-        out: the mp4.
-        base: for a LoRA: the file it belongs to.
-        vae: what `load_vae` takes; None means the pocket VAE, for pocket networks only.
-        image_encoder: CLIP's folder, for a family that looks at its features.
-        seed: of the starting noise.
-        steps, shift, width, height, frames: None takes the recipe's.
-        i2v_mode: how the start image enters, for a file that leaves it open.
-        precision: what the network computes in; None means fp32 on a CPU and bf16 elsewhere.
+        image: the start image. It is cropped to the aspect ratio and resized; tall images keep more of their top.
+        out: path of the mp4.
+        base: for a LoRA, the model file on which it was trained.
+        vae: VAE for `load_vae`; None means the pocket VAE, which works with pocket networks only.
+        image_encoder: folder of the CLIP image encoder, for families that use its features.
+        seed: seed of the starting noise.
+        steps, shift, width, height, frames: None takes the recipe's value.
+        i2v_mode: how the network receives the start image, for a file that does not determine it.
+        precision: precision of the network's computations; None means fp32 on a CPU and bf16 elsewhere.
+        device: device of the network, the VAE and the image encoder.
+        callback: called after each step of the sampler.
 
     Returns:
         The settings used.
 
     Raises:
-        MagicDistillError: if a file is unusable, or a setting is missing or does not fit.
+        MagicDistillError: if a file is unusable, or a setting is missing or invalid.
     """
     if out.suffix.lower() != ".mp4":
-        raise VideoError(f"The video is to be written as {out.name}, expected a name that ends in .mp4.")
+        raise VideoError(f"The video's file name is {out.name}. Expected a name that ends in .mp4.")
     picture = read_image(image)
     checkpoint = load_weights(file, base, i2v_mode)
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)
@@ -140,14 +148,14 @@ def sample_file(
     if decoder.architecture != checkpoint.architecture.name:
         raise CheckpointError(
             f"{checkpoint.source} is a {checkpoint.architecture.title} network, but {vae} makes latents of "
-            f"{decoder.architecture}. Name the VAE of its own release."
+            f"{decoder.architecture}. Set --vae to the VAE of the network's release."
         )
     encoder = load_start_images(decoder, image_encoder, device)
     network = load_network(checkpoint, DTYPES[precision or usual_precision(device)], device)
 
     if note := crop_note(picture.shape[0], picture.shape[1], settings.height, settings.width):
         logger.warning(note)
-    # Resized as floating point and not rounded again, which is what the nodes do with a loaded image.
+    # Resized in floating point without rounding, as the nodes do with a loaded image.
     unit = rearrange(resize_crop(picture.float() / 255, settings.height, settings.width), "h w c -> 1 c h w")
     start = encoder.encode(unit.to(device), settings.frames)
     sigmas = few_step_sigmas(settings.steps, settings.shift)
@@ -173,14 +181,14 @@ def _vae_path(vae: Path | None, checkpoint: Checkpoint) -> Path:
         return vae
     if checkpoint.shape.hidden > _POCKET_HIDDEN or checkpoint.architecture is not CONCAT.architecture:
         raise CheckpointError(
-            f"{checkpoint.source} is no pocket network, and no VAE was named for it. Name the VAE of "
-            f"{checkpoint.architecture.title}: the vae folder of its diffusers release (or for HunyuanVideo a TAEHV "
-            f"file)."
+            f"{checkpoint.source} is not a pocket network, so it cannot use the pocket VAE. Set --vae to the VAE of "
+            f"{checkpoint.architecture.title}: the vae folder of its diffusers release, or a TAEHV file for "
+            f"HunyuanVideo."
         )
     return POCKET_VAE
 
 
 def _tags(checkpoint: Checkpoint, settings: SampleSettings) -> dict[str, str]:
     recipe = checkpoint.recipe.to_metadata() if checkpoint.recipe is not None else {}
-    recipe.pop("format", None)  # safetensors' own
+    recipe.pop("format", None)  # the marker of safetensors files
     return recipe | {SAMPLING_TAG: json.dumps({"file": checkpoint.source, **asdict(settings)})}

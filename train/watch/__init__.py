@@ -1,1 +1,1 @@
-"""What a run reports about itself: metrics, samples, the collapse guard, the report."""
+"""Monitoring of a run: metrics, validation samples, the collapse guard and the report."""

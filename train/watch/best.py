@@ -1,28 +1,29 @@
-"""How good a run is at a point: the metric that tells the best checkpoint, and from which update on it can tell."""
+"""The measure that selects the best checkpoint, and the first update from which its values are comparable."""
 
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-# A fall to this share of the highest is one that noise does not make.
+# A fall to this fraction of the highest median is too large for noise.
 _FALLEN = 0.5
 
 
 class Measure:
-    """The running median of a metric, lower is better, and the update from which on values may be compared.
+    """The running median of a metric (lower is better), and the first update whose values are comparable.
 
-    What a fake branch takes part in begins near nothing, because the branch is zero at first: real and fake score agree
-    before anything was learned. So it rises to a peak, and only what comes after that is the better the lower it is.
+    A metric that depends on a fake branch starts near zero. The branch is zero at first, so the real and the fake score
+    agree before the branch has learned anything. The metric then rises to a peak. A low value means a good checkpoint
+    only after this peak.
 
     Attributes:
-        since: checkpoints of earlier updates are not compared with later ones.
+        since: the first update whose checkpoint may be compared with later ones.
     """
 
     def __init__(self, window: int, *, rises_first: bool) -> None:
         """
         Args:
-            window: rounds of which the median is taken.
-            rises_first: whether a fake branch takes part in it.
+            window: number of rounds in the running median.
+            rises_first: whether the metric depends on a fake branch.
         """
         self.since = 0
         self._window = window
@@ -32,14 +33,19 @@ class Measure:
 
     @property
     def value(self) -> float | None:
-        """The median over the last rounds; None before the first."""
+        """The median over the last rounds; None before the first round."""
         return median(self._last) if self._last else None
 
     def observe(self, update: int, metric: float, *, healthy: bool) -> None:
-        """Take in the round of update `update`.
+        """Add the metric of one round.
 
-        The peak is the highest median so far; one in a full window that lies at half of it or lower ends the search for
-        a higher one. Rounds that the guard calls unhealthy are not searched: a collapse is no peak.
+        The peak is the highest median so far. The search for a higher one ends when the median over a full window falls
+        to half of the peak or lower. Unhealthy rounds are not searched, because a high value there is a collapse.
+
+        Args:
+            update: number of the round's generator update.
+            metric: value in this round.
+            healthy: whether the guard has no finding.
         """
         self._last = [*self._last, metric][-self._window :]
         if not self._rising or not healthy:
@@ -51,10 +57,10 @@ class Measure:
             self._rising = False
 
     def notes(self) -> dict[str, Any]:
-        """What a resumed run needs to measure alike, as JSON."""
+        """The state as JSON data, for a resumed run."""
         return {"last": self._last, "highest": self._highest, "since": self.since, "rising": self._rising}
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take up what `notes` gave."""
+        """Restore the state that `notes` returned."""
         self._last = list(notes["last"])
         self._highest, self.since, self._rising = notes["highest"], notes["since"], notes["rising"]

@@ -1,9 +1,9 @@
-"""The guard against collapse: what the curves of a healthy run never do, and what to say when they do it.
+"""The guard against collapse: it compares a run's metrics with limits and reports values outside them.
 
-Distillation fails slowly and without an error: samples freeze, colours saturate, the fake score loses the generator,
-the two scores drift apart. The guard compares the medians of the last rounds with those of the run's first ones,
-because absolute values differ between models and resolutions. It is a pure rule on metrics, which the loop asks after
-each round.
+Distillation fails slowly and without an error: samples freeze, colours saturate, the fake score no longer follows the
+generator, the real and the fake score drift apart. The guard compares medians over the last rounds with medians over
+the run's first rounds, because absolute values differ between models and resolutions. The guard depends only on
+metrics. The training loop calls it after each round.
 """
 
 import math
@@ -19,15 +19,15 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Rule:
-    """One quantity and what is wrong when it leaves its range.
+    """A limit of one metric.
 
     Attributes:
-        metric: name of the quantity.
-        limit: the field of `GuardConfig` that holds its limit.
-        floor: whether the limit is the lowest allowed value, not the highest.
-        relative: whether the limit is a multiple of the quantity's own baseline.
-        meaning: what has happened.
-        advice: what usually helps.
+        metric: name of the metric.
+        limit: name of the field of `GuardConfig` that holds the limit.
+        floor: True if the limit is the lowest allowed value, False if it is the highest.
+        relative: whether the limit is a multiple of the metric's baseline.
+        meaning: description of the failure, for messages.
+        advice: settings that usually help, for messages.
     """
 
     metric: str
@@ -39,23 +39,25 @@ class Rule:
 
 
 _STRENGTH = "lower generator_optimizer.lr or method.a_weak"
-_CRITIC = "lower generator_optimizer.lr, or raise method.fake_updates or fake_optimizer.lr"
+_FAKE_SCORE = "lower generator_optimizer.lr, or raise method.fake_updates or fake_optimizer.lr"
 
 RULES = (
     Rule("generator/motion", "motion_floor", True, True, "the samples stop moving", _STRENGTH),
     Rule("generator/temporal_variance", "variance_floor", True, True, "the samples become stills", _STRENGTH),
     Rule("generator/deviation", "deviation_ceiling", False, True, "the samples saturate", _STRENGTH),
     Rule("generator/deviation", "deviation_floor", True, True, "the samples wash out to one colour", _STRENGTH),
-    Rule("generator/saturation", "saturation_ceiling", False, False, "values leave the range of latents", _STRENGTH),
-    Rule("generator/matching_gradient", "gradient_ceiling", False, True, "the matching gradient diverges", _CRITIC),
-    Rule("generator/real_fake_distance", "distance_ceiling", False, True, "real and fake score drift apart", _CRITIC),
-    Rule("fake/loss", "fake_loss_ceiling", False, True, "the fake score loses the generator", _CRITIC),
+    Rule("generator/saturation", "saturation_ceiling", False, False, "latents leave their normal range", _STRENGTH),
+    Rule("generator/matching_gradient", "gradient_ceiling", False, True, "the DMD gradient diverges", _FAKE_SCORE),
+    Rule(
+        "generator/real_fake_distance", "distance_ceiling", False, True, "real and fake score drift apart", _FAKE_SCORE
+    ),
+    Rule("fake/loss", "fake_loss_ceiling", False, True, "the fake score cannot follow the generator", _FAKE_SCORE),
     Rule(
         "generator/guidance_ratio",
         "guidance_ceiling",
         False,
         False,
-        "guidance drowns distribution matching",
+        "guidance dominates distribution matching",
         "lower method.guidance_scale",
     ),
 )
@@ -64,11 +66,12 @@ WATCHED = tuple(dict.fromkeys(rule.metric for rule in RULES))
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard has to say after a round.
+    """The result of the guard after a round.
 
     Attributes:
-        findings: everything that is out of its range, in words; empty for a healthy run.
-        act: whether it has lasted long enough, or is bad enough, to stop or to go back.
+        findings: one message per value outside its limits; empty for a healthy run.
+        act: whether the run must stop or roll back. True after `patience` unhealthy rounds in a row, and at once for a
+            value that is NaN or infinite.
     """
 
     findings: tuple[str, ...] = ()
@@ -76,21 +79,22 @@ class Verdict:
 
 
 def not_finite(row: Row) -> tuple[str, ...]:
-    """The metrics of a round that are no number or infinite, in words."""
+    """One message per metric that is NaN or infinite."""
     return tuple(f"{name} is {value}" for name, value in row.items() if not math.isfinite(value))
 
 
 def medians(rows: Sequence[Row]) -> dict[str, float]:
-    """The median of each watched quantity; those that the method does not have are absent."""
+    """The median of each watched metric that the method logs."""
     return {name: median(row[name] for row in rows) for name in WATCHED if rows and name in rows[0]}
 
 
 def judge(recent: Row, baseline: Row, settings: GuardConfig) -> tuple[str, ...]:
-    """What is out of range, in words.
+    """One message per metric outside its limits.
 
     Args:
         recent: medians of the last rounds.
         baseline: medians of the run's first rounds.
+        settings: the limits.
     """
     findings = []
     for rule in RULES:
@@ -99,17 +103,17 @@ def judge(recent: Row, baseline: Row, settings: GuardConfig) -> tuple[str, ...]:
         limit = getattr(settings, rule.limit) * (baseline[rule.metric] if rule.relative else 1.0)
         value = recent[rule.metric]
         if value < limit if rule.floor else value > limit:
-            began = f", began at {baseline[rule.metric]:.3g}" if rule.relative else ""
+            baseline_text = f" (baseline {baseline[rule.metric]:.3g})" if rule.relative else ""
             side = "below" if rule.floor else "above"
             findings.append(
-                f"{rule.meaning}: {rule.metric} is {value:.3g}{began}, {side} the limit of {limit:.3g} "
+                f"{rule.meaning}: {rule.metric} is {value:.3g}{baseline_text}, {side} the limit of {limit:.3g} "
                 f"(guard.{rule.limit}); {rule.advice}"
             )
     return tuple(findings)
 
 
 class Guard:
-    """The rule over a run: keeps the last rounds and the baseline, and counts how long something has been wrong."""
+    """Apply the rules to a run: store the last rounds and the baseline, and count unhealthy rounds in a row."""
 
     def __init__(self, settings: GuardConfig) -> None:
         self.settings = settings
@@ -117,11 +121,14 @@ class Guard:
         self._rows: list[dict[str, float]] = []
         self._baseline: dict[str, float] = {}
         self._wrong = 0
-        # Whether the last round had something that is no number: no setting lets a run go on from there.
+        # True if the last round had a NaN or infinite value. No setting allows a run to continue from there.
         self.broken = False
 
     def observe(self, row: Row) -> Verdict:
-        """Take in one round's metrics."""
+        """Add the metrics of one round and check them.
+
+        There are no findings before the baseline exists, after `warmup + window` rounds, except NaN or infinite values.
+        """
         broken = not_finite(row)
         self.broken = bool(broken)
         if broken:
@@ -139,11 +146,11 @@ class Guard:
 
     @property
     def healthy(self) -> bool:
-        """Whether the last round was judged well, or not yet."""
+        """Whether the last round with finite values had no finding; also True while there is no baseline."""
         return self._wrong == 0
 
     def ratios(self) -> dict[str, float]:
-        """How far each watched quantity is from its baseline, for the log (1 is where it began)."""
+        """The ratio of each watched metric to its baseline, for the log."""
         recent = medians(self._rows)
         return {
             f"guard/{name.rpartition('/')[2]}": recent[name] / value
@@ -152,11 +159,11 @@ class Guard:
         }
 
     def notes(self) -> dict[str, Any]:
-        """What a resumed run needs to judge alike, as JSON."""
+        """The guard's state as JSON data, for a resumed run."""
         return {"rounds": self._rounds, "rows": self._rows, "baseline": self._baseline, "wrong": self._wrong}
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take up what `notes` gave."""
+        """Restore the state that `notes` returned."""
         self._rounds, self._wrong = notes["rounds"], notes["wrong"]
         self._rows, self._baseline = list(notes["rows"]), dict(notes["baseline"])
         self.broken = False

@@ -1,7 +1,7 @@
-"""What a run tells while it goes: a progress bar, metrics, and events; the main process speaks alone.
+"""Log a running training: progress bar, metrics and events. Only the main process logs.
 
-`metrics.jsonl` and TensorBoard (and W&B, when configured) hold the metrics of every round that still counts: rounds
-that were lost with the process, or that the run went back from, are taken out, so that a curve has one value a round.
+`metrics.jsonl`, TensorBoard and, if configured, W&B hold the metrics of every round that counts. After a crash or a
+rollback, `metrics.jsonl` and TensorBoard drop the rounds that no longer count. A curve there has one value per round.
 """
 
 import json
@@ -28,20 +28,20 @@ _TENSORBOARD, _WANDB_ID = "tensorboard", "wandb_id"
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse, before anything is loaded, what cannot be logged to.
+    """Check before loading that the configured trackers are installed.
 
     Raises:
-        ConfigError: if W&B is asked for and not installed.
+        ConfigError: if W&B is configured but not installed.
     """
     if config.logging.wandb is not None and find_spec("wandb") is None:
         raise ConfigError(
             f"logging.wandb is {config.logging.wandb!r}, but Weights & Biases is not installed. Install it with "
-            "`pip install wandb` and log in with `wandb login`, or remove logging.wandb; TensorBoard needs neither."
+            "`pip install wandb` and log in with `wandb login`. Or remove logging.wandb; TensorBoard needs neither."
         )
 
 
 class RunLog:
-    """A context that logs scalars per generator update; the metrics of `headline` stand beside the bar."""
+    """A context manager that logs scalars per generator update and shows a progress bar."""
 
     def __init__(
         self,
@@ -54,9 +54,12 @@ class RunLog:
     ) -> None:
         """
         Args:
-            name: of what is trained, next to the progress bar.
-            updates: of the whole run, of which `done` are made.
-            wandb: opens the run at W&B (see `wandb_tracker`).
+            run: the run's folder.
+            name: text next to the progress bar.
+            updates: number of updates of the complete run.
+            done: number of updates already made.
+            headline: names of the metrics shown next to the progress bar.
+            wandb: function that opens the run at W&B (see `wandb_tracker`).
         """
         self._run = run
         self._headline = headline
@@ -78,8 +81,8 @@ class RunLog:
             self._wandb = None if wandb is None else wandb(run)
 
     def _open(self, done: int) -> None:
-        self._lines = open(self._run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` does
-        # TensorBoard hides what earlier writers logged from the purged update on.
+        self._lines = open(self._run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` closes it
+        # TensorBoard hides values that earlier writers logged at `purge_step` and after it.
         self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=done + 1)
         self._tensorboard.start()
 
@@ -101,7 +104,13 @@ class RunLog:
             self._wandb.finish()
 
     def log(self, update: int, metrics: dict[str, float], seconds: float) -> None:
-        """Record the metrics of generator update `update` (from 1), and how long its round took."""
+        """Log the metrics of one generator update.
+
+        Args:
+            update: number of the update, counted from 1.
+            metrics: values by name.
+            seconds: duration of the update's round.
+        """
         if not is_main():
             return
         row = {**metrics, "seconds": round(seconds, 3)}
@@ -109,13 +118,14 @@ class RunLog:
         self._lines.flush()
         self._tensorboard.log(row, step=update)
         if self._wandb is not None:
-            # W&B takes no update twice, and a run may go back: its curves are drawn over the metric `update` instead.
+            # W&B accepts each step number only once, but a rollback repeats updates. W&B therefore draws its curves
+            # over the metric `update`.
             self._wandb.log({**row, "update": update})
         note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline)
         self._bar.update(self._task, completed=update, note=note)
 
     def event(self, kind: str, update: int, **facts: object) -> None:
-        """Add a line to `events.jsonl`: what happened to the run, when, and at which update."""
+        """Add a line with the event, the time and the update to `events.jsonl`."""
         if not is_main():
             return
         line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
@@ -123,7 +133,7 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
 
     def go_back(self, update: int) -> None:
-        """Forget the metrics of the rounds after `update`."""
+        """Drop the metrics of the rounds after `update` and reset the progress bar to it."""
         if not is_main():
             return
         self._close()
@@ -133,9 +143,14 @@ class RunLog:
 
 
 def drop_after(run: Path, update: int, into: str | None = None) -> None:
-    """Remove the rounds after `update` from `metrics.jsonl`, and append them to the file `into` if one is given.
+    """Remove the rounds after `update` from `metrics.jsonl`.
 
-    A line that a killed process left unfinished is removed too.
+    Also removes an incomplete line, which a killed process may leave.
+
+    Args:
+        run: the run's folder.
+        update: the last update to keep.
+        into: name of a file in the run's folder; the removed rounds are appended to it.
     """
     path = run / METRICS_FILE
     if not path.exists():
@@ -154,7 +169,11 @@ def drop_after(run: Path, update: int, into: str | None = None) -> None:
 
 
 def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
-    """Opens a training's run at W&B, the same one after a resume; None where no project is configured."""
+    """Return a function that opens the run at W&B; after a resume it opens the same W&B run.
+
+    Returns:
+        The function, which takes the run's folder; None if no W&B project is configured.
+    """
     project = config.logging.wandb
     if project is None:
         return None
@@ -179,7 +198,7 @@ def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none if it is absent. Skips a line that a killed process left unfinished."""
+    """Read a JSON Lines file; a missing file is empty. Skips incomplete lines, which a killed process may leave."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -14,12 +14,12 @@ from .guard import RULES, WATCHED
 Rows = Sequence[dict[str, Any]]
 
 _COLUMNS, _SMOOTHED = 3, 20
-# Of the update's own bookkeeping there is nothing to see in a curve.
+# A curve of the update's number or duration is not informative.
 _NOT_DRAWN = ("step", "seconds")
 
 
 def plot_losses(rows: Rows, abandoned: Rows, path: Path) -> None:
-    """All metrics that the guard does not watch: losses, norms of gradients, what else a method logs."""
+    """Plot all metrics that the guard does not watch, such as losses and gradient norms."""
     names = [name for name in rows[-1] if name not in (*_NOT_DRAWN, *WATCHED) and not name.startswith("guard/")]
     figure, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
@@ -28,7 +28,11 @@ def plot_losses(rows: Rows, abandoned: Rows, path: Path) -> None:
 
 
 def plot_guard(rows: Rows, abandoned: Rows, guard: GuardConfig, path: Path) -> bool:
-    """The guarded quantities with their limits; whether there was one to draw."""
+    """Plot the quantities that the guard watches, with their limits.
+
+    Returns:
+        Whether the run logs such a quantity. If not, no file is written.
+    """
     names = [name for name in WATCHED if name in rows[-1]]
     if not names:
         return False
@@ -36,8 +40,8 @@ def plot_guard(rows: Rows, abandoned: Rows, guard: GuardConfig, path: Path) -> b
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, abandoned, name)
         first = [row[name] for row in rows[guard.warmup : guard.warmup + guard.window] if name in row]
-        judged = len(rows) >= guard.warmup + guard.window
-        for rule in (rule for rule in RULES if rule.metric == name and (judged or not rule.relative)):
+        has_baseline = len(rows) >= guard.warmup + guard.window
+        for rule in (rule for rule in RULES if rule.metric == name and (has_baseline or not rule.relative)):
             limit = getattr(guard, rule.limit) * (median(first) if rule.relative else 1.0)
             axis.axhline(limit, color="tab:red", linewidth=1, linestyle="--", label="limit")
     figure.savefig(path, dpi=100)

@@ -1,7 +1,7 @@
-"""The report of a run, for people: what was trained on what, how it went, what came out, and how to use it.
+"""Write the report of a run: settings, curves, guard, samples, events and next steps.
 
-Read from the run's folder alone, so that it can be written at any time, on any machine; Markdown and plots in
-`RUN/report/`.
+The report reads nothing except the run's folder. It can therefore be written at any time and on any machine. Its
+Markdown file and its plots are in `RUN/report/`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,15 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a run has written down about itself."""
+    """The configuration and the logs of a run.
+
+    Attributes:
+        run: the run's folder.
+        config: the training configuration.
+        rows: metrics of the updates that count, one row per update.
+        abandoned: metrics of the updates that rollbacks dropped.
+        events: lines of `events.jsonl`.
+    """
 
     run: Path
     config: Mapping[str, Any]
@@ -54,45 +62,50 @@ class RunRecord:
 
     @property
     def last(self) -> int:
-        """The last update that counts."""
+        """Number of the last update that counts."""
         return int(self.rows[-1]["step"])
 
     @property
     def seconds(self) -> float:
-        """Time spent in rounds that count; loading, samples and checkpoints come on top."""
+        """Seconds spent in the updates that count, without loading, validation samples and checkpoints."""
         return sum(float(row.get("seconds", 0.0)) for row in self.rows)
 
     @property
     def machine(self) -> Mapping[str, Any]:
-        """The machine that the run was last started on."""
+        """The event of the last start or resume; it describes the machine."""
         return next((e for e in reversed(self.events) if e["event"] in ("started", "resumed")), {})
 
     @property
     def global_batch(self) -> int:
-        """Samples in one update."""
+        """Number of samples per update."""
         data = self.config["data"]
         return int(data["micro_batch"] * data["accumulation"] * self.machine.get("processes", 1))
 
 
 def read_record(run: Path) -> RunRecord:
-    """Read what a run has written down.
+    """Read the configuration and the logs of a run.
 
     Raises:
-        CheckpointError: if the folder is no run, or has logged no update.
+        CheckpointError: if the folder is not a training run, or the run has logged no update.
     """
     run_facts(run)
     rows = read_lines(run / METRICS_FILE)
     if not rows:
-        raise CheckpointError(f"{run} has logged no update yet, so there is nothing to report. Train first.")
+        raise CheckpointError(
+            f"The run {run} has logged no update yet. A report needs at least one update. Train first."
+        )
     config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
     return RunRecord(run, config, rows, read_lines(run / ABANDONED_FILE), read_lines(run / EVENTS_FILE))
 
 
 def write_report(run: Path) -> Path:
-    """Write `RUN/report/report.md` and its plots; returns the Markdown file.
+    """Write `RUN/report/report.md` and its plots.
+
+    Returns:
+        The path of the Markdown file.
 
     Raises:
-        CheckpointError: if the folder is no run, or has logged no update.
+        CheckpointError: if the folder is not a training run, or the run has logged no update.
     """
     record = read_record(run)
     folder = run / REPORT
@@ -107,17 +120,17 @@ def write_report(run: Path) -> Path:
         _table(_facts(record)),
         "## Curves",
         "![losses](losses.png)",
-        "Thin lines are single updates, thick ones the running median; dotted are updates that the run went back from; "
-        "dashed red are the limits of the guard.",
+        "Thin lines show single updates. Thick lines show the running median. Dotted lines show updates that a "
+        "rollback dropped. Dashed red lines show the limits of the guard.",
         "## Guard",
         _guard_text(record),
         *(["![guarded quantities](guard.png)"] if guarded else []),
         "## Samples over time",
         _samples(record),
-        "## What happened",
+        "## Events",
         _timeline(record.events),
-        "## How to go on",
-        _how_to_go_on(record),
+        "## Next steps",
+        _next_steps(record),
         "## Settings",
         f"```yaml\n{yaml.safe_dump(dict(record.config), sort_keys=False).strip()}\n```",
     ]
@@ -135,8 +148,8 @@ def _status(record: RunRecord) -> str:
     if kind == "ended by the guard":
         return f"**Ended by the guard** at update {last['step']} of {updates}: {'; '.join(last['findings'])}."
     if kind == "stopped":
-        return f"Stopped by {last['by']} at update {record.last} of {updates}, and saved."
-    return f"At update {record.last} of {updates} when this was written."
+        return f"Stopped by {last['by']} at update {record.last} of {updates}. A checkpoint was saved."
+    return f"The run was at update {record.last} of {updates} when this report was written."
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -148,11 +161,11 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("Teacher", str(run_facts(record.run).teacher)),
         ("Dataset", str(config["data"]["dataset"])),
         ("Sampling", f"{config['schedule']['steps']} steps, shift {config['schedule']['shift']:g}"),
-        ("Samples an update", str(record.global_batch)),
-        ("Time in updates", _duration(record.seconds)),
+        ("Samples per update", str(record.global_batch)),
+        ("Time spent in updates", _duration(record.seconds)),
     ]
     if times:
-        facts.append(("Time of an update", f"{median(times):.3g} s (median), {max(times):.3g} s (longest)"))
+        facts.append(("Time per update", f"{median(times):.3g} s (median), {max(times):.3g} s (longest)"))
     if machine:
         versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
         facts += [
@@ -172,22 +185,24 @@ def _guard_text(record: RunRecord) -> str:
             continue
         limit = getattr(config, rule.limit)
         ratio = record.rows[-1].get(f"guard/{rule.metric.rpartition('/')[2]}")
-        now = f"{median(values):.3g}" + (f" ({ratio:.2f} x its start)" if ratio is not None and rule.relative else "")
+        now = f"{median(values):.3g}" + (
+            f" ({ratio:.2f} x its baseline)" if ratio is not None and rule.relative else ""
+        )
         side = "at least" if rule.floor else "at most"
-        lines.append((rule.metric, now, f"{side} {limit:g}{' x its start' if rule.relative else ''}", rule.meaning))
+        lines.append((rule.metric, now, f"{side} {limit:g}{' x its baseline' if rule.relative else ''}", rule.meaning))
     if not lines:
-        return "The method has none of the quantities that the guard watches; only values that are no number end it."
-    head = f"On collapse: `{config.action}`. Medians of the last {len(latest)} updates."
-    return head + "\n\n" + _table(lines, ("quantity", "now", "allowed", "beyond that"))
+        return "The method logs none of the quantities that the guard watches. Only NaN or infinite values end the run."
+    head = f"Action on collapse: `{config.action}`. The values are medians of the last {len(latest)} updates."
+    return head + "\n\n" + _table(lines, ("quantity", "now", "allowed", "meaning of a value outside"))
 
 
 def _samples(record: RunRecord) -> str:
     sheets = sorted((record.run / VALIDATION).glob("step-*.png"))
     if not sheets:
-        return "None were made (`validation.every` is 0, or the run was too short)."
+        return "There are no samples: `validation.every` is 0, or the run was too short."
     count = min(_SHEETS, len(sheets))
     picked = [sheets[round(i * (len(sheets) - 1) / max(count - 1, 1))] for i in range(count)]
-    text = ["Rows are start images, each with its own fixed seed; columns are frames."]
+    text = ["Each row shows one start image with a fixed seed. Columns are frames."]
     for sheet in picked:
         update = int(sheet.stem.removeprefix("step-"))
         video = f" ([video](../{VALIDATION}/{sheet.stem}.mp4))" if sheet.with_suffix(".mp4").exists() else ""
@@ -199,16 +214,16 @@ def _timeline(events: Rows) -> str:
     rows = []
     for event in events:
         when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M:%S")
-        said = event.get("findings") or [event[key] for key in ("finding", "by", "device") if key in event]
-        said = [*said, *(f"{name}: {was}, now {now}" for name, (was, now) in event.get("changed", {}).items())]
+        details = event.get("findings") or [event[key] for key in ("finding", "by", "device") if key in event]
+        details = [*details, *(f"{name}: {was}, now {now}" for name, (was, now) in event.get("changed", {}).items())]
         if event["event"] != "saved":
-            rows.append((when, str(event["step"]), event["event"], "; ".join(said)))
+            rows.append((when, str(event["step"]), event["event"], "; ".join(details)))
     saved = [str(event["step"]) for event in events if event["event"] == "saved"]
     kept = f"Checkpoints were saved at updates {', '.join(saved)}." if saved else "No checkpoint was saved."
     return _table(rows, ("time", "update", "", "")) + "\n\n" + kept
 
 
-def _how_to_go_on(record: RunRecord) -> str:
+def _next_steps(record: RunRecord) -> str:
     run, root = record.run, record.run / FOLDER
     lines = []
     if (root / LATEST).is_file():
@@ -220,7 +235,7 @@ def _how_to_go_on(record: RunRecord) -> str:
     lines.append(f"    magicdistill train {run / CONFIG_FILE} --resume    # add updates=N for a longer run")
     kept = ", ".join(map(str, checkpoint_updates(root))) or "none"
     return (
-        f"Checkpoints that are there: {kept}. The exported file goes to `models/diffusion_models` of a ComfyUI.\n\n"
+        f"Available checkpoints: {kept}. Copy the exported file into `models/diffusion_models` of your ComfyUI.\n\n"
         + "\n".join(lines)
     )
 

@@ -1,4 +1,4 @@
-"""Samples of the generator with fixed seeds, decoded to a video and a contact sheet."""
+"""Sample the generator with fixed seeds during training, and write a video and a contact sheet."""
 
 import logging
 from pathlib import Path
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Validation:
-    """Start images from all over the dataset, sampled as the exported file will be."""
+    """Validation samples for start images spread over the dataset, with the sampler of the exported file."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Validation:
     ) -> None:
         """
         Raises:
-            MagicDistillError: if the VAE is unusable, or makes other latents than the family's.
+            MagicDistillError: if the VAE is unusable, or its latents do not belong to the family's architecture.
         """
         self.settings = settings
         self.schedule = schedule
@@ -47,7 +47,7 @@ class Validation:
         self.folder = folder
         self.device = device
         self.fps = dataset.fps
-        # Spread out, because neighbours in a dataset are windows of the same clip.
+        # Neighbouring samples of a dataset are windows of the same clip.
         count = min(settings.samples, len(dataset))
         chosen = [number * len(dataset) // count for number in range(count)]
         self.images = dataset.start_image(chosen).to(device)
@@ -57,28 +57,30 @@ class Validation:
         if self.vae is not None and self.vae.architecture != family.architecture.name:
             raise ConfigError(
                 f"validation.vae ({vae}) decodes latents of {self.vae.architecture}, but the teacher is of "
-                f"{family.architecture.name}. Name its VAE, the one that {dataset.folder} was made with, or set "
+                f"{family.architecture.name}. Set validation.vae to the VAE that encoded {dataset.folder}, or set "
                 f"validation.every=0."
             )
         if self.vae is not None and weights_sha256(vae) != dataset.index.vae_sha256:
             logger.warning(
-                "validation.vae (%s) is not the VAE that %s was encoded with; unless both share their latents, the "
-                "samples will look broken",
+                "validation.vae (%s) is not the VAE that %s was encoded with. The samples will look broken unless both "
+                "VAEs share one latent space",
                 vae,
                 dataset.folder,
             )
 
     def due(self, update: int) -> bool:
-        """Whether samples are to be made after generator update `step`."""
+        """Whether validation samples are due after generator update `update`."""
         return self.settings.every > 0 and update % self.settings.every == 0
 
     @torch.no_grad()
     def run(self, networks: Networks, update: int) -> str | None:
-        """Sample on every process (ZeRO-3 needs them all); the main one writes `step-N.mp4` and `step-N.png`.
+        """Sample on every process, and write `step-N.mp4` and `step-N.png` on the main process.
+
+        Every process must sample because ZeRO-3 partitions the weights over all processes.
 
         Returns:
-            What went wrong if they could not be decoded or written: a run need not end for that, because samples are
-            only to be looked at.
+            An error message if the samples could not be decoded or written, else None. Training does not depend on
+            these files, so the run continues.
         """
         sigmas = few_step_sigmas(self.schedule.steps, self.schedule.shift)
         latents = []
@@ -94,8 +96,8 @@ class Validation:
         try:
             self._write([unit_to_frames(self.vae.decode(latent).cpu()) for latent in latents], update)
         except Exception as error:
-            # Apart from the sampling above: there an error on one process would leave the others waiting.
-            logger.warning("Update %d: the samples could not be shown; the run goes on", update, exc_info=True)
+            # Only this part may fail alone: all processes sample together, and would wait for one that failed.
+            logger.warning("Update %d: the samples could not be shown. The run continues", update, exc_info=True)
             return f"the samples could not be shown: {error}"
         return None
 

@@ -1,4 +1,4 @@
-"""The launcher: which ComfyUI is taken, how it is fetched, started, waited for and stopped."""
+"""The launcher: it finds, downloads, starts and stops ComfyUI."""
 
 import io
 import os
@@ -30,7 +30,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def stand_in(folder: Path, program: str = STAND_IN) -> Path:
-    """A folder that looks like a ComfyUI, whose program only answers."""
+    """A folder that looks like ComfyUI; its program only answers requests."""
     (folder / "comfy").mkdir(parents=True)
     (folder / "main.py").write_text(program)
     return folder
@@ -52,7 +52,7 @@ def archive(path: Path, members: dict[str, str]) -> None:
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, members: dict[str, str] | None) -> list[list[str]]:
-    """Let `pip download` put an archive of these files where it is told to, or fail; the commands it was given."""
+    """Replace `pip download`: it writes an archive of these files, or fails for None. Returns its commands."""
     commands = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,7 @@ def test_option_goes_before_environment_before_cache(tmp_path: Path, monkeypatch
 
 
 def test_folder_without_comfyui_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ComfyUIError, match=r"holds no ComfyUI.*--comfyui"):
+    with pytest.raises(ComfyUIError, match=r"does not contain ComfyUI.*--comfyui"):
         find_comfyui(tmp_path)
 
 
@@ -128,10 +128,10 @@ def test_without_the_right_to_symbolic_links_windows_makes_a_junction(
     prepare_directory(tmp_path)
     assert link.resolve() == comfyui.PACK
     link.unlink()
-    monkeypatch.setitem(sys.modules, "_winapi", None)  # as on every other system
+    monkeypatch.setitem(sys.modules, "_winapi", None)  # as on all systems except Windows
     with pytest.raises(ComfyUIError, match=r"cannot be linked .*privilege.*--dir, or copy the pack"):
         prepare_directory(tmp_path)
-    link.mkdir()  # a copy of the user's own stays what it is
+    link.mkdir()  # a copy made by the user stays unchanged
     prepare_directory(tmp_path)
     assert link.is_dir()
 
@@ -187,7 +187,7 @@ def test_taken_port_is_an_error(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ComfyUIError, match=f"Port {port} is taken .*Choose another by --port\\.$"):
+        with pytest.raises(ComfyUIError, match=f"Port {port} is taken .*Choose another port with --port\\.$"):
             serve(stand_in(tmp_path / "comfyui"), tmp_path / "base", port).__enter__()
 
 

@@ -224,5 +224,5 @@ def test_a_run_is_not_overwritten(tmp_path: Path, tiny_config: Callable[..., dic
 
 
 def test_resume_without_a_run(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
-    with pytest.raises(CheckpointError, match="no training run"):
+    with pytest.raises(CheckpointError, match="not a training run"):
         train(parse_config(tiny_config(tmp_path / "none"), "test"), resume=True)

@@ -42,7 +42,7 @@ def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
 def test_an_int8_file_is_the_same_network_and_says_what_it_is_for(tmp_path: Path, teacher_file: Path) -> None:
     done = quantise_file(teacher_file, tmp_path / "q.safetensors")
     facts, exact = inspect_file(tmp_path / "q.safetensors"), inspect_file(teacher_file)
-    assert facts.pop("quantised") == f"yes ({len(done.errors)} scales): for ComfyUI alone"
+    assert facts.pop("quantised") == f"yes ({len(done.errors)} scales); only ComfyUI can load it"
     assert "I8 (" in facts["dtypes"]
     own = ("file", "size", "dtypes")
     assert {key: facts[key] for key in facts if key not in own} == {k: exact[k] for k in exact if k not in own}

@@ -1,4 +1,4 @@
-"""What int8 costs a trained network: less than computing in bf16."""
+"""The error of int8 weights in a trained network is smaller than the error of computing in bf16."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +19,7 @@ from train.networks.network import load_network, network_velocity
 
 
 def _rounded(exact: Checkpoint, path: Path) -> Checkpoint:
-    """The weights as an int8 file of `exact` gives them back."""
+    """The weights of `exact` after quantisation to int8 and back."""
     done = quantise_file(files.GENERATOR, path)
     tensors, _ = read_tensors(path)
     back = {f"{n}.weight": tensors[f"{n}.weight"] * tensors[f"{n}.weight_scale"] for n in done.errors}

@@ -33,7 +33,7 @@ def still(tmp_path: Path) -> Path:
 
 
 def euler_by_diffusers(teacher: Path, image_latent: torch.Tensor, frames: int, seed: int) -> torch.Tensor:
-    """Four Euler steps at shift 5 with nothing of ours but the weights' key map."""
+    """Four Euler steps at shift 5 with the diffusers scheduler; only the weights' key map is our code."""
     checkpoint = load_checkpoint(teacher)
     network = load_network(checkpoint)
     assert checkpoint.null_prompt is not None
@@ -87,7 +87,7 @@ def test_the_noise_is_comfyuis_and_renoise_draws_afresh() -> None:
 
     shape = (1, 16, 2, 4, 4)
     got = sample_latents(still, shape, sigmas, "euler", 42, "cpu")
-    # What ComfyUI's prepare_noise does for a seed.
+    # The same draw as in ComfyUI's prepare_noise.
     assert torch.equal(got, torch.randn(shape, generator=torch.manual_seed(42), dtype=torch.float32))
     fresh = sample_latents(still, shape, sigmas, "renoise", 42, "cpu")
     assert torch.equal(fresh, sample_latents(still, shape, sigmas, "renoise", 42, "cpu"))
@@ -192,7 +192,7 @@ def test_a_lora_is_sampled_with_its_base_only(
     assert (video["a"] - video["c"]).abs().mean() > 1
     assert Recipe.from_metadata(read_tags(tmp_path / "a.mp4")) == generator_recipe
 
-    # A base without a null prompt, and a LoRA that brings one.
+    # A base without a null prompt, and a LoRA that contains one.
     mute = tmp_path / "mute.safetensors"
     save_checkpoint(mute, base.state, base.recipe, None)
     for_mute = lora_recipe.model_copy(update={"base_hash": file_sha256(mute)})

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best: on curves of a distance that rises from nothing before it falls."""
+"""Selection of the best checkpoint, on curves that rise from zero to a peak and then fall."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ WINDOW = 20
 
 
 def curve(*points: tuple[int, float], seed: int = 0, spread: float = 0.35) -> list[float]:
-    """A distance by round, on lines between points (round, value), as noisy as that of the pocket model."""
+    """One distance per round: lines between points (round, value), with the noise of the pocket model."""
     rounds, values = zip(*points, strict=True)
     mean = np.interp(range(1, rounds[-1] + 1), rounds, values)
     return list(mean * np.exp(spread * np.random.default_rng(seed).standard_normal(len(mean))))
@@ -24,7 +24,7 @@ def curve(*points: tuple[int, float], seed: int = 0, spread: float = 0.35) -> li
 def best_over_time(
     run: Path, values: list[float], *, rises_first: bool = True, unhealthy: range = range(0), every: int = 50
 ) -> dict[int, int]:
-    """What `best` names after each checkpoint of a run with these distances."""
+    """The update in the pointer file `best` after each checkpoint of a run with these distances."""
     measure, best = Measure(WINDOW, rises_first=rises_first), {}
     for step, value in enumerate(values, 1):
         measure.observe(step, value, healthy=step not in unhealthy)
@@ -47,7 +47,7 @@ def best_over_time(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_branch_that_has_not_learned_is_not_the_best(seed: int, tmp_path: Path) -> None:
-    """Nearly nothing at first, highest at 200, lowest at 400: the newest until the peak, then the lowest after it."""
+    """Until the peak at 200 the newest checkpoint is the best; later it is the one at the minimum near 400."""
     best = best_over_time(tmp_path, curve((0, 0.01), (200, 1.0), (400, 0.2), (600, 0.4), seed=seed))
     assert [best[step] for step in (50, 100, 150)] == [50, 100, 150]
     assert best[600] in (400, 450)
@@ -60,13 +60,13 @@ def test_a_distance_that_only_rises_names_the_newest(tmp_path: Path) -> None:
 
 
 def test_a_late_rise_is_no_peak(tmp_path: Path) -> None:
-    """Once it has fallen to half, higher values are of a run that gets worse."""
+    """After a fall to half of the peak, higher values mean that the run gets worse."""
     best = best_over_time(tmp_path, curve((0, 0.01), (100, 1.0), (250, 0.2), (500, 1.5)))
     assert best[500] == 250
 
 
 def test_a_collapse_is_no_peak(tmp_path: Path) -> None:
-    """The guard calls the last rounds unhealthy, before the distance has fallen to half."""
+    """The guard marks the last rounds as unhealthy before the distance falls to half of its peak."""
     values = curve((0, 0.01), (100, 1.0), (250, 0.7), (400, 5.0), spread=0.05)
     best = best_over_time(tmp_path, values, unhealthy=range(255, 401))
     assert best[400] == 250

@@ -1,4 +1,4 @@
-"""The guard on curves of runs that go well, and that fail in each of the known ways."""
+"""The guard on metrics of healthy runs, and of runs that fail in each known way."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from train.config.run import GuardConfig
 from train.watch.guard import Guard, Verdict, judge
 
-# Medians and relative spreads as a healthy run of the pocket model has them (80 updates).
+# Medians and relative spreads of a healthy run of the pocket model (80 updates).
 HEALTHY = {
     "fake/loss": (0.2, 0.45),
     "generator/matching_gradient": (0.19, 0.3),
@@ -21,7 +21,7 @@ HEALTHY = {
 
 
 def run(rounds: int, change: dict[str, tuple[int, float]] | None = None, seed: int = 0) -> list[dict[str, float]]:
-    """Metrics of a run; from round `start` a metric in `change` moves by `factor` within 30 rounds."""
+    """Metrics of a run. `change` maps a metric to (start, factor): from round `start` it drifts for 30 rounds."""
     generator = np.random.default_rng(seed)
     rows = []
     for number in range(rounds):
@@ -57,10 +57,10 @@ def test_a_healthy_run_is_left_alone(seed: int) -> None:
         ("generator/motion", 0.1, "stop moving", "motion_floor"),
         ("generator/deviation", 2.5, "saturate", "deviation_ceiling"),
         ("generator/deviation", 0.3, "wash out", "deviation_floor"),
-        ("generator/saturation", 100.0, "leave the range", "saturation_ceiling"),
+        ("generator/saturation", 100.0, "leave their normal range", "saturation_ceiling"),
         ("generator/matching_gradient", 10.0, "gradient diverges", "gradient_ceiling"),
         ("generator/real_fake_distance", 10.0, "drift apart", "distance_ceiling"),
-        ("fake/loss", 10.0, "loses the generator", "fake_loss_ceiling"),
+        ("fake/loss", 10.0, "cannot follow the generator", "fake_loss_ceiling"),
     ],
 )
 def test_a_failing_run_is_ended_for_its_reason(metric: str, factor: float, meaning: str, field: str, seed: int) -> None:
@@ -68,14 +68,14 @@ def test_a_failing_run_is_ended_for_its_reason(metric: str, factor: float, meani
     found = first_act(run(400, {metric: (200, factor)}, seed), settings)
     assert found is not None
     number, verdict = found
-    # Not before it happens, and within the drift, half a window and the patience after it.
+    # Not before the drift starts, and at most a drift (30 rounds), a window and the patience later.
     assert 200 < number < 200 + 30 + settings.window + settings.patience
     assert len(verdict.findings) == 1
     assert meaning in verdict.findings[0]
     assert f"guard.{field}" in verdict.findings[0]
 
 
-def test_guidance_that_drowns_matching() -> None:
+def test_dominating_guidance_is_found() -> None:
     rows = [row | {"generator/guidance_ratio": 3.0 if number < 100 else 50.0} for number, row in enumerate(run(200))]
     found = first_act(rows)
     assert found is not None
@@ -84,7 +84,7 @@ def test_guidance_that_drowns_matching() -> None:
 
 @pytest.mark.parametrize(("rounds", "acts"), [(6, False), (14, False), (30, True)])
 def test_a_passing_disturbance_is_only_remarked(rounds: int, acts: bool) -> None:
-    """A few rounds leave the medians alone; more are found, and only what lasts longer than the patience ends a run."""
+    """A few bad rounds do not change the medians. More rounds are reported; only lasting ones end the run."""
     rows = run(300)
     for row in rows[150 : 150 + rounds]:
         row["generator/motion"] *= 0.05
@@ -96,7 +96,7 @@ def test_a_passing_disturbance_is_only_remarked(rounds: int, acts: bool) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_acts_at_once(value: float) -> None:
+def test_nan_and_infinite_values_act_at_once(value: float) -> None:
     guard = Guard(GuardConfig(warmup=100))
     assert not guard.observe(run(1)[0]).act
     verdict = guard.observe(run(1)[0] | {"fake/gradient_norm": value})

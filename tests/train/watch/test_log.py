@@ -1,4 +1,4 @@
-"""What a run logs, and that a curve has one value for each round that counts."""
+"""The log of a run: each curve has one value for each round that counts."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ HEADLINE = ("fake/loss",)
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_config: Callable[..., dict], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    # accelerate would take the variables of a launcher for one.
+    # With these variables accelerate would assume that a launcher started this process.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     return parse_config(tiny_config(tmp_path, logging={"wandb": None}), "test")
@@ -76,7 +76,7 @@ def test_a_round_is_logged_once_after_resuming_and_going_back(config: TrainConfi
 
 
 class Wandb(ModuleType):
-    """Stands for the package `wandb`: remembers what it is told."""
+    """A stand-in for the package `wandb` that records all calls."""
 
     def __init__(self) -> None:
         super().__init__("wandb")

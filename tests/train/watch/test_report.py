@@ -1,4 +1,4 @@
-"""The report of a run, from what the run has written down."""
+"""The report of a run, written from the run's folder."""
 
 import json
 import math
@@ -19,7 +19,7 @@ UPDATES = 60
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_config: Callable[..., dict]) -> Path:
-    """A run's folder without a run: 60 updates, a best checkpoint, samples, a time that it went back."""
+    """An artificial run folder with 60 updates, a best checkpoint, samples and one rollback."""
     run = tmp_path / "portraits"
     config = parse_config(tiny_config(run, updates=UPDATES), "test")
     (run / "validation").mkdir(parents=True)
@@ -71,12 +71,12 @@ def test_what_a_person_wants_to_know_is_in_it(run: Path) -> None:
         "Finished: 60 updates",
         "w2s (full, fp32)",
         "/models/teacher.safetensors",
-        "Samples an update | 16",  # 1 x 2 x 8 processes
-        "Time in updates | 0:02:00",
+        "Samples per update | 16",  # 1 x 2 x 8 processes
+        "Time spent in updates | 0:02:00",
         "2 s (median)",
         "a GPU, 8 process(es), ZeRO-2",
         "torch 2.11",
-        "(0.90 x its start)",
+        "(0.90 x its baseline)",
         "went back | a \\| b",
         "saved at updates 40",
         f"magicdistill export {run} --best",
@@ -114,7 +114,7 @@ def test_a_young_run_without_samples_or_guarded_quantities(run: Path) -> None:
     for sheet in (run / "validation").iterdir():
         sheet.unlink()
     text = write_report(run).read_text()
-    assert "None were made" in text
+    assert "There are no samples" in text
     assert "guard.png" not in text
 
 
@@ -123,5 +123,5 @@ def test_no_run_and_no_update_are_refused(run: Path) -> None:
     with pytest.raises(CheckpointError, match="no update yet"):
         write_report(run)
     (run / "run.json").unlink()
-    with pytest.raises(CheckpointError, match="no training run"):
+    with pytest.raises(CheckpointError, match="not a training run"):
         write_report(run)

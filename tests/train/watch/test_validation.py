@@ -1,4 +1,4 @@
-"""What validation starts from, and what it says of its VAE."""
+"""The start images of validation, and the check of its VAE."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from train.watch.validation import Validation
 
 
 def dataset(folder: Path, vae_hash: str) -> LatentDataset:
-    """Nine samples of which each is a constant of its number."""
+    """A dataset of nine samples; each one has its number as constant value."""
     index = DatasetIndex(frames=5, height=32, width=32, fps=24.0, dtype="float32", vae_sha256=vae_hash)
     with LatentWriter(folder, index) as writer:
         for number in range(9):

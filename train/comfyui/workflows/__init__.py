@@ -1,1 +1,1 @@
-"""The example workflows of the node pack, written from short definitions and the schemas of a running ComfyUI."""
+"""Write the example workflows of the node pack from short definitions and the schemas of a running ComfyUI."""

@@ -1,6 +1,7 @@
-"""A workflow as the page saves it (format 0.4), built node by node and laid out in columns.
+"""Build a workflow in ComfyUI's saved format (version 0.4), node by node, in columns.
 
-The order of inputs and values, defaults and types come from the schemas, so that a definition names only what it sets.
+The schemas provide the order of inputs and values, the defaults and the types. A definition states only the values
+that it changes.
 """
 
 import re
@@ -15,10 +16,10 @@ from magicdistill_core.errors import ConfigError
 from .models import ModelFile
 from .schemas import Input, Schema, find_schema, types_fit
 
-# As narrow as texts allow: where a whole workflow is in view, the old page shows no text if it has to be too small.
+# As narrow as the texts allow. The old page hides texts that become too small when a full workflow is in view.
 WIDTH, GAP = 310, 50
 _TITLE, _SLOT = 30, 20
-# The new page's widgets are higher; the old one's count the control behind a seed as one more.
+# Widgets are higher on the new page. On the old page the control after a seed is one more widget.
 _WIDGET_NEW, _WIDGET_OLD, _TEXT_FIELD, _FOOT, _ADVANCED = 28, 24, 100, 38, 28
 _GROUP_PAD, _GROUP_HEAD = 20, 44
 _LINE, _LETTER, _NOTE_EDGE = 18, 6, 50
@@ -29,7 +30,7 @@ _UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/magicdistillation/ma
 
 @dataclass(frozen=True)
 class Wire:
-    """Where a link comes from: an output of a node, or an input of the subgraph around it."""
+    """The source of a link: an output of a node, or an input of the surrounding subgraph."""
 
     node: int
     slot: int
@@ -57,13 +58,13 @@ class Node:
         return self.output(0)
 
     def output(self, which: int | str) -> Wire:
-        """An output by its place or name."""
+        """An output by its index or name."""
         names = [one["name"] for one in self.outputs]
         slot = names.index(which) if isinstance(which, str) else which
         return Wire(self.id, slot, self.outputs[slot]["type"])
 
     def to_json(self, order: int) -> dict[str, Any]:
-        """The node as the page saves it."""
+        """The node in the saved format."""
         return {
             "id": self.id,
             "type": self.type,
@@ -85,8 +86,8 @@ class Graph:
     """Nodes in columns from left to right, the links between them, and groups around the columns.
 
     Args:
-        name: of the workflow or subgraph: gives its id.
-        schemas: of a running ComfyUI, as `parse_schemas` gives them.
+        name: name of the workflow or subgraph; determines its id.
+        schemas: schemas of a running ComfyUI, from `parse_schemas`.
     """
 
     def __init__(self, name: str, schemas: Mapping[str, Schema]) -> None:
@@ -102,14 +103,14 @@ class Graph:
 
     @contextmanager
     def column(self, title: str | None = None, width: int = WIDTH) -> Iterator[None]:
-        """What is added inside stands in a new column, with a group around it if there is a title."""
+        """Put the nodes added inside the context into a new column, with a group around it if there is a title."""
         self._x, self._y, self._width = self._x + self._width + GAP, 0, width
         self._begun = (title, self._y)
         yield
         self._end_group()
 
     def section(self, title: str) -> None:
-        """End the column's group here: what follows stands below it in a group of its own."""
+        """End the column's group, and begin another group below it."""
         self._end_group()
         self._y += _GROUP_PAD + _GROUP_HEAD
         self._begun = (title, self._y)
@@ -117,7 +118,7 @@ class Graph:
     def _end_group(self) -> None:
         title, top = self._begun
         if title is not None:
-            # A node's title stands above its position.
+            # A node's title is above its position.
             bounds = [self._x - _GROUP_PAD, top - _TITLE - _GROUP_HEAD]
             bounds += [self._width + 2 * _GROUP_PAD, self._y - top + _GROUP_HEAD + _GROUP_PAD - _TITLE]
             group = {"id": len(self.groups) + 1, "title": title, "bounding": bounds, "color": "#3f789e", "flags": {}}
@@ -129,13 +130,14 @@ class Graph:
         """Add a node below the last one of the column.
 
         Args:
-            title: on the node; by default the node's own.
-            models: files that its widgets name, and where they come from.
-            room: pixels of height for what the node shows after a run.
-            given: an input's value, or the `Wire` (or the node, for its first output) that is linked to it.
+            node_type: type of the node.
+            title: title on the node; by default its display name.
+            models: files named in its widgets, with their download URLs.
+            room: extra height in pixels for texts or previews that the node shows after a run.
+            given: by input, its value or the source of its link: a `Wire`, or a node for its first output.
 
         Raises:
-            ConfigError: if the node, an input, a value or the type of a link does not exist or fit in this ComfyUI.
+            ConfigError: if this ComfyUI does not have the node or an input, or if a value or a link's type is invalid.
         """
         schema = find_schema(self._schemas, node_type)
         self._check_given(schema, given, {one.name for one in models})
@@ -157,22 +159,29 @@ class Graph:
         return node
 
     def note(self, text: str, title: str = "Read me") -> None:
-        """Add a note in Markdown, as high as its text, below the last node of the column."""
+        """Add a Markdown note, with the height of its text, below the last node of the column."""
         text = text.strip()
         lines = sum(_LINE * -(-len(line) * _LETTER // self._width) or _LINE for line in _paragraphs(text))
         node = self._add("MarkdownNote", title, [], [], [text + "\n"], {}, lines + _NOTE_EDGE)
         node.colours = {"color": "#432", "bgcolor": "#653"}
 
     def subgraph(self, name: str) -> "Subgraph":
-        """A new, empty subgraph, to be filled and placed."""
+        """Create an empty subgraph. Fill it, then add it with `place`."""
         return Subgraph(name, self._schemas)
 
     def place(self, subgraph: "Subgraph", title: str | None = None, room: int = 0, **given: Node | Wire) -> Node:
-        """Add a node that is a whole subgraph; `given` as in `node`, for links only."""
+        """Add a node for a subgraph below the last node of the column.
+
+        Args:
+            subgraph: the subgraph.
+            title: title on the node; by default the subgraph's name.
+            room: extra height in pixels.
+            given: by input, the source of its link, as in `node`.
+        """
         if subgraph not in self.subgraphs:
             self.subgraphs.append(subgraph)
         inputs = [dict(one) for one in subgraph.slots]
-        outputs = [{"name": name, "type": wire.type, "links": []} for name, wire in subgraph.given]
+        outputs = [{"name": name, "type": wire.type, "links": []} for name, wire in subgraph.ports]
         sockets = sum("widget" not in one for one in inputs)
         height = max(sockets, len(outputs)) * _SLOT + (len(inputs) - sockets) * _WIDGET_NEW + _FOOT + room
         properties = {"proxyWidgets": [list(one) for one in subgraph.shown]}
@@ -182,7 +191,7 @@ class Graph:
         return node
 
     def to_json(self) -> dict[str, Any]:
-        """The workflow as the page saves it."""
+        """The workflow in the saved format."""
         return {
             "id": self.id,
             "revision": 0,
@@ -220,7 +229,7 @@ class Graph:
     def _check_given(self, schema: Schema, given: Mapping[str, Any], files: set[str]) -> None:
         known = {one.name: one for one in schema.inputs}
         if unknown := set(given) - set(known):
-            raise ConfigError(f"{self.name}: {schema.type} has no input {sorted(unknown)}, but {sorted(known)}.")
+            raise ConfigError(f"{self.name}: {schema.type} has no input {sorted(unknown)}. Expected {sorted(known)}.")
         for name, one in known.items():
             value = given.get(name, one.default if one.is_widget else None)
             if isinstance(value, Node | Wire):
@@ -239,7 +248,7 @@ class Graph:
             wire = value.out if isinstance(value, Node) else value
             slot = slots.index(name)
             if not types_fit(wire.type, node.inputs[slot]["type"]):
-                raise ConfigError(f"{self.name}: {name} of {node.title} does not take {wire.type}.")
+                raise ConfigError(f"{self.name}: {name} of {node.title} does not accept {wire.type}.")
             self._link(wire, node.id, slot)
             node.inputs[slot]["link"] = len(self.links)
 
@@ -257,29 +266,29 @@ class Graph:
 
 
 class Subgraph(Graph):
-    """A graph that is one node in another: with inputs and outputs, and widgets of its nodes shown outside.
+    """A graph that another graph uses as one node. It can show widgets of its inner nodes on the outer node.
 
     Attributes:
-        slots: the inputs as the node outside has them.
-        given: names of the outputs and where inside they come from.
-        shown: node and name of each widget shown outside.
-        values: of these widgets inside.
+        slots: the inputs of the outer node, in the saved format.
+        ports: name and inner source of each output.
+        shown: inner node id and name of each widget shown on the outer node.
+        values: the inner values of these widgets.
     """
 
     def __init__(self, name: str, schemas: Mapping[str, Schema]) -> None:
         super().__init__(name, schemas)
         self.slots: list[dict[str, Any]] = []
-        self.given: list[tuple[str, Wire]] = []
+        self.ports: list[tuple[str, Wire]] = []
         self.shown: list[tuple[str, str]] = []
         self.values: list[Any] = []
 
-    def take(self, name: str, type_: str) -> Wire:
-        """A new input of the subgraph."""
+    def add_input(self, name: str, type_: str) -> Wire:
+        """Add an input to the subgraph."""
         self.slots.append({"name": name, "type": type_, "link": None})
         return Wire(_INPUT_NODE, len(self.slots) - 1, type_)
 
-    def show(self, node: Node, widget: str) -> None:
-        """Show a node's widget on the node outside, and let it take links there."""
+    def show_widget(self, node: Node, widget: str) -> None:
+        """Show an inner node's widget on the outer node, where it also accepts links."""
         slot = next(place for place, one in enumerate(node.inputs) if one["name"] == widget)
         type_ = node.inputs[slot]["type"]
         self.slots.append({"name": widget, "type": type_, "widget": {"name": widget}, "link": None})
@@ -289,12 +298,12 @@ class Subgraph(Graph):
         schema = find_schema(self._schemas, node.type)
         self.values.append(schema.values_of(node.values)[widget])
 
-    def give(self, name: str, wire: Wire) -> None:
-        """A new output of the subgraph."""
-        self.given.append((name, wire))
+    def add_output(self, name: str, wire: Wire) -> None:
+        """Add an output to the subgraph."""
+        self.ports.append((name, wire))
 
     def to_json(self) -> dict[str, Any]:
-        """The subgraph as the page saves it among a workflow's definitions."""
+        """The subgraph in the saved format of a workflow's definitions."""
         links = [
             {
                 "id": number,
@@ -308,7 +317,7 @@ class Subgraph(Graph):
         ]
         nodes = [node.to_json(order) for order, node in enumerate(self.nodes)]
         outputs = []
-        for slot, (name, wire) in enumerate(self.given):
+        for slot, (name, wire) in enumerate(self.ports):
             number = len(links) + 1
             link = {"id": number, "origin_id": wire.node, "origin_slot": wire.slot, "target_id": _OUTPUT_NODE}
             links.append(link | {"target_slot": slot, "type": wire.type})
@@ -348,7 +357,7 @@ class Subgraph(Graph):
 
 
 def _slot(one: Input) -> dict[str, Any]:
-    """An input as a saved node lists it."""
+    """An input in the saved format."""
     slot: dict[str, Any] = {"name": one.name, "type": one.type, "link": None}
     if one.is_widget:
         slot["widget"] = {"name": one.name}
@@ -358,13 +367,13 @@ def _slot(one: Input) -> dict[str, Any]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """A Markdown text's paragraphs, each on one line as it is shown, with empty lines between."""
+    """Join the lines of each Markdown paragraph; empty lines between paragraphs stay."""
     joined = re.sub(r"\n(?!\n|- )(?<!\n\n) *", " ", text)
     return joined.split("\n")
 
 
 def _height(schema: Schema) -> int:
-    """Pixels that a node needs on either page, the old one or the new one."""
+    """Height in pixels that is sufficient for a node on both the old and the new page."""
     widgets = schema.widgets
     shown = sum(not one.options.get("advanced") for one in widgets)
     lines = len(widgets) + sum(one.control is not None for one in widgets)

@@ -1,4 +1,4 @@
-"""The files that the workflows name: which folder they belong to, and where they can be had."""
+"""The model files of the workflows, with their folders and download URLs."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ _DREAMSHAPER = "https://huggingface.co/Lykon/DreamShaper/resolve/main"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file.
+    """A model file.
 
     Attributes:
-        directory: below ComfyUI's `models`.
-        url: where it can be downloaded; None for what the pack brings, and for what is made with the trainer.
+        name: name of the file.
+        directory: folder inside ComfyUI's `models`.
+        url: download URL; None for files of the pack and for files exported by the trainer.
     """
 
     name: str
@@ -23,7 +24,7 @@ class ModelFile:
     url: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
-        """As a node's property `models` holds it: the page offers to download what is missing."""
+        """The file in a node's property `models`. The page offers to download missing files of this list."""
         return {"name": self.name, "url": self.url, "directory": self.directory}
 
 

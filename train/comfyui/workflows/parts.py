@@ -1,4 +1,4 @@
-"""What several workflows end or begin with."""
+"""Groups of nodes that several workflows share."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from .graph import Graph, Node, Wire
 from .models import CLIP_L, LLAVA_TEXT, LLAVA_VISION
 
 NOTE_WIDTH = 400
-# Heights kept free for what a node says after a run, and for a preview, a video or a picture that it shows.
-SAID, SHOWN = 70, 320
+# Extra heights in pixels: for a text that a node shows after a run, and for a preview, a video or a picture.
+TEXT_ROOM, PREVIEW_ROOM = 70, 320
 
 
 def save(
@@ -18,23 +18,32 @@ def save(
     prefix: str = "video/portrait",
     picture: Node | None = None,
 ) -> None:
-    """The last column: the video, and a picture of it where there is one."""
+    """Add the last column: a node that saves the video, and one that saves a picture if there is one.
+
+    Args:
+        graph: the workflow.
+        frames: source of the video's frames.
+        record: source of the sampler's record of settings; None for no record.
+        fps: frame rate of the video.
+        prefix: prefix of the file names.
+        picture: source of the picture.
+    """
     with graph.column("Result"):
-        given: dict[str, Any] = {"video": frames, "fps": fps, "filename_prefix": prefix} | (
+        inputs: dict[str, Any] = {"video": frames, "fps": fps, "filename_prefix": prefix} | (
             {"record": record} if record else {}
         )
-        graph.node("MagicDistillSaveVideo", room=SAID + SHOWN, **given)
+        graph.node("MagicDistillSaveVideo", room=TEXT_ROOM + PREVIEW_ROOM, **inputs)
         if picture is not None:
-            graph.node("SaveImage", room=SHOWN, images=picture, filename_prefix=prefix)
+            graph.node("SaveImage", room=PREVIEW_ROOM, images=picture, filename_prefix=prefix)
 
 
 def photograph(graph: Graph) -> Node:
-    """The start image; ComfyUI brings the picture that is chosen at first."""
-    return graph.node("LoadImage", "Your portrait", room=SHOWN, image="example.png")
+    """Add the start image. Its default picture is part of ComfyUI."""
+    return graph.node("LoadImage", "Your portrait", room=PREVIEW_ROOM, image="example.png")
 
 
 def llava(graph: Graph) -> tuple[Node, Node]:
-    """HunyuanVideo's pair of text encoders, and the vision tower of the language model among them."""
+    """Add HunyuanVideo's two text encoders, and the vision tower of LLaVA, one of the two."""
     text = graph.node(
         "DualCLIPLoader",
         models=(CLIP_L, LLAVA_TEXT),

@@ -1,85 +1,87 @@
-"""The workflows that run as they are, on the pocket model."""
+"""The workflows on the pocket model, which run without other files."""
 
 from .graph import Graph, Subgraph, Wire
 from .models import POCKET_FAKE_LORA, POCKET_GENERATOR, POCKET_TEACHER, POCKET_VAE
-from .parts import NOTE_WIDTH, SAID, SHOWN, save
+from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, save
 
 _PORTRAIT = """
 ## Portrait to video in four steps
 
-Press **Run**: a drawn portrait becomes a short clip, on a CPU within seconds. All files come with the pack.
+Press **Run**: a drawn portrait becomes a short video, within seconds even on a CPU. The pack contains all files.
 
 **Try**
-- **Few-step flow sampler**: another *seed* is another take. 0 and *recipe* mean: as the file was distilled. Other
-  settings work too, and the node says that they differ.
-- **Pocket portrait**: another *seed* is another person.
-- The result lies in **output/video**. Drop it on the canvas: this workflow comes back, with the settings that made it.
+- **Few-step flow sampler**: another *seed* makes another video. With *steps* 0, *shift* 0 and *sampler* recipe, the
+  node takes the settings from the file's recipe. Other settings work too; the node then shows a note.
+- **Pocket portrait**: another *seed* draws another person.
+- ComfyUI saves the video in **output/video**. Drag it onto the canvas to open this workflow again with the settings of
+  that video.
 
 **Your own model**
-- Put a HunyuanVideo-I2V file into **models/diffusion_models** and its VAE into **models/vae**, press R, and choose both
-  in the loaders.
-- Replace *Pocket portrait* by *Load Image*.
+- Put a HunyuanVideo-I2V file into **models/diffusion_models** and its VAE into **models/vae**. Press R, and choose both
+  files in the loaders.
+- Replace *Pocket portrait* with *Load Image*.
 
-The pocket model is tiny and knows nothing but pocket portraits: photographs need a real model.
+The pocket model is tiny and was trained only on pocket portraits. Photographs need a full-size model.
 """
 
 _ONE_NODE = """
-## The whole chain in one node
+## The complete workflow in one node
 
-**Portrait in one node** is a subgraph: loaders, start image, sampler and decoder inside, and outside only what one
-changes. Its button at the top right opens it; *Graph* in the path above leads back.
+**Portrait in one node** is a subgraph. It contains the loaders, the start image, the sampler and the decoder, and shows
+only the settings that are often changed. The button at its top right opens it. *Graph* in the path above the canvas
+closes it.
 
-Press **Run**. Then copy the node into workflows of your own (Ctrl+C, Ctrl+V), or keep it: right-click, *Add Subgraph to
-Library*.
+Press **Run**. Then copy the node into your own workflows (Ctrl+C, Ctrl+V), or save it: right-click it and choose *Add
+Subgraph to Library*.
 
-Another model: choose its file in *unet_name*, its VAE in *vae_name*, and connect *Load Image*.
+For another model, choose its file in *unet_name* and its VAE in *vae_name*, and connect *Load Image*.
 """
 
 _SWEEP = """
-## What steered the distillation
+## The real model at five weights
 
-Weak-to-strong distillation compares two models that are one: the **fake** one is the teacher with a low-rank branch
-that has learned the generator's videos, the **real** one is the teacher with a little of that branch. How much is the
-weight *a*:
+Weak-to-strong distillation compares two models. Both are the teacher with the same low-rank branch, which has learned
+the distribution of the generator's videos. The weight of the branch differs: the **fake** model uses it fully, the
+**real** model at a small weight *a*:
 
-- **a = 0** is the teacher alone (plain distribution matching),
-- **a = 0.25** is what the papers use,
+- **a = 0** is the teacher alone (plain distribution matching).
+- **a = 0.25** is the value in the papers.
 - **a = 1** is the fake model itself.
 
-Here the real model samples the same noise at five weights, 28 steps each. The picture shows **a = 0 at the top, then
-0.25, 0.5, 0.75, and 1 at the bottom**, frames from left to right. The more branch, the nearer to the few-step
-generator's videos.
+This workflow samples the same noise with the real model at five weights, with 28 steps each. The rows of the picture
+are **a = 0 (top), 0.25, 0.5, 0.75 and 1 (bottom)**; the columns are frames. With a larger weight, the videos become
+more similar to those of the few-step generator.
 
-- Other weights: the numbers in *Weights*.
-- Another *seed*: open any *Real model* (its button at the top right); what is inside is shared by all five.
-- The video, at half speed, shows the same rows in motion.
-- Your own teacher and its fake LoRA: choose them in *Models*.
+- To change the weights, edit the numbers in *Weights*.
+- To change the *seed*, open any *Real model* with the button at its top right. All five share the nodes inside.
+- The video shows the same rows at half speed.
+- To use your own teacher and its fake LoRA, choose them in *Models*.
 """
 
 
 def portrait_pocket(graph: Graph) -> None:
-    """The chain of the pack's nodes, one by one."""
+    """Portrait to video with single nodes of the pack."""
     with graph.column(width=NOTE_WIDTH):
         graph.note(_PORTRAIT)
     with graph.column("Models"):
         model = graph.node(
-            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=SAID, unet_name=POCKET_GENERATOR.name
+            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=TEXT_ROOM, unet_name=POCKET_GENERATOR.name
         )
         vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
         graph.section("Start image")
         portrait = graph.node("MagicDistillPocketPortrait", seed=7)
     with graph.column("Video"):
-        video = graph.node("MagicDistillPortraitToVideo", room=SAID, model=model, vae=vae, start_image=portrait)
+        video = graph.node("MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=portrait)
     with graph.column("Sampling"):
         latent = graph.node(
-            "MagicDistillSampler", room=SHOWN, model=model, conditioning=video, latent=video.output("LATENT")
+            "MagicDistillSampler", room=PREVIEW_ROOM, model=model, conditioning=video, latent=video.output("LATENT")
         )
         frames = graph.node("VAEDecode", samples=latent, vae=vae)
     save(graph, frames, latent.output("record"), 24.0)
 
 
 def portrait_in_one_node(graph: Graph) -> None:
-    """The same chain as a subgraph."""
+    """Portrait to video in one subgraph."""
     with graph.column(width=NOTE_WIDTH):
         graph.note(_ONE_NODE)
     with graph.column("Start image"):
@@ -91,25 +93,25 @@ def portrait_in_one_node(graph: Graph) -> None:
 
 def _chain(graph: Graph) -> Subgraph:
     inner = graph.subgraph("Portrait in one node")
-    start = inner.take("start_image", "IMAGE")
+    start = inner.add_input("start_image", "IMAGE")
     with inner.column("Models"):
         model = inner.node(
-            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=SAID, unet_name=POCKET_GENERATOR.name
+            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=TEXT_ROOM, unet_name=POCKET_GENERATOR.name
         )
         vae = inner.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
     with inner.column("Video"):
-        video = inner.node("MagicDistillPortraitToVideo", room=SAID, model=model, vae=vae, start_image=start)
+        video = inner.node("MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=start)
     with inner.column("Sampling"):
         latent = inner.node(
-            "MagicDistillSampler", room=SHOWN, model=model, conditioning=video, latent=video.output("LATENT")
+            "MagicDistillSampler", room=PREVIEW_ROOM, model=model, conditioning=video, latent=video.output("LATENT")
         )
         frames = inner.node("VAEDecode", samples=latent, vae=vae)
-    inner.show(latent, "seed")
-    inner.show(video, "seconds")
-    inner.show(model, "unet_name")
-    inner.show(vae, "vae_name")
-    inner.give("frames", frames.out)
-    inner.give("record", latent.output("record"))
+    inner.show_widget(latent, "seed")
+    inner.show_widget(video, "seconds")
+    inner.show_widget(model, "unet_name")
+    inner.show_widget(vae, "vae_name")
+    inner.add_output("frames", frames.out)
+    inner.add_output("record", latent.output("record"))
     return inner
 
 
@@ -117,17 +119,19 @@ _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def real_fake_sweep_pocket(graph: Graph) -> None:
-    """The real model of five weights on the same noise, in one picture and one video."""
+    """The real model at five weights with the same noise, in one picture and one video."""
     with graph.column(width=NOTE_WIDTH):
         graph.note(_SWEEP)
     with graph.column("Models"):
-        model = graph.node("MagicDistillLoadModel", models=(POCKET_TEACHER,), room=SAID, unet_name=POCKET_TEACHER.name)
+        model = graph.node(
+            "MagicDistillLoadModel", models=(POCKET_TEACHER,), room=TEXT_ROOM, unet_name=POCKET_TEACHER.name
+        )
         vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
         graph.section("Start image")
         portrait = graph.node("MagicDistillPocketPortrait", seed=7)
-        video = graph.node("MagicDistillPortraitToVideo", room=SAID, model=model, vae=vae, start_image=portrait)
+        video = graph.node("MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=portrait)
     with graph.column("Weights"):
-        # Linked, since older pages give a subgraph's own values to all of its nodes alike.
+        # Linked inputs, because older pages apply the values of one subgraph node to all nodes of that subgraph.
         weights = [graph.node("PrimitiveFloat", f"a = {weight:g}", value=weight) for weight in _WEIGHTS]
     row = _row(graph)
     with graph.column("Five weights, one noise"):
@@ -162,20 +166,20 @@ def real_fake_sweep_pocket(graph: Graph) -> None:
 
 def _row(graph: Graph) -> Subgraph:
     inner = graph.subgraph("Video of the real model")
-    model, conditioning = inner.take("model", "MODEL"), inner.take("conditioning", "CONDITIONING")
-    latent, vae = inner.take("latent", "LATENT"), inner.take("vae", "VAE")
+    model, conditioning = inner.add_input("model", "MODEL"), inner.add_input("conditioning", "CONDITIONING")
+    latent, vae = inner.add_input("latent", "LATENT"), inner.add_input("vae", "VAE")
     with inner.column("Real model"):
         pair = inner.node(
             "MagicDistillRealFakeLora",
             models=(POCKET_FAKE_LORA,),
-            room=SAID,
+            room=TEXT_ROOM,
             model=model,
             lora_name=POCKET_FAKE_LORA.name,
         )
     with inner.column("The same noise for every weight"):
         sampled = inner.node(
             "MagicDistillSampler",
-            room=SHOWN,
+            room=PREVIEW_ROOM,
             model=pair.output("real"),
             conditioning=conditioning,
             latent=latent,
@@ -183,6 +187,6 @@ def _row(graph: Graph) -> Subgraph:
         )
     with inner.column("Frames"):
         frames = inner.node("VAEDecode", samples=sampled, vae=vae)
-    inner.show(pair, "weight_real")
-    inner.give("frames", frames.out)
+    inner.show_widget(pair, "weight_real")
+    inner.add_output("frames", frames.out)
     return inner

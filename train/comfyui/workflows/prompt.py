@@ -1,4 +1,4 @@
-"""A saved workflow in the format that ComfyUI's API runs, as the page would send it."""
+"""Convert a saved workflow to the prompt format of ComfyUI's API, as the page does."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,17 +8,23 @@ from .schemas import Schema, find_schema
 NOTES = frozenset({"MarkdownNote", "Note"})
 _INPUT_NODE = -10
 
-# A link's source: the API's node id and the slot.
+# The source of a link: the API's node id and the index of the output.
 Source = list[Any]
 
 
 def to_prompt(workflow: Mapping[str, Any], schemas: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
-    """Nodes by id with their inputs: values as they are set, links as `[id, slot]`; subgraphs are unfolded.
+    """Convert a saved workflow to an API prompt. Nodes of subgraphs become nodes of the prompt.
 
-    A node inside a subgraph is named `outer:inner`, as the page names it.
+    Args:
+        workflow: the saved workflow.
+        schemas: schemas of the running ComfyUI.
+
+    Returns:
+        Nodes by id with their inputs: widget values, and links as `[id, slot]`. A node inside a subgraph has the id
+        `outer:inner`, as on the page.
 
     Raises:
-        ConfigError: if a node is not known to this ComfyUI.
+        ConfigError: if this ComfyUI does not have a node.
     """
     links = [
         dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot"), link[:5], strict=True))
@@ -36,7 +42,7 @@ def _unfolded(
     subgraphs: Mapping[str, Any],
     schemas: Mapping[str, Schema],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The API's nodes of a graph; `given` is the source or value of each input of the subgraph that it is."""
+    """Yield the API's nodes of a graph; `given` is the source or value of each input of a subgraph."""
     by_id = {node["id"]: node for node in nodes}
     by_link = {link["id"]: link for link in links}
 
@@ -46,7 +52,7 @@ def _unfolded(
         link = by_link[link_id]
         if link["origin_id"] == _INPUT_NODE:
             return given[link["origin_slot"]]
-        return _behind(by_id[link["origin_id"]], link["origin_slot"], prefix, subgraphs)
+        return _resolve(by_id[link["origin_id"]], link["origin_slot"], prefix, subgraphs)
 
     for node in nodes:
         if node["type"] in NOTES:
@@ -67,11 +73,11 @@ def _unfolded(
         yield f"{prefix}{node['id']}", {"class_type": node["type"], "inputs": values | linked}
 
 
-def _behind(node: Mapping[str, Any], slot: int, prefix: str, subgraphs: Mapping[str, Any]) -> Source:
-    """The API's node and slot behind a node's output."""
+def _resolve(node: Mapping[str, Any], slot: int, prefix: str, subgraphs: Mapping[str, Any]) -> Source:
+    """The API's node and output for a node's output, searched inside subgraphs."""
     if node["type"] not in subgraphs:
         return [f"{prefix}{node['id']}", slot]
     inner = subgraphs[node["type"]]
     link = next(link for link in inner["links"] if link["id"] == inner["outputs"][slot]["linkIds"][0])
     origin = next(one for one in inner["nodes"] if one["id"] == link["origin_id"])
-    return _behind(origin, link["origin_slot"], f"{prefix}{node['id']}:", subgraphs)
+    return _resolve(origin, link["origin_slot"], f"{prefix}{node['id']}:", subgraphs)

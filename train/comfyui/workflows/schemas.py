@@ -1,4 +1,4 @@
-"""What ComfyUI says of its nodes (`/object_info`), as far as a saved workflow depends on it."""
+"""Node schemas of a running ComfyUI (`/object_info`), reduced to the fields that saved workflows depend on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ class Input:
     """One input of a node.
 
     Attributes:
-        type: a socket's type, several with commas between, or that of a widget.
-        options: as ComfyUI states them: default, min, max, ...
-        choices: of a combo; None for other types.
+        name: the input's name.
+        type: type of the socket (several types are separated by commas) or of the widget.
+        required: whether the node needs this input.
+        options: ComfyUI's options of the input: default, min, max, ...
+        choices: possible values of a combo; None for other types.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Input:
 
     @property
     def control(self) -> str | None:
-        """The first value of the control that the page puts behind a seed; None without such a control."""
+        """Initial value of the *control after generate* widget that follows a seed; None without this widget."""
         control = self.options.get("control_after_generate")
         if not control:
             return None
@@ -42,12 +44,12 @@ class Input:
 
     @property
     def uploads(self) -> bool:
-        """Whether the page puts a button for uploads behind this widget."""
+        """Whether an upload button follows this widget."""
         return bool(self.options.get("image_upload"))
 
     @property
     def default(self) -> Any:
-        """The value of a new node."""
+        """The value of this input on a new node."""
         if "default" in self.options:
             return self.options["default"]
         if self.choices:
@@ -55,15 +57,15 @@ class Input:
         return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(self.type, "")
 
     def fault_of(self, value: Any) -> str | None:
-        """What is wrong with a widget's value, in words; None if nothing is."""
+        """An error message for an invalid widget value; None for a valid one."""
         if self.choices is not None:
             return None if value in self.choices else f"{value!r} is not one of {list(self.choices)[:12]}"
         if not isinstance(value, _PYTHON_TYPES[self.type]):
-            return f"{value!r} is no {self.type}"
+            return f"{value!r} is not of type {self.type}"
         if self.type in _NUMBERS:
             low, high = self.options.get("min", value), self.options.get("max", value)
             if not low <= value <= high:
-                return f"{value} is not within {low} and {high}"
+                return f"{value} is not between {low} and {high}"
         return None
 
 
@@ -77,7 +79,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Schema:
-    """A node: its inputs, required ones first, and its outputs."""
+    """A type of node: its inputs, required ones first, and its outputs."""
 
     type: str
     title: str
@@ -86,16 +88,16 @@ class Schema:
 
     @property
     def sockets(self) -> tuple[Input, ...]:
-        """The inputs that take links only."""
+        """The inputs that accept only links."""
         return tuple(one for one in self.inputs if not one.is_widget)
 
     @property
     def widgets(self) -> tuple[Input, ...]:
-        """The inputs with a value on the node, in the order in which workflows list the values."""
+        """The inputs with a value on the node, in the order of a workflow's `widgets_values`."""
         return tuple(one for one in self.inputs if one.is_widget)
 
     def values_of(self, saved: Sequence[Any]) -> dict[str, Any]:
-        """A saved node's values (`widgets_values`) by the names of its widgets.
+        """Map a saved node's `widgets_values` to the names of its widgets.
 
         Raises:
             ConfigError: if there are more or fewer values than widgets.
@@ -103,37 +105,37 @@ class Schema:
         rest, values = list(saved), {}
         for one in self.widgets:
             if not rest:
-                raise ConfigError(f"{self.type} has no value for {one.name}. Write the workflow anew.")
+                raise ConfigError(f"{self.type} has no value for {one.name}. Write the workflow again.")
             values[one.name] = rest.pop(0)
             if one.control or one.uploads:
                 del rest[:1]
         if rest:
-            raise ConfigError(f"{self.type} has values without a widget: {rest}. Write the workflow anew.")
+            raise ConfigError(f"{self.type} has values without a widget: {rest}. Write the workflow again.")
         return values
 
 
 def parse_schemas(object_info: Mapping[str, Any]) -> dict[str, Schema]:
-    """Every node's schema by the node's type, from the JSON of `/object_info`."""
+    """Parse the JSON of `/object_info` into schemas by node type."""
     return {name: _parse(name, info) for name, info in object_info.items()}
 
 
 def find_schema(schemas: Mapping[str, Schema], node_type: str) -> Schema:
-    """The schema of a node.
+    """Find the schema of a node type.
 
     Raises:
-        ConfigError: if this ComfyUI has no such node.
+        ConfigError: if this ComfyUI does not have the node.
     """
     if node_type not in schemas:
         raise ConfigError(
-            f"This ComfyUI has no node {node_type}. Expected ComfyUI 0.30.0 or newer with the pack in it: update it, "
-            f"or correct the name."
+            f"This ComfyUI has no node {node_type}. Expected ComfyUI 0.30.0 or newer with the pack installed. Update "
+            f"ComfyUI, or correct the name."
         )
     return schemas[node_type]
 
 
-def types_fit(given: str, taken: str) -> bool:
-    """Whether an output of one type may be linked to an input of another, as the page decides it."""
-    return "*" in (given, taken) or bool(set(given.split(",")) & set(taken.split(",")))
+def types_fit(output: str, accepted: str) -> bool:
+    """Whether an output's type may be linked to an input's type, by the rule of ComfyUI's page."""
+    return "*" in (output, accepted) or bool(set(output.split(",")) & set(accepted.split(",")))
 
 
 def _parse(name: str, info: Mapping[str, Any]) -> Schema:

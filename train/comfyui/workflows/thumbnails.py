@@ -1,4 +1,4 @@
-"""Pictures beside the workflows: what the pocket model makes, and drawn cards for models that were not run."""
+"""Thumbnails of the workflows: frames of the pocket model's videos, and drawn cards for workflows that are not run."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def video_thumbnail(video: Path) -> Image.Image:
 
 
 def sweep_thumbnail(picture: Path) -> Image.Image:
-    """Some of the frames (columns) of the sweep's picture."""
+    """Five of the 17 frames (columns) of the sweep's picture."""
     with Image.open(picture) as whole:
         cell = (whole.width + _SWEEP_GAP) // _SWEEP_FRAMES
         size = cell - _SWEEP_GAP
@@ -41,7 +41,7 @@ def sweep_thumbnail(picture: Path) -> Image.Image:
 
 
 def card(title: str, lines: list[str], seed: int) -> Image.Image:
-    """A drawn portrait, a film of empty frames, and what the workflow does in words: no model's output."""
+    """A drawn portrait, empty frames and a short description of the workflow. It shows no output of a model."""
     sheet = Image.new("RGB", (SIDE, SIDE), _PAPER)
     draw = ImageDraw.Draw(sheet)
     face = _image(portrait_clip(seed, 1, 144)[0])
@@ -64,7 +64,7 @@ def card(title: str, lines: list[str], seed: int) -> Image.Image:
 
 
 def save_thumbnail(sheet: Image.Image, path: Path) -> None:
-    """Write a thumbnail as the page expects it, a JPEG beside the workflow."""
+    """Write a thumbnail as JPEG, the format that the page expects."""
     sheet.convert("RGB").save(path, quality=_QUALITY)
 
 

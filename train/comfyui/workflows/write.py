@@ -1,4 +1,4 @@
-"""The workflow files of the pack and their thumbnails, written anew; the command behind `magicdistill workflows`."""
+"""Write the workflow files of the pack and their thumbnails, for the command `magicdistill workflows`."""
 
 import json
 import logging
@@ -24,11 +24,11 @@ _RUN_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Definition:
-    """One workflow.
+    """Definition of a workflow.
 
     Attributes:
-        define: fills a graph.
-        card: title and lines of the thumbnail; None where the workflow is run for it.
+        define: function that adds the nodes to an empty graph.
+        card: title and lines of a drawn thumbnail; None if the thumbnail shows the workflow's output.
     """
 
     define: Callable[[Graph], None]
@@ -53,7 +53,7 @@ DEFINITIONS: dict[str, Definition] = {
 
 
 def workflow_json(name: str, schemas: Mapping[str, Schema]) -> str:
-    """The text of a workflow's file.
+    """Build the JSON text of a workflow's file.
 
     Raises:
         ConfigError: if a definition does not fit the schemas.
@@ -64,14 +64,18 @@ def workflow_json(name: str, schemas: Mapping[str, Schema]) -> str:
 
 
 def write_workflows(comfyui: Path | None, thumbnails: bool, folder: Path = FOLDER) -> list[Path]:
-    """Write every workflow by the schemas of a ComfyUI that is started for it; the files' paths.
+    """Start ComfyUI, and write every workflow with its schemas.
 
     Args:
-        comfyui: as `find_comfyui` takes it.
-        thumbnails: whether to make the pictures too, for which the pocket workflows are run.
+        comfyui: ComfyUI's folder, for `find_comfyui`.
+        thumbnails: whether to write the thumbnails too; this runs the pocket workflows.
+        folder: folder for the files.
+
+    Returns:
+        Paths of the written files.
 
     Raises:
-        ComfyUIError: if there is no ComfyUI, or it does not run a workflow.
+        ComfyUIError: if ComfyUI cannot be started, or fails to run a workflow.
         ConfigError: if a definition does not fit the nodes.
     """
     written = []
@@ -109,8 +113,8 @@ def _thumbnail(name: str, folder: Path, schemas: Mapping[str, Schema], address: 
 
 
 def _run(address: str, prompt: dict[str, Any]) -> dict[str, Any]:
-    """The outputs of a prompt by node."""
-    # Nobody looks: previews at every step would take most of the time.
+    """Run a prompt; returns its outputs by node id."""
+    # Previews at every step would take most of the time, and nobody sees them here.
     body = json.dumps({"prompt": prompt, "extra_data": {"preview_method": "none"}}).encode()
     prompt_id = _get(urllib.request.Request(f"{address}/prompt", body, {"Content-Type": "application/json"}))[
         "prompt_id"
@@ -120,10 +124,12 @@ def _run(address: str, prompt: dict[str, Any]) -> dict[str, Any]:
         entry = _get(f"{address}/history/{prompt_id}").get(prompt_id)
         if entry is not None:
             if entry["status"]["status_str"] != "success":
-                raise ComfyUIError(f"ComfyUI did not run the workflow: {entry['status']['messages'][-1]}. Mend it.")
+                raise ComfyUIError(
+                    f"ComfyUI failed to run the workflow: {entry['status']['messages'][-1]}. Correct its definition."
+                )
             return dict(entry["outputs"])
         time.sleep(0.5)
-    raise ComfyUIError(f"ComfyUI did not finish a workflow within {_RUN_SECONDS:.0f} s. Try on an idle machine.")
+    raise ComfyUIError(f"ComfyUI did not finish a workflow within {_RUN_SECONDS:.0f} s. Try again on an idle machine.")
 
 
 def _get(what: str | urllib.request.Request) -> Any:

@@ -1,4 +1,4 @@
-"""Building a workflow from schemas: what is filled in, laid out and refused; and the API's format of it."""
+"""Workflows built from schemas: default values, layout, refused values, and the API's prompt format."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ SCHEMAS = parse_schemas(
 
 
 def chain() -> Graph:
-    """Loader, sampler and saver, each in a column of its own."""
+    """A loader, a sampler and a saver, each in a separate column."""
     graph = Graph("chain", SCHEMAS)
     with graph.column("Models"):
         model = graph.node("Load", file="a.safetensors")
@@ -62,7 +62,7 @@ def test_values_stand_in_the_schemas_order_with_defaults_and_the_seeds_control()
     load, sample, save, note = chain().to_json()["nodes"]
     assert load["widgets_values"] == ["a.safetensors", 1.0]
     assert sample["widgets_values"] == [3, "fixed", "y"]
-    # Sockets first, as the page lists them; a forced input is one, though a text.
+    # Sockets come first, as on the page. A STRING input with forceInput is a socket.
     assert [one["name"] for one in sample["inputs"]] == ["model", "record", "seed", "mode"]
     assert [one.get("shape") for one in sample["inputs"]] == [None, 7, None, None]
     assert (load["title"], save["widgets_values"]) == ("Load it", [])
@@ -96,11 +96,11 @@ def test_columns_stand_beside_each_other_and_sections_below() -> None:
 def test_subgraph_is_one_node_and_unfolds_for_the_api() -> None:
     graph = Graph("outer", SCHEMAS)
     inner = graph.subgraph("Two in one")
-    model = inner.take("model", "MODEL")
+    model = inner.add_input("model", "MODEL")
     with inner.column():
         sample = inner.node("Sample", model=model)
-    inner.show(sample, "seed")
-    inner.give("frames", sample.out)
+    inner.show_widget(sample, "seed")
+    inner.add_output("frames", sample.out)
     with graph.column():
         load = graph.node("Load", file="a.safetensors")
         pair = [graph.place(inner, f"Number {number}", model=load) for number in (1, 2)]
@@ -109,7 +109,7 @@ def test_subgraph_is_one_node_and_unfolds_for_the_api() -> None:
     whole = graph.to_json()
     (definition,) = whole["definitions"]["subgraphs"]
     assert [node["type"] for node in whole["nodes"][1:3]] == [definition["id"]] * 2
-    pair[1].values[0] = 8  # what a person sets on the second node counts there alone
+    pair[1].values[0] = 8  # a value set on the second node must not change the first
     assert to_prompt(graph.to_json(), SCHEMAS) == {
         "1": {"class_type": "Load", "inputs": {"file": "a.safetensors", "scale": 1.0}},
         "2:1": {"class_type": "Sample", "inputs": {"seed": 3, "mode": "x", "model": ["1", 0]}},
@@ -137,10 +137,10 @@ def test_only_public_files_are_offered_for_download() -> None:
         ("Lode", {}, "has no node Lode"),
         ("Load", {"fyle": "a.safetensors"}, r"no input \['fyle'\]"),
         ("Load", {"file": "b.safetensors"}, "'b.safetensors' is not one of"),
-        ("Load", {"file": "a.safetensors", "scale": 3.0}, "3.0 is not within 0.0 and 2.0"),
-        ("Load", {"file": "a.safetensors", "scale": "1"}, "'1' is no FLOAT"),
+        ("Load", {"file": "a.safetensors", "scale": 3.0}, "3.0 is not between 0.0 and 2.0"),
+        ("Load", {"file": "a.safetensors", "scale": "1"}, "'1' is not of type FLOAT"),
         ("Sample", {}, "model of Sample is not connected"),
-        ("Save", {"video": Wire(1, 0, "MODEL")}, "does not take MODEL"),
+        ("Save", {"video": Wire(1, 0, "MODEL")}, "does not accept MODEL"),
     ],
 )
 def test_what_does_not_fit_is_refused(node_type: str, given: dict[str, Any], said: str) -> None:
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(node_type: str, given: dict[str, Any], sai
 
 @pytest.mark.parametrize("values", [["a.safetensors"], ["a.safetensors", 1.0, 2.0]])
 def test_values_of_another_schema_are_noticed(values: list[Any]) -> None:
-    with pytest.raises(ConfigError, match="Write the workflow anew"):
+    with pytest.raises(ConfigError, match="Write the workflow again"):
         SCHEMAS["Load"].values_of(values)
 
 
