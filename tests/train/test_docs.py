@@ -1,4 +1,4 @@
-"""What the documentation tells people to type is understood, and the sizes that it computes are the networks'."""
+"""The documentation's commands are valid, and its sizes match the networks."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ MEMORY = ROOT / "docs" / "memory.md"
 
 
 def commands(page: Path) -> list[list[str]]:
-    """What is typed on a page, as words: the lines of its code blocks that begin with a program of ours."""
+    """The commands of a page's code blocks that run `magicdistill` or `torchrun`, split into words."""
     blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     typed = [shlex.split(line, comments=True) for line in lines]
@@ -30,7 +30,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def arguments(words: list[str]) -> list[str]:
-    """Those of `magicdistill`, however it is started."""
+    """The arguments of `magicdistill`, also if torchrun starts it."""
     start = words.index("-m") + 1 if "torchrun" in words else words.index("magicdistill")
     return words[start + 1 :]
 
@@ -59,7 +59,7 @@ def test_every_step_from_a_folder_to_comfyui_is_there_in_order() -> None:
     large = done[[words[0] for words in done].index("inspect") :]
     order = list(dict.fromkeys(words[0] for words in large))
     assert order == ["inspect", "encode-prompt", "prepare", "memory", "train", "export", "sample"]
-    # What one step writes is where the next one looks for it.
+    # The output path of each command is the input path of the next one.
     files = {words[0]: words for words in large}
     preset = load_config(ROOT / next(text for text in files["train"] if text.endswith(".yaml")))
     assert str(preset.model.null_prompt) in files["encode-prompt"]
@@ -86,11 +86,14 @@ def test_disk_is_computed_from_the_network() -> None:
     lora = lora_state(branch_modules(dict(network.named_parameters()), "fake", 64.0, HUNYUAN_13B.hidden))
     file = 2 * sum(tensor.numel() for tensor in lora.values())
     whole, branches = 14 * weights + 12 * branch + file, 2 * (12 * branch + file)
-    assert f"{gigabytes(whole)} for a whole 13B generator ({gigabytes(18 * weights)} with the average" in page
-    assert f"{gigabytes(branches)} in mode `lora`" in page
-    assert f"up to {6 * whole / 1e12:.1f} TB, or {gigabytes(6 * branches)}" in page
+    # A run keeps at most six checkpoints: `checkpoint.keep` of the presets, and three more.
+    most = f"{6 * whole / 1e12:.1f} TB"
+    assert f"| `w2s`, mode `full` | {gigabytes(whole)} | {most} |" in page
+    average = f"{gigabytes(18 * weights)} | {6 * 18 * weights / 1e12:.1f} TB"
+    assert f"| `sft`, mode `full`, with a moving average | {average} |" in page
+    assert f"| `w2s`, mode `lora` | {gigabytes(branches)} | {gigabytes(6 * branches)} |" in page
     own_pages = " ".join(TRAIN_YOUR_OWN.read_text().split())
-    assert f"{6 * whole / 1e12:.1f} TB of disk in place of {gigabytes(6 * branches)}" in own_pages
+    assert f"{most} of disk instead of {gigabytes(6 * branches)}" in own_pages
 
 
 def test_memory_is_that_of_its_page() -> None:
@@ -100,4 +103,4 @@ def test_memory_is_that_of_its_page() -> None:
         return f"{float(row[1].split('|')[-2]):.0f}"
 
     whole, lora = in_all("hunyuan_i2v_w2s_4step"), in_all("hunyuan_i2v_w2s_4step_lora")
-    assert f"GPU then holds {whole} GB in place of {lora}" in " ".join(TRAIN_YOUR_OWN.read_text().split())
+    assert f"GPU then holds {whole} GB instead of {lora} GB" in " ".join(TRAIN_YOUR_OWN.read_text().split())
