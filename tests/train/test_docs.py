@@ -86,11 +86,14 @@ def test_disk_is_computed_from_the_network() -> None:
     lora = lora_state(branch_modules(dict(network.named_parameters()), "fake", 64.0, HUNYUAN_13B.hidden))
     file = 2 * sum(tensor.numel() for tensor in lora.values())
     whole, branches = 14 * weights + 12 * branch + file, 2 * (12 * branch + file)
-    assert f"{gigabytes(whole)} for a whole 13B generator ({gigabytes(18 * weights)} with the average" in page
-    assert f"{gigabytes(branches)} in mode `lora`" in page
-    assert f"up to {6 * whole / 1e12:.1f} TB, or {gigabytes(6 * branches)}" in page
+    # A run keeps at most six checkpoints: `checkpoint.keep` of the presets, and three more.
+    most = f"{6 * whole / 1e12:.1f} TB"
+    assert f"| `w2s`, mode `full` | {gigabytes(whole)} | {most} |" in page
+    average = f"{gigabytes(18 * weights)} | {6 * 18 * weights / 1e12:.1f} TB"
+    assert f"| `sft`, mode `full`, with a moving average | {average} |" in page
+    assert f"| `w2s`, mode `lora` | {gigabytes(branches)} | {gigabytes(6 * branches)} |" in page
     own_pages = " ".join(TRAIN_YOUR_OWN.read_text().split())
-    assert f"{6 * whole / 1e12:.1f} TB of disk in place of {gigabytes(6 * branches)}" in own_pages
+    assert f"{most} of disk instead of {gigabytes(6 * branches)}" in own_pages
 
 
 def test_memory_is_that_of_its_page() -> None:
@@ -100,4 +103,4 @@ def test_memory_is_that_of_its_page() -> None:
         return f"{float(row[1].split('|')[-2]):.0f}"
 
     whole, lora = in_all("hunyuan_i2v_w2s_4step"), in_all("hunyuan_i2v_w2s_4step_lora")
-    assert f"GPU then holds {whole} GB in place of {lora}" in " ".join(TRAIN_YOUR_OWN.read_text().split())
+    assert f"GPU then holds {whole} GB instead of {lora} GB" in " ".join(TRAIN_YOUR_OWN.read_text().split())
