@@ -1,4 +1,4 @@
-"""A tiny teacher, a tiny dataset and a configuration, for everything that trains."""
+"""A tiny teacher, a tiny dataset and a configuration for all tests that train."""
 
 import json
 import os
@@ -84,14 +84,14 @@ def tiny_config(teacher_file: Path, dataset_folder: Path) -> Callable[..., dict]
 
 @dataclass(frozen=True)
 class Life:
-    """How the processes of one training ended, and what they said, by rank."""
+    """The exit codes and the output of a training's processes, by rank."""
 
     codes: list[int]
     output: list[str]
 
     @property
     def said(self) -> str:
-        """What all of them said, in lines as long as they were meant."""
+        """The output of all processes, joined."""
         return "\n".join(self.output)
 
 
@@ -112,7 +112,7 @@ def _lives() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def live(_lives: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Life]:
-    """Trains one configuration in processes that are forked, so that imports cost nothing; see `lives.Request`."""
+    """Trains one configuration in forked processes, which share one import of all modules; see `lives.Request`."""
 
     def run(config: dict, *flags: str, **request: object) -> Life:
         path = tmp_path / f"config-{len(list(tmp_path.glob('config-*')))}.yaml"

@@ -1,7 +1,8 @@
-"""Runs training commands in processes forked from one that has paid for the imports; driven over stdin and stdout.
+"""A server that runs training commands in forked processes; it is driven over stdin and stdout.
 
-A request is a line of JSON (see `Request`), the answer another one: exit codes by rank (negative: the signal) and what
-the processes said. The processes are what a launcher would have started, and can be made to meet with misfortune.
+The server imports all modules once, so a forked process starts at once. A request is one line of JSON (see `Request`).
+The answer is one line of JSON with the exit codes by rank (negative: the signal) and the output of the processes. The
+processes have the environment of a launcher. A request can also ask for faults, such as a kill or a full disk.
 """
 
 import json
@@ -21,7 +22,7 @@ from train.distributed import prepare_environment
 
 prepare_environment()
 
-# What DeepSpeed imports when it is given an optimizer takes longer than a tiny training.
+# DeepSpeed imports this when it receives an optimizer, which takes longer than a tiny training.
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
 
 import train.run.trainer  # noqa: E402 - DeepSpeed reads the environment when it is imported
@@ -31,18 +32,21 @@ from train.engines.engine import Engine  # noqa: E402
 
 @dataclass(frozen=True)
 class Request:
-    """A training and its misfortunes.
+    """A training and its faults.
 
     Attributes:
-        arguments: of `magicdistill train`.
-        processes: how many take part.
-        die_at: the process `victim` kills itself with SIGKILL at this operation on files below `watched`, from 1.
-        signal_after: seconds from the first logged round after which `signal` goes to the process `victim` (to all of
-            them if that is None).
-        file_limit: bytes beyond which no file of the process `victim` can be written.
-        free_space: bytes that are free on every disk, as the processes see it.
-        naive_accumulation: engines are not told where an update ends.
-        report: the report is drawn at the end, which takes longer than a tiny training.
+        arguments: the arguments of `magicdistill train`.
+        processes: the number of processes.
+        victim: the rank of the process that has the fault; None for all processes.
+        die_at: the victim kills itself with SIGKILL before this file operation below `watched`, counted from 1.
+        watched: the folder whose file operations are counted.
+        signal_after: seconds between the first logged round and the signal to the victim.
+        signal: the signal to send.
+        log: the run's log of metrics, which shows when a round is done.
+        file_limit: the largest file in bytes that the victim can write.
+        free_space: the free space in bytes that the processes see on every disk.
+        naive_accumulation: do not set the accumulation boundaries of engines.
+        report: write the report at the end, which takes longer than a tiny training.
     """
 
     arguments: list[str]
@@ -60,14 +64,14 @@ class Request:
 
 
 def _die_at(operation: int, watched: str) -> None:
-    """Kill this process at an operation on files, whatever code makes it: before it happens."""
+    """Kill this process just before its n-th file operation below a folder."""
     left = operation
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
         if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
             return
-        # Only the removal of folders names files relatively, beside the descriptor of their folder.
+        # Only the removal of folders names files relative to the descriptor of their folder.
         inside = event in ("os.remove", "os.rmdir") and arguments[1] != -1
         paths = (os.fsdecode(a) for a in arguments if isinstance(a, str | bytes | os.PathLike))
         if not inside and not any(path.startswith(watched) for path in paths):
@@ -80,7 +84,7 @@ def _die_at(operation: int, watched: str) -> None:
 
 
 def _live(request: Request, rank: int, port: int, output: str) -> None:
-    """What a forked process does; never returns."""
+    """Run the training command in a forked process; never returns."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -114,7 +118,7 @@ def _live(request: Request, rank: int, port: int, output: str) -> None:
 
 
 def _wait_for_line(log: Path, lines: int, children: list[int]) -> bool:
-    """Wait until `log` has more than so many lines; False if the processes ended before."""
+    """Wait until `log` has more than `lines` lines; False if the processes ended first."""
     while len(log.read_text().splitlines()) <= lines if log.exists() else True:
         if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return False

@@ -1,1 +1,1 @@
-"""DeepSpeed engines around the networks of a training, and the state that they hold."""
+"""The DeepSpeed engines of a training and their saved state."""

@@ -1,4 +1,7 @@
-"""An exponential moving average of the generator's weights: smoother than the last ones, and what is exported."""
+"""An exponential moving average (EMA) of the generator's weights.
+
+The averaged weights are smoother than the latest ones. Exports and validation samples use them.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +17,10 @@ _AVERAGE = "average"
 
 
 class GeneratorEma:
-    """The average of what one engine trains, in fp32 and cut among the processes like the optimizer's own weights.
+    """The fp32 average of the weights that one engine trains.
 
-    Every process averages the part that it holds, so that an update needs no communication.
+    The average is partitioned among the processes in the same way as the optimizer's fp32 weights. Every process
+    averages only its own partitions, so an update needs no communication.
     """
 
     def __init__(self, engine: Any, settings: EmaConfig) -> None:
@@ -34,7 +38,7 @@ class GeneratorEma:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow one update of the generator; before `start` the average is the weights themselves."""
+        """Average the weights after one generator update; up to update `start` the average equals the weights."""
         self._updates += 1
         decay = self._settings.decay if self._updates > self._settings.start else 0.0
         for average, master in zip(self._averages, self._masters(), strict=True):
@@ -42,7 +46,10 @@ class GeneratorEma:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the generator has the averaged weights; afterwards its own again, to the bit. A collective call."""
+        """Put the averaged weights into the generator inside a `with` block; a collective call.
+
+        After the block the generator has exactly its own weights again, bit for bit.
+        """
         self._swap()
         try:
             yield
@@ -52,21 +59,21 @@ class GeneratorEma:
     @torch.no_grad()
     def _swap(self) -> None:
         for average, master in zip(self._averages, self._masters(), strict=True):
-            own = master.clone()
+            weights = master.clone()
             master.copy_(average)
-            average.copy_(own)
+            average.copy_(weights)
         self._state.refresh_network()
 
     def partitions(self) -> list[Partition]:
-        """As `SavedState.partitions`."""
-        cut = zip(self._state.partitions(), self._averages, strict=True)
-        return [Partition(own.name, own.start, own.size, {_AVERAGE: average}, own.written) for own, average in cut]
+        """See `SavedState.partitions`."""
+        pairs = zip(self._state.partitions(), self._averages, strict=True)
+        return [Partition(part.name, part.start, part.size, {_AVERAGE: avg}, part.written) for part, avg in pairs]
 
     def counter(self) -> int:
-        """How many updates of the generator it has followed."""
+        """The number of generator updates that have been averaged."""
         return self._updates
 
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
-        """As `SavedState.restore`."""
+        """See `SavedState.restore`."""
         self._updates = counter
         read(self.partitions())

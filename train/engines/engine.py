@@ -1,4 +1,4 @@
-"""DeepSpeed engines: what is trained, each with an optimizer of its own, and networks that are only asked."""
+"""DeepSpeed engines: one with its own optimizer per trained role, and frozen networks that are only called."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,19 @@ from ..networks.roles import BASE, Role, RoleNetwork
 
 
 def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, Any]:
-    """DeepSpeed's settings for one engine whose gradients are clipped to a norm, at a stage of ZeRO."""
+    """Build the DeepSpeed settings of one engine.
+
+    Args:
+        config: the training's configuration.
+        clip: the norm to which gradients are clipped; 0 for no clipping.
+        stage: the ZeRO stage.
+    """
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
         if config.model.mode == "lora":
-            # Both engines fetch the shards of the one base; a shard that one prefetches is in flight for the other.
+            # Two engines gather the partitions of one shared base. If one of them prefetched a parameter, the other one
+            # would find it in flight.
             zero["stage3_prefetch_bucket_size"] = 0
     return {
         "train_micro_batch_size_per_gpu": config.data.micro_batch,
@@ -31,7 +38,7 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
         "gradient_clipping": clip,
         "zero_optimization": zero,
         "bf16": {"enabled": config.model.precision == "bf16"},
-        # The optimizers are ours (plain AdamW), on any device.
+        # We pass our own optimizers (plain AdamW), on any device.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -39,7 +46,7 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
 
 
 class Engine:
-    """One trained role: its DeepSpeed engine, its optimizer's warm-up, and the loss scale of its updates."""
+    """One trained role: its DeepSpeed engine, its optimizer with warm-up, and its loss scale."""
 
     def __init__(
         self,
@@ -53,7 +60,7 @@ class Engine:
     ) -> None:
         self.loss_scale = loss_scale
         self._settings = optimizer
-        # Lowered when a run goes back after a collapse.
+        # Lowered when a run rolls back after a collapse.
         self.lr_factor = 1.0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=network,
@@ -64,26 +71,34 @@ class Engine:
                 betas=optimizer.betas,
                 eps=optimizer.eps,
                 weight_decay=optimizer.weight_decay,
-                # The same update in one kernel, without copies of the parameters in between.
+                # The fused kernel computes the same update without temporary copies of the parameters.
                 fused=parameters[0].is_cuda,
             ),
-            # Raised by the factor that the loss is, so that clipping sees the unscaled norm.
+            # Gradients carry the loss scale. Scaling the clip norm too clips at the configured unscaled norm.
             config=deepspeed_config(config, optimizer.clip * loss_scale, stage),
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Backward of one micro-batch; `last` marks the one after which `step` follows.
+        """Run the backward pass of one micro-batch.
 
-        Each engine is told its own boundary, so that two engines accumulate independently.
+        The boundary is set explicitly on each engine, because two engines accumulate independently.
+
+        Args:
+            loss: a scalar, not yet scaled.
+            last: whether this is the last backward before `step`.
         """
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.loss_scale)
 
     def step(self, update: int, progress: float = 0.0) -> float | None:
-        """One optimizer step, the `update`-th (from 0) of this engine, with `progress` of the run done (0 to 1).
+        """Take one optimizer step.
+
+        Args:
+            update: how many updates this engine has made before this one.
+            progress: the share of the run that is done, 0 to 1.
 
         Returns:
-            The unscaled gradient norm; None where DeepSpeed keeps it to itself: without ZeRO in fp32.
+            The unscaled gradient norm; None without ZeRO in fp32, where DeepSpeed does not expose it.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._settings.rate(update, progress) * self.lr_factor
@@ -93,35 +108,38 @@ class Engine:
 
 
 class NetworkCalls:
-    """Who holds a network of several roles and is asked for its velocities."""
+    """A network with several roles, and calls of it that return velocities or features."""
 
     network: RoleNetwork
-    # The network, or what DeepSpeed made of it: under ZeRO-3 only that gathers the weights.
-    called: nn.Module
+    # The network or its DeepSpeed wrapper. Under ZeRO-3 only a call of the wrapper gathers the weights.
+    module: nn.Module
 
     def velocity(
         self, condition: Condition, role: Role, *, unconditional: bool = False, guidance: Tensor | None = None
     ) -> Velocity:
-        """The network in a role, as a velocity for one batch's conditioning.
+        """Return the velocity function of the network in one role for one batch.
 
         Args:
-            unconditional: with the negative prompt in place of the prompt.
-            guidance: `[B]`, for a network with a guidance embedding; None is `model.embedded_guidance`.
+            condition: the batch's conditioning.
+            role: the branch and its weight.
+            unconditional: use the negative prompt instead of the prompt.
+            guidance: `[B]`, for a network with a guidance embedding; None uses `model.embedded_guidance`.
         """
-        given = {"unconditional": unconditional, "guidance": guidance}
-        return lambda x, sigma: self.called(x, sigma, condition, role, **given)
+        options = {"unconditional": unconditional, "guidance": guidance}
+        return lambda x, sigma: self.module(x, sigma, condition, role, **options)
 
     def features(self, x: Tensor, sigma: Tensor, condition: Condition) -> Features:
-        """What the base's last double block gives (see `discriminator`).
+        """Compute the features after the base's last double block (see `networks.discriminator`).
 
-        Not by way of the engine, which takes every backward through what it gave for one of its own.
+        This calls the network directly. The engine would count a backward through its own output as one of its own
+        backward passes.
         """
         features: Features = self.network(x, sigma, condition, BASE, features=True)
         return features
 
 
 class NetworkEngine(Engine, NetworkCalls):
-    """The engine of a generator or of a branch."""
+    """The engine of a full generator or of a low-rank branch."""
 
     def __init__(
         self,
@@ -133,11 +151,15 @@ class NetworkEngine(Engine, NetworkCalls):
     ) -> None:
         super().__init__(network, parameters, config, optimizer, stage=config.zero.stage, loss_scale=loss_scale)
         self.network = network
-        self.called = self.engine
+        self.module = self.engine
 
 
 class DiscriminatorEngine(Engine):
-    """The engine of a discriminator; never sharded, for its one block is small and is asked without the engine."""
+    """The engine of a discriminator.
+
+    Its weights are never partitioned (at most ZeRO stage 2): its single block is small and is called without the
+    engine.
+    """
 
     def __init__(self, discriminator: Discriminator, config: TrainConfig, optimizer: OptimizerConfig) -> None:
         parameters = list(discriminator.parameters())
@@ -145,29 +167,33 @@ class DiscriminatorEngine(Engine):
 
 
 class FrozenNetwork(NetworkCalls):
-    """A network that is only asked; under ZeRO-3 its weights are sharded like those of the trained ones."""
+    """A frozen network; under ZeRO-3 its weights are partitioned like those of the trained networks."""
 
     def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:
         self.network = network.requires_grad_(False)
-        self.called = network
+        self.module = network
         if config.zero.stage == 3:
-            self.called = deepspeed.initialize(model=network, config=deepspeed_config(config, 0.0, 3))[0]
+            self.module = deepspeed.initialize(model=network, config=deepspeed_config(config, 0.0, 3))[0]
 
 
 def collect_state(network: nn.Module, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
-    """Copies of a network's parameters on the CPU of the main process (elsewhere none); a collective call under ZeRO-3.
+    """Copy a network's parameters to the CPU of the main process; a collective call under ZeRO-3.
 
-    One parameter is gathered at a time, so that a sharded 13B network never stands whole on one GPU.
+    It gathers one parameter at a time, so no GPU ever holds all weights of a partitioned 13B network.
 
     Args:
-        wanted: by its name, whether a parameter is; without it all are.
+        network: the network to copy from.
+        wanted: takes a parameter's name and returns whether to copy it; None copies all.
+
+    Returns:
+        The parameters by name on the main process; an empty dictionary on the other processes.
     """
     state = {}
     for name, parameter in network.named_parameters():
         if wanted is not None and not wanted(name):
             continue
-        sharded = [parameter] if hasattr(parameter, "ds_id") else []
-        with deepspeed.zero.GatheredParameters(sharded):
+        partitioned = [parameter] if hasattr(parameter, "ds_id") else []
+        with deepspeed.zero.GatheredParameters(partitioned):
             if is_main():
                 state[name] = parameter.detach().to("cpu", copy=True)
     return state

@@ -1,7 +1,8 @@
-"""Who plays which role: the engines of a training, made as its method needs them.
+"""The networks and engines of a training, built according to its method.
 
-Mode `full`: the generator is a copy of the teacher; the fake branch, if there is one, sits on a second, frozen one.
-Mode `lora`: generator branch, fake branch, real score and teacher share one frozen base.
+Mode `full`: the generator starts as a copy of the teacher. The fake branch, if the method has one, is added to a second
+copy, which is frozen.
+Mode `lora`: the generator branch, the fake branch, the real score and the teacher share one frozen base.
 """
 
 from collections.abc import Callable
@@ -27,13 +28,13 @@ from .pair_generator import PairGenerator, load_pair_generator
 
 @dataclass(frozen=True)
 class Networks:
-    """The engines, and who plays which role with which weights.
+    """The engines of all trained roles, and the network of each role.
 
     Attributes:
-        engines: by name, one for each role that the method trains; the generator's is always there.
-        generator_role: the role in which the generator's network is the generator.
-        base: who holds the frozen teacher; None where the method needs none.
-        pair_generator: the frozen generator that the method's `start_file` names.
+        engines: one engine per trained role, by the role's name; the generator always has one.
+        generator_role: the branch and weight with which the generator's network is called.
+        base: the network with the frozen teacher's weights; None if the method needs no teacher.
+        pair_generator: the frozen few-step generator from the method's `start_file`; None without one.
     """
 
     engines: dict[str, Engine]
@@ -53,26 +54,35 @@ class Networks:
         return self.engines[name]
 
     def generator_velocity(self, condition: Condition, *, guidance: Tensor | None = None) -> Velocity:
-        """The generator, with gradient where gradients are enabled; `guidance` as for `NetworkCalls.velocity`."""
+        """The generator's velocity, with gradients where they are enabled; `guidance` as in `NetworkCalls.velocity`."""
         return self.generator.velocity(condition, self.generator_role, guidance=guidance)
 
     def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
-        """`theta + weight * zeta`: the fake score at the strong weight, the real one at the weak (MD Eq. 5, 6)."""
+        """The velocity of `theta + weight * zeta` (MD Eq. 5, 6).
+
+        At the strong weight this is the fake score, at the weak weight the real score.
+        """
         return self.fake.velocity(condition, Role(FAKE, weight), unconditional=unconditional)
 
     def teacher(self, condition: Condition, *, unconditional: bool = False, guidance: Tensor | None = None) -> Velocity:
-        """The frozen teacher theta; to be asked without gradient, `guidance` as for `NetworkCalls.velocity`."""
+        """The velocity of the frozen teacher theta; call it without gradients.
+
+        `guidance` is as in `NetworkCalls.velocity`.
+        """
         return self._teacher.velocity(condition, BASE, unconditional=unconditional, guidance=guidance)
 
     def discriminator_logits(self, condition: Condition) -> Logits:
-        """The discriminator on the features of the frozen teacher (MD 3.4), which get gradients to `x` alone."""
+        """The discriminator's logits on features of the frozen teacher (MD 3.4).
+
+        Gradients flow through the features to `x` only, not to the teacher's weights.
+        """
         discriminator = self.engines[DISCRIMINATOR].engine.module
 
         def logits(x: Tensor, sigma: Tensor) -> Tensor:
             with torch.set_grad_enabled(x.requires_grad):
                 features = self._teacher.features(x, sigma, condition)
-            answer: Tensor = discriminator(features)
-            return answer
+            result: Tensor = discriminator(features)
+            return result
 
         return logits
 
@@ -89,7 +99,10 @@ class Networks:
 
 @dataclass(frozen=True)
 class Factories:
-    """What wraps networks into engines, as the classes of these names in `engines` do."""
+    """Constructors that wrap networks into engines.
+
+    The defaults use DeepSpeed; the memory estimate replaces them.
+    """
 
     network: Callable[..., NetworkEngine] = NetworkEngine
     discriminator: Callable[[Discriminator, TrainConfig, OptimizerConfig], Engine] = DiscriminatorEngine
@@ -104,10 +117,15 @@ def build_networks(
     negative: NullPrompt | None = None,
     factories: Factories = Factories(),
 ) -> Networks:
-    """Load the teacher once or twice, add the branches, and wrap what is trained into engines.
+    """Load the teacher once or twice, add the branches, and wrap the trained networks into engines.
 
     Args:
-        factories: DeepSpeed's by default.
+        config: the training's configuration.
+        teacher: the teacher's weights.
+        prompt: the prompt of all conditional calls.
+        device: where the networks are built.
+        negative: the prompt of unconditional calls; None if the method makes none.
+        factories: the constructors of engines; the default ones use DeepSpeed.
 
     Raises:
         ConfigError: if the method does not suit the teacher.
@@ -118,10 +136,10 @@ def build_networks(
     start, pair_generator = teacher, None
     if method.start_file is not None:
         start, recipe = load_pair_generator(method.start_file, teacher, "meta" if device.type == "meta" else "cpu")
-        maker = factories.frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
-        pair_generator = PairGenerator(maker, recipe)
+        few_step = factories.frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
+        pair_generator = PairGenerator(few_step, recipe)
     base = load_network(teacher, dtype, device) if shared or FAKE in method.trained or method.uses_teacher else None
-    # Before branches are added, so that its copy of a block has none.
+    # Built before the branches are added: the discriminator copies a block, and the copy must have no branches.
     discriminator = None
     if base is not None and DISCRIMINATOR in method.trained:
         discriminator = Discriminator(base, config.seed + 2, recompute=model.activation_checkpointing)

@@ -1,4 +1,7 @@
-"""A frozen few-step generator that makes samples by its own recipe: the pairs of one-step distillation."""
+"""A frozen few-step generator, which produces the target samples of one-step distillation.
+
+It samples with the steps, shift and sampler of its own recipe.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +22,23 @@ from .engine import NetworkCalls
 
 @dataclass(frozen=True)
 class PairGenerator:
-    """The generator and how it is sampled."""
+    """The few-step generator's network and its recipe."""
 
     network: NetworkCalls
     recipe: Recipe
 
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
-        """What it makes of `noise` `[B, C, T, H, W]`; `fresh(step)` is the noise of a re-noising sampler."""
+        """Sample from `noise`, without gradients.
+
+        Args:
+            condition: the batch's conditioning.
+            noise: `[B, C, T, H, W]`.
+            fresh: returns new noise `[B, C, T, H, W]` for a step of a re-noising sampler.
+
+        Returns:
+            The samples `[B, C, T, H, W]`.
+        """
         velocity = self.network.velocity(condition, BASE)
         sigmas = few_step_sigmas(self.recipe.steps, self.recipe.shift)
         if self.recipe.sampler == "euler":
@@ -35,26 +47,28 @@ class PairGenerator:
 
 
 def load_pair_generator(path: Path, teacher: Checkpoint, device: str = "cpu") -> tuple[Checkpoint, Recipe]:
-    """A few-step generator's file, fit for a run on `teacher`.
+    """Load a few-step generator and check that it fits the teacher.
 
     Args:
+        path: the generator's model file.
+        teacher: the teacher of the run.
         device: as for `load_checkpoint`.
 
     Raises:
-        CheckpointError: if the file is absent or damaged.
-        ConfigError: if it is no few-step generator, or not of the teacher's kind and size.
+        CheckpointError: if the file is missing or damaged.
+        ConfigError: if the file is not a few-step generator, or its architecture or size differs from the teacher's.
     """
     checkpoint = load_checkpoint(path, device)
     recipe = checkpoint.recipe
     if recipe is None or recipe.kind != "generator" or recipe.steps < 2:
         found = "no recipe" if recipe is None else f"the recipe of a {recipe.kind} of {recipe.steps} steps"
         raise ConfigError(
-            f"method.few_step_generator is {path.name}, which carries {found}; expected a generator of several steps, "
-            f"which makes the samples that the one-step generator learns from. Export one from a run of w2s or dmd2."
+            f"method.few_step_generator names {path.name}, which carries {found}. Expected a generator of 2 or more "
+            f"steps: the one-step generator learns from its samples. Export one from a run of w2s or dmd2."
         )
     if checkpoint.shape != teacher.shape:
         raise ConfigError(
-            f"method.few_step_generator is {path.name} of {checkpoint.shape}, but the teacher is {teacher.source} of "
-            f"{teacher.shape}. Use a generator that was distilled from this teacher."
+            f"method.few_step_generator names {path.name} with {checkpoint.shape}, but the teacher {teacher.source} "
+            f"has {teacher.shape}. Use a generator that was distilled from this teacher."
         )
     return checkpoint, recipe

@@ -1,8 +1,9 @@
-"""What an engine has learned, cut as DeepSpeed cuts it, so that any number of processes can take it up again.
+"""The training state of an engine, saved so that any number of processes can load it.
 
-ZeRO gives every process a part of each parameter's fp32 weights and of its optimizer's moments. A process writes the
-parts that it holds, named by parameter and by place in the flattened parameter; one that loads asks for the places that
-it needs. Neither side has to know how the other was cut, so a run goes on with other processes or another stage.
+ZeRO partitions each parameter's fp32 weights and optimizer moments among the processes. Each process saves its own
+partitions, named by the parameter and by the position in the flattened parameter. A loading process reads the positions
+that it needs. The saved partitions need not match the loading ones. A run can therefore resume with another number of
+processes or at another ZeRO stage.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,11 +26,11 @@ class Partition:
     """The part of one parameter's state that this process holds.
 
     Attributes:
-        name: of the parameter.
-        start: where the part begins in the flattened parameter.
-        size: elements of the whole parameter.
-        tensors: live views `[n]` of the part by kind (fp32 weights, moments): what is loaded is written into them.
-        written: whether this process writes it; False where others hold the same.
+        name: the parameter's name.
+        start: index of the partition's first element in the flattened parameter.
+        size: number of elements of the full parameter.
+        tensors: live views `[n]` of the partition by kind (fp32 weights, moments); loading writes into them.
+        written: whether this process saves the partition; False if another process saves the same values.
     """
 
     name: str
@@ -40,27 +41,42 @@ class Partition:
 
 
 class SavedState(Protocol):
-    """Something whose state a checkpoint keeps: an engine, an average of weights, ...
+    """An object whose state is saved in checkpoints, such as an engine or an average of weights.
 
-    Every process has its own share; all of them together make up the whole.
+    Every process holds its own partitions. Together they contain the full state.
     """
 
     def partitions(self) -> list[Partition]:
-        """This process's part of the state."""
+        """Return this process's partitions of the state."""
         ...
 
     def counter(self) -> int:
-        """How many updates the state has seen; the same on every process."""
+        """Return the number of updates made; the same on every process."""
         ...
 
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
-        """Take up a state of `counter` updates: `read` fills partitions. A collective call."""
+        """Load a saved state; a collective call.
+
+        Args:
+            counter: the number of updates that the saved state had made.
+            read: fills partitions with the saved values.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a parameter: which elements of it lie where in a flat fp32 tensor of the optimizer."""
+    """A part of a parameter and its place in a flat fp32 tensor of the optimizer.
+
+    Attributes:
+        name: the parameter's name.
+        parameter: the parameter of the network.
+        start: index of the part's first element in the flattened parameter.
+        size: number of elements of the full parameter.
+        flat: the optimizer's fp32 tensor that contains the part.
+        offset: index of the part's first element in `flat`.
+        length: number of elements of the part.
+    """
 
     name: str
     parameter: nn.Parameter
@@ -70,7 +86,7 @@ class _Part:
     offset: int
     length: int
 
-    def of(self, flat: Tensor) -> Tensor:
+    def slice(self, flat: Tensor) -> Tensor:
         return flat.view(-1).narrow(0, self.offset, self.length)
 
 
@@ -80,23 +96,23 @@ class EngineState:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         wrapped = engine.optimizer
-        # Without ZeRO in fp32 DeepSpeed leaves the optimizer as it is.
+        # Without ZeRO in fp32 DeepSpeed does not wrap the optimizer.
         self._wrapper = None if isinstance(wrapped, torch.optim.Optimizer) else wrapped
         self._adam: torch.optim.Optimizer = wrapped if self._wrapper is None else wrapped.optimizer
 
     def partitions(self) -> list[Partition]:
-        """As `SavedState.partitions`; views of the optimizer's own memory."""
+        """See `SavedState.partitions`; the tensors are views of the optimizer's own memory."""
         replicated = self.engine.zero_optimization_stage() == 0
         partitions = []
         for part in self._parts():
             state = self._adam.state.get(part.flat, {})
-            tensors = {MASTER: part.of(part.flat.data)}
-            tensors |= {kind: part.of(state[kind]) for kind in MOMENTS if kind in state}
+            tensors = {MASTER: part.slice(part.flat.data)}
+            tensors |= {kind: part.slice(state[kind]) for kind in MOMENTS if kind in state}
             partitions.append(Partition(part.name, part.start, part.size, tensors, is_main() or not replicated))
         return partitions
 
     def counter(self) -> int:
-        """How many steps the optimizer has made."""
+        """The number of steps that the optimizer has made."""
         for part in self._parts():
             if "step" in (state := self._adam.state.get(part.flat, {})):
                 return int(state["step"])
@@ -104,7 +120,7 @@ class EngineState:
 
     @torch.no_grad()
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
-        """As `SavedState.restore`; the network's own weights follow the fp32 ones."""
+        """See `SavedState.restore`; the fp32 weights are then copied back into the network."""
         for part in self._parts():
             if not counter:
                 self._adam.state.pop(part.flat, None)
@@ -119,10 +135,14 @@ class EngineState:
         self.refresh_network()
 
     def _step(self, counter: int, flat: Tensor) -> Tensor:
-        """Adam's count of steps: a fused kernel reads it where the weights are, the other ones on the CPU."""
-        # All groups are made alike; which one `flat` belongs to, ZeRO-3's empty groups do not tell between two steps.
-        beside = any(group["fused"] or group["capturable"] for group in self._adam.param_groups)
-        return torch.tensor(float(counter), dtype=torch.float32, device=flat.device if beside else "cpu")
+        """Adam's step count as a tensor.
+
+        A fused kernel reads it from the device of the weights, the other implementations read it from the CPU.
+        """
+        # ZeRO-3 empties the groups between two steps, so the group of `flat` is unknown. All groups are configured
+        # alike.
+        on_device = any(group["fused"] or group["capturable"] for group in self._adam.param_groups)
+        return torch.tensor(float(counter), dtype=torch.float32, device=flat.device if on_device else "cpu")
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self.engine.module.named_parameters()}
@@ -130,19 +150,20 @@ class EngineState:
     def _parts(self) -> Iterator[_Part]:
         stage = self.engine.zero_optimization_stage()
         if self._wrapper is None:
-            return self._whole_parts(group["params"] for group in self._adam.param_groups)
+            return self._full_parts(group["params"] for group in self._adam.param_groups)
         if stage == 0:
             return self._copied_parts()
         return self._stage_3_parts() if stage == 3 else self._flat_parts()
 
-    def _whole_parts(self, groups: Any) -> Iterator[_Part]:
+    def _full_parts(self, groups: Any) -> Iterator[_Part]:
+        """Without ZeRO in fp32: the optimizer holds the full parameters themselves."""
         names = self._names()
         for group in groups:
             for p in group:
                 yield _Part(names[id(p)], p, 0, p.numel(), p, 0, p.numel())
 
     def _copied_parts(self) -> Iterator[_Part]:
-        """Without ZeRO in bf16: an fp32 copy of every parameter."""
+        """Without ZeRO in bf16: DeepSpeed keeps an fp32 copy of every parameter."""
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
         for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
@@ -150,17 +171,17 @@ class EngineState:
                 yield _Part(names[id(p)], p, 0, p.numel(), copy, 0, p.numel())
 
     def _flat_parts(self) -> Iterator[_Part]:
-        """ZeRO-1 and 2: one flat fp32 tensor for each parameter group, cut among the processes at any element."""
+        """ZeRO-1 and 2: one flat fp32 tensor per parameter group, split among the processes at any element."""
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
         for low, flat in zip(wrapper.bit16_groups, wrapper.single_partition_of_fp32_groups, strict=True):
             for p in low:
                 if p._hp_mapping is not None:
-                    inside, here = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
-                    yield _Part(names[id(p)], p, inside.start, p.numel(), flat, here.start, here.numel)
+                    source, target = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
+                    yield _Part(names[id(p)], p, source.start, p.numel(), flat, target.start, target.numel)
 
     def _stage_3_parts(self) -> Iterator[_Part]:
-        """ZeRO-3: every parameter is cut into equal pieces, the last of which may be padded."""
+        """ZeRO-3: every parameter is split into partitions of equal length; the last one may be padded."""
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
         for group in wrapper.fp16_groups:
@@ -173,32 +194,43 @@ class EngineState:
                     yield _Part(names[id(p)], p, start, p.ds_numel, flat, offset, length)
 
     def refresh_network(self) -> None:
-        """Let the network's weights, which may be bf16, be the fp32 ones, which somebody has changed."""
+        """Copy the modified fp32 weights back into the network, whose weights may be bf16."""
         stage = self.engine.zero_optimization_stage()
         if self._wrapper is not None and stage in (1, 2):
             self._wrapper.update_lp_params()
         elif self._wrapper is not None:
             for part in self._parts():
-                # ZeRO-3 keeps this process's piece of the parameter beside the empty parameter itself.
+                # Under ZeRO-3 the parameter itself is empty; `ds_tensor` holds this process's partition of it.
                 target = getattr(part.parameter, "ds_tensor", part.parameter)
-                target.data.view(-1)[: part.length].copy_(part.of(part.flat.data))
+                target.data.view(-1)[: part.length].copy_(part.slice(part.flat.data))
 
 
 class Overlaps:
-    """Where the parts of a saved state lie, and the copying of what a process asks for out of them."""
+    """An index of the saved parts of a state, from which partitions are filled.
+
+    A partition is copied from all saved parts that overlap it.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], list[tuple[int, int, Callable[[int, int], Tensor]]]] = {}
+        self._saved: dict[tuple[str, str], list[tuple[int, int, Callable[[int, int], Tensor]]]] = {}
 
     def add(self, name: str, kind: str, start: int, length: int, read: Callable[[int, int], Tensor]) -> None:
-        """A saved part; `read(a, b)` gives its elements from a to b."""
-        self._known.setdefault((name, kind), []).append((start, length, read))
+        """Register a saved part.
+
+        Args:
+            name: the parameter's name.
+            kind: the kind of tensor (fp32 weights, a moment, an average).
+            start: index of the part's first element in the flattened parameter.
+            length: number of elements of the part.
+            read: `read(a, b)` returns the part's elements from `a` up to `b`.
+        """
+        self._saved.setdefault((name, kind), []).append((start, length, read))
 
     def fill(self, partitions: list[Partition]) -> None:
-        """Write into every partition what was saved of it.
+        """Fill every partition with its saved values.
 
         Raises:
-            CheckpointError: naming a parameter that was not saved, or not in this size.
+            CheckpointError: if a parameter was not saved completely, or was saved with another size; names it.
         """
         for partition in partitions:
             for kind, target in partition.tensors.items():
@@ -206,16 +238,17 @@ class Overlaps:
 
     def _fill(self, partition: Partition, kind: str, target: Tensor) -> None:
         first, last = partition.start, partition.start + target.numel()
-        known = self._known.get((partition.name, kind), [])
-        whole = max((start + length for start, length, _ in known), default=0)
-        found = 0
-        for start, length, read in known:
+        saved = self._saved.get((partition.name, kind), [])
+        saved_size = max((start + length for start, length, _ in saved), default=0)
+        filled = 0
+        for start, length, read in saved:
             low, high = max(first, start), min(last, start + length)
             if low < high:
                 target[low - first : high - first].copy_(read(low - start, high - start))
-                found += high - low
-        if found != target.numel() or whole != partition.size:
+                filled += high - low
+        if filled != target.numel() or saved_size != partition.size:
             raise CheckpointError(
-                f"The checkpoint holds {whole} elements of {partition.name} ({kind}), this run needs {partition.size}. "
-                "It was saved with another network, branch or method: restore the configuration of that training."
+                f"The checkpoint holds {saved_size} elements of {partition.name} ({kind}); this run needs "
+                f"{partition.size}. The checkpoint was saved with another network, branch or method. Restore the "
+                "configuration of that training."
             )

@@ -1,4 +1,4 @@
-"""The teacher that a configuration names, as its method trains from it."""
+"""The teacher of a configuration, prepared for the configured method."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,13 @@ from ..networks.weights import null_prompt_of
 
 @dataclass(frozen=True)
 class Teacher:
-    """The weights, the prompt of every call, and that of the unconditional ones if the method makes any."""
+    """The teacher's weights and prompts.
+
+    Attributes:
+        checkpoint: the weights, prepared for the method.
+        prompt: the prompt of conditional calls.
+        negative: the prompt of unconditional calls; None if the configuration names none.
+    """
 
     checkpoint: Checkpoint
     prompt: NullPrompt
@@ -22,18 +28,20 @@ class Teacher:
 
 
 def teacher_path(config: TrainConfig) -> Path:
-    """Where the teacher's weights are."""
+    """Return the path of the teacher's weights."""
     return TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
 
 
 def load_teacher(config: TrainConfig, device: str = "cpu") -> Teacher:
-    """Read the teacher with its prompts.
+    """Load the teacher and its prompts.
 
     Args:
-        device: of the weights; `meta` for none, only their shapes.
+        config: the training's configuration.
+        device: the device of the weights; `meta` loads only their shapes.
 
     Raises:
-        CheckpointError: if a file is absent or damaged, the weights cannot be taught from, or there is no null prompt.
+        CheckpointError: if a file is missing or damaged, the weights are unusable as a teacher, or there is no null
+            prompt.
         ConfigError: if the method does not suit the teacher.
     """
     model = config.model

@@ -1,1 +1,1 @@
-"""How much GPU memory a training takes, computed before it starts."""
+"""The GPU memory that a training needs, computed before it starts."""

@@ -1,4 +1,4 @@
-"""How much memory code holds at most, found by running it on tensors without data (PyTorch's `meta` device)."""
+"""Peak memory of code, measured by running it on tensors without data (PyTorch's `meta` device)."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -15,30 +15,30 @@ META = torch.device("meta")
 
 
 class BytesHeld(TorchDispatchMode):
-    """Counts, while it is entered, the storages of tensors on `meta` that come and go.
+    """Counts the bytes of tensors on `meta` that are allocated and freed inside a `with` block.
 
-    On a GPU the same code holds the same storages, but for what kernels need for themselves and what the allocator
-    rounds up.
+    On a GPU the same code allocates the same storages. The workspaces of kernels and the allocator's rounding are not
+    counted.
 
     Attributes:
-        peak: the most bytes at a time.
+        peak: the largest number of bytes held at the same time.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """
         Args:
-            known: tensors that were there before, and do not count.
+            known: tensors that exist already; they are not counted.
         """
         super().__init__()
         self.peak = 0
         self._now = 0
-        # Storages by address, with what tells when they go.
+        # Weak references by address; their callbacks report when a storage is freed.
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for tensor in known:
             self._add(tensor, counts=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what is new in what it gives."""
+        """Run an operation and count the new storages among its results."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor) and tensor.is_meta:
@@ -52,28 +52,29 @@ class BytesHeld(TorchDispatchMode):
             return
         size = storage.nbytes() if counts else 0
 
-        def gone(_: object) -> None:
+        def freed(_: object) -> None:
             del self._storages[address]
             self._now -= size
 
-        self._storages[address] = weakref.ref(storage, gone)
+        self._storages[address] = weakref.ref(storage, freed)
         self._now += size
         self.peak = max(self.peak, self._now)
 
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Within, PyTorch's attention on `meta` is cuDNN's, which long clips get on a GPU.
+    """Use cuDNN attention for tensors on `meta` inside a `with` block, as a GPU does for long clips.
 
-    By itself it would be the one that multiplies matrices out there, whose memory grows with the tokens' square.
+    By default PyTorch uses the explicit matrix products on `meta`. Their memory grows with the square of the number of
+    tokens.
     """
     usual = F.scaled_dot_product_attention
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
         if not query.is_meta:
             return usual(query, key, value, *args, **settings)
-        kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-        result: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, kept)[0]
+        backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+        result: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, backward)[0]
         return result
 
     F.scaled_dot_product_attention = fused

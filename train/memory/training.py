@@ -1,4 +1,8 @@
-"""What a training holds on each GPU: its updates are made on tensors without data, DeepSpeed's share is computed."""
+"""The memory that a training needs on each GPU.
+
+The memory of networks and of their calls is measured by running one update per role on tensors without data. The memory
+of DeepSpeed is computed from its settings.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +29,7 @@ from .bytes_held import META, BytesHeld, fused_attention
 logger = logging.getLogger(__name__)
 
 _FP32_BYTES = 4
-# Of a GPU's memory; CUDA, communication and what the allocator cannot use take the rest.
+# Usable share of a GPU's memory. CUDA, communication and fragmentation of the allocator take the rest.
 _USABLE = 0.95
 
 
@@ -34,13 +38,14 @@ class Memory:
     """Bytes on each GPU.
 
     Attributes:
-        weights: of all networks and branches.
-        optimizer: the weights in fp32, Adam's two averages, and the generator's average if it is kept there.
-        gradients: this process' share of those that are there at a time.
-        buffers: DeepSpeed's, in which gradients travel and, at stage 3, weights.
-        updates: what the calls of one update of a role hold at most besides all that.
-        step: what the optimizers' steps hold at most, when the calls hold nothing: gradients in fp32.
-        start: the networks, before DeepSpeed divides them.
+        weights: the weights of all networks and branches.
+        optimizer: the fp32 weights, Adam's two moments, and the generator's average if it is kept on the GPU.
+        gradients: this process's share of the gradients that exist at the same time.
+        buffers: DeepSpeed's communication buffers for gradients and, at stage 3, for weights.
+        updates: the additional peak memory of the network calls in one update, by role.
+        step: the peak memory of an optimizer step, mostly fp32 gradients. The network calls hold no memory at that
+            time.
+        start: the networks before DeepSpeed partitions them.
     """
 
     weights: int
@@ -53,37 +58,40 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The most at a time while it trains."""
+        """The peak memory during training."""
         return self.weights + self.optimizer + self.gradients + self.buffers + max(*self.updates.values(), self.step)
 
     def facts(self) -> dict[str, str]:
-        """For people, in GB of 10^9 bytes."""
+        """The parts and totals as text, in GB of 10^9 bytes."""
         parts = {
             "weights": self.weights,
             "optimizer": self.optimizer,
             "gradients": self.gradients,
             "DeepSpeed's buffers": self.buffers,
             **{f"one update: {role}": size for role, size in self.updates.items()},
-            "an optimizer's step": self.step,
+            "optimizer step": self.step,
         }
         return {name: f"{size / 1e9:.2f} GB" for name, size in parts.items()} | {
-            "in all, at most": f"{self.total / 1e9:.2f} GB on each GPU, where one update is made at a time",
-            "at the start": f"{self.start / 1e9:.2f} GB of networks, before they are divided",
-            "not in it": "CUDA itself, the VAE of validation, and what the allocator cannot use: some GB",
+            "peak in training": f"{self.total / 1e9:.2f} GB on each GPU; only one role is updated at a time",
+            "at the start": f"{self.start / 1e9:.2f} GB for the networks, before they are partitioned",
+            "not included": "a few GB for CUDA, the validation VAE and fragmentation of the allocator",
         }
 
 
 class _NetworkEngine(NetworkEngine):
-    """A role without DeepSpeed, whose gradients go as they come, as they go into DeepSpeed's buffer."""
+    """The engine of a network without DeepSpeed.
+
+    Each gradient is freed as soon as it is computed, because DeepSpeed moves it into its own buffer.
+    """
 
     def __init__(
         self, network: RoleNetwork, parameters: list[nn.Parameter], config: TrainConfig, *settings: object
     ) -> None:
         self.network = network
-        self.called = network
-        # Of one micro-batch.
+        self.module = network
+        # Backward passes in one micro-batch.
         self.backwards = 0
-        self.parameters = _trained(network, parameters, config)
+        self.parameters = _as_deepspeed_holds(network, parameters, config)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.backwards += 1
@@ -91,44 +99,46 @@ class _NetworkEngine(NetworkEngine):
 
 
 class _DiscriminatorEngine(Engine):
-    """The same of a discriminator."""
+    """The engine of a discriminator without DeepSpeed."""
 
     backwards = 1
 
     def __init__(self, discriminator: Discriminator, config: TrainConfig, *settings: object) -> None:
         self.engine = SimpleNamespace(module=discriminator)
-        self.parameters = _trained(discriminator, list(discriminator.parameters()), config)
+        self.parameters = _as_deepspeed_holds(discriminator, list(discriminator.parameters()), config)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
 
 class _FrozenNetwork(NetworkCalls):
-    """A network that is only asked."""
+    """A frozen network without DeepSpeed."""
 
     def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:
         self.network = network.requires_grad_(False)
-        self.called = network
+        self.module = network
 
 
 def sample_of(
     config: TrainConfig, teacher: Teacher, frames: int | None, height: int | None, width: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """The tensors of one sample: of the configured dataset, or as one of the given clips would be.
+    """Return the shapes of one sample's tensors, for the configured dataset or for clips of another size.
 
     Args:
-        frames, height, width: of clips; what is None is the dataset's.
+        config: the training's configuration.
+        teacher: the teacher, whose family determines the tensors.
+        frames, height, width: the size of the clips; each None is read from the dataset.
 
     Raises:
-        DatasetError: if the dataset is asked for and absent or damaged, or for another family.
-        MagicDistillError: if there are no such clips.
+        DatasetError: if a size is read from the dataset, and the dataset is missing, damaged or for another family.
+        MagicDistillError: if the size of the clips is invalid.
     """
     if frames is None or height is None or width is None:
         try:
             dataset = LatentDataset(config.data.dataset)
         except DatasetError as error:
             raise DatasetError(
-                f"{error} For clips that are not there yet give --frames, --height and --width."
+                f"{error} To compute the memory without a dataset, set --frames, --height and --width."
             ) from error
         dataset.check_family(teacher.checkpoint.family())
         index = dataset.index
@@ -137,14 +147,16 @@ def sample_of(
 
 
 def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[int, ...]], gpus: int) -> Memory:
-    """What a training takes.
+    """Compute the memory that a training needs on each GPU.
 
-    Weights, and what calls of networks hold, are found by building the networks and making an update of each on `meta`;
-    the rest follows from DeepSpeed's way of dividing, and its settings.
+    The networks are built on `meta`, and each role makes one update there; this measures the weights and the network
+    calls. The rest is computed from DeepSpeed's partitioning and its settings.
 
     Args:
-        shapes: of the tensors of one sample, as `sample_shapes` gives them.
-        gpus: on which the training runs, one process each.
+        config: the training's configuration.
+        teacher: the teacher, loaded on `meta`.
+        shapes: the shapes of one sample's tensors, from `sample_shapes`.
+        gpus: the number of GPUs, with one process each.
 
     Raises:
         ConfigError: if the method does not suit the teacher.
@@ -153,35 +165,41 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
     networks = build_networks(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, factories)
     stage = config.zero.stage
     modules, discriminators = _modules(networks)
-    whole, discriminator = _bytes(modules), _bytes(discriminators)
+    network_bytes, discriminator = _bytes(modules), _bytes(discriminators)
     divisor = gpus if stage == 3 else 1
     pair_generator = _bytes([networks.pair_generator.network.network]) if networks.pair_generator is not None else 0
     updates = _updates(config, teacher, networks, shapes)
     optimizer, gradients, step = _states(config, networks, gpus)
     return Memory(
-        _share(whole, divisor) + discriminator,
+        _share(network_bytes, divisor) + discriminator,
         optimizer,
         gradients,
-        _buffers(config, networks, whole),
+        _buffers(config, networks, network_bytes),
         updates,
         step,
-        # The few-step generator is divided before the others are loaded.
-        whole + discriminator - pair_generator + _share(pair_generator, divisor),
+        # DeepSpeed partitions the few-step generator before the other networks are loaded.
+        network_bytes + discriminator - pair_generator + _share(pair_generator, divisor),
     )
 
 
-def tell_memory(memory: Memory, room: int) -> None:
-    """Say, before anything is loaded, what a run will take of a GPU's `room` bytes; a warning if that is too much."""
-    found = f"{memory.total / 1e9:.1f} GB (at the start {memory.start / 1e9:.1f} GB)"
-    if max(memory.total, memory.start) <= _USABLE * room:
-        logger.info("Each GPU will hold about %s of the %.1f GB that it has", found, room / 1e9)
+def log_memory(memory: Memory, capacity: int) -> None:
+    """Log the memory that a run will need on each GPU, as a warning if it exceeds the usable memory.
+
+    Args:
+        memory: the computed memory.
+        capacity: the memory of one GPU in bytes.
+    """
+    needed = f"{memory.total / 1e9:.1f} GB (at the start {memory.start / 1e9:.1f} GB)"
+    if max(memory.total, memory.start) <= _USABLE * capacity:
+        logger.info("This run will use about %s of the %.1f GB of each GPU", needed, capacity / 1e9)
         return
     logger.warning(
-        "Each GPU will hold about %s of the %.1f GB that it has, which leaves too little for CUDA, communication and "
-        "validation: expect this run to end for lack of memory. Take more GPUs at zero.stage=3, shorter or smaller "
-        "clips, model.activation_checkpointing=true, or model.mode=lora; `magicdistill memory` says what each gives.",
-        found,
-        room / 1e9,
+        "This run will use about %s of the %.1f GB of each GPU. That leaves too little memory for CUDA, communication "
+        "and validation, so the run will probably run out of memory. Use more GPUs with zero.stage=3, shorter or "
+        "smaller clips, model.activation_checkpointing=true, or model.mode=lora. Compare settings with `magicdistill "
+        "memory`.",
+        needed,
+        capacity / 1e9,
     )
 
 
@@ -189,8 +207,8 @@ def _share(number: int, parts: int) -> int:
     return -(-number // parts)
 
 
-def _trained(module: nn.Module, parameters: list[nn.Parameter], config: TrainConfig) -> list[nn.Parameter]:
-    """What DeepSpeed does to them that takes or frees memory: the precision, and gradients that go."""
+def _as_deepspeed_holds(module: nn.Module, parameters: list[nn.Parameter], config: TrainConfig) -> list[nn.Parameter]:
+    """Imitate the effects of DeepSpeed on memory: cast the weights to the precision and free gradients at once."""
     if config.model.precision == "bf16":
         for parameter in module.parameters():
             parameter.data = parameter.data.bfloat16()
@@ -204,7 +222,7 @@ def _trained(module: nn.Module, parameters: list[nn.Parameter], config: TrainCon
 
 
 def _modules(networks: Networks) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The modules of all networks, each once, and those of the discriminators."""
+    """Return the modules of all networks, which may share weights, and the modules of the discriminators."""
     modules: list[nn.Module] = []
     discriminators: list[nn.Module] = []
     for engine in networks.engines.values():
@@ -213,8 +231,8 @@ def _modules(networks: Networks) -> tuple[list[nn.Module], list[nn.Module]]:
         else:
             discriminators.append(engine.engine.module)
     pair_generator = networks.pair_generator
-    asked = (networks.base, None if pair_generator is None else pair_generator.network)
-    modules += [calls.network for calls in asked if calls is not None]
+    frozen = (networks.base, None if pair_generator is None else pair_generator.network)
+    modules += [calls.network for calls in frozen if calls is not None]
     return modules, discriminators
 
 
@@ -225,7 +243,7 @@ def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
 
 
 def _bytes(modules: list[nn.Module]) -> int:
-    """Of all weights, each counted once."""
+    """Sum the bytes of all weights and buffers; shared ones count once."""
     return _bytes_of({id(tensor): tensor for tensor in _tensors(modules)}.values())
 
 
@@ -234,7 +252,10 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def _states(config: TrainConfig, networks: Networks, gpus: int) -> tuple[int, int, int]:
-    """What optimizers and gradients take, and what a step does besides; after the updates were made."""
+    """Compute the bytes of the optimizer states, of the gradients, and of an optimizer step.
+
+    Call this after `_updates`, which counts the backward passes.
+    """
     average, settings = config.generator_ema, _zero(config)
     optimizer, gradients, steps = 0, [], []
     for engine in networks.engines.values():
@@ -244,18 +265,18 @@ def _states(config: TrainConfig, networks: Networks, gpus: int) -> tuple[int, in
         trained = sum(parameter.numel() for parameter in engine.parameters)
         share = _share(trained, gpus if stage >= 1 else 1)
         width = engine.parameters[0].element_size()
-        # From stage 1 on there is a copy of fp32 weights too.
+        # From stage 1 on, DeepSpeed copies the weights even if they are fp32.
         copies = 2 if width == _FP32_BYTES and stage == 0 else 3
         if engine is networks.generator and average is not None and not average.on_cpu:
             copies += 1
         optimizer += copies * _FP32_BYTES * share
-        # At stage 2 those of a further backward come beside those that are kept.
-        kept = 2 if stage == 2 and engine.backwards * config.data.accumulation > 1 else 1
-        gradients.append(kept * width * (share if stage >= 2 else trained))
+        # At stage 2 the gradients of a second backward exist next to the accumulated ones.
+        sets = 2 if stage == 2 and engine.backwards * config.data.accumulation > 1 else 1
+        gradients.append(sets * width * (share if stage >= 2 else trained))
         steps.append(
             _FP32_BYTES * min(share, int(settings.sub_group_size)) if stage == 3 else (width + _FP32_BYTES) * share
         )
-    # At stage 3 every engine has a place for its own, for good.
+    # At stage 3 every engine allocates its gradients permanently.
     return optimizer, sum(gradients) if config.zero.stage == 3 else max(gradients), max(steps)
 
 
@@ -263,23 +284,29 @@ def _zero(config: TrainConfig) -> DeepSpeedZeroConfig:
     return DeepSpeedZeroConfig(**deepspeed_config(config, 0.0, config.zero.stage)["zero_optimization"])
 
 
-def _buffers(config: TrainConfig, networks: Networks, whole: int) -> int:
-    """DeepSpeed's: a bucket of gradients; at stage 3 one for each network, its copy, and weights that are gathered."""
+def _buffers(config: TrainConfig, networks: Networks, network_bytes: int) -> int:
+    """Compute the bytes of DeepSpeed's buffers.
+
+    At stages 1 and 2 this is one bucket of gradients. At stage 3 it is one bucket per trained network, a copy of the
+    reduced gradients, and the gathered weights.
+    """
     settings = _zero(config)
     width = 2 if config.model.precision == "bf16" else _FP32_BYTES
     bucket = int(settings.reduce_bucket_size) * width
     if config.zero.stage < 3:
-        # Made for a backward, and freed after it.
+        # Allocated for a backward pass and freed after it.
         return bucket if config.zero.stage else 0
     trained = [
         _bytes_of(engine.parameters) for engine in networks.engines.values() if isinstance(engine, _NetworkEngine)
     ]
-    return bucket * len(trained) + min(bucket, max(trained)) + min(whole, int(settings.max_live_parameters) * width)
+    gathered = min(network_bytes, int(settings.max_live_parameters) * width)
+    return bucket * len(trained) + min(bucket, max(trained)) + gathered
 
 
 def _updates(
     config: TrainConfig, teacher: Teacher, networks: Networks, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, int]:
+    """Run one update per role on `meta`; return the peak bytes of its network calls, by role."""
     method = build_method(config, networks, Draws(config.seed), META)
     modules, discriminators = _modules(networks)
     count = config.data.micro_batch
@@ -287,7 +314,7 @@ def _updates(
     def empty(name: str) -> Tensor:
         return torch.empty(count, *shapes[name], device=META)
 
-    held = {}
+    peaks = {}
     for role in dict.fromkeys(method.order):
         with BytesHeld(_tensors([*modules, *discriminators])) as memory, fused_attention():
             images = StartImage(empty(IMAGE_LATENTS), empty(IMAGE_FEATURES) if IMAGE_FEATURES in shapes else None)
@@ -296,5 +323,5 @@ def _updates(
                 teacher.checkpoint.family(), images, shapes[LATENTS], 0, positions, lambda: empty(LATENTS)
             )
             method.loss(role, batch).backward(networks.engine(role), last=True)
-        held[role] = memory.peak
-    return held
+        peaks[role] = memory.peak
+    return peaks

@@ -1,20 +1,24 @@
-"""Training methods: small classes over the shared loop and the objectives.
+"""Training methods: small classes on top of the shared loop and the objectives.
 
-To add one:
+To add a method:
 
-1. its settings in `train/config/methods.py`: a `MethodConfig` with `name: Literal[...]`, the roles that it trains
-   (`trained`), `uses_teacher` if it calls the frozen teacher, `uses_negative_prompt` if it makes calls without the
-   prompt,
-   `recipe_fields` if its export is not a few-step generator, `start_file` if it does not start from the teacher;
-   joined to `AnyMethod`;
-2. its class in a module here: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see `base.py`); noise and
-   levels come from `_noise` and `_level` with a purpose of their own, clean latents from `batch.latents`, weights from
-   `self.networks` (`generator_velocity`, `score`, `teacher`); a term that asks the trained network once more is a part
-   of its own (`Loss.after`);
-3. a line in `_METHODS`.
+1. Write its settings in `train/config/methods.py` and add them to `AnyMethod`. The settings are a `MethodConfig` with:
+   - `name: Literal[...]`;
+   - `trained`: the roles that the method trains;
+   - `uses_teacher`, if the method calls the frozen teacher;
+   - `uses_negative_prompt`, if the method makes unconditional calls;
+   - `recipe_fields`, if the exported model is not a few-step generator;
+   - `start_file`, if the method does not start from the teacher.
+2. Write its class in a module of this package: a `Method[ItsSettings]` with `headline`, `order` and `loss` (see
+   `base.py`).
+   - Draw noise and levels with `_noise` and `_level`, with one purpose string per use.
+   - Read clean latents from `batch.latents`.
+   - Call the networks through `self.networks` (`generator_velocity`, `score`, `teacher`).
+   - If a term of the loss calls the trained network a second time, make it a separate part (`Loss.after`).
+3. Add a line to `_METHODS`.
 
-Loop, checkpoints and export know methods by these alone. Engines are made for the roles in `trained`: a method with
-`trained = (GENERATOR,)` has one.
+The loop, the checkpoints and the export use only these interfaces. One engine is built per role in `trained`: a method
+with `trained = (GENERATOR,)` has one engine.
 """
 
 from typing import Any
@@ -55,5 +59,5 @@ _METHODS: dict[type[MethodConfig], type[Method[Any]]] = {
 
 
 def build_method(config: TrainConfig, networks: Networks, draws: Draws, device: torch.device) -> Method[Any]:
-    """The method that a configuration names."""
+    """Build the method that the configuration names."""
     return _METHODS[type(config.method)](config.method, config, networks, draws, device)

@@ -1,4 +1,4 @@
-"""What a training method is: an order of updates, and a loss for each role."""
+"""The base class of training methods: an order of updates and a loss per role."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,14 +24,14 @@ S = TypeVar("S", bound=MethodConfig)
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward on one process sees.
+    """The input of one forward pass on one process.
 
     Attributes:
-        condition: what the family made of the start images, for its network alone to understand.
-        positions: places in the update's global batch.
-        update: number of the optimizer update, over all roles.
-        shape: of what noise, losses and samplers work on, `(C, T, H, W)`: a latent without the frames that the start
-            image gives.
+        condition: the family's conditioning of the start images; only the family's network interprets it.
+        positions: the samples' positions in the update's global batch.
+        update: number of the update, counted over all roles.
+        shape: `(C, T, H, W)` of the noise, losses and samplers: a latent without the frames that the start image
+            provides.
         read_latents: reads the clean latents of this shape from the dataset.
     """
 
@@ -43,21 +43,23 @@ class MicroBatch:
 
     @cached_property
     def latents(self) -> Tensor:
-        """The clean latents `[B, C, T, H, W]`, read when first asked for."""
+        """The clean latents `[B, C, T, H, W]`, read at the first access."""
         return self.read_latents()
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A differentiable value, and scalars for the log; or the first part of a loss, each with a graph of its own.
+    """A loss or its first part: a differentiable value and scalars for the log.
 
-    Parts are for terms that ask the network again: what a large network holds for one backward is much of the memory
-    that training takes, so that two such graphs at a time would not fit.
+    The loss is the sum of its parts. Each part has a separate graph, and its backward runs before the next part is
+    computed. A term that calls the trained network a second time becomes a part, because two graphs of a large network
+    would not fit into memory together.
 
     Attributes:
-        value: of this part; the loss is the sum over the parts.
-        metrics: of this part, under names of its own.
-        after: makes the next part; called once the backward of this one has freed its graph. None ends the loss.
+        value: the value of this part.
+        metrics: the metrics of this part; the parts use different names.
+        after: computes the next part; called after the backward of this part has freed its graph. None for the last
+            part.
     """
 
     value: Tensor
@@ -65,7 +67,15 @@ class Loss:
     after: Callable[[], "Loss"] | None = None
 
     def backward(self, engine: Engine, *, last: bool) -> dict[str, Tensor]:
-        """Backward of all parts, one after another, and their metrics; `last` as for `Engine.backward`."""
+        """Run the backward pass of all parts, one after another.
+
+        Args:
+            engine: the engine of the trained role.
+            last: as for `Engine.backward`.
+
+        Returns:
+            The metrics of all parts.
+        """
         part, metrics = self, dict(self.metrics)
         while part.after is not None:
             engine.backward(part.value, last=False)
@@ -76,9 +86,12 @@ class Loss:
 
 
 class Method(ABC, Generic[S]):
-    """One method over the shared loop. Without state of its own: what must survive a resume is in the engines."""
+    """A training method.
 
-    # Metrics that the progress bar shows.
+    It has no state: everything that must survive a resume is in the engines.
+    """
+
+    # The metrics in the progress bar.
     headline: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -95,14 +108,14 @@ class Method(ABC, Generic[S]):
     @property
     @abstractmethod
     def order(self) -> tuple[str, ...]:
-        """Who is updated, in order, in one round; a round is one update of the generator."""
+        """The roles to update in one round, in this order. A round contains exactly one generator update."""
 
     @abstractmethod
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """The loss of one role on one micro-batch; its backward reaches that role's parameters alone."""
+        """Compute the loss of one role on one micro-batch; its gradients reach only the parameters of that role."""
 
-    def shown(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
-        """The start images as the network is to see them: as they are, unless a method wants it otherwise."""
+    def prepare_images(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
+        """Prepare the start images for the network; unchanged by default."""
         return images
 
     def micro_batch(
@@ -114,25 +127,29 @@ class Method(ABC, Generic[S]):
         positions: list[int],
         read_latents: Callable[[], Tensor],
     ) -> MicroBatch:
-        """What the family makes of samples.
+        """Build a micro-batch with the family's conditioning.
 
         Args:
-            shape: of one latent, `(16, T, H, W)`.
+            family: the teacher's family.
+            images: the start images.
+            shape: `(16, T, H, W)` of one latent.
+            update: number of the update, counted over all roles.
+            positions: the samples' positions in the update's global batch.
             read_latents: reads the latents `[B, 16, T, H, W]`.
         """
-        condition = family.condition(self.shown(images, update, positions), shape[1])
+        condition = family.condition(self.prepare_images(images, update, positions), shape[1])
         return MicroBatch(condition, positions, update, family.free_shape(shape), lambda: family.free(read_latents()))
 
     def _noise(self, purpose: str, batch: MicroBatch) -> Tensor:
-        """Noise `[B, C, T, H, W]`, its own for each purpose."""
+        """Draw noise `[B, C, T, H, W]`; each purpose has independent noise."""
         return self.draws.noise(purpose, batch.update, batch.positions, batch.shape).to(self.device)
 
     def _level(self, purpose: str, batch: MicroBatch) -> Tensor:
-        """Noise levels `[B]` of a loss."""
+        """Draw the noise levels `[B]` of a loss."""
         return self.draws.sigma(purpose, batch.update, batch.positions, self.schedule.shift).to(self.device)
 
     def _rollout(self, batch: MicroBatch) -> Tensor:
-        """The generator's sample `x_hat` from a random level of its schedule."""
+        """Sample `x_hat` from the generator, up to a random exit level of its schedule."""
         exit_index = self.draws.exit_index(batch.update, self.schedule.steps)
         fresh = []
         if self.schedule.sampler == "renoise":

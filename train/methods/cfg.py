@@ -1,4 +1,4 @@
-"""CFG distillation (Magic 1-For-1, Sec. 3.1): one call of the student is what the guided teacher needs two for."""
+"""CFG distillation (Magic 1-For-1, Sec. 3.1): one call of the student replaces the two calls of a guided teacher."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,23 @@ from .base import Loss, Method, MicroBatch
 
 
 class GuidanceDistillation(Method[CFGConfig]):
-    """The generator learns the teacher's guided velocity, the scale being an input of its guidance embedding.
+    """The generator learns the teacher's guided velocity; its guidance embedding receives the guidance scale.
 
-    A teacher with a guidance embedding of its own is asked at scale 1.
+    A teacher that already has a guidance embedding is called with scale 1.
     """
 
     headline = ("generator/distillation", "generator/base_loss")
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The generator alone."""
+        """The generator only."""
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """The distance to the guided teacher at a random scale, then flow matching without guidance (M141 Eq. 8)."""
+        """Sum two losses (M141 Eq. 8): the distance to the guided teacher, and flow matching without guidance.
+
+        The distance is measured at a random guidance scale per sample, flow matching at scale 1.
+        """
         networks, condition, scales = self.networks, batch.condition, self._scales(batch)
         unguided = torch.ones_like(scales)
         eps, sigma = self._noise("loss", batch), self._level("level", batch)
@@ -52,7 +55,7 @@ class GuidanceDistillation(Method[CFGConfig]):
         return Loss(weighted, {}, after=base)
 
     def _scales(self, batch: MicroBatch) -> Tensor:
-        """Guidance scales `[B]`, uniform over their range, another for every sample."""
+        """Draw guidance scales `[B]`, uniform over the configured range, one per sample."""
         low, high = self.settings.scale_min, self.settings.scale_max
 
         def draw(generator: torch.Generator) -> Tensor:

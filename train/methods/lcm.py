@@ -1,4 +1,4 @@
-"""Latent consistency distillation, the recipe of FastVideo that MagicDistillation compares itself with (MD App. B)."""
+"""Latent consistency distillation: FastVideo's recipe, a baseline in the MagicDistillation paper (MD App. B)."""
 
 import torch
 from torch import Tensor
@@ -11,17 +11,21 @@ from .base import Loss, Method, MicroBatch
 
 
 class LatentConsistency(Method[LCMConfig]):
-    """The generator learns to jump to the end of the teacher's ODE from anywhere on its many-step schedule."""
+    """The generator learns to jump from any level of the teacher's many-step schedule to the end of its ODE."""
 
     headline = ("generator/loss", "generator/gradient_norm")
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The generator alone."""
+        """The generator only."""
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """The Huber distance to where the target ends after one Euler step of the teacher."""
+        """Compute the Huber distance between two predicted ends of the ODE.
+
+        The student predicts from a level; the target network predicts from the next level, after one Euler step of the
+        teacher.
+        """
         sigma, sigma_next = self._neighbours(batch)
         student = self.networks.generator_velocity(batch.condition)
         teacher = self.networks.teacher(batch.condition)
@@ -38,7 +42,7 @@ class LatentConsistency(Method[LCMConfig]):
         return Loss(value, {"generator/loss": value.detach()})
 
     def _neighbours(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Neighbouring levels `[B]` of the teacher's schedule, another pair for every sample."""
+        """Draw a level and the next level of the teacher's schedule per sample; both `[B]`."""
         steps = self.settings.ode_steps
         sigmas = few_step_sigmas(steps, self.schedule.shift)
 

@@ -1,4 +1,4 @@
-"""Distribution matching in all its forms: weak-to-strong (MagicDistillation), DMD, DMD2, ground-truth supervision."""
+"""Distribution matching: weak-to-strong (MagicDistillation), DMD, DMD2 and ground-truth supervision."""
 
 from typing import TypeVar
 
@@ -12,35 +12,40 @@ from magicdistill_core.objectives.supervision import supervision_loss
 from ..config.methods import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from .base import Loss, Method, MicroBatch
 
-# Latents are scaled to a deviation near 1: hardly a value of a natural clip lies beyond this.
+# Latents are scaled to a standard deviation near 1. Natural clips have hardly any value with a larger magnitude.
 SATURATED = 4.0
 
 M = TypeVar("M", bound=MatchingConfig)
 
 
 class DistributionMatching(Method[M]):
-    """One branch, strong as the fake score and weak (or, for DMD, at weight 0) as the real one.
+    """Distribution matching with one low-rank branch.
 
-    Besides, as configured: guidance of the real score, ground-truth supervision, a discriminator.
+    At the strong weight the branch is the fake score; at the weak weight (0 for DMD) it is the real score. The
+    configuration can add guidance of the real score, ground-truth supervision and a discriminator.
     """
 
     headline = ("fake/loss", "generator/matching_gradient")
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The fake branch some times, the discriminator if there is one, then the generator."""
+        """First the fake branch `fake_updates` times, then the discriminator if configured, then the generator."""
         discriminator = self.settings.discriminator
-        judged = () if discriminator is None else (DISCRIMINATOR,) * discriminator.updates
-        return (FAKE,) * self.settings.fake_updates + judged + (GENERATOR,)
+        discriminator_updates = () if discriminator is None else (DISCRIMINATOR,) * discriminator.updates
+        return (FAKE,) * self.settings.fake_updates + discriminator_updates + (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Flow matching for the fake branch, real or fake for the discriminator, matching for the generator."""
+        """Compute the loss of one role.
+
+        The fake branch learns flow matching on samples, the discriminator separates latents from samples, and the
+        generator learns distribution matching.
+        """
         if role == FAKE:
             return self._fake(batch)
         return self._discriminator(batch) if role == DISCRIMINATOR else self._generator(batch)
 
     def _round(self, batch: MicroBatch) -> int:
-        """The number of the round, from 0."""
+        """The number of the round, counted from 0."""
         return batch.update // len(self.order)
 
     def _fake(self, batch: MicroBatch) -> Loss:
@@ -55,7 +60,7 @@ class DistributionMatching(Method[M]):
         return self._total(batch, x_hat, self._matching(batch, x_hat))
 
     def _matching(self, batch: MicroBatch, x_hat: Tensor) -> Loss:
-        """The matching loss by itself (MD Eq. 2, 5 and 6)."""
+        """Compute the distribution matching loss without additions (MD Eq. 2, 5 and 6)."""
         settings, condition = self.settings, batch.condition
         guidance = None
         if settings.uses_negative_prompt:
@@ -74,7 +79,7 @@ class DistributionMatching(Method[M]):
             "generator/loss": result.loss.detach(),
             "generator/matching_gradient": result.gradient_norm,
             "generator/real_fake_distance": result.real_fake_distance,
-            # Motion and saturation of the samples: where collapse shows first.
+            # Collapse shows first in the motion and the saturation of the samples.
             "generator/motion": x_hat.detach().diff(dim=2).abs().mean(),
             "generator/temporal_variance": x_hat.detach().var(dim=2, correction=0).mean(),
             "generator/deviation": x_hat.detach().std(),
@@ -85,7 +90,7 @@ class DistributionMatching(Method[M]):
         return Loss(result.loss, metrics)
 
     def _total(self, batch: MicroBatch, x_hat: Tensor, matching: Loss) -> Loss:
-        """The matching loss, and what is configured besides: the adversarial gradient, and supervision as a part."""
+        """Add the configured terms to the matching loss: the adversarial gradient, and supervision as a second part."""
         value, metrics = matching.value, dict(matching.metrics)
         discriminator = self.settings.discriminator
         if discriminator is not None:
@@ -95,14 +100,14 @@ class DistributionMatching(Method[M]):
                 self._noise("judged", batch),
                 self._level("judged", batch),
             )
-            taught = discriminator.weight if self._round(batch) >= discriminator.warmup else 0.0
-            value = value + taught * (x_hat * gradient).sum()
+            weight = discriminator.weight if self._round(batch) >= discriminator.warmup else 0.0
+            value = value + weight * (x_hat * gradient).sum()
             metrics["generator/adversarial_loss"] = loss
             metrics["generator/adversarial_gradient"] = discriminator.weight * gradient.abs().mean() * gradient.numel()
         return Loss(value, metrics, None if self.settings.supervision is None else lambda: self._supervision(batch))
 
     def _supervision(self, batch: MicroBatch) -> Loss:
-        """MD Eq. 7 at a random level of the schedule for each sample, with its weight."""
+        """Compute the weighted supervision loss (MD Eq. 7) at a random level of the schedule per sample."""
         settings = self.settings.supervision
         assert settings is not None
         indices = self.draws.each(

@@ -1,4 +1,7 @@
-"""One-step distillation (MagicDistillation, Sec. 3.4): first a few-step generator's samples, then the distribution."""
+"""One-step distillation (MagicDistillation, Sec. 3.4).
+
+The loss starts with regression on the samples of a few-step generator and moves to distribution matching.
+"""
 
 import torch.nn.functional as F
 
@@ -8,17 +11,20 @@ from .matching import DistributionMatching
 
 
 def annealed(ends: tuple[float, float], done: float) -> float:
-    """A weight on its straight way from the first to the second of `ends`, at `done` in [0, 1]."""
+    """Interpolate a weight linearly from the first to the second of `ends`; `done` is in [0, 1]."""
     return ends[0] + (ends[1] - ends[0]) * done
 
 
 class OneStep(DistributionMatching[OneStepConfig]):
-    """Distribution matching, and beside it the distance to what the few-step generator makes of the same noise."""
+    """Distribution matching plus the distance to the few-step generator's sample from the same noise."""
 
     headline = ("generator/pair_distance", "generator/matching_gradient")
 
     def _generator(self, batch: MicroBatch) -> Loss:
-        """`w_d * ||G1(eps) - sg G4(eps)||^2 + w_m * L_dm`; the pair is made here, from the rollout's noise."""
+        """Compute `w_d * ||G1(eps) - sg G4(eps)||^2 + w_m * L_dm`.
+
+        The few-step generator G4 samples here, from the noise of the rollout; no pairs are stored.
+        """
         settings = self.settings
         x_hat = self._rollout(batch)
         pair_generator = self.networks.pair_generator

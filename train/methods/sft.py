@@ -1,4 +1,4 @@
-"""Training of a teacher by flow matching on videos: how the portrait teacher of MagicDistillation was made."""
+"""Fine-tuning of a teacher with flow matching on videos, as for the portrait teacher of MagicDistillation."""
 
 from dataclasses import replace
 
@@ -15,17 +15,17 @@ from .base import Loss, Method, MicroBatch
 
 
 class FineTuning(Method[SFTConfig]):
-    """The generator is the teacher, and learns from the data alone."""
+    """The generator starts as the teacher and learns only from the data."""
 
     headline = ("generator/loss", "generator/gradient_norm")
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The generator alone."""
+        """The generator only."""
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Flow matching (M141 Eq. 9) at logit-normal levels."""
+        """Compute the flow matching loss (M141 Eq. 9) at logit-normal levels."""
         value = flow_matching_loss(
             self.networks.generator_velocity(batch.condition),
             batch.latents,
@@ -35,8 +35,8 @@ class FineTuning(Method[SFTConfig]):
         )
         return Loss(value, {"generator/loss": value.detach()})
 
-    def shown(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
-        """With a little noise on them, if configured."""
+    def prepare_images(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
+        """Add a little noise to the start images, if `reference_noise` is configured."""
         if self.settings.reference_noise is None:
             return images
         mean, std = self.settings.reference_noise
@@ -49,7 +49,7 @@ class FineTuning(Method[SFTConfig]):
         return replace(images, latents=noise_reference(images.latents, log_std, eps))
 
     def _levels(self, batch: MicroBatch) -> Tensor:
-        """Noise levels `[B]`: logit-normal, and a configured share of them uniform before the shift."""
+        """Draw noise levels `[B]`: logit-normal, with a configured share that is uniform before the shift."""
         settings, shift = self.settings, self.schedule.shift
 
         def draw(generator: torch.Generator) -> Tensor:
@@ -60,7 +60,7 @@ class FineTuning(Method[SFTConfig]):
         return self.draws.each("level", batch.update, batch.positions, draw).to(self.device)
 
     def _channel_weights(self) -> Tensor | None:
-        """The configured weights with mean 1, `[C, 1, 1, 1]`; None where there are none."""
+        """The configured channel weights scaled to mean 1, `[C, 1, 1, 1]`; None if none are configured."""
         if self.settings.channel_weights is None:
             return None
         weight = torch.tensor(self.settings.channel_weights, device=self.device)

@@ -1,1 +1,1 @@
-"""One run from its first check to its last checkpoint."""
+"""A training run, from the first checks to the last checkpoint."""

@@ -1,8 +1,10 @@
-"""Saving and loading a run: everything that is trained, under one tag that exists only when it is complete.
+"""Saving and loading the checkpoints of a run.
 
-`RUN/checkpoints/step-000200/` (see `run_folder`) holds the state of every engine, the trained weights as files that can
-be used at once, and a manifest with the size and checksum of every file. A save goes to a hidden folder first, reaches
-the disk, is renamed, and only then becomes `latest`: a killed run keeps its last good checkpoint.
+A checkpoint is the folder `RUN/checkpoints/step-000200/` (see `run_folder`). It contains the state of every engine, the
+trained weights as ready-to-use model files, and a manifest with the size and checksum of every file.
+
+A save writes to a hidden folder, flushes it to the disk, renames it, and then updates `latest`. A folder with a
+checkpoint's name is therefore always complete, and a killed run keeps its last good checkpoint.
 """
 
 import os
@@ -38,13 +40,13 @@ from ..run_folder import (
 from .rollback import Rollback, note_rollback
 
 _TEMPORARY, _STATE = ".tmp-", "state"
-# What is copied to main memory and written at a time.
+# Size of one state file; this much is copied to main memory at a time.
 _FILE_BYTES = 2 * 1024**3
 _READ_BYTES = 16 * 1024**2
 
 
 def fsync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,19 +74,24 @@ def save(
     healthy: bool,
     notes: dict[str, object],
 ) -> Path:
-    """Save everything after generator update `update`; a collective call.
+    """Save a checkpoint; a collective call.
 
     Args:
-        states: what is saved, by name.
-        export: writes the trained weights into a folder (called by every process).
-        keep: how many of the newest checkpoints to keep. The best one, and the newest healthy one, stay besides.
-        measure: how good the run is at this point, lower is better.
-        since: measures of earlier updates are not compared with those from this one on.
-        healthy: whether the guard had nothing to say.
-        notes: what else a resumed run needs to know (JSON); `load` gives it back.
+        run: the run's folder.
+        states: the states to save, by name.
+        export: writes the trained weights into a folder; every process calls it.
+        update: the number of generator updates made.
+        keep: how many of the newest checkpoints to keep. The best one and the newest healthy one are kept as well.
+        measure: the run's measure at this update, lower is better; None if unknown.
+        since: the first update whose measure may be compared; earlier measures are ignored.
+        healthy: whether the guard found no problem.
+        notes: other data that a resumed run needs (JSON); the manifest returned by `load` contains them.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        CheckpointError: on every process, if one of them could not write. The checkpoints before are untouched.
+        CheckpointError: on every process, if one of them could not write. Earlier checkpoints are unchanged.
     """
     root = run / FOLDER
     temporary = root / f"{_TEMPORARY}{checkpoint_name(update)}"
@@ -117,18 +124,18 @@ def save(
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove what a killed save has left. Called by the main process alone."""
-    for left in (run / FOLDER).glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(left)
+    """Remove the leftovers of killed saves. Only the main process calls this."""
+    for leftover in (run / FOLDER).glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
 
 
-def held_bytes(run: Path) -> int:
-    """What the checkpoints of a run take."""
+def stored_bytes(run: Path) -> int:
+    """Return the size of all checkpoints of a run in bytes."""
     return sum(file.bytes for manifest in _manifests(run / FOLDER).values() for file in manifest.files.values())
 
 
 def _write_states(folder: Path, states: Mapping[str, SavedState]) -> dict[str, StoredFile]:
-    """Write what this process holds; returns what it wrote, by path inside the folder."""
+    """Write this process's partitions; return the written files by their path inside the folder."""
     files: dict[str, StoredFile] = {}
     for name, state in states.items():
         for number, tensors in enumerate(_portions(state)):
@@ -140,34 +147,37 @@ def _write_states(folder: Path, states: Mapping[str, SavedState]) -> dict[str, S
 
 
 def _portions(state: SavedState) -> Iterator[dict[str, Tensor]]:
-    """Copies in main memory of what this process writes of a state, a file's worth at a time."""
+    """Copy this process's partitions of a state to main memory, in portions of one file each."""
     tensors: dict[str, Tensor] = {}
-    held = 0
+    copied_bytes = 0
     for partition in state.partitions():
         for kind, tensor in partition.tensors.items() if partition.written else ():
             tensors[f"{kind}:{partition.start}:{partition.name}"] = tensor.detach().to("cpu", copy=True)
-            held += tensor.numel() * tensor.element_size()
-        if held >= _FILE_BYTES:
+            copied_bytes += tensor.numel() * tensor.element_size()
+        if copied_bytes >= _FILE_BYTES:
             yield tensors
-            tensors, held = {}, 0
+            tensors, copied_bytes = {}, 0
     if tensors:
         yield tensors
 
 
 def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: int) -> None:
-    """Bring a complete folder to the disk, give it its name, let `latest` and `best` say so, and remove old ones."""
+    """Turn a completely written folder into a checkpoint.
+
+    Flush it to the disk, rename it, update `latest` and `best`, and remove old checkpoints.
+    """
     write_text(temporary / MANIFEST, manifest.to_json())
     for path in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
         fsync(path)
     final = root / checkpoint_name(manifest.update)
     if final.exists():
-        # Of a future that this run went back from: out of the way in one step, so that no half of it keeps the name.
+        # Left over from before a rollback. `_remove` renames it first, so no incomplete folder keeps this name.
         _remove(final)
     temporary.rename(final)
     fsync(root)
     _point(root, LATEST, final)
-    # Later ones are of a future that this run went back from; they stay until they are written anew.
-    manifests = {update: known for update, known in _manifests(root).items() if update <= manifest.update}
+    # Later checkpoints are left over from before a rollback; they stay until they are saved again.
+    manifests = {update: other for update, other in _manifests(root).items() if update <= manifest.update}
     healthy = [update for update, m in manifests.items() if m.healthy]
     measured = {update: m for update in healthy if (m := manifests[update].measure) is not None}
     compared = [update for update in measured if update >= since]
@@ -179,7 +189,7 @@ def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: 
 
 
 def _manifests(root: Path) -> dict[int, Manifest]:
-    """The manifests of all checkpoints, in order of their updates; what has no readable one is no checkpoint."""
+    """Read the manifests of all checkpoints, in order of updates; folders without a readable manifest are skipped."""
     found = {}
     for update in checkpoint_updates(root):
         with suppress(CheckpointError):
@@ -188,11 +198,11 @@ def _manifests(root: Path) -> dict[int, Manifest]:
 
 
 def _remove(folder: Path) -> None:
-    # Its name goes at once: a process that is killed while files are removed leaves no half of a checkpoint.
-    away = folder.with_name(f"{_TEMPORARY}removed-{folder.name}")
-    shutil.rmtree(away, ignore_errors=True)
-    folder.rename(away)
-    shutil.rmtree(away)
+    # Rename before deleting: a process killed during the deletion must not leave an incomplete checkpoint.
+    trash = folder.with_name(f"{_TEMPORARY}removed-{folder.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+    folder.rename(trash)
+    shutil.rmtree(trash)
 
 
 def _point(root: Path, pointer: str, folder: Path) -> None:
@@ -201,7 +211,7 @@ def _point(root: Path, pointer: str, folder: Path) -> None:
 
 
 def _check_written(run: Path, temporary: Path, error: str | None) -> None:
-    """All processes agree on whether one of them failed to write."""
+    """Raise on every process if one of them failed to write; a collective call."""
     error = first_error(error)
     if error is None:
         return
@@ -211,21 +221,21 @@ def _check_written(run: Path, temporary: Path, error: str | None) -> None:
     last = f"The checkpoint of update {updates[-1]} is intact" if updates else "There is no checkpoint yet"
     free = shutil.disk_usage(run).free / 1e9
     raise CheckpointError(
-        f"A checkpoint could not be written to {run / FOLDER} ({error}; {free:.1f} GB are free there). {last}. Make "
-        "room or mend the disk, then continue with --resume."
+        f"A checkpoint could not be written to {run / FOLDER} ({error}; {free:.1f} GB are free there). {last}. Free "
+        "disk space or repair the disk, then continue with --resume."
     )
 
 
 def point_to(run: Path, update: int) -> None:
-    """Let `latest` name an earlier checkpoint. Called by the main process alone."""
+    """Make `latest` name the checkpoint of an update. Only the main process calls this."""
     root = run / FOLDER
     _point(root, LATEST, root / checkpoint_name(update))
 
 
 def go_back(run: Path, to: Rollback) -> None:
-    """Make an earlier checkpoint the newest: later ones are removed. Called by the main process alone.
+    """Roll back to an earlier checkpoint and remove the later ones. Only the main process calls this.
 
-    That the run goes back is noted first, so that a process that is killed meanwhile does not forget it.
+    The rollback is recorded in a file first. If the process is killed meanwhile, the next one finishes the rollback.
     """
     root, update = run / FOLDER, to.update
     note_rollback(run, to)
@@ -237,23 +247,23 @@ def go_back(run: Path, to: Rollback) -> None:
 
 
 def healthy_updates(run: Path) -> list[int]:
-    """The updates of the checkpoints that were saved while the guard had nothing to say, in order."""
+    """Return the updates of the healthy checkpoints (saved when the guard found no problem), in order."""
     return [update for update, manifest in _manifests(run / FOLDER).items() if manifest.healthy]
 
 
 def verified(run: Path) -> Path:
-    """The folder of a run's newest checkpoint, its files' sizes checked against the manifest.
+    """Return the folder of a run's newest checkpoint after checking the sizes of its files against the manifest.
 
     Raises:
-        CheckpointError: if there is none, or if a file of it is missing or has another size.
+        CheckpointError: if there is no checkpoint, or one of its files is missing or has another size.
     """
     folder = checkpoint_folder(run)
     manifest = read_manifest(folder)
-    found = {name: _size(folder / name) for name in manifest.files}
+    sizes = {name: _size(folder / name) for name in manifest.files}
     wrong = [
-        f"{name} ({'missing' if found[name] is None else found[name]} of {file.bytes} bytes)"
+        f"{name} ({'missing' if sizes[name] is None else f'{sizes[name]} bytes'}, expected {file.bytes} bytes)"
         for name, file in manifest.files.items()
-        if found[name] != file.bytes
+        if sizes[name] != file.bytes
     ]
     if wrong:
         raise _damaged(folder, wrong)
@@ -266,29 +276,33 @@ def _size(path: Path) -> int | None:
 
 def _damaged(folder: Path, files: list[str]) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint {folder.name} is damaged: {', '.join(files[:5])}. Write the name of another step-* folder "
-        f"into {folder.parent / LATEST}, and resume from that."
+        f"The checkpoint {folder.name} is damaged: {', '.join(files[:5])}. To resume from another checkpoint, write "
+        f"the name of its step-* folder into {folder.parent / LATEST}."
     )
 
 
 def load(run: Path, states: Mapping[str, SavedState]) -> Manifest:
-    """Bring everything back to the newest checkpoint; returns its manifest. A collective call.
+    """Load the newest checkpoint into the states; a collective call.
 
-    Any number of processes, at any ZeRO stage, takes up what any other number saved.
+    The checkpoint may have been saved by another number of processes or at another ZeRO stage.
+
+    Returns:
+        The checkpoint's manifest.
 
     Raises:
-        CheckpointError: as `verified`; if a checksum is wrong; or if the state is of another network or method.
+        CheckpointError: if `verified` raises it, a checksum is wrong, or the saved state belongs to another network or
+            method.
     """
     folder = verified(run)
     manifest = read_manifest(folder)
     mine = list(manifest.files.items())[rank() :: world_size()]
     wrong = [name for name, file in mine if _checksum(folder / name) != file.crc32]
     if wrong := [name for part in from_all(wrong) for name in part]:
-        raise _damaged(folder, [f"{name} (other contents than were written)" for name in wrong])
+        raise _damaged(folder, [f"{name} (wrong checksum)" for name in wrong])
     if set(manifest.counters) != set(states):
         raise CheckpointError(
-            f"The checkpoint {folder} holds the state of {', '.join(manifest.counters)}; this run needs "
-            f"{', '.join(states)}. Restore the method and settings that the run was started with."
+            f"The checkpoint {folder} contains the states {', '.join(manifest.counters)}; this run needs "
+            f"{', '.join(states)}. Restore the method and settings with which the run was started."
         )
     for name, state in states.items():
         state.restore(manifest.counters[name], partial(_read, folder / _STATE / name))

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run keeps: asked before the first update, not found out hours later."""
+"""A check that the disk has space for a run's checkpoints, made before the first update."""
 
 import logging
 import shutil
@@ -13,14 +13,14 @@ from . import checkpoints
 
 logger = logging.getLogger(__name__)
 
-# Besides the newest ones: the best, the newest healthy one, and the one that is being written.
-BESIDES = 3
+# In addition to the `keep` newest checkpoints: the best, the newest healthy one, and the one that is being written.
+EXTRA_CHECKPOINTS = 3
 
 
 def state_bytes(states: Mapping[str, SavedState]) -> int:
-    """What a checkpoint of these states takes, over all processes (a collective call).
+    """Return the bytes of a checkpoint of these states, summed over all processes; a collective call.
 
-    Before an optimizer's first step its moments do not exist; they will be as large as the fp32 weights.
+    An optimizer's moments do not exist before its first step. They are counted with the size of the fp32 weights.
     """
     total = 0
     for state in states.values():
@@ -33,14 +33,17 @@ def state_bytes(states: Mapping[str, SavedState]) -> int:
 
 
 def check_room(run: Path, checkpoint: int, keep: int) -> None:
-    """Refuse a run whose next checkpoint does not fit, and warn if all that it is to keep does not; a collective call.
+    """Check the free disk space of a run; a collective call.
+
+    A warning is logged if the disk cannot hold all checkpoints that the run keeps.
 
     Args:
-        checkpoint: bytes of one.
-        keep: `checkpoint.keep`.
+        run: the run's folder, which need not exist.
+        checkpoint: bytes of one checkpoint.
+        keep: the setting `checkpoint.keep`.
 
     Raises:
-        ConfigError: on every process.
+        ConfigError: on every process, if not even one checkpoint fits.
     """
     error = first_error(_check_room(run, checkpoint, keep) if is_main() else None)
     if error is not None:
@@ -49,24 +52,24 @@ def check_room(run: Path, checkpoint: int, keep: int) -> None:
 
 def _check_room(run: Path, checkpoint: int, keep: int) -> str | None:
     checkpoints.clear_unfinished(run)
-    there = next(folder for folder in (run, *run.resolve().parents) if folder.is_dir())
-    free, held = shutil.disk_usage(there).free, checkpoints.held_bytes(run)
+    existing = next(folder for folder in (run, *run.resolve().parents) if folder.is_dir())
+    free, stored = shutil.disk_usage(existing).free, checkpoints.stored_bytes(run)
     gigabytes = f"{checkpoint / 1e9:,.1f} GB"
     if free < checkpoint:
         return (
-            f"One checkpoint of this run takes {gigabytes}, and {run} has {free / 1e9:,.1f} GB left. Make room there, "
-            "or name a folder on another disk (run=FOLDER)."
+            f"One checkpoint of this run takes {gigabytes}, but the disk of {run} has only {free / 1e9:,.1f} GB free. "
+            "Free disk space, or choose a folder on another disk (run=FOLDER)."
         )
-    most = (keep + BESIDES) * checkpoint
-    if free + held < most:
+    needed = (keep + EXTRA_CHECKPOINTS) * checkpoint
+    if free + stored < needed:
         logger.warning(
             "The checkpoints of this run will take up to %.1f GB (%s each: checkpoint.keep=%d, the best, the newest "
-            "healthy one, and the one that is being written), and %s has %.1f GB for them. The run ends when the disk "
-            "is full: make room there, lower checkpoint.keep, or name a folder on another disk.",
-            most / 1e9,
+            "healthy one, and the one that is being written). The disk of %s has only %.1f GB for them, and the run "
+            "ends when it is full. Free disk space, lower checkpoint.keep, or choose a folder on another disk.",
+            needed / 1e9,
             gigabytes,
             keep,
             run,
-            (free + held) / 1e9,
+            (free + stored) / 1e9,
         )
     return None

@@ -1,4 +1,4 @@
-"""What a run was made with: the machine and the versions, for its report."""
+"""The machine and the package versions of a run, for its report."""
 
 import os
 import platform
@@ -10,12 +10,12 @@ from ..distributed import world_size
 
 
 def gpu_bytes(device: torch.device) -> int | None:
-    """The memory of a GPU; None for a CPU."""
+    """Return the memory of a GPU in bytes; None for a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def machine_facts() -> dict[str, object]:
-    """Hardware and versions of this process, as JSON."""
+    """Return the hardware, the number of processes and the package versions, as JSON data."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",

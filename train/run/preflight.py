@@ -1,4 +1,4 @@
-"""What a training needs is looked at before anything large is loaded: its files, and whether its folder may be used."""
+"""Checks of a training's input files and of the run's folder, made before anything large is loaded."""
 
 import hashlib
 import json
@@ -28,39 +28,39 @@ _DIGEST = "dataset_digest"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was found: where the teacher is, its hash, and the dataset."""
+    """The checked inputs of a run: the teacher's path, the sha256 of its weights, and the dataset."""
 
     teacher: Path
     teacher_hash: str
     dataset: LatentDataset
 
 
-def look(config: TrainConfig, *, resume: bool) -> Inputs:
-    """Look at everything that a configuration names, and at the run's folder; a collective call.
+def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
+    """Check all input files of a configuration and the run's folder; a collective call.
 
     Raises:
-        MagicDistillError: on every process, if one of them finds that something is absent or damaged, that the folder
-            holds a run already, or that a run to be resumed was started with something else.
+        MagicDistillError: on every process, if one of them finds a missing or damaged file, the folder of a new run
+            already contains a run, or the run to resume was started with other inputs.
     """
     with beginning_together():
-        found = _look(config, resume=resume)
-    return found
+        inputs = _check_inputs(config, resume=resume)
+    return inputs
 
 
-def _look(config: TrainConfig, *, resume: bool) -> Inputs:
+def _check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
     if not resume and (config.run / FOLDER).exists():
         raise ConfigError(
-            f"{config.run} already holds a run. Continue it with --resume, or name another folder (run=FOLDER)."
+            f"{config.run} already contains a run. Continue it with --resume, or choose another folder (run=FOLDER)."
         )
     teacher = teacher_path(config)
     files = weight_files(teacher)
     for file in files:
-        _check_there("model.teacher", file, "Check the path.")
+        _check_exists("model.teacher", file, "Check the path.")
     dataset = LatentDataset(config.data.dataset)
     _check_prompts(config, teacher, files)
     _check_vae(config)
     if config.method.start_file is not None:
-        _check_there("method.few_step_generator", config.method.start_file, "Export one from a run of w2s or dmd2.")
+        _check_exists("method.few_step_generator", config.method.start_file, "Export one from a run of w2s or dmd2.")
     if resume:
         run_facts(config.run)
         if (config.run / FOLDER / LATEST).is_file():
@@ -71,25 +71,25 @@ def _look(config: TrainConfig, *, resume: bool) -> Inputs:
     return inputs
 
 
-def _check_there(field: str, path: Path, advice: str) -> None:
+def _check_exists(field: str, path: Path, advice: str) -> None:
     if not path.exists():
         raise ConfigError(f"{field} is {path}, which does not exist. {advice}")
 
 
 def _check_prompts(config: TrainConfig, teacher: Path, files: list[Path]) -> None:
     model = config.model
-    texts = {"model.null_prompt": model.null_prompt, "model.negative_prompt": model.negative_prompt}
-    for field, path in texts.items():
+    prompts = {"model.null_prompt": model.null_prompt, "model.negative_prompt": model.negative_prompt}
+    for field, path in prompts.items():
         if path is not None:
-            wording = "" if field == "model.null_prompt" else " Give its text with --prompt."
-            _check_there(field, path, f"Make it with: {ENCODE_PROMPT.format(out=path)}{wording}")
+            text_option = "" if field == "model.null_prompt" else " Set its text with --prompt."
+            _check_exists(field, path, f"Create it with: {ENCODE_PROMPT.format(out=path)}{text_option}")
             load_null_prompt(path)
-    # A pickle has none, or says so once it is read.
+    # The header of a pickle cannot be read. Loading the teacher later reports a missing null prompt.
     readable = [file for file in files if not is_pickle_name(file)]
     if model.null_prompt is None and readable and not _have_null_prompt(readable):
         raise CheckpointError(
-            f"The teacher {teacher} carries no null prompt, and model.null_prompt names none. Make one and name it: "
-            f"{ENCODE_PROMPT.format(out='null_prompt.safetensors')}"
+            f"The teacher {teacher} carries no null prompt, and model.null_prompt is not set. Create one and set "
+            f"model.null_prompt to it: {ENCODE_PROMPT.format(out='null_prompt.safetensors')}"
         )
 
 
@@ -102,7 +102,7 @@ def _check_vae(config: TrainConfig) -> None:
     if not settings.every or settings.vae == POCKET:
         return
     vae = Path(settings.vae)
-    _check_there("validation.vae", vae, "Name the VAE that the dataset was made with, or set validation.every=0.")
+    _check_exists("validation.vae", vae, "Set it to the VAE that encoded the dataset, or set validation.every=0.")
     if vae.is_file():
         read_metadata(vae)
 
@@ -118,32 +118,43 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | int]:
 
 
 def dataset_digest(index: DatasetIndex) -> str:
-    """sha256 of what a dataset holds, wherever it lies: geometry, encoders, and the samples in their order."""
+    """Return the sha256 of a dataset's contents: geometry, encoders, and the samples in their order.
+
+    It does not depend on where the dataset is stored.
+    """
     facts = index.model_dump(exclude={"format_version", "shards", "sources"})
     facts["shards"] = [[shard.bytes, *shard.samples] for shard in index.shards]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_unchanged(config: TrainConfig, inputs: Inputs) -> None:
-    """Refuse to resume with another teacher, mode or dataset than `run.json` records."""
+    """Check that the teacher, the mode and the dataset are those that `run.json` records.
+
+    Raises:
+        CheckpointError: if one of them differs.
+    """
     path = config.run / RUN_FILE
     before, now = json.loads(path.read_text(encoding="utf-8")), _facts(config, inputs)
-    data = f"another dataset than {config.data.dataset} is now"
+    dataset = f"a dataset other than {config.data.dataset}"
     for name, what in (
-        ("teacher_hash", f"another teacher than {inputs.teacher} is now: of sha256"),
-        ("mode", "model.mode"),
-        ("samples", f"{data}: of samples"),
-        (_DIGEST, f"{data} (as many samples, but not the same, or of another geometry, frame rate or VAE): of digest"),
+        ("teacher_hash", f"a teacher other than {inputs.teacher}: its sha256 was"),
+        ("mode", "another mode: model.mode was"),
+        ("samples", f"{dataset}: its number of samples was"),
+        (
+            _DIGEST,
+            f"{dataset} (the same number of samples, but other samples, geometry, frame rate or VAE): its digest was",
+        ),
     ):
         if before.get(name) != now[name]:
             raise CheckpointError(
-                f"{config.run} was started with {what} {before.get(name)}, now {now[name]}. A run resumes only with "
-                "what it began with: restore that, or start a new run in another folder."
+                f"{config.run} was started with {what} {before.get(name)}, now it is {now[name]}. A run can resume "
+                "only with the teacher, mode and dataset of its start. Restore them, or start a new run in another "
+                "folder."
             )
 
 
-def begin(config: TrainConfig, inputs: Inputs) -> None:
-    """Write what a run is started or resumed with into its folder; a collective call."""
+def record_inputs(config: TrainConfig, inputs: Inputs) -> None:
+    """Write `run.json` and the configuration into the run's folder; a collective call."""
     barrier()
     if is_main():
         config.run.mkdir(parents=True, exist_ok=True)

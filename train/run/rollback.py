@@ -1,4 +1,7 @@
-"""The note that a run goes back to an earlier checkpoint, which a process killed right after it does not forget."""
+"""The record of a run's last rollback to an earlier checkpoint.
+
+It is written before the rollback, so that a resumed run can finish a rollback whose process was killed.
+"""
 
 import json
 from dataclasses import dataclass
@@ -12,31 +15,36 @@ from ..run_folder import FOLDER, ROLLBACK
 
 @dataclass(frozen=True)
 class Rollback:
-    """To which update a run goes back, and how often it has gone back with this."""
+    """A rollback.
+
+    Attributes:
+        update: the update to which the run rolls back.
+        attempt: how often the run has rolled back, this time included.
+    """
 
     update: int
     attempt: int
 
 
 def note_rollback(run: Path, rollback: Rollback) -> None:
-    """Write the note, in place of an earlier one."""
+    """Write the record; it replaces an earlier one."""
     write_text(run / FOLDER / ROLLBACK, json.dumps({"step": rollback.update, "attempt": rollback.attempt}))
 
 
 def last_rollback(run: Path) -> Rollback | None:
-    """The last time that a run went back, whether or not it came to an end of it.
+    """Read the last rollback, finished or not; None if the run never rolled back.
 
     Raises:
-        CheckpointError: if the note is damaged.
+        CheckpointError: if the record is damaged.
     """
     path = run / FOLDER / ROLLBACK
     if not path.is_file():
         return None
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        return Rollback(note["step"], note["attempt"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Rollback(record["step"], record["attempt"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}, which says how often the run went back, cannot be read ({error}). Remove it to resume as if it "
-            "had not gone back since its newest checkpoint."
+            f"{path}, the record of the run's last rollback, cannot be read ({error}). Delete it to resume without it: "
+            "the run then counts only the rollbacks up to its newest checkpoint."
         ) from error

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM (a scheduler takes the machine back) and SIGINT (Ctrl-C) end a run after its round."""
+"""Signals that stop a run after the current round: SIGTERM (from a cluster's scheduler) and SIGINT (Ctrl-C)."""
 
 import logging
 import signal
@@ -11,12 +11,16 @@ from typing import Any, Self
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Launchers pass on what the terminal has already sent to every process.
+# The terminal sends Ctrl-C to every process, and the launcher forwards it again within this time.
 _SAME_REQUEST_SECONDS = 3.0
 
 
 class StopRequest:
-    """A context in which a first signal is remembered; a second one, some seconds later, ends the process at once."""
+    """Remembers the first signal inside a `with` block; a second one, some seconds later, ends the process at once.
+
+    Attributes:
+        name: the name of the first signal; None before it arrives.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -24,7 +28,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
 
     def __enter__(self) -> Self:
-        # Only the main thread may; elsewhere (in somebody's notebook) signals keep their meaning.
+        # Python lets only the main thread set signal handlers. In other threads signals keep their usual effect.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self
@@ -43,7 +47,9 @@ class StopRequest:
         now = time.monotonic()
         if self.name is None:
             self.name, self._since = signal.Signals(number).name, now
-            logger.warning("%s: saving after this round, then stopping. Once more to stop at once.", self.name)
+            logger.warning(
+                "Received %s: the run saves after this round and stops. Send it again to stop at once.", self.name
+            )
         elif now - self._since > _SAME_REQUEST_SECONDS:
             self._restore()
             signal.raise_signal(number)

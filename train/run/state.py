@@ -1,4 +1,4 @@
-"""Where a run stands, and everything that takes it up again: checkpoints, the guard's memory, going back."""
+"""The state of a run: its progress, saving and resuming, and rollbacks to earlier checkpoints."""
 
 import logging
 import time
@@ -26,17 +26,18 @@ _FALLBACK_MEASURE = "generator/loss"
 
 
 class GuardError(MagicDistillError):
-    """The guard ended a run; the last good checkpoint is what a resumed run starts from."""
+    """The guard ended a run. A resumed run starts from the last good checkpoint."""
 
 
 class RunState:
-    """The state of a run: what is trained, how many rounds it has had, how often it went back.
+    """The state of a run.
 
     Attributes:
-        updates: generator updates made.
-        attempt: how often the run went back to an earlier checkpoint.
-        saved_states: what checkpoints keep, by name. The engines are in it; more may be added before `resume`.
-        changed: settings that a resumed run no longer has as the checkpoint was trained with: before and now, by field.
+        updates: number of generator updates made.
+        attempt: how often the run has rolled back to an earlier checkpoint.
+        guard: the guard against collapse.
+        saved_states: the states in a checkpoint, by name. It contains the engines; add others before `resume`.
+        changed: settings of a resumed run that differ from those of the checkpoint: `[before, now]` by field.
     """
 
     def __init__(
@@ -44,7 +45,10 @@ class RunState:
     ) -> None:
         """
         Args:
-            export: writes the trained weights of an update into a folder; called by every process.
+            config: the training's configuration.
+            engines: the engines of the trained roles, by role.
+            draws: the random draws of the run.
+            export: writes the trained weights of an update into a folder; every process calls it.
         """
         self.config = config
         self.updates = 0
@@ -62,60 +66,61 @@ class RunState:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """The configuration as JSON."""
+        """The configuration as JSON data."""
         return self.config.model_dump(mode="json")
 
     @property
     def global_batch(self) -> int:
-        """Samples in one update over all processes."""
+        """The number of samples in one update, over all processes."""
         data = self.config.data
         return data.micro_batch * data.accumulation * world_size()
 
     def resume(self) -> None:
-        """Take up the newest checkpoint; a run that has saved none begins anew. A collective call.
+        """Resume from the newest checkpoint; a collective call. A run without a checkpoint starts from the beginning.
 
         Raises:
-            CheckpointError: if it is damaged or another run's or method's, or if an update would now see another number
-                of samples.
+            CheckpointError: if the checkpoint is damaged, belongs to another method or network, or was trained with
+                another global batch size.
         """
         root = self.config.run / FOLDER
         if not (root / LATEST).is_file():
             updates = from_all(checkpoints.checkpoint_updates(root))[0]
             if not updates:
-                logger.info("%s has saved no checkpoint yet: beginning anew", self.config.run)
+                logger.info("%s has no checkpoint yet: starting from the beginning", self.config.run)
                 return
-            # Killed between the first checkpoint's getting its name and `latest`'s: what has a name is complete.
+            # The run was killed between renaming its first checkpoint and writing `latest`. A folder with a
+            # checkpoint's name is complete.
             if is_main():
                 checkpoints.point_to(self.config.run, updates[-1])
             barrier()
         last = last_rollback(self.config.run)
-        self._finish_going_back(last)
+        self._finish_rollback(last)
         self._check_method(read_manifest(checkpoint_folder(self.config.run)).notes)
         manifest = checkpoints.load(self.config.run, self.saved_states)
         notes = manifest.notes
         if notes["global_batch"] != self.global_batch:
             data = self.config.data
             width = data.micro_batch * world_size()
-            fits = notes["global_batch"] % width == 0
-            advice = "Choose micro-batch, accumulation and processes so that they multiply to that number"
-            if fits:
+            divisible = notes["global_batch"] % width == 0
+            advice = "Choose a number of processes, data.micro_batch and data.accumulation with that product"
+            if divisible:
                 advice = f"Set data.accumulation={notes['global_batch'] // width}"
             raise CheckpointError(
-                f"{self.config.run} was trained with {notes['global_batch']} samples in an update; {world_size()} "
-                f"processes x micro-batch {data.micro_batch} x accumulation {data.accumulation} make "
-                f"{self.global_batch}. {advice} to continue it as it would have gone on."
+                f"{self.config.run} was trained with {notes['global_batch']} samples per update, but {world_size()} "
+                f"processes x micro-batch {data.micro_batch} x accumulation {data.accumulation} are "
+                f"{self.global_batch} samples. {advice} to continue the run unchanged."
             )
-        self._take(manifest)
+        self._apply(manifest)
         self._set_attempt(max(self.attempt, last.attempt if last else 0))
         if self.attempt:
             factor = self.config.guard.lr_factor**self.attempt
-            logger.info("Times that this run went back: %d; learning rates are multiplied by %g", self.attempt, factor)
+            logger.info("This run has rolled back %d times; learning rates are multiplied by %g", self.attempt, factor)
         self.changed = _changes(notes["settings"], self._settings)
-        for name, (was, value) in self.changed.items():
-            logger.info("Changed since update %d: %s from %s to %s", self.updates, name, was, value)
+        for name, (before, now) in self.changed.items():
+            logger.info("Setting changed since update %d: %s from %s to %s", self.updates, name, before, now)
 
-    def _finish_going_back(self, last: Rollback | None) -> None:
-        """Do what a process that was killed while the run went back has left undone. A collective call."""
+    def _finish_rollback(self, last: Rollback | None) -> None:
+        """Finish the last rollback if its process was killed meanwhile; a collective call."""
         root = self.config.run / FOLDER
         newest = read_manifest(checkpoint_folder(self.config.run))
         barrier()
@@ -128,13 +133,14 @@ class RunState:
         before = notes["settings"]["method"]["name"]
         if before != self.config.method.name:
             raise CheckpointError(
-                f"{self.config.run} was trained with the method {before}, and the configuration now says "
-                f"{self.config.method.name}. What optimizers and fake branch have learned is of that method: set "
-                f"method.name={before} to continue it, or begin a run of {self.config.method.name} in another folder "
-                f"(run=FOLDER)."
+                f"{self.config.run} was trained with the method {before}, but the configuration now has "
+                f"{self.config.method.name}. The saved optimizers and networks belong to {before}. Set "
+                f"method.name={before} to continue the run, or start a run of {self.config.method.name} in another "
+                f"folder (run=FOLDER)."
             )
 
-    def _take(self, manifest: checkpoints.Manifest) -> None:
+    def _apply(self, manifest: checkpoints.Manifest) -> None:
+        """Set the progress, the guard and the measure from a loaded checkpoint."""
         notes = manifest.notes
         self.updates = self._saved = manifest.update
         self.guard.restore(notes["guard"])
@@ -147,16 +153,19 @@ class RunState:
             engine.lr_factor = self.config.guard.lr_factor**attempt
 
     def due(self) -> bool:
-        """Whether a checkpoint is to be saved now, by updates or by the main process's clock. A collective call."""
+        """Whether a checkpoint is due, by updates or by the main process's clock; a collective call."""
         settings = self.config.checkpoint
         late = 0 < settings.minutes * 60 <= time.monotonic() - self._saved_at
         return self.updates % settings.every == 0 or self.updates == self.config.updates or from_all(late)[0]
 
     def save(self) -> Path | None:
-        """Save a checkpoint, unless this very update is saved already. A collective call.
+        """Save a checkpoint; a collective call.
+
+        Returns:
+            The checkpoint's folder; None if this update is saved already.
 
         Raises:
-            CheckpointError: if it could not be written.
+            CheckpointError: if the checkpoint could not be written.
         """
         if self._saved == self.updates:
             return None
@@ -183,13 +192,13 @@ class RunState:
         return folder
 
     def advance(self, metrics: dict[str, float]) -> tuple[Verdict, tuple[str, ...]]:
-        """Count a round and let the guard see it.
+        """Count a finished round and check its metrics with the guard; a collective call.
 
         Returns:
-            The verdict, alike on every process, and those of its findings that are new.
+            The verdict, the same on every process, and those of its findings that the last round did not have.
         """
         self.updates += 1
-        # One process decides: a rounding difference must not send them different ways.
+        # The main process decides: a rounding difference must not lead to different verdicts.
         verdict = from_all(self.guard.observe(metrics))[0]
         measure = metrics.get(self.config.checkpoint.measure, metrics.get(_FALLBACK_MEASURE))
         if measure is not None and not self.guard.broken:
@@ -202,22 +211,25 @@ class RunState:
         return verdict, new
 
     def may_go_back(self) -> bool:
-        """Whether a run that the guard wants to end may go back instead."""
+        """Whether the run may roll back instead of ending; a collective call."""
         settings = self.config.guard
         return settings.action == "rollback" and self.attempt < settings.rollbacks and self.last_good() is not None
 
     def last_good(self) -> int | None:
-        """The update of the newest checkpoint that is known to be good, alike on every process (a collective call).
+        """Return the update of the newest good checkpoint, the same on every process; a collective call.
 
-        The guard had nothing to say about it. If a round has just given what is no number, the checkpoint that it began
-        from may have been spoiled already, and an earlier one is better.
+        Good means that the guard found no problem. If the last round produced NaN or infinity, the weights at its start
+        may already have been bad. An earlier checkpoint is then preferred.
+
+        Returns:
+            The update; None if there is no good checkpoint.
         """
         healthy = from_all(checkpoints.healthy_updates(self.config.run))[0]
-        proven = [update for update in healthy if update < self.updates - self.guard.broken]
-        return max(proven or healthy, default=None)
+        preferred = [update for update in healthy if update < self.updates - self.guard.broken]
+        return max(preferred or healthy, default=None)
 
     def go_back(self) -> None:
-        """Continue from the last good checkpoint, with other draws and lower learning rates. A collective call."""
+        """Roll back to the last good checkpoint, with other draws and lower learning rates; a collective call."""
         good = self.last_good()
         assert good is not None
         attempt = self.attempt + 1
@@ -225,35 +237,35 @@ class RunState:
         if is_main():
             checkpoints.go_back(self.config.run, Rollback(good, attempt))
         barrier()
-        self._take(checkpoints.load(self.config.run, self.saved_states))
+        self._apply(checkpoints.load(self.config.run, self.saved_states))
         self._set_attempt(attempt)
         self._findings = ()
 
     def stop(self, findings: tuple[str, ...]) -> GuardError:
-        """What to raise when the guard ends the run; `latest` becomes the last good checkpoint. A collective call."""
+        """Make `latest` name the last good checkpoint, and return the error to raise; a collective call."""
         good = self.last_good()
         if is_main() and good is not None:
             checkpoints.point_to(self.config.run, good)
         barrier()
         if good is None:
-            where = "No good checkpoint was saved before: change the settings and start again in another folder"
+            advice = "There is no good checkpoint. Change the settings and start a new run in another folder"
         else:
-            where = (
-                f"The last good checkpoint is of update {good}; --resume continues from there, with settings that you "
-                f"change. Export it with: magicdistill export {self.config.run} --update {good}"
+            advice = (
+                f"The last good checkpoint is of update {good}. Change the settings and continue from it with "
+                f"--resume, or export it with: magicdistill export {self.config.run} --update {good}"
             )
-        return GuardError(f"The run was stopped at update {self.updates}: {'; '.join(findings)}. {where}.")
+        return GuardError(f"The run was stopped at update {self.updates}: {'; '.join(findings)}. {advice}.")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Values of a configuration, before and now, by the names of the fields in which they differ."""
+    """Return `[before, now]` of every configuration field that differs, by dotted name."""
     old, new = _fields(before), _fields(now)
     return {name: [old.get(name), new.get(name)] for name in old | new if old.get(name) != new.get(name)}
 
 
 def _fields(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by dotted name."""
-    found: dict[str, Any] = {}
+    """Return the values of a configuration by dotted name."""
+    fields: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        fields |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return fields

@@ -1,4 +1,4 @@
-"""The files of trained weights that a checkpoint holds: at once usable, by ComfyUI or for an export."""
+"""The model files in a checkpoint, ready to use in ComfyUI or for an export."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,15 +28,17 @@ from ..run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
 
 @dataclass(frozen=True)
 class TrainedFiles:
-    """Writes them.
+    """Writes the trained weights of a run as model files.
 
     Attributes:
-        layout: of the generator's family.
+        model: the model settings of the configuration.
+        networks: the networks of the training.
+        layout: the key layout of the generator's family.
         hidden: the network's hidden size.
-        recipe: of the generator, but for the update.
-        base_kind: what the recipe of a branch says of its base.
-        prompt: what files that work by themselves carry.
-        average: the generator's, which is what is exported, if there is one.
+        recipe: the generator's recipe without the update.
+        base_kind: the base's kind for the recipe of a branch (`Recipe.base_kind`).
+        prompt: the null prompt to store in the generator's file.
+        average: the average of the generator's weights, which is exported instead of them; None without one.
     """
 
     model: ModelConfig
@@ -49,19 +51,23 @@ class TrainedFiles:
     average: GeneratorEma | None
 
     def exported_weights(self) -> AbstractContextManager[None]:
-        """Within, the generator has the weights that are exported: their average if there is one."""
+        """Put the exported weights into the generator inside a `with` block: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def write(self, folder: Path, update: int) -> None:
-        """Write the trained weights as they stand after generator update `update`; a collective call.
+        """Write the current trained weights into a folder; a collective call.
+
+        Args:
+            folder: where to write the files.
+            update: the number of generator updates made, for the recipe.
 
         Raises:
             CheckpointError: on the main process, if a file cannot be written.
         """
-        # All that is collective comes before what may fail on the main process alone.
+        # All collective calls come first: the writing below may fail on the main process only.
         fake = self._collect_branch(FAKE) if self._trains_fake else {}
         with self.exported_weights():
-            trained = self._collect_branch(GENERATOR) if self._lora else collect_state(self._holder(GENERATOR))
+            trained = self._collect_branch(GENERATOR) if self._lora else collect_state(self._transformer(GENERATOR))
         if not is_main():
             return
         if self._trains_fake:
@@ -70,17 +76,17 @@ class TrainedFiles:
             self._save_branch(folder / GENERATOR_LORA_FILE, GENERATOR, trained, update)
             return
         state = diffusers_to_file(self.layout, trained)
-        # What was fused is not held twice while it is written.
+        # The conversion fuses some weights into new tensors. Free the originals before writing.
         trained.clear()
         recipe = self.recipe.model_copy(update={"training_step": update})
         save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
 
     def bytes(self) -> int:
-        """What the files take, but for their headers."""
+        """Return the size of the files in bytes, without their headers."""
         if self._lora:
             files = [self._branch_tensors(GENERATOR)]
         else:
-            files = [_shapes(self._holder(GENERATOR)) | null_prompt_tensors(self.prompt)]
+            files = [_shapes(self._transformer(GENERATOR)) | null_prompt_tensors(self.prompt)]
         if self._trains_fake:
             files.append(self._branch_tensors(FAKE))
         return sum(tensor.numel() * tensor.element_size() for file in files for tensor in file.values())
@@ -93,40 +99,40 @@ class TrainedFiles:
     def _trains_fake(self) -> bool:
         return FAKE in self.networks.engines
 
-    def _holder(self, name: str) -> nn.Module:
-        """The network of a role."""
+    def _transformer(self, name: str) -> nn.Module:
+        """The transformer that contains the weights of a role."""
         engine = self.networks.generator if name == GENERATOR else self.networks.fake
         return engine.network.transformer
 
     def _collect_branch(self, name: str) -> dict[str, Tensor]:
-        return collect_state(self._holder(name), partial(is_in_branch, name=name))
+        return collect_state(self._transformer(name), partial(is_in_branch, name=name))
 
-    def _size(self, name: str) -> BranchConfig:
+    def _branch_config(self, name: str) -> BranchConfig:
         return self.model.generator_branch if name == GENERATOR else self.model.fake_branch
 
     def _branch_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a branch's file, without their values."""
-        branches = branch_modules(_shapes(self._holder(name)), name, self._size(name).alpha, self.hidden)
+        """The tensors of a branch's file, on `meta` (without values)."""
+        branches = branch_modules(_shapes(self._transformer(name)), name, self._branch_config(name).alpha, self.hidden)
         return lora_state(branches) | null_prompt_tensors(self.prompt if name == GENERATOR else None)
 
     def _save_branch(self, path: Path, name: str, state: dict[str, Tensor], update: int) -> None:
-        size = self._size(name)
+        branch = self._branch_config(name)
         recipe = self.recipe.model_copy(
             update={
                 "kind": f"{self.recipe.kind if name == GENERATOR else name}_lora",
                 "training_step": update,
                 "base_hash": self.recipe.teacher_hash,
                 "base_kind": self.base_kind,
-                "lora_rank": size.rank,
-                "lora_alpha": size.alpha,
+                "lora_rank": branch.rank,
+                "lora_alpha": branch.alpha,
             }
         )
         prompt = self.prompt if name == GENERATOR else None
-        save_lora(path, branch_modules(state, name, size.alpha, self.hidden), recipe, prompt)
+        save_lora(path, branch_modules(state, name, branch.alpha, self.hidden), recipe, prompt)
 
 
 def _shapes(network: nn.Module) -> dict[str, Tensor]:
-    """A network's parameters, whole, without their values."""
+    """A network's full parameters on `meta` (without values), also if ZeRO-3 has partitioned them."""
     return {
         name: torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
         for name, parameter in network.named_parameters()

@@ -1,4 +1,4 @@
-"""The training loop: rounds of updates, logging, samples, checkpoints."""
+"""The training loop: rounds of updates, logging, validation samples and checkpoints."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ from ..distributed import (
 from ..engines.ema import GeneratorEma
 from ..engines.networks import build_networks
 from ..engines.teacher import Teacher, load_teacher
-from ..memory.training import memory_of, tell_memory
+from ..memory.training import log_memory, memory_of
 from ..methods import MicroBatch, build_method
 from ..methods.draws import Draws
 from ..run_folder import CONFIG_FILE, VALIDATION
@@ -34,7 +34,7 @@ from ..watch.report import write_report
 from ..watch.validation import Validation
 from .disk_space import check_room, state_bytes
 from .machine import gpu_bytes, machine_facts
-from .preflight import begin, look
+from .preflight import check_inputs, record_inputs
 from .signals import StopRequest
 from .state import GuardError, RunState
 from .trained_files import TrainedFiles
@@ -44,23 +44,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: after how many updates, and by which signal if it was told to stop."""
+    """How a training ended.
+
+    Attributes:
+        updates: number of generator updates made.
+        stopped_by: the name of the signal that stopped the run; None if it finished.
+    """
 
     updates: int
     stopped_by: str | None
 
 
 class RunError(MagicDistillError):
-    """A run that ended before its time, for a reason outside its configuration."""
+    """A run ended early for a reason outside its configuration."""
 
 
 class Trainer:
-    """One run: the engines, the data, and where the run stands."""
+    """One run: its networks and engines, its data, and its state."""
 
     def __init__(self, config: TrainConfig, *, resume: bool) -> None:
         self.config = config
         self.device = init_distributed(config.timeout)
-        self.inputs = look(config, resume=resume)
+        self.inputs = check_inputs(config, resume=resume)
         self.dataset = self.inputs.dataset
         with beginning_together():
             loaded = load_teacher(config)
@@ -71,12 +76,12 @@ class Trainer:
             self.dataset.check_family(self.family)
             self.draws = Draws(config.seed)
             self.recipe = self._recipe()
-            # Before 13B are loaded; the VAE and the sum are the main process' alone.
+            # Checked before the networks are loaded. Only the main process loads the VAE and computes the memory.
             self.validation = Validation(
                 config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
             )
             if is_main():
-                self._tell_memory(loaded)
+                self._log_memory(loaded)
         self.networks = build_networks(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
         self.method = build_method(config, self.networks, self.draws, self.device)
@@ -101,8 +106,8 @@ class Trainer:
         self.checkpoint_bytes = state_bytes(self.state.saved_states) + self.files.bytes()
         if self.state.updates < config.updates:
             check_room(config.run, self.checkpoint_bytes, config.checkpoint.keep)
-        # Only now: a resume that is refused leaves the run's record as it was.
-        begin(config, self.inputs)
+        # Written last, so that a refused resume does not change the run's record.
+        record_inputs(config, self.inputs)
 
     def _recipe(self) -> Recipe:
         schedule, dataset = self.config.schedule, self.dataset
@@ -123,23 +128,23 @@ class Trainer:
             fields["embedded_guidance"] = self.config.model.embedded_guidance
         return Recipe.model_validate(fields | self.config.method.recipe_fields())
 
-    def _tell_memory(self, teacher: Teacher) -> None:
-        """On a GPU, what the run will take of its memory."""
-        room = gpu_bytes(self.device)
-        if room is None:
+    def _log_memory(self, teacher: Teacher) -> None:
+        """Compute and log the memory that the run needs on each GPU; does nothing on a CPU."""
+        capacity = gpu_bytes(self.device)
+        if capacity is None:
             return
         try:
             memory = memory_of(self.config, teacher, self.dataset.index.tensor_shapes(), world_size())
         except MagicDistillError:
             raise
         except Exception:
-            # A run that would work does not end because it could not be foretold.
-            logger.warning("What this run will take of a GPU's memory could not be computed", exc_info=True)
+            # A failed estimate must not stop a valid run.
+            logger.warning("The GPU memory of this run could not be computed; the run continues", exc_info=True)
         else:
-            tell_memory(memory, room)
+            log_memory(memory, capacity)
 
     def train(self) -> Outcome:
-        """Train to the configured number of updates, or until told to stop, saving and sampling on the way."""
+        """Train up to the configured number of updates or until a signal stops the run."""
         config, state = self.config, self.state
         with StopRequest() as stop, self._log() as log:
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
@@ -154,7 +159,7 @@ class Trainer:
                 for finding in new:
                     log.event("warning", state.updates, finding=finding)
                     logger.warning("Update %d: %s", state.updates, finding)
-                if verdict.act and self._act(verdict, log):
+                if verdict.act and self._respond(verdict, log):
                     continue
                 stopped_by = first_error(stop.name)
                 if state.due() or stopped_by:
@@ -163,7 +168,7 @@ class Trainer:
                 if stopped_by:
                     log.event("stopped", state.updates, by=stopped_by)
                     return Outcome(state.updates, stopped_by)
-                # After the save, which holds more than samples to be looked at.
+                # After the save: the checkpoint matters more than samples to look at.
                 if self.validation.due(state.updates):
                     with self.files.exported_weights():
                         problem = self.validation.run(self.networks, state.updates)
@@ -177,11 +182,14 @@ class Trainer:
         tracker = wandb_tracker(config)
         return RunLog(config.run, config.method.name, config.updates, self.state.updates, self.method.headline, tracker)
 
-    def _act(self, verdict: Verdict, log: RunLog) -> bool:
-        """Do what is configured when the guard says that a run must not go on; whether the run went back.
+    def _respond(self, verdict: Verdict, log: RunLog) -> bool:
+        """Roll back, stop or continue, as configured, when the guard reports a collapse.
+
+        Returns:
+            Whether the run rolled back.
 
         Raises:
-            GuardError: if the run ends here.
+            GuardError: if the guard ends the run.
         """
         state = self.state
         if state.may_go_back():
@@ -189,7 +197,7 @@ class Trainer:
             state.go_back()
             log.go_back(state.updates)
             log.event("went back", state.updates, failed=failed, findings=verdict.findings)
-            logger.warning("Update %d: back to the last good checkpoint, of update %d", failed, state.updates)
+            logger.warning("Update %d: rolled back to the last good checkpoint, of update %d", failed, state.updates)
             return True
         if state.guard.broken or self.config.guard.action in ("stop", "rollback"):
             log.event("ended by the guard", state.updates, findings=verdict.findings)
@@ -197,26 +205,32 @@ class Trainer:
         return False
 
     def _round(self) -> dict[str, float]:
-        """All updates of one round, in the method's order."""
+        """Make all updates of one round in the method's order; return the metrics averaged over the processes."""
         metrics: dict[str, torch.Tensor | float] = {}
-        order, done = self.method.order, self.state.updates
+        order, rounds = self.method.order, self.state.updates
         counts = {role: order.count(role) for role in order}
         for place, role in enumerate(order):
             number = order[:place].count(role)
-            metrics |= self._update(role, done * len(order) + place, done * counts[role] + number)
+            metrics |= self._update(role, rounds * len(order) + place, rounds * counts[role] + number)
         if self.ema is not None:
             self.ema.update()
         return mean_over_processes(metrics, self.device)
 
     def _update(self, role: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
-        """One optimizer step of one role over its micro-batches."""
+        """Make one update of one role over its micro-batches.
+
+        Args:
+            role: the role to train.
+            update: number of the update, counted over all roles.
+            own_update: number of the update, counted for this role.
+        """
         engine = self.networks.engine(role)
         data = self.config.data
         metrics: dict[str, torch.Tensor | float] = {}
         for micro in range(data.accumulation):
             loss = self.method.loss(role, self._micro_batch(update, micro))
-            found = loss.backward(engine, last=micro == data.accumulation - 1)
-            for name, value in found.items():
+            micro_metrics = loss.backward(engine, last=micro == data.accumulation - 1)
+            for name, value in micro_metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value / data.accumulation
         norm = engine.step(own_update, self.state.updates / self.config.updates)
         if norm is not None:
@@ -224,7 +238,10 @@ class Trainer:
         return metrics
 
     def _micro_batch(self, update: int, micro: int) -> MicroBatch:
-        """This process's share of the update's global batch: positions go to micro-batches first, then processes."""
+        """Read this process's part of a micro-batch.
+
+        The positions of the global batch are split into micro-batches first, and each micro-batch among the processes.
+        """
         data = self.config.data
         width = data.micro_batch * world_size()
         first = micro * width + rank() * data.micro_batch
@@ -242,43 +259,43 @@ class Trainer:
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
-    """Run or resume a training (every process of the launcher calls this), and write its report.
+    """Run or resume a training and write its report. Every process of the launcher calls this.
 
     Raises:
-        MagicDistillError: for anything in the configuration, the files or the run's folder that cannot work; if the
-            guard ends the run; or if another process has died.
+        MagicDistillError: if the configuration, the files or the run's folder are unusable, the guard ends the run, or
+            another process has died.
     """
     check_trackers(config)
     trainer = Trainer(config, resume=resume)
     try:
         outcome = trainer.train()
     except (RuntimeError, OSError) as error:
-        raise _explained(error, config) from error
+        raise _user_error(error, config) from error
     except GuardError:
-        _report(config)
+        _write_report(config)
         raise
-    _report(config)
+    _write_report(config)
     return outcome
 
 
-def _report(config: TrainConfig) -> None:
+def _write_report(config: TrainConfig) -> None:
     if not is_main():
         return
     try:
         logger.info("The report of the run: %s", write_report(config.run))
     except Exception:
-        # Whatever is wrong with a picture, the run itself is saved and sound.
+        # The run itself is saved; an error in its report must not make it fail.
         logger.warning("The report of the run could not be written", exc_info=True)
 
 
-def _explained(error: RuntimeError | OSError, config: TrainConfig) -> Exception:
-    """An error of the surroundings as a paragraph for the user; any other one as it is."""
-    again = f"The last checkpoint is intact: continue with magicdistill train {config.run / CONFIG_FILE} --resume."
+def _user_error(error: RuntimeError | OSError, config: TrainConfig) -> Exception:
+    """Explain a lost process or a disk error to the user; return any other error unchanged."""
+    advice = f"The last checkpoint is intact: continue with magicdistill train {config.run / CONFIG_FILE} --resume."
     if is_lost_process(error):
         return RunError(
-            f"Another process of this run has died, or has not answered for {config.timeout:g} minutes ({error}). What "
-            f"it said last tells the cause. {again}"
+            f"Another process of this run has died, or has not answered for {config.timeout:g} minutes ({error}). The "
+            f"last lines of its output show the cause. {advice}"
         )
     if isinstance(error, OSError):
-        return RunError(f"The run's folder cannot be written ({error}). Make room or mend the disk. {again}")
+        return RunError(f"The run's folder cannot be written ({error}). Free disk space or repair the disk. {advice}")
     return error

@@ -1,4 +1,4 @@
-"""Two engines and gradient accumulation: the papers' complaint, and that ours is free of it."""
+"""Gradient accumulation with two engines works here, and fails with DeepSpeed's own counting of micro-steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +20,10 @@ def weights(run: Path, step: int) -> dict[str, Tensor]:
 def test_micro_batches_make_one_batch_and_left_to_the_engines_they_do_not(
     tmp_path: Path, tiny_config: Callable, live: Callable
 ) -> None:
-    """2 micro-batches of 1 sample train as 1 of 2 samples does.
+    """Training with 2 micro-batches of 1 sample equals training with 1 micro-batch of 2 samples.
 
-    They do not where each engine is left to find the end of an update by its own count of micro-steps, which is a count
-    of `step` calls: called once an update, every other step is taken for a micro-step and does nothing.
+    It fails if each engine finds the end of an update by its own count of micro-steps. That count is a count of `step`
+    calls: with one call per update, DeepSpeed takes every other call for a micro-step and does nothing.
     """
     runs = {}
     for name, micro, accumulation in (("whole", 2, 1), ("ours", 1, 2), ("naive", 1, 2)):
@@ -35,7 +35,7 @@ def test_micro_batches_make_one_batch_and_left_to_the_engines_they_do_not(
     start = weights(tmp_path / "whole", 1)
 
     def distance(name: str) -> float:
-        """Of where a run got from where it should, over the way there."""
+        """Distance between the end points of a run and of the expected run, relative to the expected way."""
         whole = runs["whole"]
         off = sum(float((runs[name][key] - whole[key]).square().sum()) for key in whole)
         way = sum(float((whole[key] - start[key]).square().sum()) for key in whole)

@@ -31,7 +31,7 @@ from train.networks.roles import add_branch, branch_modules
 
 
 class PlainPyTorch:
-    """The same distillation with nothing but torch: merged weights by functional_call, one optimizer each."""
+    """The same distillation in plain PyTorch: merged weights with `functional_call`, and one optimizer per role."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -45,11 +45,13 @@ class PlainPyTorch:
         else:
             self.generator = {name: p.clone().requires_grad_() for name, p in self.base.items()}
         discriminator = config.method.discriminator
-        self.judge = Discriminator(load_network(self.teacher), config.seed + 2) if discriminator is not None else None
+        self.discriminator = (
+            Discriminator(load_network(self.teacher), config.seed + 2) if discriminator is not None else None
+        )
         self.trained = {"fake": self.fake, "generator": self.generator}
         settings = {"fake": config.fake_optimizer, "generator": config.generator_optimizer}
-        if self.judge is not None:
-            self.trained["discriminator"] = dict(self.judge.named_parameters())
+        if self.discriminator is not None:
+            self.trained["discriminator"] = dict(self.discriminator.named_parameters())
             settings["discriminator"] = discriminator.optimizer
         self.clips = {name: chosen.clip for name, chosen in settings.items()}
         self.optimizers = {name: self._optimizer(self.trained[name], chosen) for name, chosen in settings.items()}
@@ -91,7 +93,7 @@ class PlainPyTorch:
         return velocity
 
     def _logit(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        return self.judge(double_block_features(self.network, network_inputs(x, sigma, condition, self.prompt)))
+        return self.discriminator(double_block_features(self.network, network_inputs(x, sigma, condition, self.prompt)))
 
     def _loss(self, role: str, z: Tensor, condition: Tensor, positions: list[int], update: int) -> Tensor:
         shape = (16, *condition.shape[2:])
@@ -170,7 +172,7 @@ class PlainPyTorch:
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor] | None) -> None:
-    """Equal to 2 % of the distance travelled, and something did travel."""
+    """Equal to 2 % of the change since the start, and not unchanged."""
     assert found.keys() == expected.keys()
     for key in expected:
         moved = expected[key] - start[key] if start is not None else expected[key]
@@ -217,7 +219,7 @@ def test_two_processes_equal_plain_pytorch(
     ]:
         run = tmp_path / f"{mode}-{stage}"
         config = tiny_config(run, zero={"stage": stage})
-        # Kept attention under ZeRO-3, which fetches the weights again for what is recomputed.
+        # Under ZeRO-3 the weights are gathered again for the recomputation; attention outputs are kept.
         config["model"] |= {
             "mode": mode,
             "activation_checkpointing": checkpointing,
@@ -237,7 +239,7 @@ def test_all_that_matching_may_have_equals_plain_pytorch(
     negative_prompt: Path,
     train_runs: Callable[..., object],
 ) -> None:
-    """A discriminator, supervision and guidance, of which plain PyTorch makes one loss and one backward."""
+    """A discriminator, supervision and guidance; plain PyTorch computes them as one loss with one backward."""
     cases = {}
     for mode, stage, name in [("full", 2, "dmd2"), ("lora", 3, "w2s")]:
         run = tmp_path / f"{name}-{stage}"

@@ -1,4 +1,4 @@
-"""Random draws depend on where they are made, and on nothing else."""
+"""Random draws depend only on the seed, the purpose, the update and the position."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a backward holds: of a large network never more than one graph, whatever a method asks it for."""
+"""Memory of the backward pass: no method holds more than one graph of a large network at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ DMD2 = {"name": "dmd2", "fake_updates": 1, "discriminator": {"optimizer": {"lr":
 
 
 class Bare(nn.Module):
-    """In DeepSpeed's place: the network itself, and which backward was said to end an update."""
+    """Replaces DeepSpeed: calls the network itself and records the accumulation boundaries."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Bare(nn.Module):
 def prepare(
     tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Any, Networks]]:
-    """A method and its players, without DeepSpeed."""
+    """A method and its networks, without DeepSpeed."""
     monkeypatch.setattr(
         deepspeed, "initialize", lambda model, optimizer, **settings: (Bare(model), optimizer, None, None)
     )
@@ -73,7 +73,7 @@ def micro_batch() -> MicroBatch:
 
 
 def held_block_inputs(networks: Networks) -> Callable[[], int]:
-    """Watches the generator's blocks: the most inputs of theirs that were held at once by then."""
+    """Watch the generator's blocks; the result returns the largest number of their inputs held at the same time."""
     held: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
     most = [0]
 

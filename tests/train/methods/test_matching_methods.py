@@ -1,4 +1,4 @@
-"""DMD2, one-step distillation, the generator's average: they train, resume to the bit, and refuse what cannot work."""
+"""DMD2, one-step distillation and the generator's average: training, exact resumes, and refused settings."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What every method trains, exported by the user's command, is the same network in a real ComfyUI."""
+"""The export of every method computes the same velocities in a real ComfyUI as in the trainer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +15,14 @@ from train.tools.export import export_run
 
 GUIDANCE = 3.0
 IN_LORA_MODE = ("dmd", "lcm")
-# With a fake branch beside the generator.
+# Methods with a fake branch.
 PAIRED = ("w2s", "dmd", "dmd2", "supervised", "one_step")
-# What each makes: a generator of so many steps, or another teacher.
+# Steps of the exported model: few for a generator, 28 for a teacher.
 STEPS = dict.fromkeys(PAIRED, 4) | {"one_step": 1, "lcm": 4, "cfg": 28, "sft": 28, "widen": 28}
 
 
 def _configs(folder: Path, build: Callable[..., dict], teacher: Path, negative: Path) -> dict[str, dict]:
-    """One update of every method, from what it is meant to start from."""
+    """Configurations that train every method for one update, from the kind of model file that it expects."""
     few_step = {"kind": "generator", "steps": 4}
     whole = load_checkpoint(teacher)
     recipe = whole.recipe.model_copy(update=few_step)
@@ -98,7 +98,7 @@ def test_every_export_has_its_recipe_and_the_velocities_of_the_trainer(
 
 
 def _velocity(file: Path, inputs: dict[str, Tensor]) -> Tensor:
-    """By the trainer's network of a file."""
+    """The velocity that the trainer's network computes with a model file."""
     checkpoint = load_checkpoint(file)
     condition = concat_condition(inputs["image"] * LATENT_SCALE, inputs["x"].shape[2])
     velocity = network_velocity(load_network(checkpoint), condition, checkpoint.null_prompt, GUIDANCE)

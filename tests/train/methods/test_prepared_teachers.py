@@ -1,4 +1,4 @@
-"""Teachers with the inputs that a method adds, runs that start from them and are resumed, and how their rate falls."""
+"""Teachers with the inputs that a method adds, runs that start from them and resume, and learning rate schedules."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +32,7 @@ def teacher(teacher_file: Path) -> Checkpoint:
 
 
 def as_text_to_video(teacher: Checkpoint) -> Checkpoint:
-    """The tiny teacher without the inputs for an image, of unknown kind."""
+    """The tiny teacher without image inputs and without a recipe."""
     state = dict(teacher.state)
     state["img_in.proj.weight"] = state["img_in.proj.weight"][:, :16].clone()
     return replace(teacher, state=state, shape=network_shape(state), recipe=None)
@@ -99,7 +99,7 @@ def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_c
         config = parse_config(tree, "x.yaml")
         networks = Networks(engines={}, generator_role=BASE, base=None)
         method = FineTuning(config.method, config, networks, Draws(0), torch.device("cpu"))
-        return method.shown(StartImage(torch.ones(3, 16, 1, 40, 40)), 5, [0, 1, 2]).latents
+        return method.prepare_images(StartImage(torch.ones(3, 16, 1, 40, 40)), 5, [0, 1, 2]).latents
 
     assert torch.equal(shown(None), torch.ones(3, 16, 1, 40, 40))
     for spread in (0.0, 0.5):
@@ -113,7 +113,7 @@ def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_c
 def test_runs_resume_bit_exactly_and_what_they_export_loads(
     tmp_path: Path, teacher: Checkpoint, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
 ) -> None:
-    """`sft` from a text-to-video teacher with averaged weights, and `cfg`: two updates and two more are four."""
+    """Two updates, a resume and two more equal four updates: `sft` on a text-to-video teacher with EMA, and `cfg`."""
     narrow = as_text_to_video(teacher)
     recipe = Recipe(kind="teacher", i2v_mode="none", steps=28, shift=5.0, width=32, height=32, frames=5, fps=24)
     save_checkpoint(tmp_path / "t2v.safetensors", narrow.state, recipe, teacher.null_prompt)

@@ -1,4 +1,4 @@
-"""Methods without a fake branch: their gradients against plain PyTorch, and what each is to improve."""
+"""Methods without a fake branch: their training against plain PyTorch, and the measure that each improves."""
 
 import re
 from collections.abc import Callable
@@ -44,7 +44,7 @@ METHODS = {
 
 
 class PlainPyTorch:
-    """The same training with nothing but torch, its losses written out."""
+    """The same training in plain PyTorch, with explicit losses."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -131,7 +131,7 @@ class PlainPyTorch:
         return (torch.sqrt(error**2 + 0.05**2) - 0.05).mean()
 
     def sft_level(self, generator: torch.Generator) -> Tensor:
-        """`[1]`: the first number decides between a uniform and a logit-normal level, if there is a share at all."""
+        """A level `[1]`. With a uniform share, the first draw decides between a uniform and a logit-normal level."""
         method, shift = self.config.method, self.config.schedule.shift
         if method.uniform_levels and float(torch.rand((), generator=generator)) < method.uniform_levels:
             uniform = torch.rand(1, generator=generator)
@@ -151,7 +151,7 @@ class PlainPyTorch:
 
 
 def assert_as_trained(config: TrainConfig, folder: Path) -> None:
-    """The exported weights have moved as the oracle's have, to 2 % of the way."""
+    """The changes of the exported weights equal those of the oracle, to 2 % of the change."""
     oracle = PlainPyTorch(config)
     oracle.train()
     if config.model.mode == "lora":
@@ -195,7 +195,7 @@ def test_two_processes_equal_plain_pytorch(
 
 
 def _flow_error(checkpoint: Checkpoint, latents: Tensor) -> float:
-    """Mean squared error of the velocity on clips that were not trained on, at fixed noise."""
+    """Mean squared error of the velocity on clips outside the training set, at fixed noise."""
     velocity = network_velocity(load_network(checkpoint), _condition(latents), checkpoint.null_prompt)
     eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(21))
     errors = []
@@ -245,7 +245,7 @@ def test_each_improves_its_own_measure(
     tiny_config: Callable[..., dict],
     train_runs: Callable[..., object],
 ) -> None:
-    """A teacher is fine-tuned, the other methods start from what it exports, and all end better than they began."""
+    """A teacher is fine-tuned, the other methods start from its export, and all improve their measure."""
     negative = NullPrompt(torch.ones(1, 2, 16), torch.zeros(1, 768))
     save_file(null_prompt_tensors(negative), tmp_path / "negative.safetensors")
     tuned = _exported(tmp_path / "sft")

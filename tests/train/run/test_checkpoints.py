@@ -1,4 +1,4 @@
-"""Resuming exactly, with as many processes and with others, and refusing what is damaged or different."""
+"""Exact resumes with the same and other numbers of processes, and errors for damaged or different checkpoints."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from train.run.checkpoints import verified
 from train.run.trainer import train
 from train.run_folder import checkpoint_folder, checkpoint_updates, read_manifest
 
-# Everything that a run may train or keep besides generator and fake branch.
-BESIDES = {
+# Everything that a run can train or keep in addition to the generator and the fake branch.
+ADDITIONS = {
     "method": {"name": "dmd2", "fake_updates": 2, "discriminator": {"optimizer": {"lr": 1e-3}, "weight": 0.5}},
     "generator_ema": {"decay": 0.5, "start": 1},
 }
@@ -48,13 +48,13 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
 
 
 def branch(whole: Path, parts: Path, step: int) -> None:
-    """A copy of a run that stands at an earlier checkpoint."""
+    """Copy a run and make an earlier checkpoint its newest."""
     shutil.copytree(whole, parts)
     (parts / "checkpoints" / "latest").write_text(f"step-{step:06d}")
 
 
 def assert_size_was_foreseen(run: Path) -> None:
-    """What was computed before the first update is what a checkpoint takes, but for its files' headers."""
+    """The size computed before the first update equals the size of a checkpoint without the headers of its files."""
     computed = json.loads((run / "events.jsonl").read_text().splitlines()[0])["checkpoint_bytes"]
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(run, 3).values())
     assert computed == held
@@ -72,7 +72,7 @@ def test_resume_continues_bit_exactly(
     config = tiny_config(tmp_path / "whole", updates=3, zero={"stage": stage}, checkpoint={"every": 1, "keep": 3})
     config["model"] |= {"mode": mode, "precision": precision}
     if (mode, processes) == ("full", 2):
-        config |= BESIDES
+        config |= ADDITIONS
     done = live(config, processes=processes)
     assert done.codes == [0] * processes, done.said
     branch(tmp_path / "whole", tmp_path / "parts", 1)
@@ -94,7 +94,7 @@ def test_another_number_of_processes_goes_on_alike(
     def config(run: str, processes: int, stage: int) -> dict:
         tree = tiny_config(tmp_path / run, updates=3, zero={"stage": stage}, checkpoint={"every": 1, "keep": 3})
         if before == 2:
-            tree |= BESIDES
+            tree |= ADDITIONS
         tree["data"]["accumulation"] = 2 // processes
         return tree
 
@@ -152,14 +152,15 @@ def test_while_the_fake_branch_is_new_the_newest_is_the_best(run: Path) -> None:
 def test_another_method_is_refused_and_what_changed_is_told(
     run: Path, tmp_path: Path, tiny_config: Callable, live: Callable
 ) -> None:
-    """A refusal leaves the run's record as it was; a resume says which settings are others."""
+    """A refused resume does not change the run's record; an accepted one reports the changed settings."""
     records = [run / "run.json", run / "config.yaml"]
     before = [path.read_text() for path in records]
     other = tiny_config(run, updates=4, method={"name": "dmd", "fake_updates": 2}, generator_optimizer={"lr": 1.0})
     refused = live(other, "--resume")
     assert refused.codes == [2]
-    assert "trained with the method w2s, and the configuration now says dmd" in refused.said
-    assert "set method.name=w2s" in refused.said
+    assert "trained with the method w2s" in refused.said
+    assert "Set method.name=w2s" in refused.said
+    assert "start a run of dmd" in refused.said
     assert [path.read_text() for path in records] == before
     config = tiny_config(run, updates=4, generator_optimizer={"lr": 2e-3, "clip": 0.5})
     done = live(config, "--resume", report=True)
@@ -183,12 +184,12 @@ def test_damage_is_named(run: Path, tiny_config: Callable, live: Callable) -> No
     assert verified(run).name == "step-000003"  # the size is right: the checksum is what tells
     refused = live(tiny_config(run, updates=4), "--resume")
     assert refused.codes == [2]
-    assert "state/fake/process-00000-000.safetensors (other contents" in refused.said
+    assert "state/fake/process-00000-000.safetensors (wrong checksum)" in refused.said
     shard.write_bytes(content[:-1])
-    with pytest.raises(CheckpointError, match=r"damaged.*fake/process.*of \d+ bytes"):
+    with pytest.raises(CheckpointError, match=r"damaged.*fake/process.*\(\d+ bytes, expected \d+ bytes\)"):
         verified(run)
     shard.unlink()
-    with pytest.raises(CheckpointError, match="missing of"):
+    with pytest.raises(CheckpointError, match=r"fake/process.*\(missing, expected \d+ bytes\)"):
         verified(run)
     (run / "checkpoints" / "step-000003" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="manifest"):
@@ -210,7 +211,7 @@ def test_a_teacher_that_changed_is_refused(
     before = (run / "run.json").read_text()
     refused = live(config | {"model": config["model"] | {"teacher": str(other)}}, "--resume")
     assert refused.codes == [2]
-    assert f"another teacher than {other} is now" in refused.said
+    assert f"a teacher other than {other}" in refused.said
     assert (run / "run.json").read_text() == before
     assert verified(run).name == "step-000003"
     done = live(config, "--resume")

@@ -1,4 +1,4 @@
-"""A disk that is too small is said before the first update."""
+"""A disk that is too small is reported before the first update."""
 
 import logging
 import shutil
@@ -9,23 +9,23 @@ import pytest
 import torch
 
 from magicdistill_core.errors import ConfigError
-from train.engines.state import MASTER, MOMENTS, Shard
+from train.engines.state import MASTER, MOMENTS, Partition
 from train.run import checkpoints
-from train.run.disk_space import BESIDES, check_room, state_bytes
+from train.run.disk_space import EXTRA_CHECKPOINTS, check_room, state_bytes
 
 GB = 10**9
 
 
 class State:
-    """A kept state of ten elements, of which another process writes four."""
+    """A saved state of ten elements; another process writes four of them."""
 
     def __init__(self, *kinds: str) -> None:
         self.kinds = kinds
 
-    def shards(self) -> list[Shard]:
+    def partitions(self) -> list[Partition]:
         return [
-            Shard("w", 0, 10, {kind: torch.zeros(6) for kind in self.kinds}),
-            Shard("w", 6, 10, {kind: torch.zeros(4) for kind in self.kinds}, written=False),
+            Partition("w", 0, 10, {kind: torch.zeros(6) for kind in self.kinds}),
+            Partition("w", 6, 10, {kind: torch.zeros(4) for kind in self.kinds}, written=False),
         ]
 
     def counter(self) -> int:
@@ -52,7 +52,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_run_that_cannot_save_once_is_refused(run: str, free: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     free.free = 179 * GB
-    with pytest.raises(ConfigError, match=r"takes 180\.0 GB, and .* has 179\.0 GB left.*run=FOLDER"):
+    with pytest.raises(ConfigError, match=r"takes 180\.0 GB.* 179\.0 GB free.*run=FOLDER"):
         check_room(tmp_path / run, 180 * GB, keep=2)
     assert not (tmp_path / "not").exists()
 
@@ -64,9 +64,9 @@ def test_a_run_that_cannot_keep_all_is_told(
     with caplog.at_level(logging.WARNING):
         check_room(tmp_path, 180 * GB, keep=2)
     assert "up to 900.0 GB (180.0 GB each" in caplog.text
-    assert "has 899.0 GB" in caplog.text
+    assert "899.0 GB for them" in caplog.text
     caplog.clear()
-    free.free = (2 + BESIDES) * 180 * GB
+    free.free = (2 + EXTRA_CHECKPOINTS) * 180 * GB
     with caplog.at_level(logging.WARNING):
         check_room(tmp_path, 180 * GB, keep=2)
     assert not caplog.text
@@ -75,7 +75,7 @@ def test_a_run_that_cannot_keep_all_is_told(
 def test_what_the_run_has_already_counts(
     free: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its checkpoints are among those that are to be kept, and what a killed save has left goes away."""
+    """The run's existing checkpoints count as available space, and the leftovers of killed saves are removed."""
 
     def export(folder: Path) -> None:
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, it goes on from its last good checkpoint as if nothing had happened."""
+"""Killed, stopped and collapsed runs continue from their last good checkpoint with identical results."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def whole_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def whole(whole_folders: Path, tiny_config: Callable, live: Callable) -> Callable[[int], tuple]:
-    """The uninterrupted run on so many processes."""
+    """The contents of an uninterrupted run on a number of processes."""
 
     def contents_of(processes: int) -> tuple[list[dict], dict[str, bytes]]:
         run = whole_folders / str(processes)
@@ -56,7 +56,7 @@ def whole(whole_folders: Path, tiny_config: Callable, live: Callable) -> Callabl
 
 @pytest.mark.timeout(900)
 def test_kill_9_at_any_moment(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
-    """Killed before random operations on the checkpoints' files, and at random times, until it is done."""
+    """The run is killed before random file operations in its checkpoints and at random times, until it finishes."""
     choose = random.Random(0)
     run = tmp_path / "run"
     config = small(tiny_config, run)
@@ -83,7 +83,7 @@ def test_kill_9_at_any_moment(tmp_path: Path, tiny_config: Callable, live: Calla
 
 @pytest.mark.timeout(600)
 def test_one_of_two_processes_is_killed(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
-    """Before a round's end, and amid a save: the other one says so and ends, and the run goes on."""
+    """Killed in a round and in a save: the other process ends with an explanation, and the run can be resumed."""
     run = tmp_path / "run"
     config = small(tiny_config, run)
     for victim, fault in (
@@ -112,7 +112,7 @@ def test_a_process_that_does_not_answer_is_no_hang(tmp_path: Path, tiny_config: 
 def test_a_signal_saves_and_stops(
     number: signal.Signals, processes: int, tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
 ) -> None:
-    """Sent to one process of two: both stop after the same round. The command says how to go on."""
+    """The signal goes to one process of two: both stop after the same round, and the output names `--resume`."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 100, "keep": 2})
     life = live(config, processes=processes, victim=processes - 1, signal_after=0.0, signal=number)
@@ -130,7 +130,7 @@ def test_a_signal_saves_and_stops(
 def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
 ) -> None:
-    """One process of two cannot write its share: both say so, and nothing of the new checkpoint stays."""
+    """One process of two cannot write its partitions: both report it, and the incomplete checkpoint is removed."""
     run = tmp_path / "run"
     config = small(tiny_config, run)
     assert live(config | {"updates": 2}, processes=2).codes == [0, 0]
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 @pytest.mark.timeout(600)
 def test_a_disk_that_is_too_small_is_said_at_once(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
-    """By both processes, before anything is trained or written."""
+    """Both processes report it before anything is trained or written."""
     run = tmp_path / "run"
     life = live(small(tiny_config, run), processes=2, free_space=10_000)
     assert life.codes == [2, 2], life.said
@@ -156,7 +156,7 @@ def test_a_disk_that_is_too_small_is_said_at_once(tmp_path: Path, tiny_config: C
 
 @pytest.mark.timeout(600)
 def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
-    """Weights explode in update 3, which only update 4 shows: the checkpoint of update 3 is not trusted."""
+    """The weights explode in update 3, but only update 4 shows NaN: the checkpoint of update 3 is not trusted."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
     assert live(config | {"updates": 2}).codes == [0]
@@ -173,7 +173,7 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, l
 
 @pytest.mark.timeout(600)
 def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
-    """With a limit that the second round must break; to be warned only changes nothing of what is learned."""
+    """The limit is so low that the second round exceeds it. A guard that only warns does not change the weights."""
     run = tmp_path / "run"
     guard = {"warmup": 1, "window": 1, "patience": 2, "distance_ceiling": 1e-6}
     config = small(tiny_config, run, guard=guard)
@@ -191,7 +191,7 @@ def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, li
 
 @pytest.mark.timeout(600)
 def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
-    """With `rollback` the run takes up the last good checkpoint at a lower rate, which here is still too high."""
+    """With `rollback` the run restarts from the last good checkpoint at a lower rate, which is still too high here."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
     assert live(config | {"updates": 2}).codes == [0]
@@ -213,7 +213,7 @@ def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: 
 
 @pytest.mark.timeout(600)
 def test_a_killed_run_remembers_that_it_went_back(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
-    """Killed after it went back (see above for the note of that), before it saved: `guard.rollbacks` counts still."""
+    """Killed between a rollback and the next save: the resumed run still counts the rollback (`guard.rollbacks`)."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
     assert live(config | {"updates": 2}).codes == [0]
@@ -228,7 +228,7 @@ def test_a_killed_run_remembers_that_it_went_back(tmp_path: Path, tiny_config: C
 
 @pytest.mark.timeout(600)
 def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
-    """Killed between the note and its doing; the learning rate is lowered as it would have been."""
+    """Killed after the record of a rollback was written: the resumed run rolls back and lowers the learning rate."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
     assert live(config | {"updates": 2}).codes == [0]
@@ -239,7 +239,7 @@ def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "resumed"] == [1]
     assert json.loads((verified(run) / "manifest.json").read_text())["notes"]["attempt"] == 1
-    # What was noted is done once: the next process begins from what this one saved.
+    # The rollback happens only once: the next resume starts from the checkpoint that this one saved.
     assert live(config | {"updates": 3}, "--resume").codes == [0]
     last = json.loads((run / "events.jsonl").read_text().splitlines()[-3])
     assert (last["event"], last["step"]) == ("resumed", 2)
@@ -249,7 +249,7 @@ def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config:
 def test_a_time_limit_saves_and_changes_nothing(
     tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
 ) -> None:
-    """Far below `every` updates; and samples that cannot be written end nothing: saved first, warned, gone on."""
+    """Saves happen by time, long before `every` updates. Unwritable samples only cause a warning after the save."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "validation").write_text("in the way of the folder of the samples")

@@ -1,4 +1,4 @@
-"""What is looked at before anything is loaded: the files that a configuration names, and what a run began with."""
+"""Checks before anything is loaded: the input files of a configuration, and the inputs with which a run started."""
 
 import json
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from train.config.training import TrainConfig
 from train.data.dataset import DatasetIndex, LatentWriter
 from train.networks.network import load_network
 from train.networks.weights import merge_lora
-from train.run.preflight import begin, look
+from train.run.preflight import check_inputs, record_inputs
 
 Config = Callable[..., dict]
 
 
 @pytest.fixture
 def pipelines(tmp_path: Path, teacher_file: Path) -> tuple[Path, Path, Path]:
-    """Two pipelines that differ in a weight of their transformers alone, and a null prompt for them."""
+    """Two pipelines whose transformers differ in one weight, and a null prompt for both."""
     teacher = load_checkpoint(teacher_file)
     network = load_network(teacher)
     for name in ("first", "second"):
@@ -45,8 +45,8 @@ def of_pipeline(tree: dict, pipeline: Path, prompt: Path) -> dict:
 
 
 def begun(config: TrainConfig) -> dict:
-    """Begin a run; what its record says."""
-    begin(config, look(config, resume=False))
+    """Start a run and return its record."""
+    record_inputs(config, check_inputs(config, resume=False))
     return json.loads((config.run / "run.json").read_text())
 
 
@@ -65,10 +65,10 @@ def test_a_run_resumes_on_its_own_pipeline_only(
     first, second, prompt = pipelines
     config = parse_config(of_pipeline(tiny_config(tmp_path / "run"), first, prompt), "test")
     begun(config)
-    look(config, resume=True)
+    check_inputs(config, resume=True)
     other = parse_config(of_pipeline(tiny_config(tmp_path / "run"), second, prompt), "test")
-    with pytest.raises(CheckpointError, match=f"another teacher than {second} is now"):
-        look(other, resume=True)
+    with pytest.raises(CheckpointError, match=f"a teacher other than {second}"):
+        check_inputs(other, resume=True)
 
 
 def test_a_lora_of_a_pipeline_knows_its_base(
@@ -95,10 +95,10 @@ def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: P
 
     begun(config(dataset(tmp_path / "data")))
     other = config(dataset(tmp_path / "other", **change))
-    with pytest.raises(CheckpointError, match=r"started with another dataset than .*other is now .as many samples"):
-        look(other, resume=True)
+    with pytest.raises(CheckpointError, match=r"started with a dataset other than .*other .the same number of samples"):
+        check_inputs(other, resume=True)
     (tmp_path / "data").rename(tmp_path / "moved")
-    look(config(tmp_path / "moved"), resume=True)
+    check_inputs(config(tmp_path / "moved"), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_teacher_without_a_null_prompt_says_what_makes_one(
     tree = of_pipeline(tiny_config(tmp_path / "run"), *pipelines[1:])
     tree["model"]["null_prompt"] = None
     with pytest.raises(CheckpointError, match=r"carries no null prompt.*magicdistill encode-prompt PIPELINE --out"):
-        look(parse_config(tree, "test"), resume=False)
+        check_inputs(parse_config(tree, "test"), resume=False)
 
 
 def test_all_processes_end_if_one_of_them_misses_a_file(
@@ -139,7 +139,7 @@ def test_all_processes_end_if_one_of_them_misses_a_file(
 ) -> None:
     monkeypatch.setattr(train.distributed, "first_error", lambda error: error or "its disk is not mounted")
     with pytest.raises(ConfigError, match="Another process of this run cannot begin: its disk"):
-        look(parse_config(tiny_config(tmp_path / "run"), "test"), resume=False)
+        check_inputs(parse_config(tiny_config(tmp_path / "run"), "test"), resume=False)
 
 
 def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
@@ -152,7 +152,7 @@ def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
     tree = tiny_config(tmp_path / "run", validation={"every": 1, "vae": str(vae)})
     with pytest.raises(CheckpointError, match="no video VAE that is known here"):
         train.run.trainer.train(parse_config(tree, "test"))
-    # Where it is another process that loads it.
+    # The same error on a process that does not load the VAE itself.
     monkeypatch.setattr(train.watch.validation, "is_main", lambda: False)
     answers = iter([None, "The VAE cannot be used."])
     monkeypatch.setattr(train.distributed, "first_error", lambda error: error or next(answers))

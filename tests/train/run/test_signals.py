@@ -1,4 +1,4 @@
-"""What a signal does to a process that trains."""
+"""The effect of signals on a training process."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""What a checkpoint collects for its files, and when one is due."""
+"""The weights that a checkpoint collects for its model files, and when a checkpoint is due."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def test_a_branch_is_collected_without_its_base() -> None:
         (7, 0.0, 10**6, None, False),
         (50, 60.0, 0, None, True),
         (90, 60.0, 0, None, True),
-        # The main process's clock decides, whatever this one's says.
+        # The main process's clock decides, not the clock of this process.
         (7, 60.0, 3600, False, False),
         (7, 60.0, 0, True, True),
     ],
