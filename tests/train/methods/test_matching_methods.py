@@ -162,7 +162,7 @@ def test_a_second_prompt_without_use_is_refused(
 ) -> None:
     tree = tiny_config(tmp_path)
     tree["model"]["negative_prompt"] = str(negative_prompt)
-    with pytest.raises(ConfigError, match=r"no use for model\.negative_prompt"):
+    with pytest.raises(ConfigError, match=r"does not use model\.negative_prompt"):
         parse_config(tree, "x.yaml")
     tree["method"]["guidance_scale"] = 3.0
     assert parse_config(tree, "x.yaml").method.uses_negative_prompt
