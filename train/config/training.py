@@ -206,7 +206,7 @@ class TrainConfig(Section):
         trains_fake = FAKE in self.method.trained
         if trains_fake and self.fake_optimizer is None:
             raise ValueError(
-                f"the method {self.method.name} trains a fake branch, so it needs an optimizer: set fake_optimizer.lr"
+                f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer: set fake_optimizer.lr"
             )
         if not trains_fake and self.fake_optimizer is not None:
             raise ValueError(f"the method {self.method.name} trains no fake branch: set fake_optimizer=null")
