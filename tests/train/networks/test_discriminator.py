@@ -1,4 +1,4 @@
-"""The discriminator sees what the teacher's single blocks see, and shares nothing with them."""
+"""The discriminator has the same inputs as the teacher's single blocks, and shares no weights with them."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_features_are_what_the_first_single_block_is_given(teacher_file: Path) -
         expected = network.single_transformer_blocks[0](*seen[0])
     torch.testing.assert_close(features.video, seen[0][0])
     torch.testing.assert_close(features.text, seen[0][1])
-    # The mask that diffusers makes hides nothing, so that leaving it out changes nothing.
+    # The mask of diffusers hides nothing here, so leaving it out changes nothing.
     torch.testing.assert_close(copy, expected)
 
 
@@ -58,7 +58,7 @@ def test_equal_seeds_make_equal_discriminators(teacher_file: Path) -> None:
 
 
 def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_blocks(teacher_file: Path) -> None:
-    """Through the frozen base in whatever role it last was, with and without activation checkpointing."""
+    """They pass through the frozen base, whatever its last role, with and without activation checkpointing."""
     teacher = load_checkpoint(teacher_file)
     prompt = teacher.null_prompt
     gradients = []

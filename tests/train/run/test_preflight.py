@@ -150,7 +150,7 @@ def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
     vae.mkdir()
     (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     tree = tiny_config(tmp_path / "run", validation={"every": 1, "vae": str(vae)})
-    with pytest.raises(CheckpointError, match="no video VAE that is known here"):
+    with pytest.raises(CheckpointError, match="not a known video VAE"):
         train.run.trainer.train(parse_config(tree, "test"))
     # Where it is another process that loads it.
     monkeypatch.setattr(train.watch.validation, "is_main", lambda: False)
