@@ -137,5 +137,5 @@ def test_numbers_out_of_range_and_pickling(tmp_path: Path) -> None:
     data = pickle.loads(pickle.dumps(LatentDataset(tmp_path)))
     assert torch.equal(data.batch([1]).latents[0], sample(1)[0])
     for wrong in (-1, 2):
-        with pytest.raises(IndexError, match="dataset of 2"):
+        with pytest.raises(IndexError, match="has 2 samples"):
             data.batch([wrong])

@@ -107,7 +107,7 @@ def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: P
         ("model", {"teacher": "NONE"}, "model.teacher is .*NONE, which does not exist"),
         ("model", {"null_prompt": "NONE"}, "null_prompt is .*NONE.*magicdistill encode-prompt PIPELINE --out .*NONE"),
         ("model", {"negative_prompt": "NONE"}, "negative_prompt is .*NONE.*encode-prompt .*NONE .*--prompt"),
-        ("data", {"dataset": "NONE"}, "NONE is no latent dataset.*magicdistill prepare"),
+        ("data", {"dataset": "NONE"}, "NONE is not a latent dataset.*magicdistill prepare"),
         ("validation", {"every": 1, "vae": "NONE"}, "validation.vae is .*NONE, which does not exist.*every=0"),
     ],
 )
