@@ -1,1 +1,1 @@
-"""The configuration of a run: every field typed, explained and checked."""
+"""The configuration of a run: every field has a type, a description and checks. See docs/settings.md."""

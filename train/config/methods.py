@@ -1,6 +1,6 @@
-"""The settings of every training method, and what each method needs: a union that the field `name` tells apart.
+"""The settings of every training method, and what each method needs. The field `name` selects the class.
 
-Apart from the methods themselves, so that a configuration is read without DeepSpeed.
+The methods themselves are in `train.methods`. They import DeepSpeed, which reading a configuration does not need.
 """
 
 from dataclasses import replace
@@ -19,31 +19,31 @@ from magicdistill_core.widening import add_guidance_embedding, widen_to_image
 
 from .sections import OptimizerConfig, Positive, Section
 
-# The networks that are trained; each has an engine and an optimizer of its own.
+# The names of the trained networks. Each has its own engine and optimizer.
 GENERATOR, FAKE, DISCRIMINATOR = "generator", "fake", "discriminator"
 
 Mode = Literal["full", "lora"]
 
-# Of a field that every method has.
-NAME = "Which method this is; it decides the other fields."
+# The description of a field that every method has.
+NAME = "The method. It decides which other settings there are."
 
 
 def _needs_full(mode: Mode, what: str, trained: str) -> None:
     if mode != "full":
-        raise ConfigError(f"{what} trains {trained}, which a low-rank branch does not reach. Set model.mode=full.")
+        raise ConfigError(f"{what} trains {trained}, which a low-rank branch does not change. Set model.mode=full.")
 
 
 class MethodConfig(Section):
-    """What all methods share."""
+    """The settings that all methods share."""
 
-    # Whether the frozen teacher must be at hand besides (`Networks.teacher`).
+    # Whether the method calls the frozen teacher (`Networks.teacher`).
     uses_teacher: ClassVar[bool] = False
 
     name: str = Field(description=NAME)
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Who is trained. Every method trains a generator: that is what the run exports."""
+        """Names of the networks that are trained. Every method trains a generator, which the run exports."""
         return (GENERATOR,)
 
     @property
@@ -53,208 +53,283 @@ class MethodConfig(Section):
 
     @property
     def start_file(self) -> Path | None:
-        """A few-step generator that the generator starts from in place of the teacher, and that makes samples."""
+        """File of a few-step generator: the generator starts from it instead of the teacher, and learns its samples."""
         return None
 
     def recipe_fields(self) -> dict[str, Any]:
-        """What the recipe of the exported files says beyond schedule and data (fields of `Recipe`)."""
+        """The fields of the exported files' `Recipe` that depend on the method, not on schedule and data."""
         return {"method": self.name}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
-        """The teacher with the inputs that the method needs it to have.
+        """The teacher with the inputs that the method needs.
 
         Raises:
-            CheckpointError: if this teacher cannot have them.
-            ConfigError: if they cannot be trained in this mode.
+            CheckpointError: if this teacher cannot have these inputs.
+            ConfigError: if the inputs cannot be trained in this mode.
         """
         return teacher
 
 
 class SupervisionConfig(Section):
-    """Ground-truth supervision (MD Eq. 7): better single frames, less motion unless the data move a lot."""
+    """Ground-truth supervision (MD Eq. 7): the generator also learns the clips of the dataset directly.
 
-    weight: float = Field(0.25, gt=0, description="Weight beside the matching loss.")
-    distance: Distance = Field("huber", description="`huber`, sqrt(d^2 + xi^2) - xi, or `mse`.")
-    xi: float = Field(1e-3, gt=0, description="The very small amount of MD Eq. 7; of `huber` alone.")
+    Single frames become better, but motion decreases unless the clips move a lot.
+    """
+
+    weight: float = Field(0.25, gt=0, description="Weight of the supervision loss; the matching loss has weight 1.")
+    distance: Distance = Field(
+        "huber", description="Distance to the clip: `huber` is sqrt(d^2 + xi^2) - xi, `mse` is d^2."
+    )
+    xi: float = Field(
+        1e-3,
+        gt=0,
+        description="Width of the quadratic part of `huber`, in units of the latents (MD Eq. 7). No effect with `mse`.",
+    )
 
 
 class DiscriminatorConfig(Section):
-    """The tailored discriminator (MD 3.4): a trained copy of the teacher's first single block on its double blocks."""
+    """The tailored discriminator (MD Sec. 3.4), which adds an adversarial loss to distribution matching.
 
-    optimizer: OptimizerConfig = Field(description="Of its own, beside the generator's and the fake branch's.")
+    It reads the features of the teacher's double blocks, with a trained copy of the teacher's first single block.
+    """
+
+    optimizer: OptimizerConfig = Field(description="Optimizer of the discriminator.")
     weight: float = Field(
-        0.05, gt=0, description="Weight of the adversarial loss beside the generator's matching loss."
+        0.05, gt=0, description="Weight of the generator's adversarial loss; the matching loss has weight 1."
     )
-    updates: Positive = Field(1, description="Updates of the discriminator before each of the generator.")
-    warmup: int = Field(0, ge=0, description="First rounds in which it learns without teaching the generator.")
+    updates: Positive = Field(1, description="Discriminator updates before each generator update.")
+    warmup: int = Field(
+        0,
+        ge=0,
+        description="Number of first rounds in which only the discriminator learns and the generator ignores it.",
+    )
     r1: float = Field(
-        100.0, ge=0, description="Weight of (D(z) - D(z + r1_noise * n))^2, the approximate R1; 0 is none."
+        100.0,
+        ge=0,
+        description="Weight of the approximate R1 penalty (D(z) - D(z + r1_noise * n))^2, which smooths the "
+        "discriminator near the data. 0 turns it off.",
     )
-    r1_noise: float = Field(0.1, gt=0, description="How far the approximate R1 looks from the data.")
+    r1_noise: float = Field(
+        0.1, gt=0, description="Standard deviation of the noise in the R1 penalty, in units of the latents."
+    )
 
 
 class MatchingConfig(MethodConfig):
-    """What the distribution-matching methods share: a real and a fake score, from one frozen teacher and one branch."""
+    """Distribution matching: the generator moves from the fake score towards the real score.
 
-    a_weak: float = Field(A_WEAK, ge=0, description="Branch weight of the real score (MD Eq. 6); 0 is vanilla DMD.")
-    a_strong: float = Field(A_STRONG, gt=0, description="Branch weight of the fake score (MD Eq. 5).")
-    fake_updates: Positive = Field(5, description="Updates of the fake branch before each of the generator.")
-    normalize: bool = Field(True, description="DMD2's normalisation; false is the papers' own form.")
-    fake_loss_scale: float = Field(1.0, gt=0, description="MD uses 1e4; clipping sees the unscaled gradient.")
+    Both scores come from one frozen teacher with one low-rank branch, at two weights of the branch.
+    """
+
+    a_weak: float = Field(
+        A_WEAK,
+        ge=0,
+        description="Weight of the branch in the real score (MD Eq. 6). 0 is plain DMD; values above 0.25 cost motion.",
+    )
+    a_strong: float = Field(
+        A_STRONG, gt=0, description="Weight of the branch in the fake score (MD Eq. 5), at which the branch is trained."
+    )
+    fake_updates: Positive = Field(
+        5,
+        description="Updates of the fake branch before each generator update. Raise it if the fake score does not "
+        "follow the generator (`fake/loss` rises).",
+    )
+    normalize: bool = Field(
+        True,
+        description="Divide each sample's matching gradient by the mean distance between the sample and the real "
+        "score's clean estimate (DMD2). `false` is the unnormalised gradient of the MagicDistillation paper.",
+    )
+    fake_loss_scale: float = Field(
+        1.0,
+        gt=0,
+        description="Factor on the fake branch's loss, against gradients below Adam's `eps`; the paper uses 1e4. A "
+        "smaller `fake_optimizer.eps` does the same. Gradient clipping sees the unscaled norm.",
+    )
     guidance_scale: float = Field(
         1.0,
         ge=1,
-        description="w of the real score v(negative) + w * (v(prompt) - v(negative)); 1 is none. What others write as "
-        "v(prompt) + s * (v(prompt) - v(negative)) has s = w - 1.",
+        description="Scale w of classifier-free guidance in the real score: v(negative) + w * (v(prompt) - "
+        "v(negative)). 1 is no guidance; a larger w needs `model.negative_prompt`. Trainers that write v(prompt) + s "
+        "* (v(prompt) - v(negative)) use s = w - 1.",
     )
     supervision: SupervisionConfig | None = Field(
-        None, description="Ground-truth supervision next to matching; none by default."
+        None, description="Ground-truth supervision in addition to matching. `null` is none."
     )
     discriminator: DiscriminatorConfig | None = Field(
-        None, description="An adversarial loss next to matching; none by default."
+        None, description="A discriminator in addition to matching. `null` is none."
     )
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Generator and fake branch; a discriminator if configured."""
+        """The generator, the fake branch, and the discriminator if there is one."""
         return (GENERATOR, FAKE) if self.discriminator is None else (GENERATOR, FAKE, DISCRIMINATOR)
 
     @property
     def uses_negative_prompt(self) -> bool:
-        """For guidance."""
+        """Guidance needs it."""
         return self.guidance_scale != 1
 
     def recipe_fields(self) -> dict[str, Any]:
-        """With the branch weights."""
+        """Adds the branch weights."""
         return super().recipe_fields() | {"a_weak": self.a_weak, "a_strong": self.a_strong}
 
 
 class W2SConfig(MatchingConfig):
-    """Weak-to-strong distribution matching (MagicDistillation)."""
+    """Weak-to-strong distribution matching, the method of MagicDistillation."""
 
     name: Literal["w2s"] = Field("w2s", description=NAME)
 
 
 class OneStepConfig(MatchingConfig):
-    """One-step distillation with the help of a few-step generator (MD 3.4); needs `schedule.steps` 1."""
+    """One-step distillation (MD Sec. 3.4): a few-step generator is the start, and its samples are targets.
+
+    It needs `schedule.steps: 1` and `model.mode: full`. Both weights change in a straight line over the run.
+    """
 
     name: Literal["one_step"] = Field("one_step", description=NAME)
     few_step_generator: Path = Field(
-        description="File of a generator of several steps: it makes the pairs, and is where the one-step one starts."
+        description="Exported file of a generator with two or more steps. The one-step generator starts from its "
+        "weights and learns its samples."
     )
     pair_weight: tuple[float, float] = Field(
-        (1.0, 0.25), description="Weight of the distance to the pairs, in the first and in the last update."
+        (1.0, 0.25),
+        description="Weight of the squared distance to the few-step generator's sample from the same noise: at the "
+        "first and at the last update.",
     )
     matching_weight: tuple[float, float] = Field(
-        (0.25, 1.0), description="Weight of the matching loss, in the first and in the last update."
+        (0.25, 1.0), description="Weight of the matching loss: at the first and at the last update."
     )
 
     @property
     def start_file(self) -> Path:
-        """The generator of several steps."""
+        """The few-step generator."""
         return self.few_step_generator
 
 
 class DMDConfig(MatchingConfig):
-    """Distribution matching distillation: the real score is the teacher itself."""
+    """Distribution matching distillation (DMD), a baseline: the real score is the teacher without the branch."""
 
     name: Literal["dmd"] = Field("dmd", description=NAME)
-    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher itself.")
-    discriminator: None = Field(None, description="None; dmd2 has one.")
+    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher without the branch.")
+    discriminator: None = Field(None, description="Always `null`: use `dmd2` for a discriminator.")
 
 
 class DMD2Config(MatchingConfig):
-    """DMD with a discriminator."""
+    """DMD2, a baseline: `dmd` with a discriminator."""
 
     name: Literal["dmd2"] = Field("dmd2", description=NAME)
-    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher itself.")
-    discriminator: DiscriminatorConfig = Field(description="The adversarial loss next to matching.")
+    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher without the branch.")
+    discriminator: DiscriminatorConfig = Field(
+        description="The discriminator. At least its `optimizer.lr` must be set."
+    )
 
 
 class LCMConfig(MethodConfig):
-    """Latent consistency distillation by FastVideo's recipe, a baseline of MagicDistillation (MD App. B)."""
+    """Latent consistency distillation by FastVideo's recipe, a baseline (MD App. B).
+
+    The teacher makes one step of its long schedule; the generator learns to jump to the clean latents from there.
+    """
 
     uses_teacher = True
 
     name: Literal["lcm"] = Field("lcm", description=NAME)
-    ode_steps: Positive = Field(28, description="Steps of the teacher's schedule, of which one is taken.")
-    huber_width: float = Field(1e-3, gt=0, description="c of sqrt(d^2 + c^2) - c.")
+    ode_steps: Positive = Field(
+        28, description="Steps of the teacher's schedule. Each sample uses one random step of it."
+    )
+    huber_width: float = Field(
+        1e-3, gt=0, description="Width c of the Huber distance sqrt(d^2 + c^2) - c, in units of the latents."
+    )
     target: Literal["teacher", "student"] = Field(
         "teacher",
-        description="Whose clean estimate is believed after the teacher's step: `teacher`, as the paper has it, or the "
-        "`student` itself without gradient and averaging, as FastVideo has it.",
+        description="Which network makes the target, the clean latents after the teacher's step: `teacher` as in the "
+        "paper, or `student`, the generator itself without gradient and without averaging, as in FastVideo. `student` "
+        "gets further, but needs a smaller learning rate.",
     )
 
 
 class SFTConfig(MethodConfig):
-    """Fine-tuning of a teacher on real videos by flow matching; what it exports is a teacher."""
+    """Fine-tuning of a teacher on real videos by flow matching. The run exports a teacher."""
 
     name: Literal["sft"] = Field("sft", description=NAME)
     widen: bool = Field(
         False,
-        description="The teacher is a text-to-video network: widen its patch embedding to a start image first (M141).",
+        description="Turn a text-to-video teacher into an image-to-video one first: its patch embedding is widened "
+        "for the start image (M141). Needs `model.mode: full`.",
     )
-    level_mean: float = Field(0.0, description="Mean of the noise levels' logits, before `schedule.shift`.")
-    level_std: float = Field(1.0, gt=0, description="Standard deviation of the noise levels' logits.")
+    level_mean: float = Field(
+        0.0,
+        description="Mean of the logit of the noise level, before `schedule.shift`. 0 centres the levels at 0.5; a "
+        "higher mean trains on more noise.",
+    )
+    level_std: float = Field(
+        1.0,
+        gt=0,
+        description="Standard deviation of the logit of the noise level. A larger one trains more on both ends.",
+    )
     uniform_levels: float = Field(
         0.0,
         ge=0,
         le=1,
         description="Share of the samples whose noise level is uniform instead of logit-normal, before "
-        "`schedule.shift`. A logit-normal level is rarely near 0 or 1; a share of 0.5 trains both ends too.",
+        "`schedule.shift`. Logit-normal levels are rarely near 0 or 1; 0.5 also trains both ends.",
     )
     channel_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None,
         min_length=LATENT_CHANNELS,
         max_length=LATENT_CHANNELS,
-        description="Weight of each latent channel in the loss; the weights are divided by their mean. The best "
-        "velocity is the same for all weights, but a small network spends its capacity where the weight is. None "
-        "weighs all channels alike.",
+        description="Weight of each latent channel in the loss, divided by the mean of all weights. The best velocity "
+        "is the same for all weights, but a small network spends its capacity where the weights are high. `null` "
+        "weighs all channels equally.",
     )
     reference_noise: tuple[float, Annotated[float, Field(ge=0)]] | None = Field(
         None,
-        description="Mean and standard deviation of the logarithm of the noise on start images, which keeps a teacher "
-        "from clinging to them; Magic 1-For-1 used [-3, 0.5]. None is no noise.",
+        description="Noise on the start images: mean and standard deviation of the logarithm of its strength. With it "
+        "the teacher relies less on the start image and moves more; Magic 1-For-1 uses [-3, 0.5]. `null` is no noise.",
     )
 
     def recipe_fields(self) -> dict[str, Any]:
-        """A many-step teacher."""
+        """The exported file is a many-step teacher."""
         return super().recipe_fields() | {"kind": "teacher"}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
-        """Widened if configured, which makes a concat image-to-video network of it."""
+        """The teacher, as a concat image-to-video network if `widen` is set."""
         if not self.widen:
             return teacher
         _needs_full(mode, "Widening", "the patch embedding")
         state = widen_to_image(teacher.state, teacher.source)
-        teacher.family(asked=TEXT_ONLY.i2v_mode)  # refuses one that says that it is something else
+        teacher.family(asked=TEXT_ONLY.i2v_mode)  # raises if its file states another mode
         return replace(teacher, state=state, shape=network_shape(state), recipe=None, i2v_mode=CONCAT.i2v_mode)
 
 
 class CFGConfig(MethodConfig):
-    """Distillation of classifier-free guidance into a network that takes the scale as an input (M141 Eq. 6 to 9).
+    """Distillation of classifier-free guidance: the guidance scale becomes an input of the network (M141 Eq. 6 to 9).
 
-    Scales count from 1, which means none: the paper's w is one less.
+    A scale of 1 is no guidance; the paper's w is the scale minus 1. The run exports a teacher.
     """
 
     uses_teacher = True
 
     name: Literal["cfg"] = Field("cfg", description=NAME)
-    scale_min: float = Field(1.0, ge=1, description="Smallest guidance scale that is learned.")
-    scale_max: float = Field(8.0, gt=1, description="Largest guidance scale that is learned.")
-    weight: float = Field(1.0, gt=0, description="lambda of M141 Eq. 8, beside flow matching without guidance.")
+    scale_min: float = Field(1.0, ge=1, description="Smallest guidance scale that is trained. 1 is no guidance.")
+    scale_max: float = Field(
+        8.0, gt=1, description="Largest guidance scale that is trained. `model.embedded_guidance` must be in the range."
+    )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="Weight of the guidance loss (lambda of M141 Eq. 8); flow matching without guidance has weight 1.",
+    )
 
     @property
     def uses_negative_prompt(self) -> bool:
-        """The guided teacher is asked with both."""
+        """The guided teacher is called with both prompts."""
         return True
 
     def recipe_fields(self) -> dict[str, Any]:
-        """A many-step teacher."""
+        """The exported file is a many-step teacher."""
         return super().recipe_fields() | {"kind": "teacher"}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
-        """With a guidance embedding, which changes nothing at first."""
+        """The teacher with a guidance embedding. A new embedding starts at zero and does not change the output."""
         if teacher.shape.guidance_embed:
             return teacher
         _needs_full(mode, f"Distilling guidance into {teacher.source}", "its new guidance embedding")
@@ -262,15 +337,18 @@ class CFGConfig(MethodConfig):
         return replace(teacher, state=state, shape=network_shape(state))
 
     def check_scale(self, scale: float) -> None:
-        """Refuse a scale (`model.embedded_guidance`, at which the export is sampled) that would not be learned.
+        """Refuse an untrained scale.
+
+        Args:
+            scale: `model.embedded_guidance`, the scale at which the exported file is sampled.
 
         Raises:
-            ValueError: if it lies outside of the range, or the range is empty.
+            ValueError: if the scale is outside the range, or the range is empty.
         """
         if not self.scale_min <= scale <= self.scale_max or self.scale_min == self.scale_max:
             raise ValueError(
-                f"model.embedded_guidance must lie between method.scale_min and method.scale_max, which differ; found "
-                f"{scale:g}, {self.scale_min:g} and {self.scale_max:g}"
+                f"model.embedded_guidance must be between method.scale_min and method.scale_max, and these two must "
+                f"differ; found {scale:g}, {self.scale_min:g} and {self.scale_max:g}"
             )
 
 

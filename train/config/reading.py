@@ -1,4 +1,4 @@
-"""Reading configurations: YAML files, `key=value` settings, and errors that name the field."""
+"""Reading configurations from YAML files and `key=value` settings, with errors that name the field."""
 
 import logging
 import os
@@ -30,22 +30,27 @@ def _override(tree: dict[str, Any], text: str) -> None:
     for part in path:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"In {text!r}, {part} is a value and has no fields. Check the key's spelling.")
+            raise ConfigError(
+                f"In {text!r}, {part} is a value, not a section, so it has no fields. Check the key's spelling."
+            )
     try:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem", None) or "it is no YAML"
+        mark = getattr(error, "problem", None) or "it is not YAML"
         raise ConfigError(
-            f"Cannot read the value of the setting {text!r} ({mark}). A shell divides what has spaces or braces: put "
-            f"the whole setting in quotes, such as 'method={{name: dmd}}'."
+            f"Cannot read the value of the setting {text!r} ({mark}). A shell splits settings at spaces and braces. "
+            f"Put the complete setting in quotes, such as 'method={{name: dmd}}'."
         ) from error
 
 
 def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
-    """Build a part of a configuration, or a whole one, from plain data.
+    """Build a section, or a complete configuration, from plain data.
+
+    Args:
+        source: where the data come from, for errors.
 
     Raises:
-        ConfigError: naming every field that is unknown, missing or has a wrong value.
+        ConfigError: if a field is unknown, missing or has a wrong value. The error names all such fields.
     """
     try:
         return section.model_validate(tree)
@@ -57,7 +62,7 @@ def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
             kind = kind.removeprefix("Value error, ")
             problems.append(f"{name}: {kind}" if name else kind)
         raise ConfigError(
-            f"{source} is no valid configuration. {'; '.join(problems)}. Correct these fields."
+            f"{source} is not a valid configuration. {'; '.join(problems)}. Correct these fields."
         ) from error
 
 
@@ -67,12 +72,12 @@ def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
 
 
 def parse_settings(section: type[S], settings: Sequence[str]) -> S:
-    """Build a part of a configuration from its defaults and `key=value` texts.
+    """Build a section from its defaults and `key=value` texts.
 
     Raises:
-        ConfigError: if a text is no setting, or as `parse_section`.
+        ConfigError: if a text is not a setting; else as `parse_section`.
     """
-    # So that a text can change one field of a default section.
+    # Nested sections start from their defaults: a text can then change a single field of them.
     defaults = {name: field.default for name, field in section.model_fields.items()}
     tree = {name: value.model_dump() for name, value in defaults.items() if isinstance(value, Section)}
     for text in settings:
@@ -81,7 +86,7 @@ def parse_settings(section: type[S], settings: Sequence[str]) -> S:
 
 
 def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A tree with changes, section by section; a method of another name replaces the one that was there."""
+    """A tree with changes, merged section by section. A method with another name replaces the previous one."""
     merged = dict(tree)
     for key, value in changes.items():
         before = merged.get(key)
@@ -97,13 +102,13 @@ def _is_another_method(key: str, before: dict[str, Any], value: dict[str, Any]) 
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's settings, upon those of the file that it `extends`."""
+    """A file's settings, merged into the settings of the file that it `extends`."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read ({error.strerror}). Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is no YAML file ({error}). Correct it at that place.") from error
+        raise ConfigError(f"{path.name} is not a YAML file ({error}). Correct it at that place.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path.name} holds no settings. Expected a YAML mapping; see the presets in train/presets.")
     base = tree.pop("extends", None)
@@ -111,12 +116,19 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     parent = path.parent / str(base)
     if parent in (*children, path):
-        raise ConfigError(f"{path.name} extends {base}, which extends it again. Let one of them stand by itself.")
+        raise ConfigError(
+            f"{path.name} extends {base}, which itself extends {path.name}, directly or through other files. Remove "
+            f"one of these `extends`."
+        )
     return _merged(_read(parent, (*children, path)), tree)
 
 
 def _moved_to(path: Path, named: Any) -> Path | None:
-    """The folder of a run, if `path` is the configuration in it, and that names another folder: one moved or copied."""
+    """The folder of a moved or copied run: `path` is the run's own configuration, but names another folder.
+
+    Returns:
+        The folder that contains `path`; None if the run was not moved, or `path` is not a run's own configuration.
+    """
     folder = path.parent
     if path.name != CONFIG_FILE or not (folder / RUN_FILE).is_file() or Path(str(named)).resolve() == folder.resolve():
         return None
@@ -126,17 +138,20 @@ def _moved_to(path: Path, named: Any) -> Path | None:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML configuration and apply `key.key=value` overrides.
 
-    A file may begin with `extends: OTHER.yaml` (beside it): it then holds only what differs from that one. The one
-    in the folder of a run that was moved or copied is for that folder, unless an override says otherwise.
+    A file may contain `extends: OTHER.yaml`, a path relative to its own folder. It then needs only the settings that
+    differ from that file. The `config.yaml` of a run that was moved or copied applies to the folder that contains it,
+    unless an override sets `run`.
 
     Raises:
-        ConfigError: if a file is absent, no YAML mapping, or not valid.
+        ConfigError: if a file is absent, is not a YAML mapping, or is not valid.
     """
     tree = _read(path)
     if (folder := _moved_to(path, tree.get("run"))) is not None:
         if not any(text.startswith("run=") for text in overrides) and os.environ.get("RANK", "0") == "0":
             named = tree.get("run")
-            logger.warning("%s names the run %s; taken is the one that it lies in (else: run=%s)", path, named, named)
+            logger.warning(
+                "%s names the run %s; its own folder is used instead (run=%s overrides this)", path, named, named
+            )
         tree["run"] = str(folder)
     for text in overrides:
         _override(tree, text)

@@ -1,4 +1,4 @@
-"""The parts of the configuration that say how a run is watched and kept, and not what it learns."""
+"""Sections that control how a run is watched and saved. They do not change what the run learns."""
 
 from typing import Any, Literal
 
@@ -8,62 +8,119 @@ from .sections import Positive, Section
 
 
 class CheckpointConfig(Section):
-    """Saved state, from which a run resumes exactly and is exported."""
+    """When a run saves its state. A run resumes exactly from a checkpoint, and a checkpoint can be exported."""
 
-    every: Positive = Field(50, description="Generator updates between checkpoints; the last one is always saved.")
+    every: Positive = Field(
+        50, description="Generator updates between two checkpoints. The last update is always saved."
+    )
     minutes: float = Field(
         60.0,
         ge=0,
-        description="Minutes after which one is saved at the end of the round, however few updates that were; 0 never.",
+        description="Longest time between two checkpoints, in minutes: once it has passed, the next round is saved "
+        "even if `every` is not reached. 0 turns this off.",
     )
     keep: Positive = Field(
-        2, description="How many of the newest to keep; the best one and the newest healthy one are kept besides."
+        2,
+        description="Number of newest checkpoints to keep. The best one and the newest one that the guard found "
+        "healthy are kept as well.",
     )
     measure: str = Field(
         "generator/real_fake_distance",
-        description="The best checkpoint is the healthy one with the lowest median of this metric over the last "
-        "guard.window rounds; with a fake branch only those from the metric's peak on count, and before it the newest "
-        "is the best. Where the method has no such metric, generator/loss is taken.",
+        description="Metric that selects the best checkpoint: among the healthy ones, the lowest median over the last "
+        "`guard.window` rounds wins. With a fake branch only checkpoints after the metric's peak count; until then the "
+        "newest is the best. Methods without this metric use `generator/loss`.",
     )
 
 
 class GuardConfig(Section):
-    """What counts as collapse, and what is done then (see `guard.RULES`).
+    """The guard detects when training collapses, and decides what to do then.
 
-    Ceilings and floors are multiples of the medians over the run's first rounds, unless they say otherwise.
+    It compares medians over the last rounds with a baseline: the medians over the run's first rounds after `warmup`.
+    A floor or ceiling is a multiple of the baseline unless its description states otherwise.
     """
+
+    # The quantities, and the field that limits each, are in `watch.guard.RULES`.
 
     action: Literal["off", "warn", "stop", "rollback"] = Field(
         "stop",
-        description="Once something has been wrong for `patience` rounds: `stop` ends the run, `rollback` continues "
-        "from the last good checkpoint with other draws and a lower learning rate, `warn` only says so. What is not "
-        "finite always ends a round: with `rollback` it goes back, else it stops.",
+        description="What happens once a limit is violated for `patience` rounds in a row: `stop` ends the run, "
+        "`rollback` continues from the last good checkpoint with new random draws and a lower learning rate, `warn` "
+        "only logs it. A value that is not finite ends the round at once, even with `off` and `warn`: `rollback` goes "
+        "back, all others stop.",
     )
-    warmup: int = Field(10, ge=0, description="First rounds that do not count: the fake score is still new.")
-    window: Positive = Field(20, description="Rounds of which medians are taken; the baseline is after the warm-up.")
-    patience: Positive = Field(10, description="Rounds in a row that something must be wrong.")
-    rollbacks: int = Field(2, ge=0, description="How often a run may go back before it stops instead.")
-    lr_factor: float = Field(0.5, gt=0, le=1, description="Of all learning rates, at every rollback.")
-    motion_floor: float = Field(0.4, ge=0, description="Mean change of the samples' latents from frame to frame.")
-    variance_floor: float = Field(0.2, ge=0, description="Variance of the samples' latents over time.")
-    deviation_ceiling: float = Field(1.6, gt=0, description="Standard deviation of the samples' latents.")
-    deviation_floor: float = Field(0.5, ge=0, description="The same, downwards.")
-    saturation_ceiling: float = Field(0.05, gt=0, le=1, description="Share of latent values beyond 4; no multiple.")
-    gradient_ceiling: float = Field(4.0, gt=0, description="Mean |g| of distribution matching.")
-    distance_ceiling: float = Field(4.0, gt=0, description="Mean distance of the real from the fake score.")
-    fake_loss_ceiling: float = Field(4.0, gt=0, description="Loss of the fake score.")
+    warmup: int = Field(
+        10,
+        ge=0,
+        description="Number of first rounds that the guard ignores, because the fake score is still untrained.",
+    )
+    window: Positive = Field(
+        20,
+        description="Number of rounds in a median. The baseline is the median of the first `window` rounds after "
+        "`warmup`.",
+    )
+    patience: Positive = Field(
+        10, description="Number of rounds in a row that must violate a limit before `action` is taken."
+    )
+    rollbacks: int = Field(
+        2, ge=0, description="How often a run may go back to a checkpoint; after that, `rollback` stops the run."
+    )
+    lr_factor: float = Field(
+        0.5, gt=0, le=1, description="Each rollback multiplies all learning rates by this factor. 1 keeps them."
+    )
+    motion_floor: float = Field(
+        0.4,
+        ge=0,
+        description="Lowest mean absolute change of the samples' latents from frame to frame. Below it the samples "
+        "stop moving.",
+    )
+    variance_floor: float = Field(
+        0.2, ge=0, description="Lowest variance over time of the samples' latents. Below it the samples become stills."
+    )
+    deviation_ceiling: float = Field(
+        1.6, gt=0, description="Highest standard deviation of the samples' latents. Above it the samples saturate."
+    )
+    deviation_floor: float = Field(
+        0.5, ge=0, description="Lowest standard deviation of the samples' latents. Below it the samples wash out."
+    )
+    saturation_ceiling: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Highest share of latent values with a magnitude above 4. An absolute limit, not a multiple of the "
+        "baseline.",
+    )
+    gradient_ceiling: float = Field(
+        4.0, gt=0, description="Highest mean absolute value of the distribution-matching gradient."
+    )
+    distance_ceiling: float = Field(
+        4.0,
+        gt=0,
+        description="Highest mean distance between real and fake score. Above it the two scores drift apart.",
+    )
+    fake_loss_ceiling: float = Field(
+        4.0,
+        gt=0,
+        description="Highest loss of the fake score. Above it the fake score no longer follows the generator.",
+    )
     guidance_ceiling: float = Field(
-        20.0, gt=0, description="Guidance's part of |g| over distribution matching's; no multiple."
+        20.0,
+        gt=0,
+        description="Highest ratio of the guidance part of the real score to the distance between real and fake score. "
+        "An absolute limit, not a multiple of the baseline.",
     )
 
     @field_validator("action", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
-        # YAML reads off, unquoted, as false.
+        # YAML reads an unquoted `off` as false.
         return "off" if value is False else value
 
 
 class LoggingConfig(Section):
-    """Where metrics go besides `metrics.jsonl` and TensorBoard."""
+    """Additional places for metrics. Every run writes `metrics.jsonl` and TensorBoard files to its folder."""
 
-    wandb: str | None = Field(None, description="Project at Weights & Biases; needs `pip install wandb` and a login.")
+    wandb: str | None = Field(
+        None,
+        description="Project at Weights & Biases that also receives the metrics. It needs `pip install wandb` and "
+        "`wandb login`. `null` sends nothing.",
+    )

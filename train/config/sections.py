@@ -1,4 +1,4 @@
-"""What the parts of the configuration are made of."""
+"""The base class of every section of the configuration, and the sections that several others contain."""
 
 from typing import Annotated
 
@@ -8,36 +8,59 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration; unknown fields are refused."""
+    """One section of the configuration. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class OptimizerConfig(Section):
-    """AdamW."""
+    """The AdamW optimizer of one trained network, with its learning rate schedule."""
 
-    lr: float = Field(gt=0, description="Learning rate, after the warm-up.")
+    lr: float = Field(gt=0, description="Learning rate after the warm-up.")
     betas: tuple[float, float] = Field(
         (0.0, 0.999),
-        description="Decay of Adam's two moving averages, of the gradient and of its square; a first one of 0 is usual "
-        "where two networks chase each other.",
+        description="Decay per update of Adam's moving averages of the gradient and of its square. A first value of 0 "
+        "is usual where two networks are trained against each other; use 0.9 for a network that is trained alone.",
     )
-    eps: float = Field(1e-8, gt=0, description="1e-15 lets gradients near 1e-9 through, as a LoRA of a 13B model has.")
-    weight_decay: float = Field(0.0, ge=0, description="Share of a weight, times lr, that every update takes away.")
-    warmup: int = Field(0, ge=0, description="Updates of this optimizer over which lr rises from 0.")
+    eps: float = Field(
+        1e-8,
+        gt=0,
+        description="Adam's epsilon: gradients much smaller than this have almost no effect. Use 1e-15 for a LoRA of a "
+        "13B model, whose gradients are near 1e-9.",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Each update first multiplies the weights by 1 - lr * weight_decay. 0 is no decay."
+    )
+    warmup: int = Field(
+        0,
+        ge=0,
+        description="Number of this optimizer's first updates over which the learning rate rises linearly to `lr`. "
+        "0 is no warm-up.",
+    )
     final_lr: float | None = Field(
-        None, gt=0, description="What lr falls to in a straight line until the last update of the run; none: it stays."
+        None,
+        gt=0,
+        description="Learning rate at the last update of the run, reached in a straight line from `lr`. `null` keeps "
+        "`lr` to the end.",
     )
     decay: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of the run, at its end, over which lr falls to final_lr; 1 is the whole run.",
+        description="Share of the run, counted from its end, over which the learning rate goes from `lr` to "
+        "`final_lr`. 1 is the complete run. No effect without `final_lr`.",
     )
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    clip: float = Field(
+        1.0, gt=0, description="Largest norm of the gradient of an update; a larger gradient is scaled down to it."
+    )
 
     def rate(self, update: int, progress: float) -> float:
-        """The learning rate of the `update`-th update (from 0) with `progress` of the run done (0 to 1)."""
+        """The learning rate of one update.
+
+        Args:
+            update: number of the optimizer's update, from 0.
+            progress: finished share of the run, 0 to 1.
+        """
         final = self.lr if self.final_lr is None else self.final_lr
         fallen = max(0.0, (progress - (1 - self.decay)) / self.decay)
         lr = self.lr + (final - self.lr) * fallen
@@ -45,8 +68,22 @@ class OptimizerConfig(Section):
 
 
 class EmaConfig(Section):
-    """A moving average of the generator's weights, which is then what is validated and exported."""
+    """An exponential moving average (EMA) of the generator's weights.
 
-    decay: float = Field(0.99, gt=0, lt=1, description="Share of the average that stays at an update.")
-    start: int = Field(0, ge=0, description="First updates, after which averaging begins.")
-    on_cpu: bool = Field(False, description="Keep it in main memory: 4 bytes per trained weight, over all processes.")
+    Validation and export use the averaged weights; training continues with the weights themselves.
+    """
+
+    decay: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="Share of the average that each update keeps. The average covers about 1 / (1 - decay) updates.",
+    )
+    start: int = Field(
+        0, ge=0, description="Number of first updates without averaging: until then the average equals the weights."
+    )
+    on_cpu: bool = Field(
+        False,
+        description="Keep the average in main memory instead of GPU memory. It takes 4 bytes per trained weight, "
+        "summed over all processes.",
+    )

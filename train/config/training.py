@@ -1,4 +1,4 @@
-"""The configuration of a training run: every field is typed, described and checked."""
+"""The configuration of a training run, and the checks across its sections."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,115 +12,169 @@ from .methods import FAKE, AnyMethod, CFGConfig, OneStepConfig, W2SConfig
 from .run import CheckpointConfig, GuardConfig, LoggingConfig
 from .sections import EmaConfig, OptimizerConfig, Positive, Section
 
-# In place of a path: the file of that kind that ships with us.
+# Instead of a path: the file of that kind that ships with this project.
 POCKET = "pocket"
 
 
 class BranchConfig(Section):
-    """Size of a low-rank branch; it adds `alpha / rank * up @ down` to every linear of the blocks."""
+    """Size of a low-rank branch. It adds `alpha / rank * up @ down` to every linear layer of the blocks."""
 
-    rank: Positive = Field(64, description="Rank of the two matrices; memory and file size grow with it.")
-    alpha: float = Field(64.0, gt=0, description="The branch counts `alpha / rank` times; equal to rank is once.")
+    rank: Positive = Field(
+        64,
+        description="Rank of the two matrices. A higher rank can learn more, and takes more memory and a larger file.",
+    )
+    alpha: float = Field(
+        64.0, gt=0, description="Scale of the branch: its output is multiplied by `alpha / rank`. Equal to rank is 1."
+    )
 
 
 class ModelConfig(Section):
-    """What is trained, from what, and in which precision."""
+    """The teacher, which weights are trained, and how they are held in memory."""
 
-    teacher: str = Field(description="Path of the teacher's checkpoint, or `pocket` for the model that ships with us.")
+    teacher: str = Field(
+        description="The teacher's weights: a model file or a diffusers folder. `pocket` is the small model that ships "
+        "with this project."
+    )
     null_prompt: Path | None = Field(
-        None, description="File with `null_prompt.*` tensors, for a teacher whose own file has none."
+        None,
+        description="File with the `null_prompt.*` tensors, the text conditioning of every call; make it with "
+        "`magicdistill encode-prompt`. Needed if the teacher's own file has none, otherwise it replaces that one.",
     )
     negative_prompt: Path | None = Field(
         None,
-        description="A second file like null_prompt, for what is unconditional: guidance of the real score, and cfg.",
+        description="File like `null_prompt` for the unconditional calls of guidance. Required by `method.name: cfg` "
+        "and by a `method.guidance_scale` other than 1; refused otherwise.",
     )
     i2v_mode: Literal["concat", "token_replace", "none"] | None = Field(
         None,
-        description="How the start image enters, for a teacher whose weights leave it open and whose file does not say "
-        "it: with 16 input channels, `token_replace` (HunyuanVideo-I2V v2) or `none` (text-to-video).",
+        description="How the start image enters the teacher. Set it only if neither the weights nor their file state "
+        "it. With 16 input channels, `token_replace` is HunyuanVideo-I2V v2, `none` is text-to-video.",
     )
     embedded_guidance: float = Field(
-        EMBEDDED_GUIDANCE, gt=0, description="What a teacher with a guidance embedding is given, in every role."
+        EMBEDDED_GUIDANCE,
+        gt=0,
+        description="Guidance scale passed to a teacher with a guidance embedding, in every role. No effect on other "
+        "teachers.",
     )
     mode: Literal["full", "lora"] = Field(
         "full",
-        description="`full` trains a copy of the teacher; `lora` a branch, and one frozen base serves all.",
+        description="`full` trains a copy of the teacher. `lora` trains a low-rank branch on one frozen teacher that "
+        "all roles share; it takes less memory and exports a LoRA.",
     )
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Of weights and computation; with bf16 the optimizers keep fp32 copies of what is trained."
+        "bf16",
+        description="Format of weights and computation. With `bf16` the optimizers keep fp32 copies of the trained "
+        "weights; use `fp32` for numerical comparisons.",
     )
-    activation_checkpointing: bool = Field(False, description="Recompute blocks in backward: less memory, more time.")
+    activation_checkpointing: bool = Field(
+        False,
+        description="Recompute each block during the backward pass instead of storing its activations. Less memory, "
+        "more time; clips on a 13B model need it.",
+    )
     keep_attention: bool = Field(
         False,
-        description="With activation_checkpointing: keep what attention gave instead of recomputing it. Faster, the "
-        "more the longer the clips; on 13B 25 GB more at 129 frames of 544x960.",
+        description="With `activation_checkpointing`: store the outputs of attention instead of recomputing them. "
+        "Faster, mostly for long clips; a 13B model takes 25 GB more at 129 frames of 544x960.",
     )
-    generator_branch: BranchConfig = Field(BranchConfig(), description="Mode `lora` only.")
-    fake_branch: BranchConfig = Field(BranchConfig(), description="The branch of the fake and real scores.")
+    generator_branch: BranchConfig = Field(
+        BranchConfig(), description="The generator's branch. Only used with `mode: lora`."
+    )
+    fake_branch: BranchConfig = Field(
+        BranchConfig(), description="The branch of the fake and real scores. Only for methods with a fake branch."
+    )
 
 
 class ScheduleConfig(Section):
-    """How the generator will be sampled; written into the recipe of what is exported."""
+    """How the exported generator is sampled. The values are written into the recipe of the exported file."""
 
-    steps: Positive = Field(4, description="Calls of the generator for a video, which is what it is trained for.")
+    steps: Positive = Field(
+        4,
+        description="Model calls that the generator needs for one video. Distillation trains for exactly this number.",
+    )
     shift: float = Field(
         5.0,
         gt=0,
-        description="How far noise levels lie towards noise: t becomes shift * t / (1 + (shift - 1) * t), in the steps "
-        "and in the levels drawn for training; 1 leaves them as they are.",
+        description="Moves noise levels towards more noise: t becomes shift * t / (1 + (shift - 1) * t). It applies to "
+        "the sampling steps and to the levels drawn for training; 1 changes nothing.",
     )
-    sampler: Sampler = Field("euler", description="`euler`, or `renoise` (DMD2's).")
+    sampler: Sampler = Field(
+        "euler",
+        description="`euler` follows the velocity to the next level. `renoise` (DMD2) predicts the clean latents and "
+        "adds new noise at the next level.",
+    )
 
 
 class DataConfig(Section):
-    """The prepared dataset and how much of it one update sees."""
+    """The prepared dataset and the batch size. One update sees processes x micro_batch x accumulation samples."""
 
     dataset: Path = Field(description="Folder that `magicdistill prepare` wrote.")
-    micro_batch: Positive = Field(1, description="Samples in one forward on one process.")
-    accumulation: Positive = Field(1, description="Micro-batches in one optimizer step, for either engine.")
+    micro_batch: Positive = Field(
+        1, description="Samples that one process computes at a time. Raise it as far as GPU memory allows."
+    )
+    accumulation: Positive = Field(
+        1,
+        description="Micro-batches whose gradients are combined into one update. Raise it for a larger batch in the "
+        "same memory.",
+    )
 
 
 class ZeroConfig(Section):
-    """DeepSpeed's sharding."""
+    """DeepSpeed ZeRO: which state is partitioned among the processes instead of copied to each."""
 
     stage: Literal[0, 1, 2, 3] = Field(
         2,
-        description="What is cut among the processes: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too, "
-        "which costs communication at every call.",
+        description="0 partitions nothing, 1 the optimizer states, 2 also the gradients, 3 also the weights. Use 3 if "
+        "the weights do not fit on one GPU; it adds communication to every model call.",
     )
 
 
 class ValidationConfig(Section):
-    """Samples with fixed seeds, to be looked at."""
+    """Videos with fixed seeds that the run generates as it trains, for you to look at."""
 
-    every: int = Field(50, ge=0, description="Generator updates between samples; 0 never.")
-    samples: Positive = Field(4, description="Start images, evenly spread over the dataset.")
-    seed: int = Field(0, description="Of the samples' noise: the same at every step of the run.")
-    vae: str = Field("pocket", description="VAE that decodes the samples: a path, or `pocket`.")
+    every: int = Field(50, ge=0, description="Generator updates between two sets of samples. 0 generates none.")
+    samples: Positive = Field(4, description="Number of videos. Their start images are evenly spread over the dataset.")
+    seed: int = Field(0, description="Seed of the samples' noise. It stays the same for the complete run.")
+    vae: str = Field(
+        "pocket",
+        description="VAE that decodes the samples: a TAEHV file or a diffusers folder, the one that the dataset was "
+        "made with. `pocket` is the small VAE that ships with this project.",
+    )
 
 
 class TrainConfig(Section):
-    """A whole training run."""
+    """The complete configuration of a training run."""
 
-    run: Path = Field(description="Folder of the run: checkpoints, metrics, samples.")
-    seed: int = Field(0, description="Of every draw of the run: noise, levels, order of the data, new weights.")
-    updates: Positive = Field(description="Generator updates in all.")
-    model: ModelConfig = Field(description="What is trained, from what, and in which precision.")
-    data: DataConfig = Field(description="The dataset, and how much of it one update sees.")
-    method: AnyMethod = Field(W2SConfig(), description="The method, chosen by `method.name`, and its settings.")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="How the generator will be sampled.")
-    generator_optimizer: OptimizerConfig = Field(description="For the generator, which every method trains.")
-    generator_ema: EmaConfig | None = Field(
-        None, description="A moving average of the generator, validated and exported in its place; none by default."
+    run: Path = Field(description="Folder that the run writes its checkpoints, metrics, samples and report to.")
+    seed: int = Field(0, description="Seed of every random draw: noise, noise levels, order of the data, new weights.")
+    updates: Positive = Field(description="Generator updates of the complete run. A resumed run may raise it.")
+    model: ModelConfig = Field(description="The teacher, which weights are trained, and how they are held in memory.")
+    data: DataConfig = Field(description="The dataset and the batch size.")
+    method: AnyMethod = Field(W2SConfig(), description="The training method and its settings.")
+    schedule: ScheduleConfig = Field(
+        ScheduleConfig(), description="How the exported generator is sampled: steps, shift and sampler."
     )
-    fake_optimizer: OptimizerConfig | None = Field(None, description="For the methods that train a fake branch.")
-    zero: ZeroConfig = Field(ZeroConfig(), description="What DeepSpeed cuts among the processes.")
-    validation: ValidationConfig = Field(ValidationConfig(), description="Samples to look at while the run goes on.")
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When state is saved, and what is kept.")
-    guard: GuardConfig = Field(GuardConfig(), description="What counts as collapse, and what is done then.")
-    logging: LoggingConfig = Field(LoggingConfig(), description="Where metrics go besides the run's folder.")
+    generator_optimizer: OptimizerConfig = Field(description="Optimizer of the generator.")
+    generator_ema: EmaConfig | None = Field(
+        None,
+        description="Moving average of the generator's weights, for validation and export. `null` uses the weights "
+        "themselves.",
+    )
+    fake_optimizer: OptimizerConfig | None = Field(
+        None,
+        description="Optimizer of the fake branch. Required by the methods that train one; `null` for all others.",
+    )
+    zero: ZeroConfig = Field(ZeroConfig(), description="What DeepSpeed partitions among the processes.")
+    validation: ValidationConfig = Field(ValidationConfig(), description="Videos to look at while the run trains.")
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(), description="When the run saves its state, and which checkpoints it keeps."
+    )
+    guard: GuardConfig = Field(GuardConfig(), description="How the run detects a collapse, and what it does then.")
+    logging: LoggingConfig = Field(LoggingConfig(), description="Additional places for metrics.")
     timeout: float = Field(
-        30.0, gt=0, description="Minutes that a process waits for the others before it takes one of them for dead."
+        30.0,
+        gt=0,
+        description="Minutes that a process waits for the others before it treats one as dead and stops. Raise it if "
+        "single operations take longer.",
     )
 
     @field_validator("method", mode="before")
@@ -134,23 +188,26 @@ class TrainConfig(Section):
         if needs and not has:
             raise ValueError(
                 f"the method {self.method.name} needs model.negative_prompt: guidance moves away from an unconditional "
-                "prompt, and with the null prompt alone there is nothing to move away from (guidance_scale 1 is none)"
+                "prompt, and the null prompt alone is not enough. Name its file, or set method.guidance_scale=1 for no "
+                "guidance"
             )
         if has and not needs:
             raise ValueError(
-                f"the method {self.method.name} as configured has no use for model.negative_prompt: remove it, or set "
-                "method.guidance_scale"
+                f"the method {self.method.name} as configured does not use model.negative_prompt: remove it, or set "
+                "method.guidance_scale above 1"
             )
         if isinstance(self.method, CFGConfig):
             self.method.check_scale(self.model.embedded_guidance)
         if isinstance(self.method, OneStepConfig) and (self.schedule.steps != 1 or self.model.mode != "full"):
             raise ValueError(
-                "the method one_step trains a whole generator of one step, so it needs schedule.steps=1 and "
+                "the method one_step trains all weights of a one-step generator, so it needs schedule.steps=1 and "
                 f"model.mode=full; found {self.schedule.steps} and {self.model.mode}"
             )
         trains_fake = FAKE in self.method.trained
         if trains_fake and self.fake_optimizer is None:
-            raise ValueError(f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer.lr")
+            raise ValueError(
+                f"the method {self.method.name} trains a fake branch, so it needs fake_optimizer: set fake_optimizer.lr"
+            )
         if not trains_fake and self.fake_optimizer is not None:
-            raise ValueError(f"the method {self.method.name} trains no fake branch, so fake_optimizer must go")
+            raise ValueError(f"the method {self.method.name} trains no fake branch: set fake_optimizer=null")
         return self

@@ -1,1 +1,1 @@
-"""From videos to datasets of latents, and from prompts to stored conditions."""
+"""Data preparation: videos become datasets of latents, prompts become files of text conditioning."""

@@ -1,9 +1,13 @@
-"""Latent datasets: a folder with `dataset.json` and safetensors shards, written resumably and read by memory map.
+"""Latent datasets: a folder with an index `dataset.json` and safetensors shards.
+
+Writing can be interrupted and continued. Reading uses memory maps.
 
 A shard holds `latents` `[N, 16, T, H, W]` and `image_latents` `[N, 16, 1, H, W]` (the first frame encoded as a still
 image), both in the network's scale. For Wan 2.1 `image_latents` are `[N, 16, T, H, W]` (the first frame and gray frames
-encoded together), and `image_features` `[N, 257, 1280]` are CLIP's of the first frame. The index is replaced only after
-the shard it names is on disk, so that an interrupted run loses at most the samples of one unfinished shard.
+encoded together), and `image_features` `[N, 257, 1280]` are the CLIP features of the first frame.
+
+The index names a new shard only after the shard is on disk. An interrupted preparation loses at most the samples of one
+unfinished shard.
 """
 
 import logging
@@ -35,24 +39,29 @@ StoredDtype = Literal["float16", "bfloat16", "float32"]
 
 
 class DatasetError(MagicDistillError):
-    """A latent dataset that is absent, damaged, or made with other settings than those asked for."""
+    """A latent dataset that is absent, damaged, or made with other settings than the requested ones."""
 
 
 class LatentBatch(NamedTuple):
-    """Clean latents `[B, 16, T, H, W]` and the latents of their start images `[B, 16, 1, H, W]`, float32."""
+    """A batch of samples in float32.
+
+    Attributes:
+        latents: clean latents `[B, 16, T, H, W]`.
+        image_latents: latents of the start images, `[B, 16, 1, H, W]` (Wan 2.1: T frames).
+    """
 
     latents: Tensor
     image_latents: Tensor
 
 
 class Shard(BaseModel):
-    """One shard of the index."""
+    """One shard, as the index describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
-    bytes: int = Field(description="Size of the file, so that a truncated copy is noticed at once.")
-    samples: list[str] = Field(description="Keys of the samples in order.")
+    bytes: int = Field(description="Size of the file in bytes. It reveals a truncated copy at once.")
+    samples: list[str] = Field(description="Keys of the samples, in the order of the rows.")
 
 
 class DatasetIndex(BaseModel):
@@ -61,23 +70,28 @@ class DatasetIndex(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
-    family: str = Field("hunyuan_video", description="Architecture for which the start images were encoded.")
-    frames: int = Field(description="Frames of every clip, 4n + 1.")
+    family: str = Field("hunyuan_video", description="Architecture that the latents and start images are encoded for.")
+    frames: int = Field(description="Frames of each clip, 4n + 1.")
     height: int
     width: int
     fps: float = Field(gt=0)
     stride: int | None = Field(
-        default=None, gt=0, description="Frames from one window of a source to the next; none for ready-made clips."
+        default=None,
+        gt=0,
+        description="Frames from the start of one window of a video to the start of the next. "
+        "None for ready-made clips.",
     )
     dtype: StoredDtype
-    vae_sha256: str = Field(description="sha256 of the VAE that made the latents.")
-    image_encoder_sha256: str | None = Field(None, description="sha256 of the CLIP that made the features, if any.")
+    vae_sha256: str = Field(description="sha256 of the VAE that encoded the latents.")
+    image_encoder_sha256: str | None = Field(
+        None, description="sha256 of the CLIP image encoder. None without features."
+    )
     shards: list[Shard] = []
-    sources: list[str] = Field(default=[], description="Source files of which every sample is in.")
+    sources: list[str] = Field(default=[], description="Source videos whose samples are all in the dataset.")
 
     @property
     def count(self) -> int:
-        """Samples in all shards."""
+        """Number of samples in all shards."""
         return sum(len(shard.samples) for shard in self.shards)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -89,16 +103,18 @@ def sample_shapes(architecture: str, frames: int, height: int, width: int) -> di
     """The tensors of one sample and their shapes.
 
     Args:
-        architecture: by name, for which the start image is encoded.
-        frames, height, width: of the clip; geometry errors as in `check_geometry`.
+        architecture: name of the architecture that the start image is encoded for.
+        frames, height, width: size of the clip in frames and pixels.
 
     Raises:
-        DatasetError: if the architecture is not known here.
+        DatasetError: if the architecture is unknown.
+        MagicDistillError: if the geometry does not fit, as in `check_geometry`.
     """
     of_kind = [f for f in all_families() if f.architecture.name == architecture and f.takes_image]
     if not of_kind:
         raise DatasetError(
-            f"The dataset is for {architecture!r}, which is not known here. Correct the index, or update."
+            f"The dataset is for the architecture {architecture!r}, which this version does not know. Correct the "
+            f"index, or update this project."
         )
     channels, latent_frames, rows, columns = latent_shape(frames, height, width)[1:]
     image = (channels, of_kind[0].image_frames(latent_frames), rows, columns)
@@ -111,31 +127,31 @@ def read_index(folder: Path) -> DatasetIndex:
     """Read a dataset's index.
 
     Raises:
-        DatasetError: if the folder has none or it cannot be understood.
+        DatasetError: if the folder has no index, or the index cannot be read.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
         raise DatasetError(
-            f"{folder} is no latent dataset: it has no {INDEX_NAME}. Make one with "
+            f"{folder} is not a latent dataset: it has no {INDEX_NAME}. Make a dataset with "
             f"`magicdistill prepare --videos DIR --out {folder}`, or correct the path."
         )
     try:
         return DatasetIndex.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise DatasetError(
-            f"{path} cannot be understood ({error}). Expected the index that `magicdistill prepare` writes: "
-            f"restore it, or prepare the dataset again."
+            f"{path} cannot be read ({error}). Expected the index that `magicdistill prepare` writes. Restore the "
+            f"file, or prepare the dataset again."
         ) from error
 
 
 class LatentWriter:
-    """Adds samples to a dataset; use as a context manager, whose end writes the unfinished shard.
+    """Adds samples to a dataset. It is a context manager: leaving the context writes the unfinished shard.
 
-    Opening an existing dataset continues it: `key in writer` tells whether a sample is already there, and
-    `finished(source)` whether all samples of a source file are.
+    Opening an existing dataset continues it. `key in writer` tells whether a sample is already stored, and
+    `finished(source)` whether all samples of a source video are.
 
     Raises:
-        DatasetError: if the folder holds a dataset of another geometry, frame rate, dtype or VAE.
+        DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE or image encoder.
     """
 
     def __init__(self, folder: Path, index: DatasetIndex) -> None:
@@ -167,25 +183,25 @@ class LatentWriter:
         return len(self._keys)
 
     def finished(self, source: str) -> bool:
-        """Whether `finish_source` was called for this source, now or in an earlier run."""
+        """Whether `finish_source` was called for this source video, in this or an earlier preparation."""
         return source in self._sources
 
     def append(self, key: str, latent: Tensor, image: StartImage) -> None:
-        """Add one sample; writes a shard when enough have gathered.
+        """Add one sample, and write a shard when enough samples are waiting.
 
         Args:
-            key: the sample's unique name, such as the source file and its window.
+            key: the sample's unique name, such as the source video and its window.
             latent: `[16, T, H, W]`.
-            image: one start image, in a batch of one.
+            image: one start image, as a batch of one.
 
         Raises:
-            ValueError: if the key is in already, or a shape is not that of the dataset's geometry.
+            ValueError: if the key is already stored, or a shape does not fit the dataset's geometry.
         """
         given = {LATENTS: latent, IMAGE_LATENTS: image.latents[0]}
         if image.features is not None:
             given[IMAGE_FEATURES] = image.features[0]
         if key in self._keys:
-            raise ValueError(f"Sample {key} is in the dataset already; ask `key in writer` first.")
+            raise ValueError(f"Sample {key} is already in the dataset. Check `key in writer` first.")
         if (shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != self._shapes:
             raise ValueError(f"Sample {key} has tensors {shapes}, expected {self._shapes}.")
         self._pending[key] = {name: tensor.detach().cpu().to(self._dtype) for name, tensor in given.items()}
@@ -194,16 +210,16 @@ class LatentWriter:
             self.flush()
 
     def finish_source(self, source: str) -> None:
-        """Note that every sample of a source file was appended; recorded with the samples, not before them."""
+        """Record that all samples of a source video were appended. It is written together with the samples."""
         if source not in self._sources:
             self._sources.add(source)
             self._pending_sources.append(source)
 
     def flush(self) -> None:
-        """Write what has gathered as a shard, then the index.
+        """Write the waiting samples as a shard, then the index.
 
         Raises:
-            CheckpointError: if one of them cannot be written; what has gathered stays.
+            CheckpointError: if the shard or the index cannot be written; the samples keep waiting.
         """
         if not self._pending and not self._pending_sources and (self._folder / INDEX_NAME).exists():
             return
@@ -225,24 +241,25 @@ class LatentWriter:
 def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
     settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256")
     differing = [
-        f"{n} {getattr(found, n)} (asked: {getattr(wanted, n)})"
+        f"{n} {getattr(found, n)} (now: {getattr(wanted, n)})"
         for n in settings
         if getattr(found, n) != getattr(wanted, n)
     ]
     if differing:
         raise DatasetError(
-            f"{folder} holds a dataset made with other settings: {', '.join(differing)}. Continue it with its own "
+            f"{folder} holds a dataset made with other settings: {', '.join(differing)}. Continue it with the same "
             f"settings, or write to another folder."
         )
-    logger.info("continuing %s: %d samples are in", folder, found.count)
+    logger.info("continuing %s: it already has %d samples", folder, found.count)
     return found
 
 
 class LatentDataset:
-    """Read access to a latent dataset by sample number; tensors are read through memory maps on demand.
+    """Read access to a latent dataset by sample number. Tensors are read on demand through memory maps.
 
     Raises:
-        DatasetError: if the folder is no dataset, is empty, or a shard is missing, truncated or of another geometry.
+        DatasetError: if the folder is not a dataset or has no samples, or if a shard is missing, truncated or of
+            another geometry.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -260,7 +277,7 @@ class LatentDataset:
 
     @property
     def frames(self) -> int:
-        """Frames of every clip."""
+        """Frames of each clip."""
         return self.index.frames
 
     @property
@@ -283,47 +300,47 @@ class LatentDataset:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """`(16, T, H, W)` of every latent."""
+        """Shape `(16, T, H, W)` of each latent."""
         return self._shapes[LATENTS]
 
     def check_family(self, family: Family) -> None:
-        """Refuse a teacher of another kind than the dataset was made for, or that clips are too short for.
+        """Refuse a teacher that this dataset does not suit.
 
         Raises:
-            DatasetError: naming both.
+            DatasetError: if the dataset was made for another architecture, or its clips are too short for the teacher.
         """
         if family.architecture.name != self.index.family:
             raise DatasetError(
                 f"{self.folder} holds latents and start images for {self.index.family}, but the teacher is of "
-                f"{family.architecture.name} ({family.architecture.title}), whose autoencoder and start images are "
-                f"others. Use data prepared for it."
+                f"{family.architecture.name} ({family.architecture.title}), which uses another VAE and other start "
+                f"images. Prepare the data with that VAE."
             )
         if family.kept_frames and self.latent_shape[1] - family.kept_frames < 2:
             raise DatasetError(
-                f"Clips of {self.frames} frames leave a teacher that is given the first latent frame "
-                f"{self.latent_shape[1] - family.kept_frames} to generate, which has no motion. Prepare clips of 9 "
-                f"frames or more."
+                f"Clips of {self.frames} frames are too short for this teacher. Its first latent frame is the start "
+                f"image, so only {self.latent_shape[1] - family.kept_frames} would be generated, without motion. "
+                f"Prepare clips of 9 frames or more."
             )
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
-        """The samples of the given numbers, stacked in that order; errors as in `latents`."""
+        """The samples with these numbers, stacked in this order; errors as in `latents`."""
         return LatentBatch(self.latents(indices), self.image_latents(indices))
 
     def latents(self, indices: Sequence[int]) -> Tensor:
-        """Clean latents `[B, 16, T, H, W]` alone, as float32 on the CPU.
+        """Only the clean latents `[B, 16, T, H, W]`, as float32 on the CPU.
 
         Raises:
-            IndexError: if a number is not in `[0, len)`.
-            DatasetError: if a shard became unreadable.
+            IndexError: if a number is not in `[0, len(dataset))`.
+            DatasetError: if a shard can no longer be read.
         """
         return self._read(LATENTS, indices)
 
     def image_latents(self, indices: Sequence[int]) -> Tensor:
-        """Latents of start images `[B, 16, 1, H, W]` alone (Wan 2.1: T frames); errors as in `latents`."""
+        """Only the latents of the start images, `[B, 16, 1, H, W]` (Wan 2.1: T frames); errors as in `latents`."""
         return self._read(IMAGE_LATENTS, indices)
 
     def start_image(self, indices: Sequence[int]) -> StartImage:
-        """Start images as a family takes them, on the CPU; errors as in `latents`."""
+        """Start images in the form that a family expects, on the CPU; errors as in `latents`."""
         features = self._read(IMAGE_FEATURES, indices) if IMAGE_FEATURES in self._shapes else None
         return StartImage(self.image_latents(indices), features)
 
@@ -331,7 +348,7 @@ class LatentDataset:
         rows = []
         for index in indices:
             if not 0 <= index < len(self):
-                raise IndexError(f"Sample {index} was asked of a dataset of {len(self)}.")
+                raise IndexError(f"There is no sample {index}: the dataset has {len(self)} samples, numbered from 0.")
             number, row = self._places[index]
             try:
                 rows.append(self._files[number].get_slice(key)[row : row + 1])
@@ -343,13 +360,13 @@ class LatentDataset:
         return {"folder": self.folder}
 
     def __setstate__(self, state: dict[str, Path]) -> None:
-        # Memory maps do not travel between processes: a data worker opens its own.
+        # Memory maps cannot be sent to another process, so each data worker opens its own.
         self.__init__(state["folder"])  # type: ignore[misc]
 
     def _damaged(self, number: int, why: str) -> DatasetError:
         name = self.index.shards[number].file
         return DatasetError(
-            f"Shard {name} of {self.folder} cannot be used: {why}. Copy it again from where it was made, or delete "
+            f"Shard {name} of {self.folder} cannot be used: {why}. Copy the shard again from its original, or delete "
             f"the folder and prepare the dataset again."
         )
 
@@ -360,7 +377,7 @@ class LatentDataset:
             raise self._damaged(number, "the file is missing")
         size = path.stat().st_size
         if size != shard.bytes:
-            raise self._damaged(number, f"it has {size:,} bytes where {shard.bytes:,} were written, so it is truncated")
+            raise self._damaged(number, f"it has {size:,} bytes, but {shard.bytes:,} were written, so it is truncated")
         try:
             file = safe_open(path, framework="pt")
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in self._shapes}
@@ -368,5 +385,5 @@ class LatentDataset:
             raise self._damaged(number, str(error)) from error
         expected = {key: (len(shard.samples), *shape) for key, shape in self._shapes.items()}
         if shapes != expected:
-            raise self._damaged(number, f"its tensors are {shapes}, but the index says {expected}")
+            raise self._damaged(number, f"its tensors are {shapes}, but the index states {expected}")
         self._files[number] = file

@@ -1,4 +1,7 @@
-"""The releases' video autoencoders, as diffusers has them; the posterior's mode is taken, so that encoding repeats."""
+"""The video autoencoders of the releases, through diffusers.
+
+Encoding uses the mode of the posterior, so the same frames always have the same latents.
+"""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -18,7 +21,7 @@ _ADVICE = "Expected the vae folder of a diffusers HunyuanVideo or Wan 2.1 model 
 
 
 class _DiffusersVae(ABC):
-    """Frames in [0, 1] to a diffusers autoencoder's [-1, 1] and back, in its dtype."""
+    """Converts frames between [0, 1] and the [-1, 1] of a diffusers autoencoder, and computes in its dtype."""
 
     def __init__(self, model: Any) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -47,7 +50,7 @@ class _DiffusersVae(ABC):
 
     @abstractmethod
     def _scaled(self, raw: Tensor) -> Tensor:
-        """The autoencoder's latents in the network's scale."""
+        """Scale the autoencoder's latents to the network's scale."""
 
     @abstractmethod
     def _raw(self, latents: Tensor) -> Tensor:
@@ -55,7 +58,10 @@ class _DiffusersVae(ABC):
 
 
 class HunyuanVideoVae(_DiffusersVae):
-    """HunyuanVideo's: latents times one factor. Float32 on a CPU and float16, its release's dtype, elsewhere."""
+    """HunyuanVideo's VAE. The network's latents are the VAE's times one factor.
+
+    It computes in float32 on a CPU, elsewhere in float16, the dtype of its release.
+    """
 
     architecture: ClassVar[str] = ARCHITECTURE.name
 
@@ -67,7 +73,7 @@ class HunyuanVideoVae(_DiffusersVae):
 
 
 class WanVae(_DiffusersVae):
-    """Wan 2.1's: latents normalised by channel. In float32, as its release runs it."""
+    """Wan 2.1's VAE. The network's latents are normalised per channel. It computes in float32, like its release."""
 
     architecture: ClassVar[str] = wan.ARCHITECTURE.name
 
@@ -79,10 +85,10 @@ class WanVae(_DiffusersVae):
 
 
 def load_diffusers_vae(folder: Path, device: torch.device) -> HunyuanVideoVae | WanVae:
-    """A diffusers `AutoencoderKLHunyuanVideo` or `AutoencoderKLWan` folder.
+    """Load a diffusers `AutoencoderKLHunyuanVideo` or `AutoencoderKLWan` folder.
 
     Raises:
-        CheckpointError: if it is neither, damaged, or has other latents than the network's.
+        CheckpointError: if the folder holds neither or is damaged, or its latents do not fit the network.
     """
     half = torch.float32 if device.type == "cpu" else torch.float16
     kinds: dict[str, tuple[type[HunyuanVideoVae] | type[WanVae], Any, torch.dtype]] = {
@@ -92,7 +98,7 @@ def load_diffusers_vae(folder: Path, device: torch.device) -> HunyuanVideoVae | 
     try:
         kind = AutoencoderKLWan.load_config(folder, local_files_only=True).get("_class_name")
         if kind not in kinds:
-            raise CheckpointError(f"{folder} holds a {kind}, which is no video VAE that is known here. {_ADVICE}")
+            raise CheckpointError(f"{folder} holds a {kind}, which is not a known video VAE. {_ADVICE}")
         wrapper, network, dtype = kinds[kind]
         model: nn.Module = network.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,4 +1,7 @@
-"""Real clips to a latent dataset: decode, resample, cut into windows, resize and crop, encode; resumable."""
+"""Preparation of a latent dataset from videos: decode, resample, cut into windows, resize and crop, encode.
+
+An interrupted preparation continues when it is started again.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """How a clip is cut: windows of `frames` frames at `fps`, a new one every `stride` frames."""
+    """How a video is cut: windows of `frames` frames at `fps` frames per second, a new one every `stride` frames."""
 
     frames: int
     height: int
@@ -37,12 +40,19 @@ class WindowGeometry:
 
 @dataclass
 class PrepareReport:
-    """What a preparation did."""
+    """The result of a preparation.
+
+    Attributes:
+        added: samples that this preparation added.
+        total: samples that the dataset now has.
+        already_in: videos that an earlier preparation finished.
+        skipped: the reason per video that could not be used completely.
+    """
 
     added: int = 0
     total: int = 0
     already_in: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)  # source file: why
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -59,29 +69,31 @@ def prepare(
     console: Console | None = None,
     image_encoder: Path | None = None,
 ) -> PrepareReport:
-    """Encode every usable window of every clip into the latent dataset `out`.
+    """Encode every usable window of every video into the latent dataset `out`.
 
-    Running it again on the same folders continues: clips that are in are not decoded again. A clip that is
-    damaged or too short is reported, keeping the windows before the damage, and is tried again by the next run.
+    Running it again on the same folders continues, and does not decode finished videos again. A video that is damaged
+    or too short is reported. Its windows before the damage are kept, and the next preparation tries it again.
 
     Args:
-        videos: a video file, or a folder that is searched with its subfolders.
-        vae: what `load_vae` takes.
-        frames, height, width: geometry of a window, 4n + 1 frames of sides divisible by 16.
-        fps: frame rate that clips are resampled to before they are cut.
-        stride: frames from the start of one window to the next; None means `frames`, no overlap.
-        dtype: how latents are stored.
-        console: where the progress bar goes; None shows none.
-        image_encoder: CLIP's folder, for a family that looks at its features (see `load_start_images`).
+        videos: a video file, or a folder; its subfolders are searched too.
+        vae: a VAE as for `load_vae`.
+        frames, height, width: geometry of a window: 4n + 1 frames, sides in pixels divisible by 16.
+        fps: frame rate in frames per second, to which videos are resampled before they are cut.
+        stride: frames from the start of one window to the start of the next; None is `frames`, no overlap.
+        dtype: format of the stored latents.
+        console: shows the progress bar; None shows none.
+        image_encoder: CLIP's folder, for a family that uses its features (see `load_start_images`).
 
     Raises:
         MagicDistillError: if there are no videos, none is usable, the geometry does not fit, or `out` holds a dataset
-            made otherwise.
+            with other settings.
     """
     check_geometry(frames, height, width)
     geometry = WindowGeometry(frames, height, width, fps, frames if stride is None else stride)
     if geometry.stride < 1 or not fps > 0:
-        raise VideoError(f"stride is {stride} and fps {fps}, expected at least 1 frame and a positive rate.")
+        raise VideoError(
+            f"stride is {stride} and fps is {fps}. Expected a stride of at least 1 frame and a positive fps."
+        )
     sources = find_videos(videos)
     encoder = load_start_images(load_vae(vae, device), image_encoder, device)
     index = DatasetIndex(
@@ -109,10 +121,12 @@ def prepare(
 
 
 def find_videos(videos: Path) -> dict[str, Path]:
-    """The videos of a folder and its subfolders by relative name, sorted; a single file stands for itself.
+    """The videos of a folder and its subfolders, sorted, by their names relative to the folder.
+
+    A single file is returned under its own name.
 
     Raises:
-        VideoError: if there is none.
+        VideoError: if there is no video.
     """
     if videos.is_file():
         return {videos.name: videos}
@@ -163,15 +177,15 @@ def _add_source(
 
 
 def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]]:
-    """The windows of a clip: first frame number and frames `[T, H, W, 3]` uint8.
+    """The windows of a video: number of the first frame, and frames `[T, H, W, 3]` in uint8.
 
     Raises:
-        VideoError: if the clip is unreadable, damaged, or shorter than one window.
+        VideoError: if the video is unreadable, damaged, or shorter than one window.
     """
     buffer: list[Tensor] = []
     first = count = 0
     for count, frame in enumerate(read_video(path, geometry.fps).frames, start=1):
-        if count > first:  # a stride longer than a window passes over frames
+        if count > first:  # a stride longer than a window skips frames
             buffer.append(resize_crop(frame, geometry.height, geometry.width))
         if len(buffer) == geometry.frames:
             yield first, torch.stack(buffer)
@@ -179,6 +193,6 @@ def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]
             buffer = buffer[geometry.stride :]
     if first == 0:
         raise VideoError(
-            f"{path} is too short: {count} frames at {geometry.fps:g} fps, expected at least {geometry.frames}. "
-            f"Use longer clips, fewer frames or a higher rate."
+            f"{path} is too short: it has {count} frames at {geometry.fps:g} fps, expected at least {geometry.frames}. "
+            f"Use longer clips, fewer frames or a higher frame rate."
         )

@@ -1,4 +1,4 @@
-"""Prompts encoded once to small files, so that neither training nor sampling holds a text encoder."""
+"""Encoding of prompts to small files. Training and sampling read them and need no text encoder."""
 
 import json
 from pathlib import Path
@@ -13,23 +13,23 @@ from magicdistill_core.safetensors_file import write_safetensors
 
 _INDEX = "model_index.json"
 _WAN_TOKENS = 512
-# What HunyuanVideoPipeline cuts off before the prompt's states: how many tokens its template has up to there.
+# Tokens of the template before the prompt. HunyuanVideoPipeline removes their states.
 _TEMPLATE_TOKENS = 95
 
 
 def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device | str = "cpu") -> NullPrompt:
-    """Encode a prompt with the text encoders of a diffusers pipeline, and write it for `model.null_prompt`.
+    """Encode a prompt with the text encoders of a diffusers pipeline, and write a file for `model.null_prompt`.
 
-    HunyuanVideo's prompt goes through its text-to-video template, also for an image-to-video pipeline, whose own
-    template would show the language model an image and so fit that image alone.
+    HunyuanVideo's text-to-video template is used, even for an image-to-video pipeline. The image-to-video template
+    also shows an image to the language model, so its result fits only that image.
 
     Args:
         pipeline: folder of a diffusers HunyuanVideo or Wan pipeline; only tokenizers and text encoders are read.
         prompt: the text; "" is the null prompt.
-        out: file (.safetensors) to write.
+        out: the file (.safetensors) to write.
 
     Returns:
-        What was written: in bfloat16, tokens without padding.
+        The written text conditioning, in bfloat16, without padding tokens.
 
     Raises:
         CheckpointError: if the folder holds no such pipeline, or a part of it cannot be loaded.
@@ -39,8 +39,8 @@ def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device |
         encoded = (_hunyuan_video if "HunyuanVideo" in kind else _wan)(pipeline, kind, prompt, torch.device(device))
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"The text encoders in {pipeline} cannot be loaded ({error}). Expected a whole diffusers pipeline with its "
-            f"folders tokenizer and text_encoder (for HunyuanVideo tokenizer_2 and text_encoder_2 as well)."
+            f"The text encoders in {pipeline} cannot be loaded ({error}). Expected a complete diffusers pipeline with "
+            f"its folders tokenizer and text_encoder (for HunyuanVideo tokenizer_2 and text_encoder_2 as well)."
         ) from error
     write_safetensors(out, null_prompt_tensors(encoded), {"prompt": prompt, "format": "pt"})
     return encoded
@@ -54,7 +54,7 @@ def _kind(pipeline: Path) -> str:
     try:
         kind = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be understood ({error}). {advice}") from error
+        raise CheckpointError(f"{index} cannot be read ({error}). {advice}") from error
     if not kind.startswith(("HunyuanVideo", "Wan")):
         raise CheckpointError(f"{pipeline} holds a {kind}. {advice}")
     return kind
@@ -69,7 +69,7 @@ def _load(kind: Any, pipeline: Path, **components: Any) -> Any:
 def _hunyuan_video(pipeline: Path, kind: str, prompt: str, device: torch.device) -> NullPrompt:
     from diffusers import HunyuanVideoPipeline
 
-    # Llama's tokenizer and, in an image-to-video pipeline, the language model inside LLaVA are loaded apart.
+    # These are loaded separately: Llama's tokenizer and, in an image-to-video pipeline, the language model of LLaVA.
     apart = ("tokenizer", "text_encoder") if "ImageToVideo" in kind else ("tokenizer",)
     components: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler", *apart))
     encoders = _load(HunyuanVideoPipeline, pipeline, **components)
@@ -78,7 +78,7 @@ def _hunyuan_video(pipeline: Path, kind: str, prompt: str, device: torch.device)
         from transformers import LlavaForConditionalGeneration
 
         llava = _load(LlavaForConditionalGeneration, pipeline / "text_encoder")
-        # Before transformers 4.52 it stands in the outer model.
+        # Before transformers 4.52 the language model is an attribute of the outer model.
         encoders.register_modules(text_encoder=getattr(llava, "model", llava).language_model)
     encoders.to(device)
     with torch.no_grad():
@@ -87,13 +87,13 @@ def _hunyuan_video(pipeline: Path, kind: str, prompt: str, device: torch.device)
 
 
 def _llama_tokenizer(folder: Path) -> Any:
-    """Llama 3's tokenizer as its file describes it.
+    """Llama 3's tokenizer, with the rules of its own file.
 
-    The class that diffusers asks for, LlamaTokenizerFast, is Llama 2's: under transformers 5 it puts its own rules in
-    place of the file's and loses spaces and line breaks.
+    Diffusers names the class LlamaTokenizerFast, which is Llama 2's. Under transformers 5 this class replaces the rules
+    of the file by its own, and loses spaces and line breaks.
 
     Raises:
-        CheckpointError: if it does not keep HunyuanVideo's template, or cuts it into another number of tokens.
+        CheckpointError: if the tokenizer changes HunyuanVideo's template, or splits it into another number of tokens.
     """
     from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
     from transformers import PreTrainedTokenizerFast
@@ -105,9 +105,10 @@ def _llama_tokenizer(folder: Path) -> Any:
     count = len(tokenizer(before).input_ids)
     if kept != text or count != _TEMPLATE_TOKENS:
         raise CheckpointError(
-            f"The tokenizer in {folder} is not the one that HunyuanVideo was trained with: of the text around a prompt "
-            f"it makes {count} tokens, expected {_TEMPLATE_TOKENS}, which read {kept[:80]!r}... Download the folder "
-            f"again from a release of HunyuanVideo in diffusers' format (tokenizer.json is Llama 3's)."
+            f"The tokenizer in {folder} is not the one that HunyuanVideo was trained with. It splits the template "
+            f"before the prompt into {count} tokens, expected {_TEMPLATE_TOKENS}, and decodes the template as "
+            f"{kept[:80]!r}... Download the folder again from a release of HunyuanVideo in diffusers' format "
+            f"(tokenizer.json is Llama 3's)."
         )
     return tokenizer
 
@@ -121,6 +122,6 @@ def _wan(pipeline: Path, kind: str, prompt: str, device: torch.device) -> NullPr
         text, _ = encoders.encode_prompt(
             prompt, do_classifier_free_guidance=False, max_sequence_length=_WAN_TOKENS, device=device
         )
-    # The pipeline pads with zeros, and so does our network's caller.
+    # The pipeline pads with zeros. The padding is removed here; each call of the network pads again.
     tokens = int(text[0].abs().sum(dim=-1).nonzero().max()) + 1
     return NullPrompt(text[:, :tokens].cpu(), None)

@@ -1,4 +1,8 @@
-"""Start images as each family wants them: encoded alone, or with gray frames behind and CLIP's features beside."""
+"""Start images in the form that each family expects.
+
+HunyuanVideo encodes the image alone. Wan 2.1 encodes it together with gray frames that follow it, and also uses CLIP
+features of the image.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +21,13 @@ from .vae import Vae
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-# What CLIP's images are normalised by, and the value of the frames that are to be made.
+# CLIP normalises its images by these. Gray frames replace the frames that will be generated.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _GRAY = 0.5
 
 
 class ClipVision:
-    """CLIP ViT-H's vision tower: the last hidden layer but one, class token and patches."""
+    """The vision tower of CLIP ViT-H. Its features are the second-to-last hidden layer: class token and patches."""
 
     def __init__(self, model: "CLIPVisionModel") -> None:
         self._model = model.eval().requires_grad_(False)
@@ -32,8 +36,8 @@ class ClipVision:
     def features(self, images: Tensor) -> Tensor:
         """Features `[B, 257, 1280]` of images `[B, 3, H, W]` in [0, 1].
 
-        The whole picture is squeezed into CLIP's square, as Wan 2.1's release does it and ComfyUI's CLIP Vision Encode
-        with crop "none".
+        The complete picture is resized to CLIP's square, without cropping. Wan 2.1's release does the same, and so does
+        ComfyUI's CLIP Vision Encode with crop "none".
         """
         side = self._model.config.image_size
         square = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -43,7 +47,7 @@ class ClipVision:
 
 
 class StartImageEncoder:
-    """Makes start images for the family whose latents a VAE makes."""
+    """Encodes start images for the family that a VAE belongs to."""
 
     def __init__(self, vae: Vae, clip: ClipVision | None) -> None:
         self.vae = vae
@@ -52,10 +56,11 @@ class StartImageEncoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor, frames: int) -> StartImage:
-        """Start images of videos of `frames` frames.
+        """Encode start images.
 
         Args:
             images: `[B, 3, H, W]` in [0, 1] on the VAE's device.
+            frames: number of frames of the videos.
         """
         features = None if self._clip is None else self._clip.features(images)
         if not self._covers_video:
@@ -65,25 +70,26 @@ class StartImageEncoder:
 
 
 def load_start_images(vae: Vae, image_encoder: Path | None, device: torch.device | str = "cpu") -> StartImageEncoder:
-    """What makes start images behind a VAE.
+    """The encoder of start images that fits a VAE.
 
     Args:
-        image_encoder: a transformers `CLIPVisionModel` folder, for a family that looks at CLIP's features.
+        image_encoder: a transformers `CLIPVisionModel` folder, for a family that uses CLIP features.
 
     Raises:
-        CheckpointError: if it is lacking where it is needed, given where it is not, or unusable.
+        CheckpointError: if the family needs an image encoder and none is given, if it needs none and one is given, or
+            if the image encoder is unusable.
     """
     family = _family_of(vae)
     if family.feature_shape is None:
         if image_encoder is not None:
             raise CheckpointError(
-                f"{family.architecture.title} looks at no CLIP features, so that {image_encoder} has no use. Leave the "
-                f"image encoder out."
+                f"{family.architecture.title} uses no CLIP features, so the image encoder {image_encoder} is not "
+                f"needed. Leave it out."
             )
         return StartImageEncoder(vae, None)
     if image_encoder is None:
         raise CheckpointError(
-            f"{family.architecture.title} looks at CLIP features of the start image, and no image encoder was named. "
+            f"{family.architecture.title} uses CLIP features of the start image, but no image encoder was named. "
             f"Name the image_encoder folder of its diffusers release (--image-encoder)."
         )
     return StartImageEncoder(vae, _load_clip(image_encoder, torch.device(device)))
@@ -94,7 +100,7 @@ def _family_of(vae: Vae) -> Family:
 
 
 def _load_clip(folder: Path, device: torch.device) -> ClipVision:
-    # Imported here: it takes seconds, and most families do without.
+    # Imported here because it takes seconds, and most families do not need it.
     from transformers import CLIPVisionModel
 
     advice = "Expected the image_encoder folder of a diffusers Wan 2.1 I2V model (CLIP ViT-H's vision tower)."
@@ -111,7 +117,6 @@ def _load_clip(folder: Path, device: torch.device) -> ClipVision:
     found = ((config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
     if found != FEATURE_SHAPE:
         raise CheckpointError(
-            f"The image encoder in {folder} makes features of (tokens, width) {found}, expected {FEATURE_SHAPE}. "
-            f"{advice}"
+            f"The image encoder in {folder} has features of (tokens, width) {found}, expected {FEATURE_SHAPE}. {advice}"
         )
     return ClipVision(model.to(device))  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""The networks of a training: loading, roles, calls, sampling."""
+"""The networks of a training: loading, calls, roles, sampling."""

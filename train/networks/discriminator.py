@@ -1,5 +1,7 @@
-"""The tailored discriminator (MagicDistillation, Sec. 3.4): what the frozen teacher's double blocks see, judged by a
-trained copy of its first single block and a pooled linear logit.
+"""The tailored discriminator (MagicDistillation, Sec. 3.4).
+
+Its input is the output of the frozen teacher's double blocks. Its own weights are a trained copy of the teacher's first
+single block, and a linear layer that maps the pooled tokens to one logit.
 """
 
 import copy
@@ -15,19 +17,25 @@ from magicdistill_core.errors import ConfigError
 
 
 class Features(NamedTuple):
-    """What a single block is given."""
+    """The inputs of a single block.
 
-    video: Tensor  # [B, tokens, hidden], as `text` the output of the last double block
-    text: Tensor  # [B, text tokens, hidden]
-    context: tuple[Any, ...]  # what modulates and places them, in the order of a block's arguments
+    Attributes:
+        video: video tokens after the last double block, `[B, tokens, hidden]`.
+        text: text tokens after the last double block, `[B, text tokens, hidden]`.
+        context: modulation and positions, in the order of a block's other arguments.
+    """
+
+    video: Tensor
+    text: Tensor
+    context: tuple[Any, ...]
 
 
 def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Features:
-    """The transformer's forward up to its last double block.
+    """Run the transformer up to its last double block.
 
     Args:
         transformer: diffusers' HunyuanVideo transformer.
-        inputs: the keyword arguments of its forward.
+        inputs: the keyword arguments of the transformer's forward.
     """
     x, timestep = inputs["hidden_states"], inputs["timestep"]
     rotary = transformer.rope(x)
@@ -36,7 +44,7 @@ def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Featur
     text = transformer.context_embedder(inputs["encoder_hidden_states"], timestep, inputs["encoder_attention_mask"])
     video = transformer.x_embedder(x)
     recompute = torch.is_grad_enabled() and transformer.gradient_checkpointing
-    # No attention mask: the prompts have no padding (see `network.UnmaskedAttention`).
+    # No attention mask: the prompts have no padding (see `families.hunyuan_video.UnmaskedAttention`).
     context = (time, None, rotary, token_replace, first_frame_tokens)
     for block in transformer.transformer_blocks:
         if recompute:
@@ -47,13 +55,14 @@ def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Featur
 
 
 class Discriminator(nn.Module):
-    """A single block of its own on the features, and one logit for each sample."""
+    """Maps features to one logit per sample, through its own single block."""
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, seed: int, *, recompute: bool = False) -> None:
-        """Copy the first single block; it shares nothing with `transformer` afterwards.
+        """Copy the first single block. The discriminator shares no weights with `transformer`.
 
         Args:
-            recompute: hold only the features for the backward, and compute what comes after them again.
+            seed: seed of the linear layer's first weights.
+            recompute: store only the features for the backward, and recompute the discriminator's activations.
 
         Raises:
             ConfigError: if the teacher has no single blocks.
@@ -62,8 +71,8 @@ class Discriminator(nn.Module):
         blocks: Any = getattr(transformer, "single_transformer_blocks", ())
         if not len(blocks):
             raise ConfigError(
-                "The discriminator continues a teacher's double blocks with a copy of its first single block, and this "
-                "teacher has no single blocks. Use a method without a discriminator, such as w2s or dmd."
+                "The discriminator needs a copy of the teacher's first single block, and this teacher has no single "
+                "blocks. Use a method without a discriminator, such as w2s or dmd."
             )
         self.recompute = recompute
         self.block = copy.deepcopy(blocks[0]).requires_grad_()
@@ -79,13 +88,13 @@ class Discriminator(nn.Module):
         """Logits `[B]` in float32."""
         if not self.recompute:
             return self._logits(features)
-        # The block draws no random numbers, so that there is no state of a generator to keep.
+        # The block draws no random numbers, so no random state has to be preserved.
         logits: Tensor = checkpoint(self._logits, features, use_reentrant=False, preserve_rng_state=False)
         return logits
 
     def _logits(self, features: Features) -> Tensor:
         video, _ = self.block(features.video, features.text, *features.context)
-        # The residual stream of a large teacher has a few huge channels, which would be all that the mean shows.
+        # The residual stream of a large teacher has a few huge channels, which would dominate the mean.
         pooled = F.layer_norm(video, video.shape[-1:]).mean(dim=1)
         logit: Tensor = self.head(pooled)[:, 0]
         return logit.float()

@@ -1,4 +1,7 @@
-"""The trainer's network: a family's transformer as diffusers has it, filled from a checkpoint, called as a velocity."""
+"""The trainer's network: a family's transformer from diffusers, with weights from a checkpoint.
+
+A call of the network returns the velocity of the noisy frames.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -17,36 +20,41 @@ from .families import kind_for, kind_of
 
 
 def build_network(shape: Any, family: Family = CONCAT) -> Any:
-    """A randomly initialised transformer of the given sizes, for prompts without padding."""
+    """Build a randomly initialised transformer for prompts without padding.
+
+    Args:
+        shape: the sizes of the transformer, in the class of its family.
+        family: the family, which must have as many input channels as `shape`.
+    """
     assert shape.in_channels == family.in_channels
     return kind_for(family).build(shape)
 
 
 def load_network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
-    """The transformer with a checkpoint's weights, in eval mode; never holds the weights twice.
+    """Build the transformer with a checkpoint's weights, in eval mode.
 
-    The tensors are copied, so that training the network leaves `checkpoint` as it was.
+    The tensors are copied once, so training the network does not change `checkpoint`. No random weights are allocated.
 
     Raises:
-        CheckpointError: if it is open which family the checkpoint is of (see `Checkpoint.resolved`).
+        CheckpointError: if the family of the checkpoint is ambiguous (see `Checkpoint.resolved`).
     """
     with init_empty_weights():
         network = build_network(checkpoint.shape, checkpoint.family())
     weights = file_to_diffusers(checkpoint.architecture.layout, checkpoint.state, checkpoint.shape.hidden)
     copies = {key: value.to(device=device, dtype=dtype, copy=True).contiguous() for key, value in weights.items()}
     network.load_state_dict(copies, assign=True)
-    # What is in no file, like Wan's tables of rotations, was made on the CPU.
+    # Buffers that no file contains, such as Wan's rotary tables, were created on the CPU.
     return network.to(device).eval()
 
 
 def prompt_on(prompt: NullPrompt, device: torch.device) -> NullPrompt:
-    """The prompt on a device."""
+    """Copy the prompt to a device."""
     pooled = None if prompt.pooled is None else prompt.pooled.to(device)
     return replace(prompt, text_states=prompt.text_states.to(device), pooled=pooled)
 
 
 def has_guidance_embedding(network: nn.Module) -> bool:
-    """Whether a network takes guidance as an input."""
+    """Whether the guidance scale is an input of the network."""
     return bool(getattr(network.config, "guidance_embeds", False))
 
 
@@ -61,24 +69,24 @@ def call_inputs(
     """The keyword arguments of one call of a network of any family.
 
     Args:
-        x: noisy frames `[B, 16, T, H, W]`, without those that the start image gives.
-        sigma: `[B]`.
-        condition: what the family made of the start images.
+        x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets.
+        sigma: noise levels `[B]`.
+        condition: the family's conditioning on the start images.
         prompt: text conditioning, repeated over the batch.
-        guidance: for a network with a guidance embedding: one for all, or `[B]`.
+        guidance: guidance scale for a network with a guidance embedding: one number, or `[B]`.
     """
-    given = None
+    scales = None
     if has_guidance_embedding(network):
-        given = torch.as_tensor(guidance, dtype=torch.float32, device=x.device).expand(x.shape[0])
-    return kind_of(network).inputs(x, sigma, condition, prompt, given)
+        scales = torch.as_tensor(guidance, dtype=torch.float32, device=x.device).expand(x.shape[0])
+    return kind_of(network).inputs(x, sigma, condition, prompt, scales)
 
 
 def network_velocity(
     network: nn.Module, condition: Condition, prompt: NullPrompt, guidance: float = EMBEDDED_GUIDANCE
 ) -> Velocity:
-    """The network as a velocity of `(x, sigma)` for one batch's conditioning."""
+    """The network as a velocity function of `(x, sigma)`, with the conditioning of one batch."""
     device = next(network.parameters()).device
-    # Once, and not from the host at every call.
+    # Moved once here, instead of from the host at every call.
     prompt, condition = prompt_on(prompt, device), map_condition(lambda tensor: tensor.to(device), condition)
     kind = kind_of(network)
 

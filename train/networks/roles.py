@@ -1,7 +1,7 @@
-"""One network, several roles: the frozen base with one of its low-rank branches at a weight (MD Eq. 5 and 6).
+"""One network in several roles: the frozen base plus one of its low-rank branches at a weight (MD Eq. 5 and 6).
 
-The role is an argument of the call. Within the call it is set on peft's layers; activation checkpointing runs a block
-again during backward, so every checkpointed block remembers the role of its forward and recomputes in it.
+The role is an argument of each call. During the call it is set on peft's layers. Activation checkpointing runs a block
+again during backward, so each checkpointed block remembers the role of its forward and recomputes in that role.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from .discriminator import double_block_features
 from .families import kind_of
 from .network import call_inputs, prompt_on
 
-# The kernels of PyTorch's attention, without the one that multiplies matrices out.
+# PyTorch's fused attention kernels. The unfused one, which computes the full attention matrix, is not among them.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
@@ -37,7 +37,7 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class Role:
-    """A branch and its weight; no branch is the base itself."""
+    """A branch and its weight. Without a branch the role is the base."""
 
     adapter: str | None = None
     weight: float = 0.0
@@ -47,17 +47,17 @@ BASE = Role()
 
 
 class RoleSwitch:
-    """The state of the peft layers of a transformer, or of one of its blocks: which branch is active at which scale."""
+    """Reads and sets which branch is active, and at which scale, in the peft layers of a transformer or block."""
 
     def __init__(self, module: nn.Module) -> None:
         self.layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
     def state(self) -> list[tuple[list[str], dict[str, float]]]:
-        """Active branches and scales of every layer."""
+        """Active branches and scales of each layer."""
         return [(list(layer.active_adapters), dict(layer.scaling)) for layer in self.layers]
 
     def state_of(self, role: Role) -> list[tuple[list[str], dict[str, float]]]:
-        """The state in which the layers play `role`; at weight 0 no branch is active and none is computed."""
+        """The state of the layers in `role`. At weight 0 no branch is active, so none is computed."""
         if role.adapter is None or role.weight == 0:
             return [([], {}) for _ in self.layers]
         name = role.adapter
@@ -67,7 +67,7 @@ class RoleSwitch:
 
     @contextmanager
     def held(self, state: list[tuple[list[str], dict[str, float]]]) -> Iterator[None]:
-        """Give the layers a state, and afterwards the one they had."""
+        """Set the layers to a state within the context, and restore their previous state afterwards."""
         before = self.state()
         self._set(state)
         try:
@@ -77,15 +77,15 @@ class RoleSwitch:
 
     def _set(self, state: list[tuple[list[str], dict[str, float]]]) -> None:
         for layer, (active, scaling) in zip(self.layers, state, strict=True):
-            # Not peft's `set_adapter`: that flips requires_grad, which breaks ZeRO's backward.
+            # Not peft's `set_adapter`, because it changes requires_grad, which breaks ZeRO's backward.
             layer._active_adapter = active
             layer.scaling.update(scaling)
 
 
 class RoleNetwork(nn.Module):
-    """A transformer whose every call says in which role it is made.
+    """A transformer that is called in a role.
 
-    Several `RoleNetwork`s may share one transformer, each for another engine.
+    Several `RoleNetwork`s, each for its own engine, may share one transformer.
     """
 
     def __init__(
@@ -97,15 +97,16 @@ class RoleNetwork(nn.Module):
     ) -> None:
         """
         Args:
-            negative: the prompt of calls that are made `unconditional`.
-            guidance: what a network with a guidance embedding is given where a call does not say it.
+            prompt: text conditioning of the calls.
+            negative: text conditioning of `unconditional` calls.
+            guidance: guidance scale for a network with a guidance embedding, unless a call sets another.
         """
         super().__init__()
         self.kind = kind_of(transformer)
         self.guidance = guidance
         self.transformer = transformer
         device = next(transformer.parameters()).device
-        # On the network's device from the start, and not copied there at every call.
+        # Copied to the network's device once here, instead of at every call.
         self.prompt = prompt_on(prompt, device)
         self.negative = None if negative is None else prompt_on(negative, device)
         self.switch = RoleSwitch(transformer)
@@ -124,33 +125,34 @@ class RoleNetwork(nn.Module):
         """The velocity `[B, 16, T, H, W]` of the role's weights, in float32.
 
         Args:
-            x: noisy frames `[B, 16, T, H, W]`, without those that the start image gives; cast to the network's dtype
-                here.
-            sigma: `[B]`.
-            condition: what the family made of the start images.
-            guidance: `[B]`, for a network with a guidance embedding; None is the usual one.
-            unconditional: with the negative prompt in place of the prompt.
-            features: give the `Features` after the last double block instead, and compute no more than those.
+            x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets; cast to the network's
+                dtype here.
+            sigma: noise levels `[B]`.
+            condition: the family's conditioning on the start images.
+            role: the branch and its weight.
+            unconditional: use the negative prompt instead of the prompt.
+            guidance: guidance scales `[B]` for a network with a guidance embedding; None is `self.guidance`.
+            features: return the `Features` after the last double block instead, and skip the later blocks.
         """
         dtype = next(self.transformer.parameters()).dtype
         prompt = self.negative if unconditional else self.prompt
         assert prompt is not None
         with self.switch.held(self.switch.state_of(role)):
-            given = self.guidance if guidance is None else guidance
-            inputs = call_inputs(self.transformer, x.to(dtype), sigma, condition, prompt, given)
+            scale = self.guidance if guidance is None else guidance
+            inputs = call_inputs(self.transformer, x.to(dtype), sigma, condition, prompt, scale)
             if features:
                 return double_block_features(self.transformer, inputs)
             return self.kind.output(self.transformer(**inputs, return_dict=False)[0]).float()
 
 
 def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> None:
-    """Recompute blocks during backward, each in the role in which it ran forward; to be called after `add_branch`.
+    """Recompute blocks during backward, each in the role of its forward. Call this after `add_branch`.
 
     Args:
-        keep_attention: keep the outputs of attention, which makes up most of a long video's computation, and recompute
-            only the rest: one more hidden state a block is held.
+        keep_attention: store the outputs of attention and recompute only the rest. Attention is most of the computation
+            of a long video. This stores one more hidden state per block.
     """
-    # One switch a block: it is held once a block, and a 13B network has hundreds of layers.
+    # One switch per block, created once: a 13B network has hundreds of layers.
     switches = {block: RoleSwitch(block) for block in kind_of(transformer).blocks(transformer)}
 
     def run(block: nn.Module, *args: Any) -> Any:
@@ -163,14 +165,14 @@ def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> No
             keep, reuse = create_selective_checkpoint_contexts(_keep_attention)
             return keep, _both(switch.held(state), reuse)
 
-        # The blocks draw no random numbers, so that there is no state of a generator to keep.
+        # The blocks draw no random numbers, so no random state has to be preserved.
         return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
     transformer.enable_gradient_checkpointing(run)
 
 
 def _keep_attention(context: object, operator: object, *args: object, **settings: object) -> CheckpointPolicy:
-    """What selective checkpointing does with an operator's outputs."""
+    """Whether selective checkpointing stores or recomputes an operator's outputs."""
     return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -181,15 +183,15 @@ def _both(first: AbstractContextManager[None], second: AbstractContextManager[No
 
 
 def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed: int) -> None:
-    """Add a low-rank branch (zero at first) to all linears of the blocks; from then on only branches are trainable."""
+    """Add a low-rank branch, zero at first, to all linear layers of the blocks; only branches stay trainable."""
     targets = kind_of(transformer).lora_targets
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Where the base has no data its branches have none either, which peft does not see to by itself.
+        # If the base is on `meta`, its branches must be too. Peft does not do this by itself.
         meta = next(transformer.parameters()).is_meta
         with warnings.catch_warnings():
-            # A second branch is meant.
+            # A second branch is intended.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
             inject_adapter_in_model(config, transformer, adapter_name=name, low_cpu_mem_usage=meta)
     for key, parameter in transformer.named_parameters():
@@ -197,17 +199,24 @@ def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed:
 
 
 def branch_parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:
-    """The parameters of one branch."""
+    """The trainable parameters of one branch."""
     return [p for key, p in transformer.named_parameters() if is_in_branch(key, name)]
 
 
 def is_in_branch(key: str, name: str) -> bool:
-    """Whether a parameter of this name belongs to a branch."""
+    """Whether the parameter `key` belongs to the branch `name`."""
     return f".lora_A.{name}." in key or f".lora_B.{name}." in key
 
 
 def branch_modules(state: Mapping[str, Tensor], name: str, alpha: float, hidden: int) -> dict[str, LowRank]:
-    """A branch by file-layout module (q, k and v fused), from the state dict of the network that holds it."""
+    """A branch as low-rank pairs per module of the file layout, with q, k and v fused.
+
+    Args:
+        state: state dict of the network with the branch.
+        name: of the branch.
+        alpha: of the branch.
+        hidden: hidden size of the network.
+    """
     split = {}
     for key, down in state.items():
         module, found, _ = key.partition(f".lora_A.{name}.weight")

@@ -1,4 +1,4 @@
-"""Latents from a network: noise of a seed, a schedule, a sampler."""
+"""Sampling of latents from a network, with a seed, a schedule and a sampler."""
 
 import torch
 from torch import Tensor
@@ -22,17 +22,20 @@ def sample_latents(
     callback: SamplerCallback | None = None,
     kept_frames: int = 0,
 ) -> Tensor:
-    """The generated frames `[B, 16, T - kept_frames, H, W]` of latents in the network's scale, from noise of a seed.
+    """Sample latents from the noise of a seed.
 
-    The noise is drawn in float32 on the CPU, so that it is the same on every device, and the same that ComfyUI draws
-    for the seed.
+    The noise is drawn in float32 on the CPU. It is the same on every device, and the same that ComfyUI draws for the
+    seed.
 
     Args:
         velocity: the model with its conditioning.
-        shape: `(B, 16, T, H, W)`.
-        sigmas: `[N + 1]`, from 1 to 0.
-        callback: sees every model call, as in `magicdistill_core.flow`.
-        kept_frames: leading frames that a start image gives; noise is drawn for them too, and not used.
+        shape: shape of the complete latents, `(B, 16, T, H, W)`.
+        sigmas: noise levels `[N + 1]`, from 1 to 0.
+        callback: called for each model call, as in `magicdistill_core.flow`.
+        kept_frames: number of first frames that the start image sets. Their noise is drawn, but not used.
+
+    Returns:
+        The generated frames `[B, 16, T - kept_frames, H, W]`, in the network's scale.
     """
     whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     noise = whole[:, :, kept_frames:].to(device)
@@ -58,14 +61,17 @@ def generate(
     callback: SamplerCallback | None = None,
     guidance: float | None = None,
 ) -> Tensor:
-    """Latents of a video that starts with an image; the state is kept in float32 whatever the network computes in.
+    """Sample the latents of a video that begins with a start image.
+
+    The sampler's state stays in float32, even if the network computes in another dtype.
 
     Args:
-        image: on the network's device.
-        guidance: for a network with a guidance embedding; None is its family's usual one.
+        image: start images on the network's device.
+        latent_frames: latent frames of the video, start image included.
+        guidance: guidance scale for a network with a guidance embedding; None is `EMBEDDED_GUIDANCE`.
 
     Returns:
-        `[B, 16, latent_frames, H, W]` float32.
+        Latents `[B, 16, latent_frames, H, W]` in float32.
     """
     batch, channels, _, rows, columns = image.latents.shape
     family = kind_of(network).family

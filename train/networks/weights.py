@@ -1,4 +1,4 @@
-"""Files of weights as the commands take them: a whole transformer, or a LoRA with its base."""
+"""Reading the weights that a command names: a complete transformer, or a LoRA with its base."""
 
 import logging
 from dataclasses import replace
@@ -14,30 +14,31 @@ from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-# With it a user makes what `model.null_prompt` names.
+# The command that writes the file for `model.null_prompt`.
 ENCODE_PROMPT = "magicdistill encode-prompt PIPELINE --out {out} (PIPELINE: its release in diffusers' format)."
 
 
 def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = None) -> Checkpoint:
-    """A transformer that takes a start image; a LoRA is merged into its base at weight 1.
+    """Load an image-to-video transformer. A LoRA is merged into its base at weight 1.
 
     Args:
-        base: the file a LoRA is to be applied to.
-        i2v_mode: how the start image enters, for weights that leave it open and a file that does not say it.
+        file: a complete transformer or a LoRA.
+        base: the base of a LoRA; None for a complete transformer.
+        i2v_mode: how the start image enters, if neither the weights nor their file state it.
 
     Raises:
-        CheckpointError: if a LoRA comes without its base, or a whole transformer with one; or if a file is damaged, of
-            no known family, takes no start image, or leaves open how.
+        CheckpointError: if a LoRA comes without a base or a complete transformer with one; if a file is damaged or of
+            no known family; or if the transformer takes no start image, or it is unknown how.
     """
     if not is_lora(file):
         if base is not None:
             raise CheckpointError(
-                f"{file.name} is a whole transformer, so it needs no base. Leave the base out, or name a LoRA file."
+                f"{file.name} is a complete transformer, so it needs no base. Leave the base out, or name a LoRA file."
             )
         checkpoint = load_checkpoint(file)
     elif base is None:
         raise CheckpointError(
-            f"{file.name} is a LoRA and works only on its base, which was not named. Name the base's file as well "
+            f"{file.name} is a LoRA and works only on its base, but no base was named. Name the base's file too "
             f"(--base)."
         )
     else:
@@ -46,11 +47,11 @@ def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = No
 
 
 def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
-    """The generator that a base and its generator LoRA are together, with the recipe of a whole generator.
+    """Merge a generator LoRA into its base. The result has the recipe of a complete generator.
 
     Raises:
-        CheckpointError: if the LoRA was made for another base (by its sha256), is the fake branch of a training, or
-            does not fit.
+        CheckpointError: if the LoRA belongs to a base with another sha256, is the fake branch of a training, or does
+            not fit the base.
     """
     theta = load_checkpoint(base)
     lora = load_lora(lora_file, theta.shape.hidden)
@@ -58,17 +59,17 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     if recipe is not None:
         if recipe.kind not in ("generator_lora", "teacher_lora"):
             raise CheckpointError(
-                f"{lora_file.name} is a {recipe.kind}, expected a generator_lora: a fake branch scores samples and "
-                f"makes none. Use the LoRA of the generator."
+                f"{lora_file.name} is a {recipe.kind}, expected a generator_lora. A fake branch only scores samples "
+                f"and cannot generate them. Use the LoRA of the generator."
             )
-        wanted = recipe.base_hash
-        if wanted is not None and wanted != (found := weights_sha256(base)):
+        expected = recipe.base_hash
+        if expected is not None and expected != (found := weights_sha256(base)):
             raise CheckpointError(
-                f"{lora_file.name} belongs to a base with sha256 {wanted}, but {base.name} has {found}. "
+                f"{lora_file.name} belongs to a base with sha256 {expected}, but {base.name} has {found}. "
                 f"Use the file or the folder that the LoRA was trained on."
             )
     else:
-        logger.warning("%s carries no recipe: whether %s is its base cannot be checked", lora_file.name, base.name)
+        logger.warning("%s has no recipe, so it cannot be checked whether %s is its base", lora_file.name, base.name)
     state = merge(theta.state, lora.branches, 1.0, lora_file.name)
     merged = None if recipe is None else whole_recipe(recipe)
     prompt = lora.null_prompt or theta.null_prompt
@@ -76,21 +77,21 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
 
 
 def whole_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the generator (or of the fine-tuned teacher) that a merged LoRA gives."""
+    """The recipe of a merged LoRA: that of a complete generator, or of a complete fine-tuned teacher."""
     cleared = {"base_hash": None, "base_kind": None, "lora_rank": None, "lora_alpha": None}
     return recipe.model_copy(update={"kind": recipe.kind.removesuffix("_lora"), **cleared})
 
 
 def null_prompt_of(checkpoint: Checkpoint) -> NullPrompt:
-    """The null prompt with which a checkpoint can be run without any text encoder.
+    """The null prompt of a checkpoint, with which it runs without a text encoder.
 
     Raises:
-        CheckpointError: if it carries none.
+        CheckpointError: if the checkpoint has none.
     """
     if checkpoint.null_prompt is None:
         raise CheckpointError(
-            f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and there "
-            f"is no text encoder here. Use a file that MagicDistillation exported. For training, make one and name it "
-            f"as model.null_prompt: {ENCODE_PROMPT.format(out='null_prompt.safetensors')}"
+            f"{checkpoint.source} carries no null prompt (null_prompt.text_states and null_prompt.pooled), and no text "
+            f"encoder is loaded. Use a file that MagicDistillation exported. For training, make a null prompt and name "
+            f"it as model.null_prompt: {ENCODE_PROMPT.format(out='null_prompt.safetensors')}"
         )
     return checkpoint.null_prompt

@@ -75,7 +75,7 @@ def test_an_interrupted_run_keeps_finished_shards_and_continues(tmp_path: Path) 
 def test_a_sample_is_taken_once_and_only_in_the_right_shape(tmp_path: Path) -> None:
     with LatentWriter(tmp_path, index()) as writer:
         writer.append("a", *sample(0))
-        with pytest.raises(ValueError, match="in the dataset already"):
+        with pytest.raises(ValueError, match="already in the dataset"):
             writer.append("a", *sample(0))
         with pytest.raises(ValueError, match="expected"):
             writer.append("b", torch.zeros(16, 3, 4, 6), StartImage(torch.zeros(1, 16, 1, 4, 6)))
@@ -116,13 +116,13 @@ def test_a_shard_of_another_geometry_is_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["shards"][0]["bytes"] = shard.stat().st_size
     path.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match="the index says"):
+    with pytest.raises(DatasetError, match="but the index states"):
         LatentDataset(tmp_path)
 
 
 def test_an_unknown_or_broken_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"frames": 5')
-    with pytest.raises(DatasetError, match="cannot be understood"):
+    with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
         LatentDataset(tmp_path)
 
 
@@ -137,5 +137,5 @@ def test_numbers_out_of_range_and_pickling(tmp_path: Path) -> None:
     data = pickle.loads(pickle.dumps(LatentDataset(tmp_path)))
     assert torch.equal(data.batch([1]).latents[0], sample(1)[0])
     for wrong in (-1, 2):
-        with pytest.raises(IndexError, match="dataset of 2"):
+        with pytest.raises(IndexError, match="has 2 samples"):
             data.batch([wrong])

@@ -55,12 +55,12 @@ def test_windows_are_cut_cropped_and_encoded(tmp_path: Path, taehv_file: Path) -
 def test_a_full_disk_ends_it_with_a_paragraph(
     limit: int, tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At a shard, and at the index. No clip is to blame for it."""
+    """The disk is full at a shard, or at the index. No video is reported as skipped for that."""
     for name in ("a", "b"):
         clip(tmp_path / "in" / f"{name}.mp4", 5)
     monkeypatch.setattr(train.data.dataset, "_SHARD_SAMPLES", 1)
     if limit > 1000:
-        # As long as what is written would be the whole disk.
+        # A file larger than the limit does not fit on the disk.
         monkeypatch.setattr(DatasetIndex, "model_dump_json", lambda *_, **__: "x" * 200_000)
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

@@ -1,4 +1,4 @@
-"""Prompts encoded to files, with text encoders of a few layers in the folders of true pipelines."""
+"""Encoding of prompts to files, with text encoders of a few layers in folders like those of real pipelines."""
 
 import shutil
 from pathlib import Path
@@ -39,7 +39,7 @@ TEMPLATE = DEFAULT_PROMPT_TEMPLATE["template"].format("")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Words and an end, padded on the right."""
+    """Tokenizer of words with an end token, padded on the right."""
     made = Tokenizer(WordLevel(WORDS, unk_token="<unk>"))
     made.pre_tokenizer = Whitespace()
     made.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", WORDS["<end>"])])
@@ -49,7 +49,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Built as Llama 3's: bytes, its rules for where words end, a first token; every word of the template is one."""
+    """Tokenizer like Llama 3's: bytes, its word boundaries, a first token. Each word of the template is one token."""
     made = Tokenizer(BPE())
     words = Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"), "isolated")
     made.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -70,7 +70,7 @@ def clip() -> CLIPTextModel:
 
 
 def save(pipeline: HunyuanVideoPipeline | HunyuanVideoImageToVideoPipeline, folder: Path) -> Path:
-    """A folder that names Llama's tokenizer as the releases do."""
+    """A tokenizer folder with the class name that the releases use."""
     pipeline.save_pretrained(folder)
     for name, key in (("model_index.json", '"tokenizer"'), ("tokenizer/tokenizer_config.json", '"tokenizer_class"')):
         text = (folder / name).read_text()
@@ -91,7 +91,7 @@ def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image_to_video(hunyuan_video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same language model inside LLaVA, beside a vision model."""
+    """The same language model inside LLaVA, next to a vision model."""
     torch.manual_seed(1)
     words = llama_tokenizer()
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -119,7 +119,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_hunyuan_videos_prompt_is_the_pipelines_without_padding(
     kind: str, prompt: str, tokens: int, tmp_path: Path, hunyuan_video: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The prompt's words and the end of the turn, by the text-to-video template in either pipeline."""
+    """Both pipelines use the text-to-video template and keep the prompt's words and the end of the turn."""
     out = tmp_path / "prompt.safetensors"
     encode_prompt(request.getfixturevalue(kind), prompt, out)
     lacking = dict.fromkeys(("transformer", "vae", "scheduler", "tokenizer"))
@@ -136,19 +136,19 @@ def test_hunyuan_videos_prompt_is_the_pipelines_without_padding(
 
 
 def test_a_tokenizer_that_does_not_keep_the_template_is_refused(hunyuan_video: Path, tmp_path: Path) -> None:
-    """What the class that diffusers asks for makes of Llama 3's file; and a file without its first token."""
+    """Refused: Llama 3's file read by the class that diffusers names, and a file without its first token."""
     folder, out = tmp_path / "pipeline", tmp_path / "prompt.safetensors"
     shutil.copytree(hunyuan_video, folder)
     spoiled = LlamaTokenizerFast.from_pretrained(folder / "tokenizer")
     ids = spoiled(TEMPLATE, add_special_tokens=False).input_ids
     assert "Describethevideobydetailing" in spoiled.decode(ids)
     spoiled.save_pretrained(folder / "tokenizer")
-    with pytest.raises(CheckpointError, match=r"expected 95, which read .*Describethevideo.*Download"):
+    with pytest.raises(CheckpointError, match=r"expected 95, .*Describethevideo.*Download"):
         encode_prompt(folder, "", out)
     short = llama_tokenizer()
     short.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     short.save_pretrained(folder / "tokenizer")
-    with pytest.raises(CheckpointError, match="makes 94 tokens, expected 95"):
+    with pytest.raises(CheckpointError, match="94 tokens, expected 95"):
         encode_prompt(folder, "", out)
     assert not out.exists()
 

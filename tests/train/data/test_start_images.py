@@ -1,4 +1,4 @@
-"""Start images of families that want more than their latent: Wan 2.1, from clips and stills to data and samples."""
+"""Start images of Wan 2.1, with gray frames and CLIP features: from videos and stills to data and samples."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_clips_become_data_of_the_family(tmp_path: Path, vae_folder: Path, clip_
     def run(out: Path, image_encoder: Path | None) -> None:
         prepare(clip, out, vae_folder, FRAMES, SIDE, SIDE, 16.0, dtype="float32", image_encoder=image_encoder)
 
-    with pytest.raises(CheckpointError, match=r"looks at CLIP features.*--image-encoder"):
+    with pytest.raises(CheckpointError, match=r"CLIP features.*--image-encoder"):
         run(tmp_path / "data", None)
     run(tmp_path / "data", clip_folder)
     data = LatentDataset(tmp_path / "data")
@@ -124,7 +124,7 @@ def test_a_still_becomes_the_video_of_diffusers_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     sigmas = few_step_sigmas(2, 5.0)[:-1]
-    # The pipeline asks its scheduler for a number of steps, which is not where few-step nodes lie.
+    # The pipeline requests a number of steps from its scheduler, whose levels are not those of the few-step schedule.
     pipeline.scheduler.set_timesteps = lambda *_, **__: FlowMatchEulerDiscreteScheduler.set_timesteps(
         pipeline.scheduler, sigmas=(sigmas / (5 - 4 * sigmas)).tolist()
     )
@@ -134,7 +134,7 @@ def test_a_still_becomes_the_video_of_diffusers_pipeline(
     expected = pipeline(image, height=SIDE, width=SIDE, prompt_embeds=text, latents=noise, **settings).frames
     made = torch.stack(list(read_video(out).frames)).float() / 255
     assert made.shape == (FRAMES, SIDE, SIDE, 3)
-    # mp4 is lossy, and noise decoded by a random network is what it is worst at.
+    # mp4 is lossy, and worst for noise such as the output of a random network.
     assert (made - expected[0].permute(0, 2, 3, 1)).abs().mean() < 0.03
     assert expected.std() > 0.05
     assert "magicdistill.sampling" in read_tags(out)
@@ -143,7 +143,7 @@ def test_a_still_becomes_the_video_of_diffusers_pipeline(
 def test_an_image_encoder_for_nothing_or_of_another_kind_is_refused(
     tmp_path: Path, taehv_file: Path, vae_folder: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="HunyuanVideo looks at no CLIP features"):
+    with pytest.raises(CheckpointError, match="HunyuanVideo uses no CLIP features"):
         load_start_images(load_vae(taehv_file), tmp_path)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_start_images(load_vae(vae_folder), tmp_path)

@@ -205,8 +205,8 @@ def test_the_command_says_it_for_the_dataset_and_for_clips_that_are_not_there_ye
     path.write_text(yaml.safe_dump(raw | {"data": {"dataset": str(tmp_path / "none")}}))
     status, _, err = magicdistill("memory", path, "--frames", 9)
     assert status == 2
-    assert "none is no latent dataset" in err
-    assert "--frames, --height and --width" in err
+    assert "none is not a latent dataset" in err
+    assert "give --frames, --height and --width" in err
     status, out, err = magicdistill("memory", path, "--frames", 9, "--height", 64, "--width", 96)
     assert status == 0, err
     status, _, err = magicdistill("memory", path, "--frames", 10, "--height", 64, "--width", 96)

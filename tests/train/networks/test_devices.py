@@ -1,4 +1,7 @@
-"""Everything of a network is where the network is: on `meta`, where nothing of the CPU may take part, without a GPU."""
+"""All tensors of a network are on its device.
+
+The tests use the device `meta`, which refuses tensors of the CPU, so they need no GPU.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The discriminator sees what the teacher's single blocks see, and shares nothing with them."""
+"""The discriminator has the same inputs as the teacher's single blocks, and shares no weights with them."""
 
 from pathlib import Path
 
@@ -35,16 +35,16 @@ def test_features_are_what_the_first_single_block_is_given(teacher_file: Path) -
         expected = network.single_transformer_blocks[0](*seen[0])
     torch.testing.assert_close(features.video, seen[0][0])
     torch.testing.assert_close(features.text, seen[0][1])
-    # The mask that diffusers makes hides nothing, so that leaving it out changes nothing.
+    # The mask of diffusers hides nothing here, so leaving it out changes nothing.
     torch.testing.assert_close(copy, expected)
 
 
 def test_it_shares_nothing_with_the_teacher(teacher_file: Path) -> None:
     network = load_network(load_checkpoint(teacher_file)).requires_grad_(False)
-    judge = Discriminator(network, seed=0)
+    discriminator = Discriminator(network, seed=0)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.no_grad():
-        for parameter in judge.parameters():
+        for parameter in discriminator.parameters():
             assert parameter.requires_grad
             parameter.add_(1)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -58,13 +58,13 @@ def test_equal_seeds_make_equal_discriminators(teacher_file: Path) -> None:
 
 
 def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_blocks(teacher_file: Path) -> None:
-    """Through the frozen base in whatever role it last was, with and without activation checkpointing."""
+    """They pass through the frozen base, whatever its last role, with and without activation checkpointing."""
     teacher = load_checkpoint(teacher_file)
     prompt = teacher.null_prompt
     gradients = []
     for recompute in (False, True):
         transformer = load_network(teacher)
-        judge = Discriminator(transformer, seed=0, recompute=recompute)
+        discriminator = Discriminator(transformer, seed=0, recompute=recompute)
         add_branch(transformer, "fake", 4, 4.0, seed=1)
         for key, parameter in transformer.named_parameters():
             if ".lora_B." in key:
@@ -75,12 +75,12 @@ def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_b
         given = inputs(prompt)
         x = given["hidden_states"][:, :16].clone().requires_grad_()
         features = network(x, torch.tensor([0.9, 0.3]), given["hidden_states"][:, 16:], BASE, features=True)
-        (gradient,) = torch.autograd.grad(judge(features).sum(), x)
+        (gradient,) = torch.autograd.grad(discriminator(features).sum(), x)
         gradients.append(gradient)
-        assert all(parameter.grad is None for parameter in (*transformer.parameters(), *judge.parameters()))
+        assert all(parameter.grad is None for parameter in (*transformer.parameters(), *discriminator.parameters()))
         plain = load_network(teacher)
         alone = {**given, "hidden_states": torch.cat([x, given["hidden_states"][:, 16:]], dim=1)}
-        (expected,) = torch.autograd.grad(judge(double_block_features(plain, alone)).sum(), x)
+        (expected,) = torch.autograd.grad(discriminator(double_block_features(plain, alone)).sum(), x)
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -93,12 +93,12 @@ def test_recomputed_it_holds_the_features_alone_and_learns_the_same(teacher_file
         features = double_block_features(network, inputs(teacher.null_prompt))
     gradients, held = [], []
     for recompute in (False, True):
-        judge = Discriminator(network, seed=0, recompute=recompute)
+        discriminator = Discriminator(network, seed=0, recompute=recompute)
         kept: list[torch.Tensor] = []
         with saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor):
-            logits = judge(features)
+            logits = discriminator(features)
         logits.square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in judge.named_parameters()})
+        gradients.append({name: parameter.grad for name, parameter in discriminator.named_parameters()})
         held.append(sum(tensor.numel() for tensor in kept))
     assert all(gradient.norm() > 0 for gradient in gradients[0].values())
     torch.testing.assert_close(gradients[0], gradients[1], atol=0, rtol=0)

@@ -1,4 +1,4 @@
-"""Teachers of other families than concat: what they are shown, what counts, and that a run of theirs is whole."""
+"""Teachers other than concat: the inputs of their networks, the frames in their losses, and complete runs."""
 
 import json
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def recipe(mode: str, **changes: object) -> Recipe:
 
 
 def by_diffusers(state: dict[str, Tensor]) -> HunyuanVideoTransformer3DModel:
-    """diffusers' own token-replace network, made without the trainer's builder."""
+    """A token-replace network built by diffusers alone, without the trainer's builder."""
     network = HunyuanVideoTransformer3DModel(
         num_attention_heads=1,
         num_layers=1,
@@ -78,7 +78,7 @@ def by_diffusers(state: dict[str, Tensor]) -> HunyuanVideoTransformer3DModel:
 def velocity(
     network: HunyuanVideoTransformer3DModel, x: Tensor, sigma: Tensor, image: Tensor, prompt: NullPrompt
 ) -> Tensor:
-    """What diffusers' pipeline does: frame 0 replaced by the clean image, its velocity thrown away."""
+    """Sampling as in diffusers' pipeline: frame 0 is replaced by the clean image, and its velocity is ignored."""
     assert prompt.pooled is not None
     out = network(
         hidden_states=torch.cat([image, x], dim=2),
@@ -168,7 +168,7 @@ def test_a_token_replace_run_counts_the_generated_frames_alone_and_exports_whole
     }
     train_runs(1, [config])
 
-    # The first loss of the fake branch, which is still zero, by diffusers' network and the definitions alone.
+    # The fake branch is still zero: its first loss follows from diffusers' network and the definitions alone.
     draws, data = Draws(3), LatentDataset(dataset)
     network, sigmas = by_diffusers(state), few_step_sigmas(4, 5.0)
     image = data.image_latents(draws.sample_indices(0, [0], 1, len(data)))
@@ -282,5 +282,5 @@ def test_a_wan_run_sees_mask_image_and_features_and_exports_whole(
 
 
 def test_clips_without_motion_are_refused(dataset_folder: Path) -> None:
-    with pytest.raises(DatasetError, match=r"Clips of 5 frames.*1 to generate.*9 frames or more"):
+    with pytest.raises(DatasetError, match=r"Clips of 5 frames.*only 1 would.*9 frames or more"):
         LatentDataset(dataset_folder).check_family(TOKEN_REPLACE)

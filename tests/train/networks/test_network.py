@@ -1,4 +1,4 @@
-"""The trainer's network: attention without a mask is diffusers' own, and weights are copied."""
+"""The trainer's network: attention without a mask equals diffusers' masked attention, and weights are copied."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SHAPE = hunyuan_shape(single_blocks=2)
 
 
 def _networks() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Ours, and the same weights in diffusers' network as it comes."""
+    """Our network, and an unchanged diffusers network with the same weights."""
     ours, stock = seeded_network(SHAPE), seeded_network(SHAPE)
     for block in (*stock.transformer_blocks, *stock.single_transformer_blocks):
         block.attn.set_processor(HunyuanVideoAttnProcessor2_0())
@@ -29,7 +29,7 @@ def _inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, NullPrompt]:
 
 
 def test_attention_without_a_mask_is_diffusers_own() -> None:
-    """Velocities and gradients of a prompt without padding are those of diffusers' masked attention."""
+    """Without padding, velocities and gradients equal those of diffusers' masked attention."""
     ours, stock = _networks()
     inputs = network_inputs(*_inputs())
     velocities = [network(**inputs, return_dict=False)[0] for network in (ours, stock)]

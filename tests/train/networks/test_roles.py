@@ -1,4 +1,4 @@
-"""Roles of one network: a recomputed block plays the role of its forward, whatever is played when backward comes."""
+"""Roles of one network: a recomputed block uses the role of its forward, not the role at the time of the backward."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def _network() -> RoleNetwork:
 def _gradients(
     checkpointing: bool, keep_attention: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Velocities of every role, and the gradients of their sum, taken while the network plays yet another role."""
+    """Velocities of each role, and the gradients of their sum, computed while the network is in yet another role."""
     network = _network()
     if checkpointing:
         checkpoint_activations(network.transformer, keep_attention)
@@ -84,7 +84,7 @@ def test_backward_leaves_the_role_as_it_found_it() -> None:
 
 
 def test_at_weight_0_no_branch_is_computed() -> None:
-    """The real score of vanilla DMD is the teacher, to the bit and at its price."""
+    """The real score of plain DMD equals the teacher to the bit, at the same cost."""
     network = _network()
     products: list[torch.nn.Module] = []
     for name, module in network.named_modules():

@@ -107,7 +107,7 @@ def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: P
         ("model", {"teacher": "NONE"}, "model.teacher is .*NONE, which does not exist"),
         ("model", {"null_prompt": "NONE"}, "null_prompt is .*NONE.*magicdistill encode-prompt PIPELINE --out .*NONE"),
         ("model", {"negative_prompt": "NONE"}, "negative_prompt is .*NONE.*encode-prompt .*NONE .*--prompt"),
-        ("data", {"dataset": "NONE"}, "NONE is no latent dataset.*magicdistill prepare"),
+        ("data", {"dataset": "NONE"}, "NONE is not a latent dataset.*magicdistill prepare"),
         ("validation", {"every": 1, "vae": "NONE"}, "validation.vae is .*NONE, which does not exist.*every=0"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
     vae.mkdir()
     (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     tree = tiny_config(tmp_path / "run", validation={"every": 1, "vae": str(vae)})
-    with pytest.raises(CheckpointError, match="no video VAE that is known here"):
+    with pytest.raises(CheckpointError, match="not a known video VAE"):
         train.run.trainer.train(parse_config(tree, "test"))
     # The same error on a process that does not load the VAE itself.
     monkeypatch.setattr(train.watch.validation, "is_main", lambda: False)

@@ -1,4 +1,7 @@
-"""How the trainer builds and calls the network of each family: one module for each of `magicdistill_core.families`."""
+"""How the trainer builds and calls the network of each family.
+
+Each module belongs to the module of the same name in `magicdistill_core.families`. A module is found by its `KINDS`.
+"""
 
 import importlib
 import pkgutil
@@ -18,17 +21,17 @@ def _kinds() -> tuple[NetworkKind, ...]:
 
 
 def kind_for(family: Family) -> NetworkKind:
-    """How a family's network is built and called."""
+    """The kind of network of a family: how it is built and called."""
     return next(kind for kind in _kinds() if kind.family is family)
 
 
 def kind_of(network: nn.Module) -> NetworkKind:
-    """The kind that built a network.
+    """The kind of a network.
 
     Raises:
-        TypeError: if none of them did.
+        TypeError: if the network is of no known kind.
     """
     for kind in _kinds():
         if kind.built(network):
             return kind
-    raise TypeError(f"{type(network).__name__} is no network of a known family.")
+    raise TypeError(f"{type(network).__name__} is not the network of a known family.")

@@ -1,4 +1,4 @@
-"""What the trainer has to know of a family's network."""
+"""The interface between the trainer and a family's network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,27 +20,28 @@ class Inputs(Protocol):
         prompt: NullPrompt,
         guidance: Tensor | None = None,
     ) -> dict[str, Any]:
-        """
+        """Make the arguments.
+
         Args:
-            x: the noisy frames, `[B, 16, T, H, W]` without those that the start image gives.
-            sigma: `[B]`.
-            condition: what the family's `condition` made.
+            x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets.
+            sigma: noise levels `[B]`.
+            condition: the result of the family's `condition`.
             prompt: text conditioning, repeated over the batch.
-            guidance: `[B]`, for a network with a guidance embedding and for no other.
+            guidance: guidance scales `[B]` for a network with a guidance embedding, else None.
         """
 
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """A family's network.
+    """How a family's network is built and called.
 
     Attributes:
-        family: whose.
-        build: a randomly initialised network of given sizes, as diffusers has it.
-        built: whether a network is of this kind.
+        family: the family.
+        build: builds a randomly initialised diffusers network of the given sizes.
+        built: tells whether a network is of this kind.
         inputs: makes the arguments of a call.
-        blocks: the blocks of which activations may be recomputed.
-        lora_targets: regular expression of the linears that a branch changes: those of the blocks.
+        blocks: the blocks whose activations may be recomputed.
+        lora_targets: regular expression for the names of the linear layers that a branch changes: those of the blocks.
     """
 
     family: Family
@@ -51,5 +52,9 @@ class NetworkKind:
     lora_targets: str
 
     def output(self, video: Tensor) -> Tensor:
-        """The velocity of the noisy frames, from what the network gives for all of them."""
+        """Select the velocity of the noisy frames from the network's output for all frames.
+
+        Args:
+            video: output of the network, `[B, 16, T, H, W]`.
+        """
         return video[:, :, self.family.kept_frames :]

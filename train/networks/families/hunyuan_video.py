@@ -1,4 +1,4 @@
-"""HunyuanVideo's transformer in diffusers: built and called for every way in which a start image enters it."""
+"""HunyuanVideo's transformer in diffusers, built and called for each of its image-to-video modes."""
 
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
 from .base import NetworkKind
 
-# All linears of the blocks; embedders, modulations and the output layer stay as they are.
+# All linear layers of the blocks, but not the embedders, modulations and the output layer.
 LORA_TARGETS = (
     r".*transformer_blocks\.\d+\."
     r"(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
@@ -34,9 +34,10 @@ LORA_TARGETS = (
 class UnmaskedAttention(HunyuanVideoAttnProcessor2_0):
     """Attention of every token to every token.
 
-    diffusers' transformer always makes a mask out of the prompt's, and any mask, even one that hides nothing, keeps
-    PyTorch from its flash kernels and costs the others time. A `NullPrompt` has no padding: there is nothing to hide.
-    Which of the unmasked kernels runs is PyTorch's choice (cuDNN's on Hopper), or that of `sdpa_kernel` around a call.
+    diffusers' transformer always builds an attention mask from the prompt's mask. With any mask, even one that hides
+    nothing, PyTorch cannot use its flash kernels, and the other kernels become slower. A `NullPrompt` has no padding,
+    so no mask is needed. PyTorch chooses among the kernels without mask (cuDNN's on Hopper), unless `sdpa_kernel`
+    around the call selects one.
     """
 
     def __call__(
@@ -86,7 +87,7 @@ def _built(network: nn.Module, family: Family) -> bool:
 def network_inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The keyword arguments of one call of a network of the concat kind (see `families.base.Inputs`).
+    """The keyword arguments of one call of a concat network (see `families.base.Inputs`).
 
     Args:
         condition: the concatenated channels `[B, 17, T, H, W]`.
@@ -98,7 +99,12 @@ def network_inputs(
 def _token_replace_inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """`condition` is the clean frame 0, `[B, 16, 1, H, W]`; the network itself modulates its tokens as at level 0."""
+    """The arguments of a token-replace network.
+
+    Args:
+        condition: the clean latent of frame 0, `[B, 16, 1, H, W]`. The network modulates its tokens with
+            noise level 0.
+    """
     assert isinstance(condition, Tensor)
     return _inputs(torch.cat([condition.to(x), x], dim=2), sigma, prompt, guidance)
 
@@ -115,10 +121,10 @@ def _inputs(hidden: Tensor, sigma: Tensor, prompt: NullPrompt, guidance: Tensor 
     assert prompt.pooled is not None
     inputs = {
         "hidden_states": hidden,
-        # In float32 whatever the network computes in: bf16 would round 937.5 away.
+        # In float32 for every dtype of the network, because bf16 cannot represent 937.5.
         "timestep": TIMESTEPS * sigma.to(hidden.device, torch.float32),
         "encoder_hidden_states": text,
-        # diffusers demands one; see `UnmaskedAttention`.
+        # diffusers requires a mask; `UnmaskedAttention` ignores it.
         "encoder_attention_mask": torch.ones(text.shape[:2], device=hidden.device, dtype=torch.bool),
         "pooled_projections": prompt.pooled.to(hidden).expand(batch, -1),
     }

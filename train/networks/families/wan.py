@@ -1,4 +1,4 @@
-"""Wan 2.1's transformer in diffusers: built and called for image-to-video."""
+"""Wan 2.1's transformer in diffusers, built and called for image-to-video."""
 
 from typing import Any
 
@@ -50,15 +50,19 @@ def _blocks(network: Any) -> list[Any]:
 def _inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """`condition` is mask and image `[B, 20, T, H, W]`, and CLIP features `[B, 257, 1280]`."""
+    """The keyword arguments of one call (see `families.base.Inputs`).
+
+    Args:
+        condition: mask and image `[B, 20, T, H, W]`, and CLIP features `[B, 257, 1280]`.
+    """
     assert isinstance(condition, tuple)
     channels, features = condition
     text = prompt.text_states.to(x)
-    # diffusers takes the last 512 tokens for text, whatever there are: padded, as the network was trained.
+    # diffusers always treats the last 512 tokens as text, so the prompt is padded, as in the training of the network.
     text = nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1]))
     return {
         "hidden_states": torch.cat([x, channels.to(x)], dim=1),
-        # In float32 whatever the network computes in: bf16 would round 937.5 away.
+        # In float32 for every dtype of the network, because bf16 cannot represent 937.5.
         "timestep": TIMESTEPS * sigma.to(x.device, torch.float32),
         "encoder_hidden_states": text.expand(x.shape[0], -1, -1),
         "encoder_hidden_states_image": features.to(x),
