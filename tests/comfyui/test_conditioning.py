@@ -135,7 +135,7 @@ def test_wan_is_conditioned_as_comfyuis_own_node_does_it(name: str, exchange: Ex
 
 
 def test_wan_without_features_says_so(exchange: Exchange) -> None:
-    assert "looks at CLIP features" in exchange.said("wan without features")
+    assert "CLIP features" in exchange.said("wan without features")
     assert "features" not in exchange.answers["wan without features"]
 
 
@@ -329,7 +329,7 @@ def test_text_states_are_hunyuanvideos_own(number: int, encoded: Encoded) -> Non
 def test_long_prompts_and_wrong_encoders_are_said(encoded: Encoded) -> None:
     assert encoded.said("said.0").startswith("146 image tokens, ")
     assert "Note" not in encoded.said("said.1")
-    assert "146 image tokens, 256 of text" in encoded.said("said.2")
+    assert "146 image tokens, 256 text tokens" in encoded.said("said.2")
     assert "the rest is cut off" in encoded.said("said.2")
     assert "has no projector" in encoded.said("blind")
     assert "expected HunyuanVideo's pair" in encoded.said("other")

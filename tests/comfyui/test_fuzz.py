@@ -227,4 +227,4 @@ def test_weights_that_are_no_numbers_are_said_when_the_video_is_saved(server: An
         ),
     }
     (text,) = server.run(chain)["save"]["text"]
-    assert "17 of 17 frames hold values that are no numbers (NaN)" in text
+    assert "17 of 17 frames contain NaN" in text

@@ -164,10 +164,10 @@ def test_another_base_and_partial_matches_are_said(files: Any) -> None:
     assert "sha256" not in text
     for base in (loader("no_recipe.safetensors"), stock_loader("no_recipe.safetensors")):
         (text,) = files.run(shown(with_lora("partly.safetensors", base), "lora"))["lora"]["text"]
-        assert text.startswith("matched 8/10 modules, no alpha in the file: taken as the rank; strength 1")
-        assert "2 modules of partly.safetensors have no place in this model and are left out: img_in.proj" in text
+        assert text.startswith("matched 8/10 modules, no alpha in the file: the rank is used as alpha; strength 1")
+        assert "2 modules of partly.safetensors do not fit this model and were left out: img_in.proj" in text
         assert "lora_te1_mlp_fc1" in text
-        assert "carries no recipe, nor does the model" in text
+        assert "neither partly.safetensors nor the model carries a recipe" in text
 
 
 @pytest.mark.parametrize("load", [loader, stock_loader])
@@ -201,7 +201,7 @@ def test_strengths_per_step_say_what_they_do(files: Any) -> None:
     (text,) = files.run(_steps(files, "1, 0.5", "quantised.safetensors"))["steps"]["text"]
     assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors was trained on")
     (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
-    assert "5 strengths for 4 steps: the last 1 hold only in a sampling of more steps" in text
+    assert "5 strengths for 4 steps: the last 1 apply only" in text
 
 
 def test_loras_tied_to_the_conditioning_are_in_the_record(files: Any) -> None:

@@ -58,9 +58,9 @@ class Packed(Tensor):
 def job_packed(job: dict) -> dict[str, Tensor]:
     """How a LoRA matches a MODEL whose weights are packed, of which a state dict shows the bytes."""
     load_pack()
-    low_rank, beside = (importlib.import_module(f"pack.nodes.{name}") for name in ("low_rank", "lora_beside"))
+    low_rank, unmerged = (importlib.import_module(f"pack.nodes.{name}") for name in ("low_rank", "unmerged_lora"))
     model = comfy.sd.load_diffusion_model(job["model"])
-    before = beside.weights_are_fixed(model)
+    before = unmerged.weights_are_fixed(model)
     for block in model.model.diffusion_model.double_blocks:
         layer = block.img_attn.qkv
         unpacked = layer.weight.shape
@@ -70,7 +70,7 @@ def job_packed(job: dict) -> dict[str, Tensor]:
     lora = low_rank.fit_lora(model, job["lora"])
     state = model.model_state_dict()["diffusion_model.double_blocks.0.img_attn.qkv.weight"]
     return {
-        "fixed": torch.tensor([before, beside.weights_are_fixed(model)]),
+        "fixed": torch.tensor([before, unmerged.weights_are_fixed(model)]),
         "matched": torch.tensor([lora.matched, len(lora.misses)]),
         "columns": torch.tensor(state.size(1)),
     }
