@@ -59,8 +59,8 @@ class LoadLora(io.ComfyNode):
                     min=-4.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How strongly the LoRA acts: a factor from -4 to 4 (no unit), multiplied with the file's own "
-                    "scale (alpha). Few-step LoRAs are trained for 1. Lower it if a style LoRA is too strong.",
+                    tooltip="How strongly the LoRA acts: a factor from -4 to 4 (no unit), multiplied with the file's "
+                    "own scale (alpha). Few-step LoRAs are trained for 1. Lower it if a style LoRA is too strong.",
                 ),
             ],
             outputs=[

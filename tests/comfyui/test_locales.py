@@ -50,7 +50,7 @@ def leaves(value: Any, path: str = "") -> dict[str, str]:
     return {key: text for name, inner in value.items() for key, text in leaves(inner, f"{path}/{name}").items()}
 
 
-def test_english_is_what_the_nodes_say(english: dict[str, Any]) -> None:
+def test_english_equals_the_nodes_texts(english: dict[str, Any]) -> None:
     file = LOCALES / "en" / "nodeDefs.json"
     if os.environ.get(RENEW):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def test_english_is_what_the_nodes_say(english: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_text_is_there_and_nothing_else(language: str, english: dict[str, Any]) -> None:
+def test_locale_file_has_every_text_and_nothing_else(language: str, english: dict[str, Any]) -> None:
     assert leaves(read(language)).keys() == leaves(english).keys()
 
 
