@@ -31,7 +31,7 @@ class LoadLora(io.ComfyNode):
             category="MagicDistillation/loaders",
             description="Applies a LoRA to a HunyuanVideo or Wan 2.1 model from any loader. It reads the key names of "
             "all common trainers and reports how many modules matched. If the LoRA carries a recipe (steps, shift, "
-            "sampler), the MODEL takes it over, and the sampler needs no settings.",
+            "sampler), the recipe is attached to the MODEL, and the sampler needs no settings.",
             search_aliases=[
                 "magicdistill",
                 "lora loader",

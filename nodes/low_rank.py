@@ -73,18 +73,18 @@ class FittedLora:
         return notes
 
 
-def held_weights(model: ModelPatcher) -> dict[str, Tensor]:
+def network_weights(model: ModelPatcher) -> dict[str, Tensor]:
     """Return the network's weights by their names in the MODEL, read from the modules.
 
     The state dict cannot be used: for quantised layers it contains scales and packed weights of other shapes.
     """
-    held = {}
+    weights = {}
     for key in model.model_state_dict(filter_prefix=NETWORK):
         module, _, leaf = key.rpartition(".")
         weight = getattr(model.model.get_submodule(module), leaf, None)
         if isinstance(weight, Tensor):
-            held[key] = weight
-    return held
+            weights[key] = weight
+    return weights
 
 
 def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
@@ -97,7 +97,7 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
     lora = load_lora_for(architecture, Path(path), hidden)
     weights = {
         architecture.layout.canonical(key.removeprefix(NETWORK)): (key, tuple(tensor.shape))
-        for key, tensor in held_weights(model).items()
+        for key, tensor in network_weights(model).items()
     }
     changes: dict[str, tuple[str, tuple[int, ...], object]] = {}
     for name, branch in lora.branches.items():

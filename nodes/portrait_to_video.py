@@ -89,7 +89,7 @@ class PortraitToVideo(io.ComfyNode):
                     min=1,
                     max=64,
                     tooltip="Number of videos in one run, from 1 to 64, each with different noise. Raise it to choose "
-                    "among several takes if memory allows. VAE Decode joins them into one clip: pick one first with "
+                    "among several results if memory allows. VAE Decode joins them into one clip: pick one first with "
                     "Latent From Batch.",
                 ),
                 io.Conditioning.Input(

@@ -16,7 +16,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..magicdistill_core.branch import LowRank
-from .low_rank import NETWORK, FittedLora, held_weights
+from .low_rank import NETWORK, FittedLora, network_weights
 
 _WEIGHT = ".weight"
 
@@ -27,7 +27,7 @@ def weights_are_fixed(model: ModelPatcher) -> bool:
     These are weights in ComfyUI's quantised formats and weights of other packs (GGUF). Both are subclasses of Tensor.
     """
     plain = (Tensor, torch.nn.Parameter)
-    return any(type(weight) not in plain for weight in held_weights(model).values())
+    return any(type(weight) not in plain for weight in network_weights(model).values())
 
 
 def unmerged_hook(
