@@ -1,4 +1,4 @@
-"""The ComfyUI nodes: thin, with native types; everything that is not ComfyUI's lives in the core."""
+"""The ComfyUI nodes. They use ComfyUI's native types and leave everything independent of ComfyUI to the core."""
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
@@ -19,11 +19,11 @@ from .text_image_encode import TextImageEncode
 
 
 class MagicDistillExtension(ComfyExtension):
-    """The pack: its nodes, and the pocket weights that its loaders and the stock ones list."""
+    """Register the nodes, and the pocket weights that this pack's loaders and the stock loaders list."""
 
     @override
     async def on_load(self) -> None:
-        # Appended behind the user's own folders, so that what they save never lands in the pack.
+        # ComfyUI saves into the first folder of a list. Appending ours keeps the user's files out of the pack.
         folder_paths.add_model_folder_path("diffusion_models", str(files.DIFFUSION_MODELS))
         folder_paths.add_model_folder_path("vae", str(files.VAES))
         folder_paths.add_model_folder_path("loras", str(files.LORAS))

@@ -1,4 +1,4 @@
-"""What is known of a MODEL besides its weights, attached to it so that it travels along."""
+"""Facts about a MODEL other than its weights. They are attached to the MODEL and stay with its clones."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,16 @@ _KEY = "magicdistill"
 
 @dataclass(frozen=True)
 class Attached:
-    """What is known of a MODEL beside its weights.
+    """Facts about a MODEL other than its weights.
 
     Attributes:
-        path: the file that it was loaded from; None after another loader, which does not tell.
-        family: its transformer and its way of taking the start image.
-        recipe: how it is to be sampled: the file's, or that of a generator LoRA on top; None if neither carries one.
-        null_prompt: the text conditioning that the file carries, or None.
-        size: number and type of the file's weights in words; None where `path` is.
-        file_hash: of `path`, begun when the file was loaded; None where `path` is.
-        loras: name and strength of each LoRA that the pack's nodes put on the model, in order.
+        path: the model file; None if another pack's loader or a stock loader loaded it.
+        family: the architecture and how the start image enters.
+        recipe: the sampling settings, from the model file or from a generator LoRA on top; None if neither has any.
+        null_prompt: the text conditioning stored in the file, or None.
+        size: number and type of the file's weights in words; None if `path` is None.
+        file_hash: the hash of `path`, started when the file was loaded; None if `path` is None.
+        loras: name and strength of each LoRA that this pack's nodes applied to the model, in order.
     """
 
     path: Path | None
@@ -39,34 +39,38 @@ class Attached:
     loras: tuple[tuple[str, float], ...] = ()
 
     def sha256(self) -> str | None:
-        """The sha256 of the loaded file, waited for if need be; None if the file is not known or gone."""
+        """Return the sha256 of the loaded file, waiting for it if needed; None if the file is unknown or unreadable."""
         return None if self.file_hash is None else self.file_hash.wait()
 
 
 def attach(model: ModelPatcher, attached: Attached) -> None:
-    """Put `attached` on a MODEL; clones that later nodes make keep it."""
+    """Attach these facts to a MODEL. Clones made by later nodes keep them."""
     model.set_attachments(_KEY, attached)
 
 
 def attached_to(model: ModelPatcher) -> Attached | None:
-    """What `attach` put on this MODEL or on one that it was cloned from; None after another loader."""
+    """Return the facts attached to this MODEL or to its original; None if another loader loaded it."""
     return model.get_attachment(_KEY)
 
 
 def check_prompt_fits(model: ModelPatcher, prompt: NullPrompt, source: str) -> None:
-    """Refuse a null prompt that is not for this MODEL.
+    """Check that a null prompt has the sizes that this MODEL expects.
+
+    Args:
+        source: the file name for the error message.
 
     Raises:
-        CheckpointError: saying what is wrong with it.
+        CheckpointError: if it does not; the message states the wrong size.
     """
     config = model.model.model_config.unet_config
     check_null_prompt(prompt, source, config.get("context_in_dim"), config.get("vec_in_dim"))
 
 
 def known_family(model: ModelPatcher) -> Family | None:
-    """The family of a MODEL of any loader: what is attached, or what its network can be only; None where it is open.
+    """Return the family of a MODEL from any loader: the attached one, or the one that follows from its network.
 
-    16-channel HunyuanVideo networks are open: text-to-video and token replacement have the same weights' shapes.
+    None if the network does not decide it. HunyuanVideo networks with 16 input channels do not: text-to-video and
+    token replacement have weights of the same shapes.
     """
     attached = attached_to(model)
     if attached is not None:
@@ -74,7 +78,7 @@ def known_family(model: ModelPatcher) -> Family | None:
     network = model.model
     if isinstance(network, HunyuanVideoI2V):
         return CONCAT
-    # Relatives of Wan 2.1 are subclasses, take other channels, or look at no CLIP features.
+    # Variants of Wan 2.1 are subclasses, have other input channels, or use no CLIP features.
     config = network.model_config.unet_config
     wan = type(network) is WAN21 and config.get("model_type") == "i2v"
     return IMAGE_TO_VIDEO if wan and config.get("in_dim") == IMAGE_TO_VIDEO.in_channels else None

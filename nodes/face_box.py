@@ -1,4 +1,4 @@
-"""The face that ComfyUI's detection nodes found in a start image, out of the forms in which boxes travel."""
+"""Choose the face box that the crop of a start image follows, from the outputs of ComfyUI's detection nodes."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -6,51 +6,51 @@ from math import isfinite
 from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.media.video import Box
 
-# One image's boxes, those of each image of a batch, or a single box; each a dictionary in pixels.
+# A single box, the boxes of one image, or the boxes of each image of a batch. A box is a dictionary in pixels.
 Boxes = dict | list[dict] | list[list[dict]]
 
 
 def face_in(boxes: Boxes, rows: int, columns: int) -> tuple[Box | None, list[str]]:
-    """The largest face of the first image, and what is to be said about the choice.
+    """Return the largest face of the first image, and notes about the choice.
 
-    Where boxes are labelled, those of faces come before others (persons, say).
+    Boxes labelled as faces are preferred to others (for example, persons). The face is None if there is no box.
 
     Args:
-        rows, columns: of the picture that the boxes are of.
+        rows, columns: height and width of the image in pixels.
 
     Raises:
-        VideoError: if a box is malformed or lies outside of the picture.
+        VideoError: if a box is malformed or outside the image.
     """
-    parsed = [(_box(given, rows, columns), _is_face(given)) for given in _of_first_image(boxes)]
+    parsed = [(_parse_box(value, rows, columns), _is_face(value)) for value in _first_image_boxes(boxes)]
     faces = [box for box, is_face in parsed if is_face] or [box for box, _ in parsed]
     if not faces:
-        return None, ["no face was found in the start image, so it is cropped without one."]
-    notes = [f"{len(faces)} boxes were given; the largest is followed."] if len(faces) > 1 else []
+        return None, ["no face was found in the start image: the crop does not follow a face."]
+    notes = [f"{len(faces)} face boxes are connected: the crop follows the largest."] if len(faces) > 1 else []
     return max(faces, key=lambda box: box.width * box.height), notes
 
 
-def _of_first_image(boxes: Boxes) -> Sequence[object]:
-    """The boxes of the first image as they came: nothing is known yet of what another pack put into them."""
+def _first_image_boxes(boxes: Boxes) -> Sequence[object]:
+    """Return the boxes of the first image, unchecked: another pack may have put anything into them."""
     if not isinstance(boxes, list):
         return [boxes]
     first = boxes[0] if boxes else None
     return first if isinstance(first, list) else boxes
 
 
-def _is_face(given: object) -> bool:
-    return isinstance(given, dict) and given.get("label") == "face"
+def _is_face(value: object) -> bool:
+    return isinstance(value, dict) and value.get("label") == "face"
 
 
-def _box(given: object, rows: int, columns: int) -> Box:
+def _parse_box(value: object, rows: int, columns: int) -> Box:
     names = ("x", "y", "width", "height")
-    said = [given.get(name) for name in names] if isinstance(given, dict) else []
-    values = [value for value in said if isinstance(value, int | float) and isfinite(value)]
-    if len(values) != len(names):
+    fields = [value.get(name) for name in names] if isinstance(value, dict) else []
+    numbers = [field for field in fields if isinstance(field, int | float) and isfinite(field)]
+    if len(numbers) != len(names):
         raise VideoError(
-            f"A face box is {str(given)[:100]}, expected x, y, width and height in pixels. Connect the output bboxes "
+            f"A face box is {str(value)[:100]}, expected x, y, width and height in pixels. Connect the output bboxes "
             f"of a detection node."
         )
-    box = Box(*values)
+    box = Box(*numbers)
     inside = box.x < columns and box.y < rows and box.x + box.width > 0 and box.y + box.height > 0
     if box.width <= 0 or box.height <= 0 or not inside:
         raise VideoError(

@@ -1,6 +1,6 @@
-"""What tells a model file from another one: its size and time at once, its sha256 in the background.
+"""Identify a model file: by size and time of change at once, and by its sha256, computed in the background.
 
-The sha256 of a 26 GB file takes half a minute, which loading and sampling hide.
+The sha256 of a 26 GB file takes half a minute. Meanwhile the model is loaded and sampled.
 """
 
 import logging
@@ -17,9 +17,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
-    """Size and time of a model file: a node that loads it runs again after it was exported anew.
+    """Return size and time of change of a model file, so that its loader runs again when the file changes.
 
-    A name that comes from another node is not known when ComfyUI asks (None): such a node runs again by its name alone.
+    If the name comes from another node, it is still unknown (None) when ComfyUI calls this. Such a loader runs again
+    only when the name changes.
     """
     path = folder_paths.get_full_path(folder, name) if name is not None else None
     if path is None:
@@ -29,12 +30,12 @@ def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
 
 
 class BackgroundHash:
-    """The sha256 of a file, computed in a thread of its own that starts at once."""
+    """The sha256 of a file, computed in a thread that starts at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest: str | None = None
-        # A daemon: whoever stops ComfyUI does not wait for it.
+        # A daemon thread does not delay the end of ComfyUI.
         self._thread = threading.Thread(target=self._compute, name=f"sha256 of {path.name}", daemon=True)
         self._thread.start()
 
@@ -42,24 +43,28 @@ class BackgroundHash:
         try:
             self._digest = file_sha256(self._path)
         except OSError as error:
-            LOGGER.warning("MagicDistillation: no sha256 of %s, which cannot be read any more: %s", self._path, error)
+            LOGGER.warning(
+                "MagicDistillation: cannot compute the sha256 of %s, the file can no longer be read: %s",
+                self._path,
+                error,
+            )
 
     def wait(self) -> str | None:
-        """The sha256 in hexadecimal, once it is there; None if the file could not be read."""
+        """Wait for the sha256 and return it in hexadecimal; None if the file could not be read."""
         self._thread.join()
         return self._digest
 
 
 def background_hash(path: Path) -> BackgroundHash:
-    """The hash of a file as it is now: begun now, or before if the file has not changed since.
+    """Start to hash a file, or return the hash that was already started if the file has not changed since.
 
     Raises:
-        OSError: if the file is not there.
+        OSError: if the file does not exist.
     """
     status = os.stat(path)
-    return _begun(path, status.st_size, status.st_mtime_ns)
+    return _started(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _begun(path: Path, size: int, modified_ns: int) -> BackgroundHash:
+def _started(path: Path, size: int, modified_ns: int) -> BackgroundHash:
     return BackgroundHash(path)

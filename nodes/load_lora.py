@@ -1,4 +1,4 @@
-"""Load few-step LoRA: a LoRA of any dialect on a MODEL, whose recipe then is the LoRA's."""
+"""Load few-step LoRA: apply a LoRA with any trainer's key names to a MODEL, together with the LoRA's recipe."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from ..magicdistill_core.recipe import Recipe
 from .attachments import Attached, attach, attached_to, check_prompt_fits, known_family
 from .file_hash import file_stamp
 from .low_rank import apply_lora, fit_lora
-from .reporting import recipe_said, report
+from .reporting import recipe_line, report
 from .token_replace import apply_release
 
 
@@ -29,9 +29,9 @@ class LoadLora(io.ComfyNode):
             node_id="MagicDistillLoadLora",
             display_name="Load few-step LoRA",
             category="MagicDistillation/loaders",
-            description="Puts a LoRA on a HunyuanVideo or Wan 2.1 model of any loader, whatever names its trainer "
-            "gave it, and says how much of it matched. A LoRA that carries a recipe (steps, shift, sampler) hands it "
-            "to the MODEL, so that the nodes behind need no settings.",
+            description="Applies a LoRA to a HunyuanVideo or Wan 2.1 model from any loader. It reads the key names of "
+            "all common trainers and reports how many modules matched. If the LoRA carries a recipe (steps, shift, "
+            "sampler), the recipe is attached to the MODEL, and the sampler needs no settings.",
             search_aliases=[
                 "magicdistill",
                 "lora loader",
@@ -44,15 +44,14 @@ class LoadLora(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The base that the LoRA was trained on: from Load few-step model, a stock loader or a GGUF "
-                    "loader; bf16, fp8 or int8. Chain this node for several LoRAs.",
+                    tooltip="The base model that the LoRA was trained on, from Load few-step model, a stock loader or "
+                    "a GGUF loader; bf16, fp8 or int8. To apply several LoRAs, chain several of these nodes.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="File in models/loras. Names as MagicDistillation, diffusers, PEFT, kohya/musubi, "
-                    "diffusion-pipe or ComfyUI write them; q, k and v fused or split. Change it for another "
-                    "distillation or style.",
+                    tooltip="The LoRA file, from models/loras. Key names of MagicDistillation, diffusers, PEFT, "
+                    "kohya/musubi, diffusion-pipe and ComfyUI are read, with q, k and v fused or split.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -60,11 +59,15 @@ class LoadLora(io.ComfyNode):
                     min=-4.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Factor on the LoRA, -4 to 4, no unit; the file's alpha comes on top. 1 is what a few-step "
-                    "LoRA was trained for. Lower it for a style LoRA that is too strong.",
+                    tooltip="How strongly the LoRA acts: a factor from -4 to 4 (no unit), multiplied with the file's "
+                    "own scale (alpha). Few-step LoRAs are trained for 1. Lower it if a style LoRA is too strong.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model with the LoRA, its recipe and its recipe's shift.")],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model with the LoRA applied. If the LoRA has a recipe, its settings and shift too."
+                )
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -78,8 +81,9 @@ class LoadLora(io.ComfyNode):
         recipe = lora.file.recipe
         if recipe is not None and recipe.kind == "fake_lora":
             raise CheckpointError(
-                f"{lora_name} is the fake branch of a distillation, which scores videos and makes none. Expected a "
-                f"generator LoRA: choose another file here, or use the node Real/fake LoRA weights for this one."
+                f"{lora_name} is the fake branch of a distillation. It scores videos and cannot generate them. "
+                f"Expected a generator LoRA: choose another file here, or load this one with the node Real/fake LoRA "
+                f"weights."
             )
         family = _family(model, recipe, lora_name)
         notes = lora.warnings(model)
@@ -98,19 +102,19 @@ class LoadLora(io.ComfyNode):
             if lora.file.null_prompt is not None:
                 check_prompt_fits(model, lora.file.null_prompt, lora_name)
             attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt, loras=loras))
-        said = f"{lora.said()}; strength {strength:g}"
+        text = f"{lora.summary()}; strength {strength:g}"
         if recipe is not None:
-            said += f"\n{recipe_said(recipe)}"
+            text += f"\n{recipe_line(recipe)}"
         elif base is None or base.recipe is None:
-            notes.append(f"{lora_name} carries no recipe, nor does the model: settings are assumed.")
-        return io.NodeOutput(out, ui=report(cls, said, notes))
+            notes.append(f"neither {lora_name} nor the model carries a recipe: the sampler uses default settings.")
+        return io.NodeOutput(out, ui=report(cls, text, notes))
 
 
 def _family(model: ModelPatcher, recipe: Recipe | None, lora_name: str) -> Family | None:
-    """The family of the MODEL, which the LoRA's recipe may settle where the MODEL leaves it open.
+    """Return the family of the MODEL. If the MODEL does not decide it, the LoRA's recipe may.
 
     Raises:
-        CheckpointError: if the recipe is for another family than the MODEL's.
+        CheckpointError: if the recipe is for a different family than the MODEL.
     """
     family = known_family(model)
     if recipe is None:

@@ -1,4 +1,4 @@
-"""Load few-step model: a diffusion model through ComfyUI's own loader, with its recipe and null prompt."""
+"""Load few-step model: load a diffusion model with ComfyUI's own loader, and keep its recipe and null prompt."""
 
 import re
 from collections import Counter
@@ -26,7 +26,7 @@ from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 from .attachments import Attached, attach, attached_to, check_prompt_fits
 from .file_hash import background_hash, file_stamp
-from .reporting import recipe_said, report
+from .reporting import recipe_line, report
 from .token_replace import apply_release
 
 _FROM_FILE = "from the file"
@@ -41,27 +41,27 @@ _DTYPES: dict[str, dict] = {
 def load_model(
     path: str, model_options: dict, start_image_mode: str | None = None, disable_dynamic: bool = False
 ) -> ModelPatcher:
-    """A file of a known family as a MODEL with its recipe's shift, carrying what the file says of itself.
+    """Load a file of a known family as a MODEL, set its recipe's shift and attach the file's own facts.
 
     Args:
-        path: safetensors, plain or quantised in ComfyUI's formats, or a pickle of nothing but tensors.
-        model_options: as ComfyUI's loader takes them.
-        start_image_mode: how the start image enters, for weights that leave it open.
-        disable_dynamic: as ComfyUI's loader takes it.
+        path: a safetensors file, plain or quantised in ComfyUI's formats, or a pickle that contains only tensors.
+        model_options: passed on to ComfyUI's loader.
+        start_image_mode: how the start image enters, for weights that do not decide it.
+        disable_dynamic: passed on to ComfyUI's loader.
 
     Raises:
-        CheckpointError: if the file cannot be read safely, is damaged, a LoRA, of another family, takes no start
-            image, or says something else than `start_image_mode`.
+        CheckpointError: if the file cannot be read safely, is damaged, is a LoRA, is of another family, takes no
+            start image, or contradicts `start_image_mode`.
     """
     name = Path(path).name
     state, metadata = _read(path)
     recipe = Recipe.from_metadata(metadata, name)
     plain = {key: tensor for key, tensor in state.items() if not key.endswith(QUANTISATION_MARKS)}
-    # ComfyUI finds a quantised weight's scale by name, so such a file keeps its own spelling.
+    # ComfyUI finds a quantised weight's scale by its key name, so such a file keeps its own key names.
     own_names = len(plain) < len(state)
     checkpoint = _teacher(parse_checkpoint(plain, recipe, name, allow_quantised=True), start_image_mode)
     check_number_types(state, name)
-    family = checkpoint.family()  # asked now: ComfyUI's loader empties the state that it is given
+    family = checkpoint.family()  # before loading: ComfyUI's loader empties the state dict that it receives
     shape = checkpoint.shape
     size = _size(checkpoint)
     weights = checkpoint.state
@@ -75,13 +75,12 @@ def load_model(
         raise
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{name} looks like a {family.architecture.title} transformer, yet its parts do not fit together "
-            f"({_misfit(error)}). It is damaged or badly converted: copy or download it again, or "
-            f"export it anew."
+            f"{name} looks like a {family.architecture.title} transformer, but its parts do not fit together "
+            f"({_misfit(error)}). The file is damaged or badly converted: copy, download or export it again."
         ) from error
     if model is None:
         raise CheckpointError(
-            f"{name} looks like a {family.architecture.title} transformer, yet this ComfyUI does not recognise it. "
+            f"{name} looks like a {family.architecture.title} transformer, but this ComfyUI does not recognise it. "
             f"Update ComfyUI, or export the checkpoint again."
         )
     if recipe is not None:
@@ -91,35 +90,35 @@ def load_model(
     null_prompt = checkpoint.null_prompt
     if null_prompt is not None:
         check_prompt_fits(model, null_prompt, name)
-        # Not views of the file: it may be unmapped or replaced while the MODEL lives.
+        # Copies, because the memory-mapped file may be replaced while the MODEL is in use.
         pooled = None if null_prompt.pooled is None else null_prompt.pooled.clone()
         null_prompt = NullPrompt(null_prompt.text_states.clone(), pooled)
     file_hash = background_hash(Path(path))
     attach(model, Attached(Path(path), family, recipe, null_prompt, size, file_hash))
-    # ComfyUI loads anew from the file for a second GPU, or where hooks need unshared weights.
+    # ComfyUI loads the file again for a second GPU, or when hooks need weights that are not shared.
     model.cached_patcher_init = (load_model, (path, model_options, start_image_mode))
     return model
 
 
 def _misfit(error: Exception) -> str:
-    """What ComfyUI's loader stumbled over, in a few words."""
+    """Describe briefly why ComfyUI's loader failed."""
     text = " ".join(str(error).split())
     found = re.search(r"size mismatch for ([\w.]+)", text)
-    return f"{found[1]} is of another size than the rest asks for" if found else text[:200]
+    return f"the size of {found[1]} contradicts the other tensors" if found else text[:200]
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file."""
+    """Return the tensors and the metadata of a file."""
     if is_pickle_name(Path(path)):
         return read_pickle(Path(path)), {}
-    read_metadata(path)  # before ComfyUI does: it says what is wrong with a file
+    read_metadata(path)  # before ComfyUI reads the file: our reader explains what is wrong with it
     with enough_memory(Path(path)):
         state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     return state, metadata or {}
 
 
 def _teacher(checkpoint: Checkpoint, start_image_mode: str | None) -> Checkpoint:
-    """The checkpoint with its way of taking the start image settled."""
+    """Return the checkpoint with a decided image-to-video mode."""
     try:
         return checkpoint.teacher(start_image_mode)
     except CheckpointError as error:
@@ -129,13 +128,13 @@ def _teacher(checkpoint: Checkpoint, start_image_mode: str | None) -> Checkpoint
 
 
 def _size(checkpoint: Checkpoint) -> str:
-    """Number and type of the weights, such as `13.0 B parameters, bfloat16`; types in order of their share."""
+    """Return number and types of the weights, such as `13.0 B parameters, bfloat16`, the most frequent type first."""
     counts: Counter[str] = Counter()
     for tensor in checkpoint.state.values():
         counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     total = counts.total()
     amount = f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.1f} M"
-    # Norms and the like stay in high precision in every quantised file: not worth a word.
+    # Every quantised file keeps norms and other small tensors in high precision: not worth mentioning.
     types = [name for name, count in counts.most_common() if count >= 0.005 * total]
     return f"{amount} parameters, {' + '.join(types)}"
 
@@ -150,8 +149,8 @@ class LoadModel(io.ComfyNode):
             display_name="Load few-step model",
             category="MagicDistillation/loaders",
             description="Loads an image-to-video model (HunyuanVideo-I2V concat or token-replace, Magic 1-For-1, Wan "
-            "2.1 I2V) through ComfyUI's own loader. Its recipe (steps, shift, sampler, size) and its null prompt "
-            "travel with the MODEL, so that the nodes behind it need no settings and no text encoder.",
+            "2.1 I2V). The file's recipe (steps, shift, sampler, size) and its null prompt stay attached to the MODEL, "
+            "so the following nodes need no settings and no text encoder.",
             search_aliases=[
                 "magicdistill",
                 "load distilled",
@@ -166,29 +165,29 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "unet_name",
                     options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="File in models/diffusion_models: .safetensors in bf16, fp16, fp32, fp8 or int8 "
-                    "(ComfyUI's formats), or a .pt/.pth of nothing but tensors. Files exported by MagicDistillation "
-                    "carry a recipe; others load too, without. Change it for another model.",
+                    tooltip="The model file, from models/diffusion_models: .safetensors in bf16, fp16, fp32, fp8 or "
+                    "int8 (ComfyUI's formats), or .pt/.pth that contains only tensors. Files exported by "
+                    "MagicDistillation carry a recipe. Other files load too, and the sampler then uses defaults.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(_DTYPES),
                     default="default",
                     advanced=True,
-                    tooltip="How the weights are held in memory. default keeps the file's type; fp8 halves the memory "
-                    "of a bf16 file and costs some quality. Change it when the model does not fit.",
+                    tooltip="Number type of the weights in memory. default keeps the type of the file. fp8 halves the "
+                    "memory of a bf16 file and costs some quality: use it if the model does not fit into memory.",
                 ),
                 io.Combo.Input(
                     "start_image_mode",
                     options=[_FROM_FILE, "concat", "token_replace"],
                     default=_FROM_FILE,
                     advanced=True,
-                    tooltip="How the start image enters. Recipe and weights say it, except for HunyuanVideo files of "
-                    "16 input channels without a recipe, which could be text-to-video: choose token_replace for "
-                    "HunyuanVideo-I2V v2. A choice that contradicts the file is an error.",
+                    tooltip="How the start image enters the model. Keep 'from the file', unless the file is a "
+                    "HunyuanVideo with 16 input channels and no recipe. Such a file can also be text-to-video: choose "
+                    "token_replace if it is HunyuanVideo-I2V v2. A choice that contradicts the file is an error.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model with its recipe and its recipe's shift.")],
+            outputs=[io.Model.Output(tooltip="The model with its recipe; its shift is set from the recipe.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -209,6 +208,8 @@ class LoadModel(io.ComfyNode):
         if attached.recipe is None:
             return io.NodeOutput(
                 model,
-                ui=report(cls, f"{text}no recipe", [f"{unet_name} carries no recipe: settings are assumed."]),
+                ui=report(
+                    cls, f"{text}no recipe", [f"{unet_name} carries no recipe: the sampler uses default settings."]
+                ),
             )
-        return io.NodeOutput(model, ui=report(cls, text + recipe_said(attached.recipe), []))
+        return io.NodeOutput(model, ui=report(cls, text + recipe_line(attached.recipe), []))

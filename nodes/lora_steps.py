@@ -1,4 +1,4 @@
-"""LoRA strength per step: a LoRA by ComfyUI's hooks, strong at some steps of the sampling and weak at others."""
+"""LoRA strength per step: apply a LoRA through ComfyUI's hooks, with a different strength at each sampling step."""
 
 import comfy.hooks
 import folder_paths
@@ -9,11 +9,11 @@ from ..magicdistill_core.errors import ConfigError
 from ..magicdistill_core.lora_schedule import parse_strengths, strength_at
 from .attachments import attached_to
 from .file_hash import file_stamp
-from .lora_beside import beside_hook, weights_are_fixed
 from .lora_keyframes import StepKeyframes
 from .low_rank import FittedLora, fit_lora
 from .reporting import report
 from .run_record import note_lora
+from .unmerged_lora import unmerged_hook, weights_are_fixed
 
 _SHOWN = 12
 
@@ -27,8 +27,8 @@ class LoraSteps(io.ComfyNode):
             node_id="MagicDistillLoraSteps",
             display_name="LoRA strength per step",
             category="MagicDistillation/conditioning",
-            description="Ties a LoRA to a CONDITIONING, with a strength for every step of the sampling, through "
-            "ComfyUI's own hooks: every sampler honours it, and the MODEL stays as it is.",
+            description="Applies a LoRA with a different strength at each sampling step. The LoRA is attached to the "
+            "CONDITIONING through ComfyUI's hooks: it works with every sampler, and the MODEL itself does not change.",
             search_aliases=[
                 "magicdistill",
                 "lora schedule",
@@ -40,43 +40,43 @@ class LoraSteps(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that will be sampled, from any loader: tells which weights the LoRA changes "
-                    "and how many steps its recipe has. Do not put the same LoRA on it as well.",
+                    tooltip="The model that will be sampled, from any loader. It determines which weights the LoRA "
+                    "changes and how many steps the recipe has. Do not apply the same LoRA to this model as well: the "
+                    "strengths would add up.",
                 ),
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="The conditioning for the sampler, from Portrait to video. With guidance, run the "
-                    "negative one through a node of its own with the same settings.",
+                    tooltip="The conditioning for the sampler, from Portrait to video. With classifier-free guidance, "
+                    "send the negative conditioning through a second node with the same settings.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="File in models/loras, of any dialect that Load few-step LoRA reads. Change it for another "
-                    "style or motion.",
+                    tooltip="The LoRA file, from models/loras. Every file that Load few-step LoRA reads works here.",
                 ),
                 io.String.Input(
                     "strengths",
                     default="1, 1, 0.5, 0",
-                    tooltip="One number for each step, -10 to 10, no unit, with commas between; the last is repeated. "
-                    "Early steps decide on motion and layout, late ones on detail: lower the ones where the LoRA "
-                    "harms.",
+                    tooltip="One strength per step, separated by commas, each from -10 to 10 (a factor, no unit). The "
+                    "last number is repeated. Early steps decide motion and layout, late steps decide detail: use a "
+                    "lower number for the steps that the LoRA harms.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Steps of the sampling, 1 to 1000; 0 takes the recipe's, or without one as many as there "
-                    "are strengths. Set it when the sampler is set to another number of steps than the recipe.",
+                    tooltip="Number of sampling steps, up to 1000. 0 (default) uses the recipe's number or, without "
+                    "a recipe, one step per strength. Set it if the sampler makes another number of steps.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The conditioning with the LoRA tied to it.")],
+            outputs=[io.Conditioning.Output(tooltip="The conditioning with the LoRA attached, for the sampler.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, strengths: str | None = None) -> bool | str:
-        # None comes from another node.
+        # None: the text comes from another node and is not known yet.
         try:
             if strengths is not None:
                 parse_strengths(strengths)
@@ -100,28 +100,28 @@ class LoraSteps(io.ComfyNode):
         notes = lora.warnings(model)
         if len(values) > steps:
             notes.append(
-                f"{len(values)} strengths for {steps} steps: the last {len(values) - steps} hold only in a sampling of "
-                f"more steps."
+                f"{len(values)} strengths for {steps} steps: the last {len(values) - steps} apply only if the sampler "
+                f"makes more steps."
             )
         if attached is not None and any(name == lora_name for name, _ in attached.loras):
-            notes.append(f"{lora_name} is on the MODEL already, so that its strengths add up.")
+            notes.append(f"{lora_name} is already applied to the MODEL: the strengths add up.")
         hooks, left_out = _hooks(model, lora, StepKeyframes(values, steps))
         if left_out:
-            notes.append(f"{left_out} whole differences of {lora_name} cannot follow steps and are left out.")
+            notes.append(f"{left_out} full weight differences of {lora_name} cannot change per step and were left out.")
         first = [strength_at(values, step) for step in range(min(steps, _SHOWN))]
         shown = ", ".join(f"{value:g}" for value in first) + (", ..." if steps > _SHOWN else "")
-        said = f"{lora.said()}; {steps} steps: {shown}"
+        text = f"{lora.summary()}; {steps} steps: {shown}"
         out = note_lora(comfy.hooks.set_hooks_for_conditioning(conditioning, hooks), lora_name, values)
-        return io.NodeOutput(out, ui=report(cls, said, notes))
+        return io.NodeOutput(out, ui=report(cls, text, notes))
 
 
 def _hooks(model: ModelPatcher, lora: FittedLora, frames: StepKeyframes) -> tuple[comfy.hooks.HookGroup, int]:
-    """A hook whose strength follows `frames`, and how many differences of the LoRA it has to leave out."""
+    """Return a hook whose strength follows `frames`, and how many of the LoRA's differences cannot be applied."""
     if weights_are_fixed(model):
-        hook, left_out = beside_hook(model, lora, frames)
+        hook, left_out = unmerged_hook(model, lora, frames)
     else:
         hook, left_out = comfy.hooks.WeightHook(), len(lora.parameters)
-        # As patches of the model's weights: ComfyUI would look for its own names of modules otherwise.
+        # Pass finished weight patches: from a plain LoRA, ComfyUI would match only its own module names.
         hook.weights, hook.need_weight_init = lora.patches, False
     hook.hook_keyframe = frames
     group = comfy.hooks.HookGroup()

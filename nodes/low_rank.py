@@ -1,4 +1,4 @@
-"""A LoRA as native weight patches, so that ComfyUI's offloading, hooks and unpatching treat it as any LoRA."""
+"""A LoRA as native weight patches: ComfyUI's offloading, hooks and unpatching handle it like any other LoRA."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -22,14 +22,14 @@ NETWORK = "diffusion_model."
 
 @dataclass(frozen=True)
 class FittedLora:
-    """What of a LoRA fits a MODEL.
+    """The parts of a LoRA that fit a MODEL.
 
     Attributes:
         file: the LoRA.
-        patches: by the MODEL's weight, what ComfyUI adds to it at strength 1.
-        parameters: the same for parameters that stand beside modules (Wan's modulations), which ComfyUI never patches.
-        matched: how many of the file's modules these are.
-        misses: the file's modules that are not among them, each with the reason if it is known.
+        patches: for each weight of the MODEL, the change that ComfyUI adds to it at strength 1.
+        parameters: the same for bare parameters outside modules (Wan's modulations), which ComfyUI never patches.
+        matched: the number of the file's modules that fit.
+        misses: the file's modules that do not fit, each with the reason if it is known.
     """
 
     file: LoraFile
@@ -38,17 +38,17 @@ class FittedLora:
     matched: int
     misses: tuple[str, ...]
 
-    def said(self) -> str:
-        """How many modules matched, and whose alpha scales them."""
-        alpha = "" if self.file.alpha_stated else ", no alpha in the file: taken as the rank"
+    def summary(self) -> str:
+        """State how many modules matched, and whether the file contains alpha."""
+        alpha = "" if self.file.alpha_stated else ", no alpha in the file: the rank is used as alpha"
         return f"matched {self.matched}/{self.matched + len(self.misses)} modules{alpha}"
 
     def warnings(self, model: ModelPatcher) -> list[str]:
-        """What deserves a second look: modules that were left out, and another base than the LoRA names."""
+        """Return notes about modules that were left out and about a base other than the one in the LoRA's recipe."""
         notes = []
         if self.misses:
             notes.append(
-                f"{len(self.misses)} modules of {self.file.source} have no place in this model and are left out: "
+                f"{len(self.misses)} modules of {self.file.source} do not fit this model and were left out: "
                 f"{listing(list(self.misses), 6)}."
             )
         recipe, base = self.file.recipe, attached_to(model)
@@ -59,7 +59,7 @@ class FittedLora:
                 f"{self.file.source} was made for {recipe.family}, start image {recipe.i2v_mode}, but the model is "
                 f"{family.architecture.title}: {family.title}. Load the base that the LoRA was trained on."
             )
-        # That of a folder is no file's, whatever the weights.
+        # The hash of a diffusers folder never equals a file's hash, even with the same weights.
         wanted = recipe.base_hash if recipe is not None and recipe.base_kind is None else None
         found = base.sha256() if wanted is not None and base is not None else None
         if wanted is not None and found is not None and found != wanted:
@@ -67,37 +67,37 @@ class FittedLora:
             assert base.path is not None
             notes.append(
                 f"{self.file.source} was trained on a base with sha256 {wanted[:12]}..., but {base.path.name} has "
-                f"{found[:12]}...: the result is not the model of that run, or only nearly (a base in another "
-                f"precision, or in one file instead of a folder). Load the base that its recipe names."
+                f"{found[:12]}...: the result will differ from that run, slightly if the base is the same model in "
+                f"another precision or in one file instead of a folder. Load the base that its recipe names."
             )
         return notes
 
 
-def held_weights(model: ModelPatcher) -> dict[str, Tensor]:
-    """The network's weights by their names in the MODEL, as the modules hold them.
+def network_weights(model: ModelPatcher) -> dict[str, Tensor]:
+    """Return the network's weights by their names in the MODEL, read from the modules.
 
-    A state dict is not enough: that of quantised layers has packed weights, of other shapes, and scales beside them.
+    The state dict cannot be used: for quantised layers it contains scales and packed weights of other shapes.
     """
-    held = {}
+    weights = {}
     for key in model.model_state_dict(filter_prefix=NETWORK):
         module, _, leaf = key.rpartition(".")
         weight = getattr(model.model.get_submodule(module), leaf, None)
         if isinstance(weight, Tensor):
-            held[key] = weight
-    return held
+            weights[key] = weight
+    return weights
 
 
 def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
-    """Read a LoRA and match it with a MODEL of any loader, plain or quantised.
+    """Read a LoRA and match it with a MODEL from any loader, plain or quantised.
 
     Raises:
-        CheckpointError: if the MODEL is of no known family, or the file is no LoRA or has nothing for it.
+        CheckpointError: if the MODEL is of no known family, the file is not a LoRA, or none of its modules fits.
     """
     architecture, hidden = _network(model)
     lora = load_lora_for(architecture, Path(path), hidden)
     weights = {
         architecture.layout.canonical(key.removeprefix(NETWORK)): (key, tuple(tensor.shape))
-        for key, tensor in held_weights(model).items()
+        for key, tensor in network_weights(model).items()
     }
     changes: dict[str, tuple[str, tuple[int, ...], object]] = {}
     for name, branch in lora.branches.items():
@@ -124,16 +124,16 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
     if not any(isinstance(patch, LoRAAdapter) for patch in patches.values()):
         raise CheckpointError(
             f"{lora.source} matches 0/{len(missed)} modules of this model; these do not fit: "
-            f"{listing(list(missed), 3)}. It belongs to another base: load the one that it was trained on."
+            f"{listing(list(missed), 3)}. The LoRA belongs to another base: load the base that it was trained on."
         )
     return FittedLora(lora, patches, parameters, len(matched), missed)
 
 
 def apply_lora(model: ModelPatcher, lora: FittedLora, weight: float) -> ModelPatcher:
-    """A clone of `model` with `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6).
+    """Return a clone of `model` with the weights `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6).
 
     Raises:
-        ConfigError: if the weight is no finite number.
+        ConfigError: if the weight is not a finite number.
     """
     if not isfinite(weight):
         raise ConfigError(
@@ -149,7 +149,7 @@ def apply_lora(model: ModelPatcher, lora: FittedLora, weight: float) -> ModelPat
 
 
 def _network(model: ModelPatcher) -> tuple[Architecture, int]:
-    """The transformer of a MODEL and its hidden size."""
+    """Return the architecture of a MODEL and its hidden size."""
     config = model.model.model_config.unet_config
     if isinstance(model.model, HunyuanVideo):
         return hunyuan_video.ARCHITECTURE, config["hidden_size"]
@@ -162,7 +162,7 @@ def _network(model: ModelPatcher) -> tuple[Architecture, int]:
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A convolution's weight as that of the linear layer it is on its patches."""
+    """Return the shape of a convolution's weight, flattened to the matrix `[out, in]` that acts on its patches."""
     columns = 1
     for size in shape[1:]:
         columns *= size

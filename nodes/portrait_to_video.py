@@ -1,4 +1,4 @@
-"""Portrait to video: a start image as the conditioning of image-to-video, in the way of the model at hand."""
+"""Portrait to video: turn a start image into the conditioning and the latent that an image-to-video model needs."""
 
 import node_helpers
 from comfy.model_patcher import ModelPatcher
@@ -14,7 +14,7 @@ from .attachments import attached_to
 from .face_box import Boxes, face_in
 from .reporting import report
 from .start_image import check_vae, encode_start, family_taking_images, null_prompt
-from .video_size import FIT_IMAGE, FROM_RECIPE, Wish, choose_size
+from .video_size import FIT_IMAGE, FROM_RECIPE, SizeInputs, choose_size
 
 Conditioning = list[list]
 
@@ -28,9 +28,9 @@ class PortraitToVideo(io.ComfyNode):
             node_id="MagicDistillPortraitToVideo",
             display_name="Portrait to video",
             category="MagicDistillation/conditioning",
-            description="Makes a start image the first frame of a video, in the way of the model at hand "
-            "(HunyuanVideo-I2V concat or token-replace, Magic 1-For-1, Wan 2.1): CONDITIONING with the image and the "
-            "model's own null prompt, and a LATENT of the right size. No text encoder is needed.",
+            description="Prepares a start image as the first frame of a video, in the form that the model needs "
+            "(HunyuanVideo-I2V concat or token-replace, Magic 1-For-1, Wan 2.1). Outputs a CONDITIONING with the image "
+            "and the model's own null prompt, and a LATENT of the right size. Needs no text encoder.",
             search_aliases=[
                 "magicdistill",
                 "image to video",
@@ -43,19 +43,19 @@ class PortraitToVideo(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="From Load few-step model: gives the null prompt and the usual size. Image-to-video models "
-                    "of other loaders (GGUF too) work with text at positive.",
+                    tooltip="The model that will be sampled, from Load few-step model. Its recipe and null prompt are "
+                    "used here. Image-to-video models from other loaders (also GGUF) need text connected to positive.",
                 ),
                 io.Vae.Input(
                     "vae",
-                    tooltip="The model's own VAE (16 latent channels): HunyuanVideo's, or Wan 2.1's. Change it with "
-                    "the model; the wrong one of the two is refused.",
+                    tooltip="The VAE that belongs to the model: HunyuanVideo's or Wan 2.1's, both with 16 latent "
+                    "channels. The VAE of the other model is refused.",
                 ),
                 io.Image.Input(
                     "start_image",
-                    tooltip="The portrait that becomes frame 0; of a batch, the first. Another shape than width x "
-                    "height is scaled and cropped: a wide one around the middle, a tall one nearer to its top. Change "
-                    "it for another person.",
+                    tooltip="The portrait that becomes the first frame. Only the first image of a batch is used. An "
+                    "image of another shape than the video is scaled and cropped: the sides of a wide one equally, "
+                    "less at the top of a tall one than at the bottom.",
                 ),
                 io.Int.Input(
                     "width",
@@ -63,8 +63,8 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=SIDE_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16, up to 8192; 0 leaves it to resolution. Change it for another "
-                    "aspect; far from the training size faces suffer.",
+                    tooltip="Width of the video in pixels, a multiple of 16, up to 8192. 0 (default) uses the setting "
+                    "resolution. Set it for another aspect ratio; faces get worse far from the training size.",
                 ),
                 io.Int.Input(
                     "height",
@@ -72,52 +72,53 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=SIDE_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16, up to 8192; 0 leaves it to resolution. Change it together with "
-                    "width.",
+                    tooltip="Height of the video in pixels, a multiple of 16, up to 8192. 0 (default) uses the setting "
+                    "resolution. Set it together with width.",
                 ),
                 io.Int.Input(
                     "length",
                     default=0,
                     min=0,
                     max=8193,
-                    tooltip="Frames, 4n + 1 (17, 81, 129), up to 8193; 0 takes the recipe's. Lower it for less "
-                    "memory and time.",
+                    tooltip="Length of the video in frames, 4n + 1 (17, 81, 129), up to 8193. 0 (default) uses the "
+                    "recipe's length. Fewer frames need less memory and time.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Videos in one run, 1 to 64, each from its own noise. Raise it to choose among takes, as "
-                    "far as memory allows, and decode each by itself (Latent From Batch): VAE Decode joins them.",
+                    tooltip="Number of videos in one run, from 1 to 64, each with different noise. Raise it to choose "
+                    "among several results if memory allows. VAE Decode joins them into one clip: pick one first with "
+                    "Latent From Batch.",
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="Text conditioning in place of the null prompt. Connect it for a model trained with text, "
-                    "or for a file that carries no null prompt.",
+                    tooltip="Text conditioning that replaces the model's null prompt. Connect it if the model was "
+                    "trained with text or if its file contains no null prompt.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
-                    tooltip="For Wan 2.1 only: the start image as CLIP Vision Encode (ViT-H) sees it. Connect it for "
-                    "these models; HunyuanVideo looks at none.",
+                    tooltip="Only for Wan 2.1, which needs it: the start image encoded by CLIP Vision Encode (ViT-H). "
+                    "HunyuanVideo does not use it.",
                 ),
                 io.MultiType.Input(
                     "face",
                     [io.BoundingBox, io.BoundingBoxes],
                     optional=True,
-                    tooltip="Where the face is in start_image, in pixels: the output bboxes of Detect Face Landmarks "
-                    "or another detection node. Connect it when the crop would cut or off-centre the face.",
+                    tooltip="Position of the face in start_image, in pixels: the output bboxes of Detect Face "
+                    "Landmarks or another detection node. Connect it if the crop cuts the face or moves it off centre.",
                 ),
                 io.Combo.Input(
                     "resolution",
                     options=[FROM_RECIPE, FIT_IMAGE],
                     default=FROM_RECIPE,
                     optional=True,
-                    tooltip="What width and height are where they are 0. recipe: the training videos' size. fit the "
-                    "image: the image's own aspect at that size's area, so that little is cropped; change to it for "
-                    "portraits of another shape.",
+                    tooltip="Size of the video where width or height is 0. recipe: the size of the training videos. "
+                    "fit the image: the same area in the aspect ratio of the image, so little is cropped. Choose it "
+                    "for a portrait of another shape.",
                 ),
                 io.Float.Input(
                     "seconds",
@@ -126,13 +127,15 @@ class PortraitToVideo(io.ComfyNode):
                     max=600.0,
                     step=0.1,
                     optional=True,
-                    tooltip="Length in seconds at the recipe's frame rate, up to 600, to the nearest 4n + 1 frames; 0 "
-                    "uses length. Set it instead of length.",
+                    tooltip="Length of the video in seconds, up to 600, at the recipe's frame rate, rounded to the "
+                    "nearest 4n + 1 frames. 0 (default) uses the setting length instead.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(tooltip="Text (or null prompt) and start image."),
-                io.Latent.Output(tooltip="Latent of the video's size; empty, or with the start image in frame 0."),
+                io.Conditioning.Output(tooltip="The text or null prompt, with the start image."),
+                io.Latent.Output(
+                    tooltip="A latent of the video's size: empty, or with the start image as its first frame."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -158,26 +161,28 @@ class PortraitToVideo(io.ComfyNode):
         attached = attached_to(model)
         recipe = attached.recipe if attached is not None else None
         rows, columns = start_image.shape[1:3]
-        wish = Wish(width, height, length, seconds, resolution)
-        size, said_of_size = choose_size(wish, recipe, family, rows, columns)
-        notes += said_of_size
+        size_inputs = SizeInputs(width, height, length, seconds, resolution)
+        size, size_notes = choose_size(size_inputs, recipe, family, rows, columns)
+        notes += size_notes
         box = None
         if face is not None:
-            box, said_of_face = face_in(face, rows, columns)
-            notes += said_of_face
+            box, face_notes = face_in(face, rows, columns)
+            notes += face_notes
         cropped = crop_note(rows, columns, size.height, size.width)
         if cropped is not None:
-            hint = "" if resolution == FIT_IMAGE or width or height else f" Resolution {FIT_IMAGE!r} crops less."
+            hint = (
+                "" if resolution == FIT_IMAGE or width or height else f" With resolution {FIT_IMAGE!r} less is cropped."
+            )
             notes.append(cropped + hint)
         if (clip_vision_output is None) != (family.feature_shape is None):
             notes.append(
-                "this model looks at CLIP features of the start image, and none are connected: faces will drift. "
-                "Connect CLIP Vision Encode."
+                "this model uses CLIP features of the start image, but none are connected: faces will drift. Connect "
+                "CLIP Vision Encode."
                 if clip_vision_output is None
-                else "clip_vision_output is not used: this model looks at no CLIP features."
+                else "clip_vision_output is ignored: this model uses no CLIP features."
             )
         text = positive if positive is not None else null_prompt(model, family)
-        # Cropped and resized as the trainer prepares its clips.
+        # Crop and resize exactly as the trainer prepares its clips.
         image = resize_crop(start_image[:1, ..., :3], size.height, size.width, box)
         start = encode_start(family, vae, image, size, batch_size, clip_vision_output)
         values = dict(start.values)
@@ -185,8 +190,8 @@ class PortraitToVideo(io.ComfyNode):
         if family.architecture is HUNYUAN_VIDEO and unguided:
             values["guidance"] = (recipe.embedded_guidance if recipe is not None else None) or EMBEDDED_GUIDANCE
         conditioning = node_helpers.conditioning_set_values(text, values)
-        said = (
+        summary = (
             f"{size.width} x {size.height}, {size.frames} frames ({size.frames / size.fps:.3g} s at {size.fps:g} fps), "
             f"{'text' if positive is not None else 'null prompt'}"
         )
-        return io.NodeOutput(conditioning, start.latent, ui=report(cls, said, notes))
+        return io.NodeOutput(conditioning, start.latent, ui=report(cls, summary, notes))

@@ -1,6 +1,6 @@
-"""Previews that move: at every step the video as the model sees it then, as one animated picture.
+"""Animated previews: after every step, show the model's current estimate of the video as one animated picture.
 
-ComfyUI's own previews show a video's first latent frame, which is the start image from the first step on.
+ComfyUI's own previews show only the first latent frame, which is the start image from the first step on.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,10 @@ _FORMAT = "WEBP"
 
 
 class AnimatedPreview(Image.Image):
-    """Frames of one size as a picture: its first frame to whoever looks at it, all of them to whoever saves it.
+    """Frames of one size as a PIL image: it looks like its first frame, and `save` writes all frames.
 
-    ComfyUI sends a preview by saving a picture, and browsers tell what they get by its content: in the node a
-    saved animation plays.
+    ComfyUI sends a preview by saving a PIL image. Browsers recognise the content, so the saved animation plays in the
+    node.
     """
 
     def __init__(self, frames: list[Image.Image], milliseconds: int) -> None:
@@ -46,7 +46,7 @@ class AnimatedPreview(Image.Image):
         self._milliseconds = milliseconds
 
     def save(self, fp: Any, format: str | None = None, **_: object) -> None:
-        """Write all frames, in a loop, whatever the format and options that are meant for still pictures."""
+        """Write all frames as a looping animation; ignore the format and options, which are for still pictures."""
         self._frames[0].save(
             fp,
             format=_FORMAT,
@@ -60,7 +60,7 @@ class AnimatedPreview(Image.Image):
 
 
 def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
-    """A sampling callback that moves the progress bar and, where previews are switched on, sends an animation."""
+    """Return a sampling callback that moves the progress bar and, if previews are on, sends an animation."""
     frames_of = _frame_maker(model)
     progress = comfy.utils.ProgressBar(steps)
     fps = _frame_rate(model)
@@ -72,17 +72,17 @@ def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
                 preview = (_FORMAT, _animation(*frames_of(x0), fps), None)
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
-                LOGGER.warning("No preview of step %d: its memory is not to be had beside the model's.", step + 1)
+                LOGGER.warning("No preview of step %d: not enough memory next to the model.", step + 1)
         progress.update_absolute(step + 1, total, preview)
 
     return callback
 
 
 def _animation(frames: list[Image.Image], share: int, fps: float) -> AnimatedPreview:
-    """At most `_MAX_FRAMES` of these pictures, each of which stands for `share` frames of a video, in a loop."""
+    """Return at most `_MAX_FRAMES` of these pictures as a loop; each picture represents `share` frames of a video."""
     stride = -(-len(frames) // _MAX_FRAMES)
     shown = frames[::stride]
-    # A loop may begin anywhere. Where only the first picture is shown, it had better not be the start image.
+    # Begin the loop in its middle: a page that shows only the first picture then does not show the start image.
     middle = len(shown) // 2
     return AnimatedPreview(shown[middle:] + shown[:middle], round(1000 * stride * share / fps))
 
@@ -95,13 +95,13 @@ def _frame_rate(model: ModelPatcher) -> float:
 
 
 def _frame_maker(model: ModelPatcher) -> Callable[[Tensor], tuple[list[Image.Image], int]] | None:
-    """What turns latents into pictures, and how many video frames each stands for; None if previews are off."""
+    """Return a function from latents to pictures and the number of frames per picture; None if previews are off."""
     method = args.preview_method
     if method is LatentPreviewMethod.NoPreviews:
         return None
     network = _tiny_vae(model) if method is not LatentPreviewMethod.Latent2RGB else None
     if network is not None:
-        # A VAE takes what a LATENT holds, and not the network's scale.
+        # A VAE expects the scale of a LATENT, not the network's.
         return lambda x0: (_decoded(network, model.model.process_latent_out(x0[:1].float())), 1)
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     if previewer is None:
@@ -111,13 +111,13 @@ def _frame_maker(model: ModelPatcher) -> Callable[[Tensor], tuple[list[Image.Ima
 
 def _one_frame(previewer: latent_preview.LatentPreviewer, latent_BC1HW: Tensor) -> Image.Image:
     picture = previewer.decode_latent_to_preview(latent_BC1HW)
-    # A pixel of these is a latent pixel; half of the video's size shows all that is in them.
+    # Each pixel here is one latent pixel, so half of the video's size shows all the detail.
     side = min(args.preview_size, max(picture.size) * SPACE_STRIDE // 2)
     return ImageOps.contain(picture, (side, side), Image.Resampling.BILINEAR)
 
 
 def _decoded(network: TAEHV, latents_BCTHW: Tensor) -> list[Image.Image]:
-    """All frames, of latents pooled until they are no larger than a preview is shown: this is done at every step."""
+    """Decode all frames. Latents are first pooled to the preview's size, because this runs at every step."""
     weights = next(network.parameters())
     pool = -(-max(latents_BCTHW.shape[-2:]) * SPACE_STRIDE // args.preview_size)
     if pool > 1:
@@ -128,10 +128,10 @@ def _decoded(network: TAEHV, latents_BCTHW: Tensor) -> list[Image.Image]:
 
 
 def _tiny_vae(model: ModelPatcher) -> TAEHV | None:
-    """The tiny video VAE (TAEHV) of the model's latents: in models/vae_approx, or the pocket model's own.
+    """Return the tiny video VAE (TAEHV) for the model's latents, from models/vae_approx or the pocket model's own.
 
-    Its few megabytes are put beside the model by hand: `VAE.decode` asks ComfyUI for memory, and ComfyUI may take it
-    from the model that is being sampled.
+    Its few megabytes are moved to the model's device directly. `VAE.decode` would request memory from ComfyUI, and
+    ComfyUI might unload the model that is being sampled.
     """
     if model.model.model_config.unet_config.get("hidden_size") == HEAD_DIM:
         path: str | None = str(files.VAE)

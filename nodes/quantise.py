@@ -1,4 +1,4 @@
-"""Quantise to int8: the half-sized twin of a diffusion model, as a file for every loader."""
+"""Quantise to int8: write an int8 copy of a diffusion model, half as large, that every loader reads."""
 
 import os
 from pathlib import Path, PurePath
@@ -26,17 +26,17 @@ class Quantise(io.ComfyNode):
             node_id="MagicDistillQuantise",
             display_name="Quantise to int8",
             category="MagicDistillation/loaders",
-            description="Writes the int8 twin of a diffusion model: about half of a bf16 file and half of its memory, "
-            "in ComfyUI's own format, for this pack's loader and the stock one. Recipe and null prompt stay inside. "
-            "Needed once a file; then load the new file.",
+            description="Writes an int8 copy of a diffusion model in ComfyUI's own format. It needs about half the "
+            "disk space and memory of a bf16 file and keeps the recipe and the null prompt. Run this once per file, "
+            "then load the new file with this pack's loader or a stock loader.",
             search_aliases=["magicdistill", "quantize", "int8", "q8", "compress model", "less vram", "half memory"],
             inputs=[
                 io.Combo.Input(
                     "unet_name",
                     options=folder_paths.get_filename_list(_FOLDER),
-                    tooltip="HunyuanVideo or Wan 2.1 transformer in bf16, fp16 or fp32 (the better the source, the "
-                    "smaller the error). The result is output/diffusion_models/<name>_int8.safetensors, which all "
-                    "loaders list after a refresh (press R); an older one is replaced.",
+                    tooltip="The model file, from models/diffusion_models: a HunyuanVideo or Wan 2.1 transformer in "
+                    "bf16, fp16 or fp32. The result is output/diffusion_models/<name>_int8.safetensors and replaces an "
+                    "older file of that name. Press R, and all loaders list it.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -61,15 +61,15 @@ class Quantise(io.ComfyNode):
             done = quantise_file(source, target, progress)
         except OSError as error:
             raise CheckpointError(
-                f"{target} cannot be written ({error.strerror or error}). Check that the disk has room and that "
+                f"{target} cannot be written ({error.strerror or error}). Check that the disk has free space and that "
                 f"ComfyUI may write to its output folder."
             ) from error
-        said = f"{target.name}: {done.summary()}\nin output/{_FOLDER}; press R, then choose it in a loader"
-        return io.NodeOutput(ui=report(cls, said, []))
+        text = f"{target.name}: {done.summary()}\nsaved in output/{_FOLDER}: press R, then choose it in a loader"
+        return io.NodeOutput(ui=report(cls, text, []))
 
 
 def _target(unet_name: str) -> Path:
-    """Where the twin of a file belongs: ComfyUI itself counts this part of its output folder as models."""
-    # As folder_paths reads a name: nothing in it leads upwards.
+    """Return the path of the int8 copy, in the part of the output folder that ComfyUI itself lists as models."""
+    # Normalise the name as folder_paths does: it cannot leave the folder.
     name = PurePath(os.path.relpath(os.path.join("/", unet_name), "/"))
     return Path(folder_paths.get_output_directory(), _FOLDER, name.with_name(f"{name.stem}{_SUFFIX}"))

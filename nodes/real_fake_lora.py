@@ -1,4 +1,4 @@
-"""Real/fake LoRA weights: the two score models of weak-to-strong distribution matching, from one base and one LoRA."""
+"""Real/fake LoRA weights: build the two score models of weak-to-strong distribution matching from a base and a LoRA."""
 
 from dataclasses import replace
 
@@ -22,17 +22,18 @@ class RealFakeLora(io.ComfyNode):
             node_id="MagicDistillRealFakeLora",
             display_name="Real/fake LoRA weights",
             category="MagicDistillation/loaders",
-            description="Shows what the distillation was steered by: the frozen base with its fake LoRA at a weak "
-            "weight is the real score model, at a strong weight the fake one. Both outputs share the base's memory.",
+            description="Rebuilds the two score models that guided a distillation: the frozen base with the fake LoRA "
+            "at a weak weight (real score) and at a strong weight (fake score). Both outputs share the base's memory.",
             search_aliases=["magicdistill", "weak to strong", "w2s", "fake lora", "score model"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The base that the LoRA was trained on. Connect the teacher, not the generator."
+                    "model",
+                    tooltip="The base that the fake LoRA was trained on. Connect the teacher, not the generator.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The fake LoRA of a distillation run, in models/loras. Change it to look at another run.",
+                    tooltip="The fake LoRA that a distillation run exported, from models/loras.",
                 ),
                 io.Float.Input(
                     "weight_real",
@@ -40,9 +41,9 @@ class RealFakeLora(io.ComfyNode):
                     min=-4.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Weight of the branch in the real model, -4 to 4, no unit; usual 0 to 1. 0 is the plain "
-                    "base (vanilla DMD), 0.25 the paper's. Change it to see how far the real score leans towards the "
-                    "generator.",
+                    tooltip="Weight of the LoRA in the real score model, from -4 to 4 (no unit). 0.25 (default) is the "
+                    "paper's value, and 0 is the plain base (vanilla DMD). At higher values the real score gets closer "
+                    "to the generator.",
                 ),
                 io.Float.Input(
                     "weight_fake",
@@ -50,13 +51,13 @@ class RealFakeLora(io.ComfyNode):
                     min=-4.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Weight of the branch in the fake model, -4 to 4, no unit; 1 is how it was trained. "
-                    "Change it only to experiment.",
+                    tooltip="Weight of the LoRA in the fake score model, from -4 to 4 (no unit). 1 (default) is the "
+                    "value of training. Use another one only for experiments.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="real", tooltip="Base + weight_real * branch."),
-                io.Model.Output(display_name="fake", tooltip="Base + weight_fake * branch."),
+                io.Model.Output(display_name="real", tooltip="The real score model: base + weight_real * LoRA."),
+                io.Model.Output(display_name="fake", tooltip="The fake score model: base + weight_fake * LoRA."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -70,7 +71,7 @@ class RealFakeLora(io.ComfyNode):
         lora = fit_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name))
         real = _score_model(model, lora, lora_name, weight_real)
         fake = _score_model(model, lora, lora_name, weight_fake)
-        text = f"{lora.said()}; real {weight_real:g}, fake {weight_fake:g}"
+        text = f"{lora.summary()}; real {weight_real:g}, fake {weight_fake:g}"
         return io.NodeOutput(real, fake, ui=report(cls, text, lora.warnings(model)))
 
 

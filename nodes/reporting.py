@@ -1,4 +1,4 @@
-"""How a node tells the person at the canvas what it did and what deserves a second look."""
+"""Report to the user what a node did, with notes about anything unexpected."""
 
 import logging
 
@@ -11,18 +11,18 @@ LOGGER = logging.getLogger(__name__)
 
 
 def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.PreviewText:
-    """Say what a node did and what deserves a second look: in the log, under the node, and in the run's history."""
+    """Show a text and its warnings in the log, under the node and in the run's history."""
     LOGGER.info("MagicDistillation: %s", text)
     for warning in warnings:
         LOGGER.warning("MagicDistillation: %s", warning)
-    said = "\n".join([text, *(f"Note: {warning}" for warning in warnings)])
+    full = "\n".join([text, *(f"Note: {warning}" for warning in warnings)])
     if node.hidden is not None and node.hidden.unique_id:
-        PromptServer.instance.send_progress_text(said, node.hidden.unique_id)
-    return ui.PreviewText(said)
+        PromptServer.instance.send_progress_text(full, node.hidden.unique_id)
+    return ui.PreviewText(full)
 
 
-def recipe_said(recipe: Recipe) -> str:
-    """A recipe in a line."""
+def recipe_line(recipe: Recipe) -> str:
+    """Format a recipe as one line."""
     return (
         f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}, {recipe.width} x "
         f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"

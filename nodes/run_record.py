@@ -1,4 +1,4 @@
-"""The record of a run: what made a video, as JSON, for the file that it is saved in."""
+"""The record of a run: everything that determined a video, as JSON, to be stored in the video file."""
 
 import json
 import tomllib
@@ -19,12 +19,12 @@ _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 @cache
 def pack_version() -> str:
-    """The version of this pack."""
+    """Return the version of this pack."""
     return tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 
 def note_lora(conditioning: list[list], name: str, strengths: list[float]) -> list[list]:
-    """The CONDITIONING with the name and the strengths (the last is repeated) of a LoRA that is tied to it."""
+    """Return the CONDITIONING with the name and the strengths (the last is repeated) of a LoRA attached to it."""
     return node_helpers.conditioning_set_values(conditioning, {_LORAS: ((name, tuple(strengths)),)}, append=True)
 
 
@@ -36,13 +36,17 @@ def run_record(
     seed: int,
     guidance: float | None,
 ) -> str:
-    """What to repeat a run with, as JSON; what is not known of a MODEL from another loader is null.
+    """Return as JSON everything needed to repeat a run. Facts unknown for a MODEL from another loader are null.
 
-    Waits for the checkpoint's sha256, which has been in the making since the file was loaded.
+    Waits for the sha256 of the model file, which has been computed in the background since the file was loaded.
 
     Args:
-        conditioning: names the LoRAs that are tied to it (`note_lora`).
-        guidance: given to the network's guidance embedding; None if it has none.
+        model: the MODEL that was sampled.
+        conditioning: its conditioning, which names the LoRAs attached to it (see `note_lora`).
+        settings: steps, shift and sampler.
+        sigmas: the noise levels, `[steps + 1]`.
+        seed: the seed of the starting noise.
+        guidance: the input of the network's guidance embedding; None if it has none.
     """
     attached, family = attached_to(model), known_family(model)
     recipe = attached.recipe if attached is not None else None

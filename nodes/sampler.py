@@ -1,4 +1,4 @@
-"""Few-step flow sampler: the core's samplers inside ComfyUI's native sampling path."""
+"""Few-step flow sampler: run the core's samplers inside ComfyUI's native sampling path."""
 
 import comfy.model_management
 import comfy.sample
@@ -13,7 +13,7 @@ from .previews import prepare_callback
 from .reporting import report
 from .run_record import run_record
 from .sampling_checks import check_start_image, embedded_guidance
-from .sampling_settings import said_of, sampler_input, settings_for, shift_input, steps_input
+from .sampling_settings import sampler_input, settings_for, settings_line, shift_input, steps_input
 
 
 class FewStepSampler(io.ComfyNode):
@@ -25,16 +25,19 @@ class FewStepSampler(io.ComfyNode):
             node_id="MagicDistillSampler",
             display_name="Few-step flow sampler",
             category="MagicDistillation/sampling",
-            description="Samples a few-step model with exactly the schedule it was distilled for. Settings at 0 or "
-            "'recipe' come from the loaded file; others are tried as given, and said to differ.",
+            description="Samples a few-step model with exactly the schedule that it was distilled for. Settings at 0 "
+            "or 'recipe' come from the loaded file. You can set other values: the node uses them and notes the "
+            "difference.",
             search_aliases=["magicdistill", "4 step sampler", "euler flow", "ksampler", "renoise", "dmd sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample, from Load few-step model."),
-                io.Conditioning.Input("conditioning", tooltip="From Portrait to video: start image and prompt."),
+                io.Model.Input("model", tooltip="The model to sample, from Load few-step model or Load few-step LoRA."),
+                io.Conditioning.Input(
+                    "conditioning", tooltip="The start image and the prompt, from Portrait to video."
+                ),
                 io.Latent.Input(
                     "latent",
-                    tooltip="From Portrait to video: gives size and batch, and for token-replace models the start "
-                    "image.",
+                    tooltip="The latent from Portrait to video. It determines the size and the number of videos; for "
+                    "token-replace models it contains the start image.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -42,8 +45,8 @@ class FewStepSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Whole number, 0 to 2^64 - 1: which noise. Change it for another take of the same "
-                    "portrait.",
+                    tooltip="Whole number from 0 to 2^64 - 1 that determines the noise. The same seed repeats the same "
+                    "video; another seed makes another take of the same portrait. Default: 0.",
                 ),
                 steps_input(),
                 shift_input(),
@@ -53,8 +56,8 @@ class FewStepSampler(io.ComfyNode):
                 io.Latent.Output(tooltip="The sampled video, for VAE Decode."),
                 io.String.Output(
                     display_name="record",
-                    tooltip="What made the video, as JSON (checkpoint and its sha256, LoRAs, seed, schedule): connect "
-                    "it to Save portrait video.",
+                    tooltip="How the video was made, as JSON: model file and its sha256, LoRAs, seed, schedule. "
+                    "Connect it to Save portrait video.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -72,7 +75,7 @@ class FewStepSampler(io.ComfyNode):
         sampler: str,
     ) -> io.NodeOutput:
         settings, notes = settings_for(model, steps, shift, sampler)
-        guidance, said_of_guidance = embedded_guidance(model, conditioning)
+        guidance, guidance_notes = embedded_guidance(model, conditioning)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         check_start_image(model, conditioning, latent, samples)
         sigmas = few_step_sigmas(settings.steps, settings.shift)
@@ -90,4 +93,4 @@ class FewStepSampler(io.ComfyNode):
         )
         out = latent | {"samples": samples.to(comfy.model_management.intermediate_device())}
         record = run_record(model, conditioning, settings, sigmas, seed, guidance)
-        return io.NodeOutput(out, record, ui=report(cls, said_of(settings, sigmas), notes + said_of_guidance))
+        return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes + guidance_notes))

@@ -1,4 +1,4 @@
-"""The few-step sampler in parts, for SamplerCustomAdvanced: its schedule as SIGMAS, its step as SAMPLER."""
+"""The few-step sampler in two parts for SamplerCustomAdvanced: the schedule as SIGMAS, the sampler as SAMPLER."""
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..magicdistill_core.flow import few_step_sigmas
 from .native_sampler import few_step_sampler
 from .reporting import report
-from .sampling_settings import said_of, sampler_input, settings_for, shift_input, steps_input
+from .sampling_settings import sampler_input, settings_for, settings_line, shift_input, steps_input
 
 
 class FewStepSigmas(io.ComfyNode):
@@ -18,15 +18,18 @@ class FewStepSigmas(io.ComfyNode):
             node_id="MagicDistillSigmas",
             display_name="Few-step sigmas",
             category="MagicDistillation/sampling",
-            description="The schedule that a few-step model was distilled for, as SIGMAS for SamplerCustomAdvanced. "
-            "Works with this pack's SAMPLER and with those of KSamplerSelect.",
+            description="Outputs the schedule that a few-step model was distilled for, as SIGMAS for "
+            "SamplerCustomAdvanced. Combine it with Few-step sampler (SAMPLER) or a sampler of KSamplerSelect.",
             search_aliases=["magicdistill", "scheduler", "flow schedule", "timesteps", "4 step sigmas"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample, from Load few-step model: gives its schedule."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to sample, from Load few-step model. Its recipe determines the schedule.",
+                ),
                 steps_input(),
                 shift_input(),
             ],
-            outputs=[io.Sigmas.Output(tooltip="steps + 1 noise levels from 1 to 0.")],
+            outputs=[io.Sigmas.Output(tooltip="The noise levels from 1 to 0, steps + 1 numbers.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -34,7 +37,7 @@ class FewStepSigmas(io.ComfyNode):
     def execute(cls, model: ModelPatcher, steps: int, shift: float) -> io.NodeOutput:
         settings, notes = settings_for(model, steps, shift)
         sigmas = few_step_sigmas(settings.steps, settings.shift)
-        return io.NodeOutput(sigmas, ui=report(cls, said_of(settings, sigmas), notes))
+        return io.NodeOutput(sigmas, ui=report(cls, settings_line(settings, sigmas), notes))
 
 
 class FewStepSamplerSelect(io.ComfyNode):
@@ -46,14 +49,16 @@ class FewStepSamplerSelect(io.ComfyNode):
             node_id="MagicDistillSamplerSelect",
             display_name="Few-step sampler (SAMPLER)",
             category="MagicDistillation/sampling",
-            description="The step that a few-step model was distilled for, as SAMPLER for SamplerCustomAdvanced. What "
-            "renoise draws follows the seed of the noise node.",
+            description="Outputs the sampler that a few-step model was distilled for, as SAMPLER for "
+            "SamplerCustomAdvanced. The renoise sampler uses the seed of the noise node.",
             search_aliases=["magicdistill", "ksampler select", "renoise", "euler flow", "dmd sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample, from Load few-step model: gives its sampler."),
+                io.Model.Input(
+                    "model", tooltip="The model to sample, from Load few-step model. Its recipe names the sampler."
+                ),
                 sampler_input(),
             ],
-            outputs=[io.Sampler.Output(tooltip="The step, for SamplerCustomAdvanced.")],
+            outputs=[io.Sampler.Output(tooltip="The sampler, for SamplerCustomAdvanced.")],
             hidden=[io.Hidden.unique_id],
         )
 

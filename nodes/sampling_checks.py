@@ -1,4 +1,4 @@
-"""What has to be right before a few-step model is sampled: the start image, and the guidance that it is given."""
+"""Checks before sampling a few-step model: the start image, and the input of the guidance embedding."""
 
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -8,7 +8,9 @@ from .attachments import attached_to, known_family
 
 
 def check_start_image(model: ModelPatcher, conditioning: list[list], latent: dict, samples: Tensor) -> None:
-    """Refuse what ComfyUI would silently replace by zeros or rescale.
+    """Check that the start image is present and fits the latent.
+
+    ComfyUI would silently replace a missing image by zeros and rescale one of a wrong size.
 
     Raises:
         VideoError: if an image-to-video model gets no start image, or one of another size than the latent.
@@ -19,11 +21,11 @@ def check_start_image(model: ModelPatcher, conditioning: list[list], latent: dic
     if family.kept_frames:
         if latent.get("noise_mask") is None or any("guiding_frame_index" not in values for _, values in conditioning):
             raise VideoError(
-                "This model keeps the start image in the latent's first frame, and CONDITIONING or LATENT do not say "
-                "so. Connect both outputs of Portrait to video."
+                "This model keeps the start image in the latent's first frame, but CONDITIONING or LATENT contain no "
+                "start image. Connect both outputs of Portrait to video."
             )
         return
-    # Wan's image half covers the video; the other families' is one frame.
+    # Wan's encoded image covers all latent frames; that of the other families covers one.
     sides = slice(-3, None) if family.image_covers_video else slice(-2, None)
     for _, values in conditioning:
         image = values.get("concat_latent_image")
@@ -47,18 +49,18 @@ def check_start_image(model: ModelPatcher, conditioning: list[list], latent: dic
 
 
 def embedded_guidance(model: ModelPatcher, conditioning: list[list]) -> tuple[float | None, list[str]]:
-    """The guidance that a network with a guidance embedding is given, and whether it was made for another.
+    """Return the input of the network's guidance embedding, and notes if it differs from the recipe.
 
-    None for networks without such an embedding, which ignore what a conditioning says.
+    None for networks without such an embedding; they ignore the guidance in a conditioning.
     """
     if not model.model.model_config.unet_config.get("guidance_embed"):
         return None, []
-    given = {float(values["guidance"]) for _, values in conditioning if values.get("guidance") is not None}
+    found = {float(values["guidance"]) for _, values in conditioning if values.get("guidance") is not None}
     attached = attached_to(model)
     wanted = attached.recipe.embedded_guidance if attached is not None and attached.recipe is not None else None
     notes = [
         f"guidance is {value:g}, but the model was made for {wanted:g}."
-        for value in sorted(given)
+        for value in sorted(found)
         if wanted is not None and value != wanted
     ]
-    return min(given, default=None), notes
+    return min(found, default=None), notes

@@ -1,4 +1,4 @@
-"""Save portrait video: frames or a video to a file in the output folder, with the workflow inside."""
+"""Save portrait video: write frames or a video to a file in the output folder, with the workflow inside."""
 
 import json
 import re
@@ -30,7 +30,7 @@ _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class _Clip(NamedTuple):
-    """What is to be written: frames in one pass, how many if that is known, their rate and their own sound."""
+    """A clip to write: its frames (read once), their number if known, their frame rate, and the clip's own sound."""
 
     frames: Iterator[Tensor]
     total: int | None
@@ -49,8 +49,9 @@ class SaveVideo(io.ComfyNode):
             node_id="MagicDistillSaveVideo",
             display_name="Save portrait video",
             category="MagicDistillation/video",
-            description="Saves frames or a video in the output folder: mp4, WebM, ProRes or animated WebP, 8 or 10 "
-            "bits, with sound. The workflow is inside: drop the file on the canvas to get it back.",
+            description="Saves frames or a video in the output folder as mp4, WebM, ProRes or animated WebP, with 8 or "
+            "10 bits and with sound (WebP has none). The file contains the workflow: drop the file on the canvas to "
+            "open it.",
             search_aliases=[
                 "magicdistill",
                 "save mp4",
@@ -65,8 +66,9 @@ class SaveVideo(io.ComfyNode):
                 io.MultiType.Input(
                     "video",
                     [io.Image, io.Video],
-                    tooltip="The frames in order (IMAGE), or a VIDEO with its own rate and sound, which is read frame "
-                    "by frame, however long it is. Both sides even, except for WebP. Connect VAE Decode or Load Video.",
+                    tooltip="The frames (IMAGE, from VAE Decode), or a VIDEO (from Load Video) with its own frame rate "
+                    "and sound. A VIDEO of any length is read frame by frame. Width and height must be even, except "
+                    "for WebP.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -75,23 +77,23 @@ class SaveVideo(io.ComfyNode):
                     max=120.0,
                     step=0.001,
                     round=0.001,
-                    tooltip="Frames a second of an IMAGE, 1 to 120; a VIDEO keeps its own. Use the rate the model was "
-                    "trained at (Load few-step model shows it); lower is slow motion. 23.976, 29.97 and 59.94 become "
-                    "the exact NTSC rates.",
+                    tooltip="Frames per second of an IMAGE, from 1 to 120; a VIDEO keeps its own rate. Use the rate of "
+                    "the model's training videos, which Load few-step model shows; a lower rate is slow motion. "
+                    "23.976, 29.97 and 59.94 become the exact NTSC rates. Default: 24.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/portrait",
-                    tooltip="Where in the output folder and under what name; a number is added. %date:yyyy-MM-dd% and "
-                    "the like work. Change it to sort your videos; folders outside of it are refused.",
+                    tooltip="Name of the file, with its subfolder of the output folder; a number is added to the name. "
+                    "Codes such as %date:yyyy-MM-dd% work. Paths outside the output folder are refused.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=list(_FORMATS),
                     default=MP4.title,
-                    tooltip="Kind of file. mp4 (h264) plays everywhere. 10-bit keeps soft gradients, hevc is smaller; "
-                    "not every player takes them. Choose webm for the web, ProRes for editing, WebP where only "
-                    "pictures are allowed (no sound).",
+                    tooltip="File type. mp4 (h264), the default, plays everywhere. 10-bit shows smoother gradients and "
+                    "hevc makes smaller files, but not every player supports them. Use webm for web pages, ProRes for "
+                    "editing, and WebP (no sound) where only pictures are allowed.",
                 ),
                 io.Float.Input(
                     "crf",
@@ -99,21 +101,23 @@ class SaveVideo(io.ComfyNode):
                     min=0.0,
                     max=51.0,
                     step=1.0,
-                    tooltip="Quality, 0 to 51, on h264's scale for every format: 0 is next to lossless, 18 looks the "
-                    "same to the eye, 28 is small. Raise it for smaller files. ProRes has one quality and ignores it.",
+                    tooltip="Compression from 0 to 51 on h264's quality scale, for every format: 0 is nearly lossless, "
+                    "18 (default) looks the same to the eye, 28 makes small files. ProRes has one quality and ignores "
+                    "this setting.",
                 ),
                 io.Audio.Input(
                     "audio",
                     optional=True,
-                    tooltip="Sound, cut where the video ends. Replaces that of a VIDEO. 1, 2 or 6 channels.",
+                    tooltip="The sound of the video, with 1, 2 or 6 channels. It replaces the sound of a VIDEO and is "
+                    "cut at the end of the video.",
                 ),
                 io.String.Input(
                     "record",
                     optional=True,
                     force_input=True,
-                    tooltip="The record of Few-step flow sampler: seed, sigmas, checkpoint hash and settings. It is "
-                    "kept in the file as a tag of its own, magicdistill. Connect it to know later how a video was "
-                    "made.",
+                    tooltip="The output record of Few-step flow sampler: seed, sigmas, settings and the hash of the "
+                    "model file. It is stored in the video file as the tag magicdistill. Connect it to look up later "
+                    "how the video was made.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -122,7 +126,7 @@ class SaveVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
-        # Before anything runs: nobody should wait for a video that cannot be saved. None comes from another node.
+        # Checked before sampling starts. None: the text comes from another node and is not known yet.
         try:
             if filename_prefix is not None:
                 _check_prefix(filename_prefix)
@@ -146,8 +150,8 @@ class SaveVideo(io.ComfyNode):
         clip = _frames_clip(video, frame_rate(fps)) if isinstance(video, Tensor) else _video_clip(video, kind.deep)
         sound = clip.audio if audio is None else _sound(audio)
         if sound is not None and kind.audio_codec is None:
-            warnings.append(f"{kind.title} holds no sound: it was left out.")
-        # Not ComfyUI's own writer: it leaves out which colour matrix the file uses, so that players guess.
+            warnings.append(f"{kind.title} holds no sound: the video is saved without it.")
+        # ComfyUI's own writer does not state the colour matrix of the file, so players would have to guess it.
         try:
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 filename_prefix, folder_paths.get_output_directory(), clip.width, clip.height
@@ -166,24 +170,24 @@ class SaveVideo(io.ComfyNode):
         except OSError as error:
             raise VideoError(
                 f"The video cannot be saved under {_shortened(filename_prefix)!r} ({error.strerror or error}). Check "
-                f"that the name is not too long, that the disk has room and that ComfyUI may write to its output "
+                f"that the name is not too long, that the disk has free space and that ComfyUI may write to its output "
                 f"folder."
             ) from error
         frames = writers[0].frames
         if broken:
             warnings.append(
-                f"{broken} of {frames} frames hold values that are no numbers (NaN), which were saved as black. A VAE "
-                f"or a model in fp16 does that: run it in bf16 or fp32."
+                f"{broken} of {frames} frames contain NaN or infinite values; NaN is saved as black. The VAE or the "
+                f"model may overflow in fp16: run it in bf16 or fp32."
             )
         place = f"{subfolder}/{file}" if subfolder else file
         counted = "1 frame" if frames == 1 else f"{frames} frames"
-        said = f"{place}: {counted} of {clip.width} x {clip.height}, {float(clip.rate):g} fps"
+        text = f"{place}: {counted} of {clip.width} x {clip.height}, {float(clip.rate):g} fps"
         saved = {"files": [ui.SavedResult(file, subfolder, io.FolderType.output)]}
-        return io.NodeOutput(ui=ui.PreviewVideo([shown]).as_dict() | report(cls, said, warnings).as_dict() | saved)
+        return io.NodeOutput(ui=ui.PreviewVideo([shown]).as_dict() | report(cls, text, warnings).as_dict() | saved)
 
     @classmethod
     def _tags(cls, record: str | None) -> dict[str, str]:
-        """`prompt` and `workflow`, each a tag of its own: what the frontend looks for in a dropped file."""
+        """Return the record and the tags `prompt` and `workflow`, which the frontend reads from a dropped file."""
         values = dict(cls.hidden.extra_pnginfo or {})
         if cls.hidden.prompt is not None:
             values["prompt"] = cls.hidden.prompt
@@ -192,11 +196,11 @@ class SaveVideo(io.ComfyNode):
 
 
 def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
-    """An IMAGE as frames: RGB of RGBA, grey as RGB."""
+    """Turn an IMAGE into RGB frames: alpha is dropped, grey is repeated."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise VideoError(
             f"The frames have the shape {list(images.shape)}, expected an IMAGE [frames, height, width, 3]. Connect "
-            f"the output of a VAE Decode or another node that gives images."
+            f"the output of a VAE Decode or another node that outputs images."
         )
     count, height, width, _ = images.shape
     frames = (image[..., :3].expand(height, width, 3) for image in images)
@@ -204,14 +208,14 @@ def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
 
 
 def _video_clip(video: Input.Video, deep: bool) -> _Clip:
-    """A VIDEO as frames: of a file one after the other, at one rate; of tensors those that are there."""
+    """Turn a VIDEO into frames. A file is read frame by frame at a constant rate; tensors are used as they are."""
     if not isinstance(video, InputImpl.VideoFromFile):
         parts = video.get_components()
         clip = _frames_clip(parts.images, frame_rate(parts.frame_rate))
         return clip if parts.audio is None else clip._replace(audio=_sound(parts.audio))
     source, (start, duration) = video.get_stream_source(), video.get_active_trim_window()
     rate = frame_rate(read_video(source, start=start, duration=duration).rate)
-    # At a constant rate, also if the file's own is not: sound and picture stay together.
+    # A constant rate, even if the file's rate varies, keeps sound and picture synchronous.
     opened = read_video(source, float(rate), start=start, duration=duration, deep=deep)
     first = next(opened.frames)
     height, width, _ = first.shape
@@ -224,12 +228,12 @@ def _video_clip(video: Input.Video, deep: bool) -> _Clip:
 
 
 def _sound(audio: Input.Audio) -> Audio:
-    """An AUDIO for the writer."""
+    """Convert an AUDIO for the writer."""
     return waveform_audio(audio["waveform"], int(audio["sample_rate"]))
 
 
 def _write(clip: _Clip, writers: list[VideoWriter]) -> int:
-    """Write every frame to every file; how many held values that are no numbers."""
+    """Write every frame to every file; return the number of frames that contain NaN or infinite values."""
     bar = comfy.utils.ProgressBar(clip.total or 1)
     broken = 0
     for number, frame in enumerate(clip.frames, start=1):
@@ -243,13 +247,13 @@ def _write(clip: _Clip, writers: list[VideoWriter]) -> int:
 
 
 def _preview_result(subfolder: str, file: str) -> ui.SavedResult:
-    """A name in the temporary folder for what the page shows in place of a file that not every browser plays."""
+    """Name the preview in the temporary folder that the page shows for a format that not every browser plays."""
     name = "_".join([*Path(subfolder).parts, file])
     return ui.SavedResult(f"{name}{MP4.suffix}", "", io.FolderType.temp)
 
 
 def _json(value: object) -> str:
-    """JSON without braces inside its strings: the page finds the end of a WebM's tag by counting them."""
+    """Return JSON with escaped braces in strings: the frontend counts braces to find the end of a WebM tag."""
 
     def escaped(match: re.Match[str]) -> str:
         return match.group().replace("{", "\\u007b").replace("}", "\\u007d")
@@ -262,15 +266,15 @@ def _shortened(prefix: str) -> str:
 
 
 def _check_prefix(prefix: str) -> None:
-    """Refuse names that would leave the output folder, before a folder is made.
+    """Refuse names outside the output folder, before a folder is created.
 
     Raises:
-        VideoError: if the prefix is empty, absolute on any system, climbs with `..`, or cannot be shown.
+        VideoError: if the prefix is empty, absolute on any system, contains `..`, or has unprintable characters.
     """
     paths = (PurePosixPath(prefix), PureWindowsPath(prefix))
     named = bool(prefix.strip() and paths[0].parts) and prefix.isprintable()
     if not named or any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
         raise VideoError(
             f"The filename prefix {_shortened(prefix)!r} does not stay inside ComfyUI's output folder. Use a name or a "
-            f"path below it, such as video/portrait."
+            f"path below that folder, such as video/portrait."
         )

@@ -1,4 +1,4 @@
-"""How a start image enters a video, family by family, and which VAEs can encode it."""
+"""Encode the start image as each family needs it, and check the VAE that encodes it."""
 
 from dataclasses import dataclass
 
@@ -26,14 +26,14 @@ _GRAY = 0.5
 
 @dataclass(frozen=True)
 class Start:
-    """A start image as a sampler takes it: values for every conditioning, and the latent to begin with."""
+    """An encoded start image: values to add to every conditioning, and the latent that sampling starts from."""
 
     values: dict[str, object]
     latent: dict[str, Tensor]
 
 
 def family_taking_images(model: ModelPatcher) -> tuple[Family, list[str]]:
-    """The family of a MODEL that takes a start image, and what had to be assumed about it.
+    """Return the family of a MODEL that takes a start image, and notes about assumptions.
 
     Raises:
         CheckpointError: if the MODEL takes no start image.
@@ -41,30 +41,30 @@ def family_taking_images(model: ModelPatcher) -> tuple[Family, list[str]]:
     family = known_family(model)
     if family is None and type(model.model) is HunyuanVideo:
         return hunyuan_video.TOKEN_REPLACE, [
-            "this MODEL has 16 channels and says no more: it is assumed to take its start image by token replacement "
-            "(HunyuanVideo-I2V v2). If it is text-to-video, no start image can work; Load few-step model tells a file "
-            "with a recipe apart, and corrects what this ComfyUI computes otherwise for token replacement."
+            "this MODEL has 16 input channels, which fits two kinds of model: it is assumed to take its start image by "
+            "token replacement (HunyuanVideo-I2V v2). A text-to-video model cannot use a start image. Load few-step "
+            "model decides this for a file with a recipe, and corrects how ComfyUI computes token replacement."
         ]
     if family is None or not family.takes_image:
         found = family.title if family is not None else type(model.model).__name__
         raise CheckpointError(
-            f"The MODEL is a {found}, expected HunyuanVideoI2V (33 input channels: noise, image, mask), a HunyuanVideo "
-            f"of 16 with token replacement, or Wan 2.1 image-to-video of 36. Load an image-to-video model with Load "
+            f"The MODEL is a {found}, expected HunyuanVideoI2V (33 input channels: noise, image, mask), HunyuanVideo "
+            f"with token replacement (16), or Wan 2.1 image-to-video (36). Load an image-to-video model with Load "
             f"few-step model."
         )
     return family, []
 
 
 def check_vae(vae: VAE, architecture: Architecture) -> list[str]:
-    """Whether a VAE's latents are those that the transformer knows, by the VAE's class.
+    """Check by its class that a VAE belongs to the transformer.
 
-    HunyuanVideo's and Wan's have the same number of channels, so that a wrong one would run and give noise.
+    HunyuanVideo's and Wan's VAEs have the same number of channels, so a wrong one would run and produce noise.
 
     Returns:
-        What is to be said of a VAE of a class from elsewhere, which is trusted.
+        A note if the VAE's class comes from another pack; such a VAE is trusted.
 
     Raises:
-        CheckpointError: if the VAE is of another family, or no video VAE of 16 channels.
+        CheckpointError: if the VAE belongs to another family, or is not a video VAE with 16 channels.
     """
     if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
         raise CheckpointError(
@@ -77,18 +77,18 @@ def check_vae(vae: VAE, architecture: Architecture) -> list[str]:
     if found is architecture:
         return []
     if found is None and not type(network).__module__.startswith("comfy."):
-        return [f"the VAE is a {name}, unknown here: it is trusted to be {architecture.title}'s."]
+        return [f"the VAE is a {name} from another pack: it is assumed to be {architecture.title}'s."]
     whose = f"{found.title}'s" if found is not None else "another model's"
     raise CheckpointError(
-        f"The VAE is {whose} (a {name}), but the MODEL is {architecture.title}. Their latents look alike and mean "
-        f"different things: the video would be noise. Choose {architecture.title}'s VAE."
+        f"The VAE is {whose} (a {name}), but the MODEL is {architecture.title}. Their latents have the same "
+        f"shape but different contents: the video would be noise. Choose {architecture.title}'s VAE."
     )
 
 
 def _vae_architecture(network: torch.nn.Module) -> Architecture | None:
-    """Whose latents a VAE of ComfyUI makes; None if neither family's."""
+    """Return the architecture that a VAE of ComfyUI belongs to; None if it belongs to neither."""
     if isinstance(network, TAEHV):
-        # ComfyUI gives it HunyuanVideo's scale, or none for Wan's.
+        # ComfyUI sets HunyuanVideo's latent scale on a TAEHV for HunyuanVideo, and none on one for Wan.
         scaled = network.latent_format is comfy.latent_formats.HunyuanVideo
         return hunyuan_video.ARCHITECTURE if scaled else wan.ARCHITECTURE
     if isinstance(network, WanVAE):
@@ -97,41 +97,44 @@ def _vae_architecture(network: torch.nn.Module) -> Architecture | None:
 
 
 def encode_start(
-    family: Family, vae: VAE, image: Tensor, size: VideoSize, batch: int, seen: io.ClipVisionOutput.Type | None
+    family: Family, vae: VAE, image: Tensor, size: VideoSize, batch: int, features: io.ClipVisionOutput.Type | None
 ) -> Start:
-    """Encode a start image of the video's own width and height.
+    """Encode a start image that already has the video's width and height.
 
     Args:
+        family: how the image enters.
+        vae: the VAE that belongs to the family.
         image: `[1, H, W, 3]` in [0, 1].
-        batch: videos in one run.
-        seen: what a CLIP vision model makes of the image, for families that look at it.
+        size: width, height and frames of the video.
+        batch: number of videos in one run.
+        features: CLIP vision features of the image, for families that use them.
     """
     shape = latent_shape(size.frames, size.height, size.width, batch)
     samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
     pixels = image
     if family.image_covers_video:
-        # Wan's image half is the encoding of the image with gray frames behind it, and not of the image alone.
+        # Wan encodes the image followed by gray frames, not the image alone.
         pixels = image.new_full((size.frames, *image.shape[1:]), _GRAY)
         pixels[:1] = image
     encoded = vae.encode(pixels)
-    # ComfyUI's mask is 0 where the image is given and turns it round for the network.
+    # ComfyUI's mask is 0 for the start image; ComfyUI inverts it for the network.
     mask = encoded.new_ones(1, 1, *shape[2:])
     mask[:, :, :1] = 0
     if family.kept_frames:
-        # The latent itself begins with the image, and no step touches it.
+        # The image is the first frame of the latent, and sampling does not change it.
         samples[:, :, :1] = encoded
         return Start({"guiding_frame_index": 0}, {"samples": samples, "noise_mask": mask})
     values: dict[str, object] = {"concat_latent_image": encoded, "concat_mask": mask}
-    if family.feature_shape is not None and seen is not None:
-        values["clip_vision_output"] = seen
+    if family.feature_shape is not None and features is not None:
+        values["clip_vision_output"] = features
     return Start(values, {"samples": samples})
 
 
 def null_prompt(model: ModelPatcher, family: Family) -> list[list]:
-    """The model's own null prompt as CONDITIONING, padded where the network expects that.
+    """Return the model's own null prompt as CONDITIONING, padded if the network expects padding.
 
     Raises:
-        CheckpointError: if the model carries none.
+        CheckpointError: if the model carries no null prompt.
     """
     attached = attached_to(model)
     if attached is None or attached.null_prompt is None:

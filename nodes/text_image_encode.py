@@ -1,11 +1,16 @@
-"""Text + image encode of Magic 1-For-1: what the vision-language model sees of the start image, then the text.
+"""Text + image encode of Magic 1-For-1: hidden states of the start image, followed by hidden states of the text.
 
-Given by that model, and held to here: the order (image states, then text states); the image states are Llama's last,
-normalised hidden states of everything behind the user header, of the image's tokens every fourth; the text states are
-HunyuanVideo's own (third hidden states from the end, its template of 95 tokens cut off, 256 tokens at most); CLIP-L's
-pooled text goes into the vector. The 576 tokens of an image give 1 + 144 + 1 = 146 states, the number that it has.
+The layout follows Magic 1-For-1:
 
-Not given by it: the wording of the system turn before the image. It has six points; these six are worded here.
+- Image states come first, text states follow.
+- Image states are Llama's last hidden states, after its final norm, from the end of the user header on. Of the image's
+  own tokens every fourth is kept. An image of 576 tokens becomes 1 + 144 + 1 = 146 states, as in Magic 1-For-1.
+- Text states are HunyuanVideo's own: the third hidden states from the end, without the template's 95 tokens, at most
+  256 tokens.
+- CLIP-L's pooled text goes into the network's vector input.
+
+Magic 1-For-1 does not publish the wording of the system turn before the image. The original has six points; this module
+words its own six.
 """
 
 import numbers
@@ -38,10 +43,10 @@ TEMPLATE = (
 # <|start_header_id|>, "user" and <|end_header_id|>.
 _USER_HEADER = (128006, 882, 128007)
 _BLANK_LINE = 271
-# More layers back than there are: ComfyUI then gives the last hidden states, normalised.
+# More layers back than exist: ComfyUI then returns the last hidden states after the final norm.
 _LAST_LAYER = -(10**6)
 
-# ComfyUI's: of each text the tokens, each a number or an embedding, with its weight.
+# ComfyUI's type: for each text a list of tokens, each a token number or an embedding, with its weight.
 Tokens = list[list[tuple[Any, float]]]
 
 
@@ -54,26 +59,27 @@ class TextImageEncode(io.ComfyNode):
             node_id="MagicDistillTextImageEncode",
             display_name="Magic 1-For-1 text + image encode",
             category="MagicDistillation/conditioning",
-            description="Text conditioning as Magic 1-For-1 takes it: what a vision-language model sees of the start "
-            "image, followed by the prompt. For HunyuanVideo-I2V itself use ComfyUI's own encode node.",
+            description="Encodes the start image and the prompt for Magic 1-For-1: image states of a vision-language "
+            "model, followed by the text. For HunyuanVideo-I2V use ComfyUI's node Text Encode HunyuanVideo Image To "
+            "Video instead.",
             search_aliases=["magicdistill", "magic141", "llava", "vlm", "clip text encode", "image prompt", "ti2v"],
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="From DualCLIPLoader with type hunyuan_video: llava_llama3 and clip_l. Other pairs are "
-                    "refused.",
+                    tooltip="The text encoders llava_llama3 and clip_l, from DualCLIPLoader with type hunyuan_video. "
+                    "Other pairs are refused.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
-                    tooltip="The start image by CLIP Vision Encode with llava_llama3_vision (crop: none); of a batch, "
-                    "the first. Connect the image that Portrait to video gets.",
+                    tooltip="The start image, encoded by CLIP Vision Encode with llava_llama3_vision (crop: none). Use "
+                    "the image that Portrait to video gets. Only the first image of a batch is used.",
                 ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What happens in the video, up to 256 tokens (about 180 English words); more is cut off. "
-                    "Empty gives the image alone. Change it to steer the motion.",
+                    tooltip="Describes what happens in the video, in up to 256 tokens (about 180 English words); the "
+                    "rest is cut off. Leave it empty to use the image alone.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="Image and text, for the input positive of Portrait to video.")],
@@ -82,18 +88,18 @@ class TextImageEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: CLIP, clip_vision_output: io.ClipVisionOutput.Type, prompt: str) -> io.NodeOutput:
-        seen = clip_vision_output.mm_projected
+        image_embeds = clip_vision_output.mm_projected
         if not isinstance(clip.cond_stage_model, HunyuanVideoClipModel):
             raise CheckpointError(
                 f"The CLIP is a {type(clip.cond_stage_model).__name__}, expected HunyuanVideo's pair of Llama and "
                 f"CLIP-L. Load llava_llama3 and clip_l with DualCLIPLoader, type hunyuan_video."
             )
-        if seen is None:
+        if image_embeds is None:
             raise CheckpointError(
-                "The CLIP vision model gives no tokens for a language model (it has no projector). Load "
+                "The CLIP vision model outputs no tokens for a language model, because it has no projector. Load "
                 "llava_llama3_vision with Load CLIP Vision and encode the start image with it."
             )
-        tokens = clip.tokenize("", llama_template=TEMPLATE, image_embeds=seen[:1])["llama"]
+        tokens = clip.tokenize("", llama_template=TEMPLATE, image_embeds=image_embeds[:1])["llama"]
         image = image_states(clip, tokens)
         conditioning, lengths = [], []
         for text, values in clip.encode_from_tokens_scheduled(clip.tokenize(prompt)):
@@ -104,33 +110,33 @@ class TextImageEncode(io.ComfyNode):
         notes = []
         if not _keeps_blank_lines(tokens):
             notes.append(
-                "the tokenizer of this installation loses spaces and line breaks (transformers 5 does with Llama 3's), "
-                "so text is encoded otherwise than in training. With transformers 4 it is right."
+                "the tokenizer of this installation loses spaces and line breaks (transformers 5 with Llama 3), so the "
+                "text is not encoded as in training. Use transformers 4."
             )
         if max(lengths) > TEXT_TOKENS:
             notes.append(
-                f"the prompt has {max(lengths)} tokens; the model knows {TEXT_TOKENS}, and the rest is cut off. "
-                f"Shorten it."
+                f"the prompt has {max(lengths)} tokens, but the model reads {TEXT_TOKENS}: the rest is cut off. "
+                f"Shorten the prompt."
             )
-        return io.NodeOutput(conditioning, ui=report(cls, f"{image.shape[1]} image tokens, {used} of text", notes))
+        return io.NodeOutput(conditioning, ui=report(cls, f"{image.shape[1]} image tokens, {used} text tokens", notes))
 
 
 def image_states(clip: CLIP, tokens: Tokens) -> Tensor:
-    """Llama's last hidden states of an image behind the template, from the user header on: `[1, L, width]`.
+    """Return Llama's last hidden states of an image inside the template, after the user header: `[1, L, width]`.
 
     Args:
-        tokens: of `TEMPLATE` with the image in its place, as the vision model's projector gives it.
+        tokens: the tokens of `TEMPLATE`, with the output of the vision model's projector instead of `<image>`.
     """
     states = _last_states(clip, tokens)
     sequence = [token[0] for token in tokens[0]]
-    start = _behind_user_header(sequence)
+    start = _user_header_end(sequence)
     place = next(place for place, token in enumerate(sequence) if not isinstance(token, numbers.Integral))
     end = place + sequence[place]["data"].shape[0]
     return torch.cat([states[:, start:place], states[:, place:end:IMAGE_STRIDE], states[:, end:]], dim=1)
 
 
 def _last_states(clip: CLIP, tokens: Tokens) -> Tensor:
-    """Every token's last hidden state. ComfyUI's own encode would cut the image's away, so Llama is asked itself."""
+    """Return the last hidden states. Llama is called directly, because ComfyUI's own encode drops the image tokens."""
     model: HunyuanVideoClipModel = clip.cond_stage_model
     model.reset_clip_options()
     clip.load_model(tokens)
@@ -142,7 +148,7 @@ def _last_states(clip: CLIP, tokens: Tokens) -> Tensor:
     return states
 
 
-def _behind_user_header(sequence: list[Any]) -> int:
+def _user_header_end(sequence: list[Any]) -> int:
     width = len(_USER_HEADER)
     starts = range(len(sequence) - width)
     return next(place for place in starts if tuple(sequence[place : place + width]) == _USER_HEADER) + width
@@ -150,4 +156,4 @@ def _behind_user_header(sequence: list[Any]) -> int:
 
 def _keeps_blank_lines(tokens: Tokens) -> bool:
     sequence = [token[0] for token in tokens[0]]
-    return sequence[_behind_user_header(sequence)] == _BLANK_LINE
+    return sequence[_user_header_end(sequence)] == _BLANK_LINE

@@ -1,7 +1,8 @@
-"""Token replacement as the release has it: only the start frame's tokens are modulated as clean, and never guided.
+"""Token replacement as the release computes it: only the start frame's tokens are modulated as clean, without guidance.
 
-ComfyUI's network (0.30) differs in two places. Its single blocks see text before video, yet count the start frame's
-tokens from the beginning, so that text tokens are taken for them; and the guidance embedding reaches the start frame.
+ComfyUI's network (0.30) differs in two ways. In its single blocks the text comes before the video, but the start
+frame's tokens are counted from the beginning of the sequence, so text tokens are modulated instead. And the guidance
+embedding also reaches the start frame.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ _GUIDANCE = "diffusion_model.guidance_in"
 
 
 def apply_release(model: ModelPatcher, single_blocks: int, guidance_embed: bool) -> None:
-    """Patch a MODEL, which is changed, so that its velocities are those of the release and of the trainer."""
+    """Patch a MODEL in place so that its velocities equal those of the release and of the trainer."""
     for number in range(single_blocks):
         model.set_model_patch_replace(_single_block, "dit", "single_block", number)
     if guidance_embed:
@@ -31,17 +32,17 @@ def _patch_guidance(model: ModelPatcher) -> None:
 
 
 def _patch_guidance_of_clone(model: ModelPatcher, clone: ModelPatcher) -> None:
-    # Compiling, hooks and several GPUs give a clone a network of its own, and with it this one's patches.
+    # With compiling, hooks or several GPUs a clone gets its own network but inherits this network's patches.
     if clone.model is not model.model:
         _patch_guidance(clone)
 
 
 def _single_block(args: dict, extra: dict) -> dict:
-    return extra["original_block"](args | {"modulation_dims": _behind_text(args)})
+    return extra["original_block"](args | {"modulation_dims": _shifted_past_text(args)})
 
 
-def _behind_text(args: dict) -> Dims | None:
-    """Which tokens are modulated how: ComfyUI's ranges, moved behind the text where they stand at the beginning."""
+def _shifted_past_text(args: dict) -> Dims | None:
+    """Return the modulation ranges, moved to after the text if ComfyUI placed them at the beginning of the sequence."""
     dims: Dims | None = args["modulation_dims"]
     text_tokens = args["transformer_options"]["img_slice"][0]
     if dims is None or not text_tokens or dims[0][2] != _CLEAN:
@@ -53,10 +54,10 @@ def _behind_text(args: dict) -> Dims | None:
 
 
 def _for_generated_frames(embed: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The guidance embedding for a modulation `[B, 2, C]` of clean and of noisy tokens: nothing for the clean ones."""
+    """Return a guidance embedding `[B, 2, C]` for clean and for noisy tokens; it is zero for the clean tokens."""
 
     def forward(features: Tensor) -> Tensor:
-        # By its class: the module's own attribute is this function.
+        # Call the class's forward: the module's own attribute `forward` is this function.
         generated = type(embed).forward(embed, features)
         return torch.stack([torch.zeros_like(generated), generated], dim=1)
 

@@ -1,4 +1,4 @@
-"""Which size a video gets: what is set, what the recipe says, or the bucket that fits the start image."""
+"""Choose the size of a video: the values set, the recipe's values, or the size that fits the start image."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -13,8 +13,8 @@ FROM_RECIPE, FIT_IMAGE = "recipe", "fit the image"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a person sets; 0 leaves it to the recipe, or to the image where `resolution` says so."""
+class SizeInputs:
+    """The size inputs of the node. 0 means: use the recipe, or fit the image if `resolution` is `FIT_IMAGE`."""
 
     width: int
     height: int
@@ -24,52 +24,57 @@ class Wish:
 
 
 def choose_size(
-    wish: Wish, recipe: Recipe | None, family: Family, rows: int, columns: int
+    inputs: SizeInputs, recipe: Recipe | None, family: Family, rows: int, columns: int
 ) -> tuple[VideoSize, list[str]]:
-    """The size of a video, and what is to be said about it.
+    """Return the size of a video, and notes about assumptions.
 
     Args:
-        rows, columns: of the start image.
+        inputs: the values set on the node.
+        recipe: the model's recipe, if it has one.
+        family: determines the usual size if there is no recipe.
+        rows, columns: height and width of the start image in pixels.
 
     Raises:
-        VideoError: if something is left to a recipe that is not there, or the result is no possible size.
+        VideoError: if a value is missing and there is no recipe, or if the model cannot generate the size.
     """
-    if not isfinite(wish.seconds):
-        raise VideoError(f"A length of {wish.seconds} seconds is no length. Set seconds to 0 to use length instead.")
-    fits = wish.resolution == FIT_IMAGE
-    complete = wish.width and wish.height and wish.length
+    if not isfinite(inputs.seconds):
+        raise VideoError(
+            f"The length in seconds is {inputs.seconds}, expected a finite number. Set seconds to 0 to use length."
+        )
+    fits = inputs.resolution == FIT_IMAGE
+    complete = inputs.width and inputs.height and inputs.length
     if recipe is None and not complete and not fits:
         raise VideoError(
             f"Width, height and length cannot be taken from the model, because its file carries no recipe. Set all "
-            f"three in Portrait to video (for example 960, 544 and 129), or resolution to {FIT_IMAGE!r}, which assumes "
-            f"what {family.architecture.title} was trained on."
+            f"three in Portrait to video (for example 960, 544 and 129), or set resolution to {FIT_IMAGE!r}, which "
+            f"assumes the usual size of {family.architecture.title}."
         )
     notes = []
     if recipe is not None:
         own = VideoSize(recipe.width, recipe.height, recipe.frames, recipe.fps)
     else:
         own = USUAL_SIZES[family.architecture.name]
-        if not complete or wish.seconds:
+        if not complete or inputs.seconds:
             notes.append(
-                f"the model carries no recipe: where nothing is set, an area of {own.width} x {own.height}, "
+                f"the model carries no recipe: for unset inputs, an area of {own.width} x {own.height}, "
                 f"{own.frames} frames and {own.fps:g} fps are assumed."
             )
-    width, height = wish.width or own.width, wish.height or own.height
+    width, height = inputs.width or own.width, inputs.height or own.height
     if fits:
-        width, height = _fitted(wish, own, rows, columns)
-    frames = wish.length or own.frames
-    if wish.seconds:
-        frames = nearest_length(wish.seconds * own.fps)
-        if wish.length:
-            notes.append(f"length is {wish.length}, but seconds is set too, and counts.")
+        width, height = _fitted(inputs, own, rows, columns)
+    frames = inputs.length or own.frames
+    if inputs.seconds:
+        frames = nearest_length(inputs.seconds * own.fps)
+        if inputs.length:
+            notes.append(f"length is {inputs.length}, but seconds is set too: seconds is used.")
     check_geometry(frames, height, width)
     return VideoSize(width, height, frames, own.fps), notes
 
 
-def _fitted(wish: Wish, own: VideoSize, rows: int, columns: int) -> tuple[int, int]:
-    """Width and height of the image's aspect, a side that is set staying as it is."""
-    if wish.width or wish.height:
-        width = wish.width or nearest_side(wish.height * columns / rows)
-        return width, wish.height or nearest_side(wish.width * rows / columns)
+def _fitted(inputs: SizeInputs, own: VideoSize, rows: int, columns: int) -> tuple[int, int]:
+    """Return width and height in the aspect ratio of the image; a side that is set keeps its value."""
+    if inputs.width or inputs.height:
+        width = inputs.width or nearest_side(inputs.height * columns / rows)
+        return width, inputs.height or nearest_side(inputs.width * rows / columns)
     height, width = best_bucket(rows, columns, own.width * own.height)
     return width, height

@@ -1,6 +1,6 @@
-"""Files as they should not be: damaged, hostile, of other models, or saying nonsense of themselves.
+"""Bad files: damaged, hostile, of other models, or with nonsense in their metadata.
 
-Each maker gives a file's name, by which its case is known, and its bytes.
+Each function returns file names, which identify the cases, and contents.
 """
 
 import io
@@ -36,7 +36,7 @@ def _header(entry: dict[str, Any] | None = None, **more: Any) -> bytes:
 
 
 def damaged_safetensors(good: bytes) -> Files:
-    """What a broken download, a wrong rename or an attacker makes of a safetensors file."""
+    """Return safetensors files from broken downloads, wrong renames and attackers."""
     tensor = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     return {
         "empty": b"",
@@ -82,7 +82,7 @@ def _zip(members: Mapping[str, bytes]) -> bytes:
 
 
 def _lying_zip() -> bytes:
-    """A zip whose directory says that its one member unpacks to 4 GB."""
+    """Return a zip whose directory claims that its only member unpacks to 4 GB."""
     data = bytearray(_zip({"archive/data.pkl": b"x" * 64}))
     place = data.rindex(b"PK\x01\x02")
     data[place + 24 : place + 28] = struct.pack("<I", 0xFFFFFFF0)
@@ -96,7 +96,7 @@ def _saved(value: object, **options: Any) -> bytes:
 
 
 class _Runs:
-    """Unpickles by calling a function: what an attack looks like."""
+    """An object whose unpickling calls a function, as in an attack."""
 
     def __init__(self, canary: str) -> None:
         self.canary = canary
@@ -113,7 +113,7 @@ def _tar() -> bytes:
 
 
 def bad_pickles(state: Mapping[str, Tensor], canary: str) -> Files:
-    """Pickles that are damaged, hold no weights, or would run code, which writes `canary`."""
+    """Return pickles that are damaged, contain no weights, or would run code that writes the file `canary`."""
     whole = _saved(dict(state))
     return {
         "empty.pt": b"",
@@ -141,7 +141,7 @@ def bad_pickles(state: Mapping[str, Tensor], canary: str) -> Files:
 
 
 def bad_recipes(good: Mapping[str, Any]) -> Files:
-    """Weights whose recipe is nonsense."""
+    """Return weights with an invalid recipe."""
     changes: dict[str, Any] = {
         "steps_text": {"steps": "four"},
         "steps_zero": {"steps": 0},
@@ -186,11 +186,11 @@ def _without(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def bad_models(state: Mapping[str, Tensor], metadata: dict[str, str]) -> Files:
-    """Transformers that are incomplete, inconsistent, of wrong types, or of other families.
+    """Return transformers that are incomplete, inconsistent, of wrong types, or of other families.
 
     Args:
-        state: a good one with its null prompt.
-        metadata: with its recipe.
+        state: the tensors of a valid file with a null prompt.
+        metadata: its metadata with the recipe.
     """
     text, pooled = "null_prompt.text_states", "null_prompt.pooled"
     first = "double_blocks.0.img_attn_proj.weight"
@@ -247,12 +247,12 @@ def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bad_loras(good: Mapping[str, Tensor], metadata: dict[str, str], recipe: Mapping[str, Any]) -> Files:
-    """LoRAs that are halves, of other kinds, of other models, or hold impossible numbers.
+    """Return LoRAs with missing halves, of other kinds, of other models, or with impossible numbers.
 
     Args:
-        good: a LoRA for the tiny model.
-        metadata: with its recipe.
-        recipe: the same as a mapping.
+        good: the tensors of a valid LoRA for the tiny model.
+        metadata: its metadata with the recipe.
+        recipe: the recipe as a mapping.
     """
     stem = next(key.removesuffix(".lora_A.weight") for key in good if key.endswith(".lora_A.weight"))
     down, up, alpha = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", f"{stem}.alpha"
@@ -322,7 +322,7 @@ def _lora(module: str, width: int, down: str = "lora_A", up: str = "lora_B") -> 
 
 
 def bad_videos(good: bytes) -> Files:
-    """Files in the input folder that are called videos."""
+    """Return files with the name of a video that are damaged or no videos."""
     return {
         "empty.mp4": b"",
         "noise.mp4": bytes((i * 73 + 41) % 256 for i in range(4096)),

@@ -1,6 +1,6 @@
-"""Prompts that cannot work: inputs out of range and of wrong types, paths that lead outside, connections that mismatch.
+"""Prompts that cannot work: inputs out of range or of wrong types, paths outside the folder, mismatched connections.
 
-A case is a prompt in the API's format under a name; what is wrong in it should be said by whoever runs it.
+A case is a prompt in the API's format. The server must explain what is wrong with it.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt that must end in a message.
+    """A prompt that must end in an error message.
 
     Attributes:
-        prompt: in the API's format.
-        names: what the message has to name: a file, a value.
+        prompt: the prompt in the API's format.
+        names: a file or value that the message must name.
     """
 
     prompt: Prompt
@@ -27,12 +27,12 @@ class Case:
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    """A node of a prompt."""
+    """Return a node of a prompt."""
     return {"class_type": class_type, "inputs": inputs}
 
 
 def loader(unet_name: str = "tiny.safetensors", mode: str = "from the file") -> dict[str, Any]:
-    """Load few-step model."""
+    """Return the node Load few-step model."""
     return node("MagicDistillLoadModel", unet_name=unet_name, weight_dtype="default", start_image_mode=mode)
 
 
@@ -62,7 +62,7 @@ BASE: Prompt = {
     "vae": node("VAELoader", vae_name="tiny_vae.safetensors"),
     "portrait": node("MagicDistillPocketPortrait", seed=1, size=64),
 }
-# One good node of each class, whose inputs are then made wrong one at a time.
+# One valid node of each class. The cases make one input wrong at a time.
 GOOD: Prompt = {
     "MagicDistillLoadModel": loader(),
     "MagicDistillLoadLora": node(
@@ -97,7 +97,7 @@ GOOD: Prompt = {
 
 
 def wrong_values(schemas: Mapping[str, Any]) -> dict[str, Case]:
-    """Every input of every node of the pack, out of its range, of a wrong type and absent."""
+    """Return every input of every node of the pack: out of range, of a wrong type, and missing."""
     cases = {}
     for class_type, schema in schemas.items():
         for group in ("required", "optional"):
@@ -133,7 +133,7 @@ def _wrong(kind: str, options: Mapping[str, Any], required: bool) -> dict[str, A
 
 
 def wrong_numbers() -> dict[str, Case]:
-    """Values that are numbers to JSON and to nobody else, or that pass the ranges and cannot work."""
+    """Return values that are numbers only in JSON, or that are in range but cannot work."""
     chain = deepcopy(BASE) | {"video": _portrait_to_video()}
     cases = {
         f"{label} {name} of {class_type}": Case(
@@ -186,7 +186,7 @@ STRENGTHS: dict[str, Any] = {
 
 
 def bad_prefixes(canary: str) -> dict[str, Case]:
-    """Where a video must not be saved, and names that no file can have."""
+    """Return prefixes outside the output folder, and names that no file can have."""
     prefixes = {
         "parent": "../outside",
         "parents": "../../../../outside",
@@ -241,7 +241,7 @@ def bad_prefixes(canary: str) -> dict[str, Case]:
     }
 
 
-# Names that look like tricks and are harmless where they stay: below the output folder.
+# Names that look like attacks but are harmless, because they stay below the output folder.
 HARMLESS_PREFIXES = (
     "a/./b",
     "a//b",
@@ -260,7 +260,7 @@ HARMLESS_PREFIXES = (
 
 
 def mismatched_connections() -> dict[str, Case]:
-    """Nodes of the right types that do not belong together."""
+    """Return connections of the right types between nodes that do not belong together."""
     chain = deepcopy(BASE) | {"video": _portrait_to_video()}
 
     def shown(**nodes: Any) -> Prompt:
@@ -356,7 +356,7 @@ def mismatched_connections() -> dict[str, Case]:
     }
 
 
-# What can be quantised for all that anybody can tell without making a network of it.
+# Files whose damage shows only when a network is built, so Quantise accepts them.
 LOADERS_CASE = {
     *("weight_too_narrow", "weight_a_vector", "bias_too_long", "channels_of_7", "integers", "truths"),
     *("int8_without_scales", "quantisation_no_json", "quantisation_unknown"),
@@ -364,14 +364,14 @@ LOADERS_CASE = {
     *("null_prompt_integers", "null_pooled_narrow", "null_pooled_flat"),
 }
 
-# Only the loader takes over a LoRA's recipe and null prompt; the other nodes note the difference.
+# Only the LoRA loader uses a LoRA's recipe and null prompt; the other nodes note the difference.
 LOADERS_RECIPE = {"recipe_other_mode", "recipe_other_family"} | {
     f"null_prompt_{kind}" for kind in ("narrow", "nan", "flat")
 }
 
 
 def file_cases(models: list[str], loras: list[str], videos: list[str]) -> dict[str, Case]:
-    """Every bad file in every node that would read it."""
+    """Return every bad file in every node that reads such files."""
     cases = {}
     for name in models:
         cases[f"load {name}"] = Case({"load": loader(name), "shown": _shown("load")}, name)

@@ -1,4 +1,4 @@
-"""Batches in ComfyUI's terms: raw latents, masks that are 0 on the image, padded text; and random LoRAs for Wan."""
+"""Batches in ComfyUI's form (raw latents, masks that are 0 on the image, padded text), and random LoRAs for Wan."""
 
 import torch
 from torch import Tensor
@@ -6,12 +6,12 @@ from torch import Tensor
 from magicdistill_core.branch import LowRank
 from magicdistill_core.families.wan import FEATURE_SHAPE, WanShape
 
-# ComfyUI takes the text's width for granted.
+# ComfyUI assumes this text width.
 WAN_SHAPE = WanShape(in_channels=36, hidden=128, mlp=192, blocks=2, text_dim=4096, frequencies=256)
 
 
 def hunyuan_batch() -> dict[str, Tensor]:
-    """Two noisy latents of three frames, each with the image's latent of one frame."""
+    """Return two noisy latents of three frames, each with the image's latent of one frame."""
     generator = torch.Generator().manual_seed(3)
     return {
         "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
@@ -22,12 +22,12 @@ def hunyuan_batch() -> dict[str, Tensor]:
 
 
 def wan_text() -> Tensor:
-    """Seven tokens."""
+    """Return a text of seven tokens."""
     return torch.randn(1, 7, WAN_SHAPE.text_dim, generator=torch.Generator().manual_seed(5))
 
 
 def wan_batch() -> dict[str, Tensor]:
-    """As `hunyuan_batch`, with latents of image and gray frames, and CLIP features."""
+    """Return a batch like `hunyuan_batch`, with latents of image and gray frames, and CLIP features."""
     generator = torch.Generator().manual_seed(4)
     return {
         "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
@@ -40,7 +40,7 @@ def wan_batch() -> dict[str, Tensor]:
 
 
 def wan_branches(network: torch.nn.Module) -> dict[str, LowRank]:
-    """Branches of some diffusers-named modules of the last block."""
+    """Return LoRA branches for some diffusers-named modules of the last block."""
     generator = torch.Generator().manual_seed(9)
     branches = {}
     for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "attn2.add_k_proj", "ffn.net.0.proj", "ffn.net.2"):

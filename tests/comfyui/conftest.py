@@ -1,4 +1,4 @@
-"""Fixtures around a real ComfyUI: its folder, tiny files for it, and one running server for all tests."""
+"""Fixtures for a real ComfyUI: its folder, tiny files, and one running server for all tests."""
 
 import json
 import shutil
@@ -48,18 +48,18 @@ LORA_MODULES = (
 
 
 def tiny_recipe(kind: str, **changes: object) -> Recipe:
-    """A recipe for 17 frames of 64 x 48 pixels."""
+    """Return a recipe for 17 frames of 64 x 48 pixels."""
     fields = {"kind": kind, "steps": 4, "shift": 5.0, "width": 64, "height": 48, "frames": 17, "fps": 8.0}
     return Recipe.model_validate(fields | changes)
 
 
 def tiny_shape(hidden: int = 128, guidance_embed: bool = False, in_channels: int = CONCAT_CHANNELS) -> NetworkShape:
-    """The sizes of a network of two double, two single and two refiner blocks."""
+    """Return the sizes of a network with two double, two single and two refiner blocks."""
     return NetworkShape(in_channels, hidden, 2, 2, 2, 32, 768, guidance_embed)
 
 
 def random_network(shape: Any, family: Family = CONCAT, seed: int = 0) -> torch.nn.Module:
-    """A network with random weights, biases and norms, so that no path through it is zero."""
+    """Return a network with random weights, biases and norms, so no path through it is zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(shape, family)
@@ -69,13 +69,13 @@ def random_network(shape: Any, family: Family = CONCAT, seed: int = 0) -> torch.
 
 
 def random_prompt() -> NullPrompt:
-    """A null prompt of five tokens."""
+    """Return a null prompt of five tokens."""
     generator = torch.Generator().manual_seed(5)
     return NullPrompt(torch.randn(1, 5, 32, generator=generator), torch.randn(1, 768, generator=generator))
 
 
 def random_branches(network: torch.nn.Module) -> dict[str, LowRank]:
-    """Branches of some diffusers-named modules, q, k and v split and not complete."""
+    """Return LoRA branches for some diffusers-named modules, with q, k and v split and incomplete."""
     generator = torch.Generator().manual_seed(9)
     branches = {}
     for name in LORA_MODULES:
@@ -86,19 +86,19 @@ def random_branches(network: torch.nn.Module) -> dict[str, LowRank]:
 
 
 def write_model(path: Path, network: torch.nn.Module, recipe: Recipe, prompt: NullPrompt | None) -> None:
-    """The network as a file of the file layout."""
+    """Write the network in the file layout."""
     save_checkpoint(path, diffusers_to_file(HUNYUAN_VIDEO, network.state_dict()), recipe, prompt)
 
 
 def write_lora(path: Path, branches: dict[str, LowRank], hidden: int, base: Path | None = None) -> None:
-    """The branches as a fake LoRA file, q, k and v fused."""
+    """Write the branches as a fake LoRA file, with q, k and v fused."""
     recipe = tiny_recipe("fake_lora", base_hash=file_sha256(base) if base else None)
     save_lora(path, to_file_layout(HUNYUAN_VIDEO, branches, hidden), recipe)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
-    """The makers of tiny files above, as a fixture because test modules cannot import from here."""
+    """Return the functions above; a fixture, because test modules cannot import from here."""
     return SimpleNamespace(
         branches=random_branches,
         network=random_network,
@@ -112,7 +112,7 @@ def tiny() -> SimpleNamespace:
 
 
 class Client:
-    """A ComfyUI server as a program talks to it, with the files in its folders."""
+    """An API client of a ComfyUI server, with access to the server's folders."""
 
     def __init__(self, address: str, directory: Path, log: Path) -> None:
         self.address = address
@@ -132,18 +132,18 @@ class Client:
         return json.loads(text) if text else None
 
     def refusal_of(self, prompt: dict) -> dict:
-        """What the server says of a prompt that it must not even queue."""
+        """Return the server's answer to a prompt that it must refuse to queue."""
         with pytest.raises(urllib.error.HTTPError) as refused:
             self.queue(prompt)
         return json.loads(refused.value.read())
 
     def queue(self, prompt: dict, workflow: dict | None = None) -> str:
-        """Queue an API-format prompt; its id."""
+        """Queue an API-format prompt and return its id."""
         body = {"prompt": prompt, "extra_data": {"extra_pnginfo": {"workflow": workflow}} if workflow else {}}
         return self.post("/prompt", body)["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float = 240) -> dict:
-        """The history entry of a prompt once it has ended, well or badly."""
+        """Wait for the end of a prompt and return its history entry."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
@@ -153,14 +153,14 @@ class Client:
         pytest.fail(f"the prompt did not end within {seconds:.0f} s")
 
     def run(self, prompt: dict, workflow: dict | None = None) -> dict:
-        """The outputs of a prompt by node, which must succeed."""
+        """Run a prompt, which must succeed, and return its outputs by node."""
         entry = self.wait(self.queue(prompt, workflow))
         event, data = entry["status"]["messages"][-1]
         assert entry["status"]["status_str"] == "success", f"{event}: {data.get('exception_message')}"
         return entry["outputs"]
 
     def error_of(self, prompt: dict) -> dict:
-        """The error of a prompt, which must fail while it runs."""
+        """Run a prompt, which must fail while it runs, and return its error."""
         messages = dict(self.wait(self.queue(prompt))["status"]["messages"])
         assert "execution_error" in messages, f"no error but {list(messages)}"
         return messages["execution_error"]
@@ -168,19 +168,19 @@ class Client:
 
 @pytest.fixture(scope="session")
 def client() -> type[Client]:
-    """The class above, for tests that start a server of their own."""
+    """Return the class above, for tests that start their own server."""
     return Client
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tiny: SimpleNamespace) -> Callable[[Path], None]:
-    """Writes the running server's tiny files into another folder `models`."""
+    """Return a function that writes the server's tiny files into another folder `models`."""
     return lambda models: _write_models(models, tiny)
 
 
 @pytest.fixture(scope="session")
 def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """One running ComfyUI with the pack, and tiny models, good and bad, in its folders."""
+    """Run one ComfyUI with the pack, and with valid and bad tiny models in its folders."""
     directory = tmp_path_factory.mktemp("comfyui")
     prepare_directory(directory)
     _write_models(directory / "models", tiny)
@@ -191,7 +191,7 @@ def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def page(lacking: Callable[[str, str], NoReturn], server: Client) -> Iterator[Any]:
-    """One window on the running ComfyUI for all tests, past the greeting of a first visit."""
+    """Open one page of the running ComfyUI for all tests and close the greeting of a first visit."""
     program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if program is None:
         lacking("chromium", f"there is no browser on this machine, none of {', '.join(BROWSERS)}")
@@ -201,7 +201,7 @@ def page(lacking: Callable[[str, str], NoReturn], server: Client) -> Iterator[An
         page = browser.new_page(viewport={"width": 1800, "height": 1000})
         page.goto(server.address)
         page.get_by_role("button", name="Templates").first.wait_for(timeout=120_000)
-        # The first graph is loaded last; one that comes late would replace what a test has made.
+        # Wait for the first graph, which the page loads last and which would replace a test's graph.
         page.wait_for_function("window.app?.graph?.nodes.length > 0", timeout=120_000)
         yield page
         browser.close()
@@ -241,7 +241,7 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
 
 
 def _quantised(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict]:
-    """The single blocks' wide layers in fp8 with a scale each, and ComfyUI's description of that."""
+    """Return the wide layers of the single blocks in fp8 with one scale each, and ComfyUI's metadata for them."""
     out, layers = dict(state), {}
     for name in [key.removesuffix(".weight") for key in state if ".linear1.weight" in key]:
         scale = state[f"{name}.weight"].abs().max() / 448
@@ -252,7 +252,7 @@ def _quantised(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
 
 def _vae(latents: int = 16, patch: int = 1) -> dict[str, torch.Tensor]:
-    """A TAEHV-layout VAE with random weights, in the fp16 by which ComfyUI knows HunyuanVideo's."""
+    """Return a TAEHV-layout VAE with random weights in fp16, by which ComfyUI recognises HunyuanVideo's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         state = TAEHV().state_dict()

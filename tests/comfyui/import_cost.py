@@ -1,7 +1,7 @@
-"""What the pack adds to ComfyUI's start, measured in a process of its own.
+"""Measure in a separate process how much the pack adds to ComfyUI's start.
 
 Usage: import_cost.py COMFYUI REPEATS. ComfyUI's modules are loaded once; every measurement is a fork of that process.
-Writes JSON: a list of {"seconds": of processor time, "packages": that were not loaded before}.
+Writes JSON: a list of {"seconds": processor time, "packages": packages that were not loaded before}.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def load_pack() -> None:
 
 
 def measure() -> dict[str, object]:
-    """Load the pack in this process; once."""
+    """Load the pack in this process. Works only once."""
     before = set(sys.modules)
     start = time.process_time()
     asyncio.run(load_pack())
@@ -52,7 +52,7 @@ def measure() -> dict[str, object]:
 
 
 def forked() -> dict[str, object]:
-    """`measure` in a child."""
+    """Run `measure` in a child process."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.write(writing, json.dumps(measure()).encode())
@@ -65,6 +65,6 @@ def forked() -> dict[str, object]:
 
 
 asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-# Objects that the collector touches in a child are copied by the kernel, which costs only a fork.
+# When the collector touches objects in a child, the kernel copies them: a cost of the fork only.
 gc.freeze()
 sys.stdout.write(json.dumps([forked() for _ in range(REPEATS)]))

@@ -24,7 +24,7 @@ SAMPLED: Prompt = {
         | {"seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"},
     },
 }
-# And on to a file.
+# The same with decoding and saving.
 CHAIN: Prompt = SAMPLED | {
     "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
     "save": {
@@ -36,7 +36,7 @@ CHAIN: Prompt = SAMPLED | {
 
 
 def changed(prompt: Prompt, **changes: dict[str, Any]) -> Prompt:
-    """A prompt with some nodes' inputs changed."""
+    """Return a prompt with some nodes' inputs changed."""
     out = deepcopy(prompt)
     for node, inputs in changes.items():
         out[node]["inputs"] |= inputs

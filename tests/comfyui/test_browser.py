@@ -1,4 +1,4 @@
-"""The page as a person uses it: templates, nodes dragged and linked, a run watched and cancelled, help, a subgraph."""
+"""The page in a browser: templates, dragging and linking nodes, watching and cancelling a run, help, a subgraph."""
 
 import json
 from collections import Counter
@@ -15,14 +15,14 @@ from train.comfyui.workflows.write import DEFINITIONS, FOLDER
 
 pytestmark = pytest.mark.slow
 
-# Where on the page a point of a node is: `at` makes canvas coordinates of the node.
+# The page position of a point of a node; `at` computes the canvas coordinates from the node.
 SPOT = """([title, at]) => {
     const node = window.app.graph.nodes.find(n => n.title === title), canvas = window.app.canvas;
     const [x, y] = new Function('n', `return ${at}`)(node), box = canvas.canvas.getBoundingClientRect();
     const {scale, offset} = canvas.ds;
     return [(x + offset[0]) * scale + box.left, (y + offset[1]) * scale + box.top];
 }"""
-# Asked again and again: whether the view is where it was when last asked.
+# Called repeatedly: whether the view has not moved since the last call.
 STANDS_STILL = """() => {
     const {scale, offset} = window.app.canvas.ds, last = window.lastView;
     window.lastView = [scale, ...offset].join();
@@ -39,15 +39,15 @@ TYPES = "window.app.canvas.graph.nodes.map(n => n.type)"
 
 @pytest.fixture(scope="module")
 def schemas(server: Any) -> dict[str, Schema]:
-    """The nodes of the running ComfyUI."""
+    """Return the nodes of the running ComfyUI."""
     return parse_schemas(server.get("/object_info"))
 
 
 def persist(act: Callable[[], None], seen: Callable[[], None]) -> None:
-    """Do what a person does again where a busy page has missed it.
+    """Repeat an action until a busy page has noticed it.
 
     Args:
-        seen: waits for what must follow; raises Playwright's TimeoutError if it does not.
+        seen: waits for the effect; raises Playwright's TimeoutError if there is none.
     """
     for attempt in range(TRIES):
         try:
@@ -59,14 +59,14 @@ def persist(act: Callable[[], None], seen: Callable[[], None]) -> None:
 
 
 def open_template(page: Any, name: str) -> None:
-    """Put one of the pack's templates on the canvas, in a tab of its own."""
+    """Open one of the pack's templates in a new tab of the canvas."""
     whole = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     page.evaluate("([whole, name]) => window.app.loadGraphData(whole, true, true, name)", [whole, name])
     settle(page)
 
 
 def open_by_dialog(page: Any, name: str) -> None:
-    """The same as a person does it: one that is open already comes in a tab of its own again."""
+    """Open a template in the dialog, as a user does. A template that is already open gets another tab."""
 
     def choose() -> None:
         page.keyboard.press("Escape")
@@ -82,21 +82,21 @@ def open_by_dialog(page: Any, name: str) -> None:
 
 
 def settle(page: Any) -> None:
-    """Until the view has glided to the graph, which on a busy machine takes long."""
+    """Wait until the view has moved to the graph, which takes long on a busy machine."""
     page.wait_for_timeout(1000)
     page.wait_for_function(STANDS_STILL, polling=300)
 
 
 def spot(page: Any, title: str, at: str) -> tuple[float, float]:
-    """Where on the page a point of the node with this title is."""
+    """Return the page position of a point of the node with this title."""
     x, y = page.evaluate(SPOT, [title, at])
     return x, y
 
 
 def search_box(page: Any, x: float, y: float) -> Any:
-    """Double-click an empty place of the canvas until the page answers with its search for nodes.
+    """Double-click an empty place of the canvas until the node search opens, and return its box.
 
-    To be filled, not typed into: keys that come before the box has the focus are the canvas' shortcuts.
+    Use `fill`, not key presses: keys pressed before the box has the focus are shortcuts of the canvas.
     """
     box = page.get_by_placeholder("Add a node...")
     page.wait_for_timeout(800)
@@ -105,7 +105,7 @@ def search_box(page: Any, x: float, y: float) -> Any:
 
 
 def set_widget(page: Any, node_type: str, name: str, value: object) -> None:
-    """Set a value on the canvas' first node of a type."""
+    """Set a value on the first node of a type on the canvas."""
     page.evaluate(
         "([type, name, value]) => window.app.graph.nodes.find(n => n.type === type)"
         ".widgets.find(w => w.name === name).value = value",
@@ -114,7 +114,7 @@ def set_widget(page: Any, node_type: str, name: str, value: object) -> None:
 
 
 def wait_for_video(page: Any, part: str) -> None:
-    """Until a playing video of the pocket model's size, whose file's name has this part, is on the page."""
+    """Wait until the page plays a video of the pocket model's size whose file name contains this part."""
     page.wait_for_function(
         "part => [...document.querySelectorAll('video')]"
         ".some(v => v.videoWidth === 96 && (v.currentSrc || v.src).includes(part))",
@@ -124,23 +124,23 @@ def wait_for_video(page: Any, part: str) -> None:
 
 
 def texts(page: Any) -> str:
-    """Everything that the nodes on the canvas show."""
+    """Return all texts that the nodes on the canvas show."""
     return page.evaluate("window.app.graph.nodes.flatMap(n => (n.widgets ?? []).map(w => String(w.value))).join('\\n')")
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_template_opens_whole(name: str, page: Any, schemas: dict[str, Schema], tmp_path: Path) -> None:
+def test_template_opens_completely(name: str, page: Any, schemas: dict[str, Schema], tmp_path: Path) -> None:
     open_by_dialog(page, name)
     page.screenshot(path=tmp_path / f"{name}.png")
     unknown = page.evaluate("window.app.graph.nodes.map(n => n.type).filter(t => !LiteGraph.registered_node_types[t])")
     assert unknown == []
     assert page.get_by_test_id("missing-node-card").count() == 0
-    # What the page would send is what the file says: no value has slipped to another widget, no link is lost.
+    # The page sends the values of the file: no value moved to another widget, and no link is lost.
     sent = page.evaluate("window.app.graphToPrompt().then(p => Object.values(p.output))")
     whole = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
     def essence(nodes: list[dict]) -> Counter[str]:
-        # Inside subgraphs the page gives new ids, so of a link only the slot is compared; it knows no 1.0 but 1.
+        # Inside subgraphs the page assigns new ids, so only the slot of a link is compared. It writes 1.0 as 1.
         parts: Counter[str] = Counter()
         for node in nodes:
             inputs = {name: value[1:] if isinstance(value, list) else value for name, value in node["inputs"].items()}
@@ -154,7 +154,7 @@ def test_template_opens_whole(name: str, page: Any, schemas: dict[str, Schema], 
 
 def test_template_runs_and_comes_back_from_its_video(page: Any, server: Any, tmp_path: Path) -> None:
     open_template(page, "portrait_pocket")
-    # Another take, so that nothing is answered from what an earlier test has run.
+    # Another seed, so no result comes from the cache of an earlier test.
     set_widget(page, "MagicDistillSampler", "seed", 4242)
     set_widget(page, "MagicDistillSaveVideo", "filename_prefix", "video/browser")
     page.get_by_test_id("queue-button").click()
@@ -184,7 +184,7 @@ def test_nodes_are_dragged_found_linked_and_run(page: Any, tmp_path: Path) -> No
     page.locator("input[placeholder*=Search]").first.fill("pocket portrait")
     found = page.get_by_text("Pocket portrait", exact=True).first
     found.wait_for()
-    page.wait_for_timeout(1000)  # the tree folds open
+    page.wait_for_timeout(1000)  # the tree expands
     page.screenshot(path=tmp_path / "library.png")
     canvas = page.locator("canvas#graph-canvas")
     persist(
@@ -198,7 +198,7 @@ def test_nodes_are_dragged_found_linked_and_run(page: Any, tmp_path: Path) -> No
     offered.wait_for()
     page.screenshot(path=tmp_path / "search.png")
     offered.click()
-    # The new node hangs on the pointer until a click puts it down.
+    # The new node follows the pointer until a click places it.
     page.wait_for_function(f"{TYPES}.includes('MagicDistillSaveVideo')")
     page.wait_for_timeout(500)
     page.mouse.move(1150, 350, steps=4)
@@ -251,7 +251,7 @@ def test_preview_moves_and_a_run_can_be_cancelled(page: Any, server: Any, tmp_pa
     page.screenshot(path=tmp_path / "afterwards.png")
 
 
-def test_help_opens_beside_the_canvas(page: Any, tmp_path: Path) -> None:
+def test_help_opens_next_to_the_canvas(page: Any, tmp_path: Path) -> None:
     open_template(page, "portrait_pocket")
     info = page.get_by_test_id("info-button")
     persist(

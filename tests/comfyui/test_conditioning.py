@@ -1,4 +1,4 @@
-"""Portrait to video and the text + image encode: against ComfyUI's own nodes, the core, and transformers' Llama."""
+"""Portrait to video and text + image encode, compared with ComfyUI's own nodes, the core, and transformers' Llama."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SIZES = {"width": 64, "height": 48, "length": 9}
 
 @dataclass(frozen=True)
 class Exchange:
-    """What ComfyUI answered, by job, and what it was given."""
+    """ComfyUI's answers by job, and the inputs."""
 
     answers: dict[str, dict[str, Tensor]]
     photo: Tensor
@@ -40,11 +40,11 @@ class Exchange:
     vae: Path
 
     def said(self, name: str) -> str:
-        """What the node said, or its error."""
+        """Return the text under the node, or its error."""
         return bytes(self.answers[name]["said"].tolist()).decode()
 
     def encoded(self, crop: Tensor) -> Tensor:
-        """A start image of the video's size as ComfyUI's LATENT holds it, by the core's VAE."""
+        """Encode a start image of the video's size with the core's VAE, in the scale of ComfyUI's LATENT."""
         with torch.no_grad():
             return load_taehv(self.vae).encode_image(crop.movedim(-1, 1)) / LATENT_SCALE
 
@@ -53,7 +53,7 @@ class Exchange:
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Exchange:
-    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("conditioning")
     generator = torch.Generator().manual_seed(5)
     null_text = torch.randn(1, 7, WAN_SHAPE.text_dim, generator=generator)
@@ -69,7 +69,7 @@ def exchange(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         tae = TAEHV().state_dict()
-    # ComfyUI tells the two by their type.
+    # ComfyUI distinguishes the two by the number type.
     save_file({key: value.half() for key, value in tae.items()}, hunyuan_vae)
     save_file(tae, wan_vae)
     coarse = torch.rand(1, 3, PHOTO[0] // 20, PHOTO[1] // 20, generator=generator)
@@ -137,7 +137,7 @@ def test_wan_is_conditioned_as_comfyuis_own_node_does_it(name: str, exchange: Ex
 
 
 def test_wan_without_features_says_so(exchange: Exchange) -> None:
-    assert "looks at CLIP features" in exchange.said("wan without features")
+    assert "CLIP features" in exchange.said("wan without features")
     assert "features" not in exchange.answers["wan without features"]
 
 
@@ -184,7 +184,7 @@ def test_sizes(name: str, width: int, height: int, frames: int, exchange: Exchan
     assert f"{width} x {height}, {frames} frames" in exchange.said(name)
 
 
-def test_what_is_assumed_or_contradicts_itself_is_said(exchange: Exchange) -> None:
+def test_assumptions_and_contradictions_are_reported(exchange: Exchange) -> None:
     assert "length is 5, but seconds is set too" in exchange.said("seconds")
     assert "(1.12 s at 8 fps)" in exchange.said("seconds")
     assert "area of 960 x 544, 129 frames and 24 fps are assumed" in exchange.said("stock")
@@ -216,7 +216,7 @@ def test_the_crop_follows_the_face(name: str, exchange: Exchange) -> None:
     torch.testing.assert_close(without, plain, atol=1e-3, rtol=1e-3)
 
 
-def test_faces_that_cannot_be_are_explained(exchange: Exchange) -> None:
+def test_impossible_faces_are_explained(exchange: Exchange) -> None:
     assert "no face was found" in exchange.said("no face")
     assert "is not inside the start image of 100 x 60" in exchange.said("face elsewhere")
     assert "expected x, y, width and height in pixels" in exchange.said("malformed face")
@@ -232,7 +232,7 @@ PROMPTS = ["", "she turns to the window and smiles", "word " * 300]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encode node answered, and the networks that it had."""
+    """The answers of the encode node, and its networks."""
 
     answer: dict[str, Tensor]
     llama: LlamaModel
@@ -244,7 +244,7 @@ class Encoded:
         return bytes(self.answer[name].tolist()).decode()
 
     def hidden(self, before: str, after: str, projected: Tensor | None) -> tuple[tuple[Tensor, ...], list[int]]:
-        """transformers' hidden states of a text with an image's tokens in it, and the tokens before and after."""
+        """Return transformers' hidden states of a text that contains image tokens, and the tokens before and after."""
         ids = [self.tokenizer.bos_token_id, *self.tokenizer(before, add_special_tokens=False).input_ids]
         behind = self.tokenizer(after, add_special_tokens=False).input_ids if after else []
         embed = self.llama.get_input_embeddings()
@@ -260,7 +260,7 @@ class Encoded:
 def encoded(
     comfyui_dir: Path, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Encoded:
-    """A tiny Llama and CLIP-L with random weights, in files of the names that ComfyUI's loaders know."""
+    """Write a tiny Llama and CLIP-L with random weights under the key names that ComfyUI expects."""
     folder = tmp_path_factory.mktemp("encoders")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(8)
@@ -286,7 +286,7 @@ def encoded(
 
 
 @pytest.mark.parametrize("number", range(len(PROMPTS)))
-def test_image_states_are_llamas_last_of_every_fourth_token_behind_the_header(number: int, encoded: Encoded) -> None:
+def test_image_states_are_llamas_last_of_every_fourth_token_after_the_header(number: int, encoded: Encoded) -> None:
     states = encoded.answer[f"states.{number}"]
     assert states.shape[1] == 146 + min(encoded.answer[f"native.{number}"].shape[1], 256)
     opening = (
@@ -298,7 +298,7 @@ def test_image_states_are_llamas_last_of_every_fourth_token_behind_the_header(nu
         "<|start_header_id|>user<|end_header_id|>\n\n"
     )
     hidden, ids = encoded.hidden(opening, "<|eot_id|>", encoded.projected)
-    # The last token before the image is the header's blank line.
+    # The last token before the image is the blank line of the header.
     assert encoded.tokenizer.decode(ids[-4:]) == "<|start_header_id|>user<|end_header_id|>\n\n"
     behind = hidden[-1][:, len(ids) - 1 :]
     expected = torch.cat([behind[:, :1], behind[:, 1:577:4], behind[:, 577:]], dim=1)
@@ -328,10 +328,10 @@ def test_text_states_are_hunyuanvideos_own(number: int, encoded: Encoded) -> Non
     assert torch.equal(encoded.answer[f"pooled.{number}"], encoded.answer[f"native_pooled.{number}"])
 
 
-def test_long_prompts_and_wrong_encoders_are_said(encoded: Encoded) -> None:
+def test_long_prompts_and_wrong_encoders_are_reported(encoded: Encoded) -> None:
     assert encoded.said("said.0").startswith("146 image tokens, ")
     assert "Note" not in encoded.said("said.1")
-    assert "146 image tokens, 256 of text" in encoded.said("said.2")
+    assert "146 image tokens, 256 text tokens" in encoded.said("said.2")
     assert "the rest is cut off" in encoded.said("said.2")
     assert "has no projector" in encoded.said("blind")
     assert "expected HunyuanVideo's pair" in encoded.said("other")

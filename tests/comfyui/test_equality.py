@@ -1,4 +1,4 @@
-"""The seam: what the trainer writes, a real ComfyUI computes alike, weights, LoRAs, sampling and all."""
+"""A real ComfyUI computes the same as the trainer from the trainer's files: weights, LoRAs and sampling."""
 
 import copy
 from collections.abc import Callable
@@ -23,14 +23,14 @@ from .batches import hunyuan_batch
 pytestmark = pytest.mark.slow
 
 NETWORKS = {"hidden128": (128, False), "hidden256": (256, False), "guidance": (128, True)}
-GUIDANCE = 6.0  # what ComfyUI gives a network with a guidance embedding by default
+GUIDANCE = 6.0  # ComfyUI's default for a network with a guidance embedding
 WEIGHTS = (1.0, 0.25)
 SEED = 1234
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What ComfyUI answered, by job, beside the networks that the files were made from."""
+    """ComfyUI's answers by job, and the networks from which the files were written."""
 
     answers: dict[str, dict[str, Tensor]]
     networks: dict[str, torch.nn.Module]
@@ -42,7 +42,7 @@ class Exchange:
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Exchange:
-    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
     inputs = hunyuan_batch() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
@@ -87,7 +87,7 @@ def _velocity(network: torch.nn.Module, inputs: dict[str, Tensor], prompt: objec
 
 
 def _merged(network: torch.nn.Module, tiny: SimpleNamespace, weight: float) -> torch.nn.Module:
-    """The trainer's network with `theta + weight * alpha / rank * up @ down` in its own, split modules."""
+    """Return the trainer's network with `theta + weight * alpha / rank * up @ down` merged into its split modules."""
     merged = copy.deepcopy(network)
     with torch.no_grad():
         for name, branch in tiny.branches(network).items():
@@ -97,7 +97,7 @@ def _merged(network: torch.nn.Module, tiny: SimpleNamespace, weight: float) -> t
 
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
-    """The batch that the velocities are compared on."""
+    """Return the batch for the comparison of velocities."""
     return hunyuan_batch()
 
 
@@ -132,7 +132,7 @@ def test_real_fake_node_equals_the_trainers_roles(
 
 
 def test_start_image_is_cropped_and_encoded_as_the_core_does_it(exchange: Exchange) -> None:
-    # Of a tall picture's 100 surplus rows a quarter goes at the top.
+    # A quarter of a tall picture's 100 excess rows is cropped at the top.
     kept = exchange.photo[:, 25:73].movedim(-1, 1)
     with torch.no_grad():
         expected = load_taehv(exchange.vae).encode_image(kept)

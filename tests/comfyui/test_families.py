@@ -1,4 +1,4 @@
-"""The seam for other teachers than concat: what the trainer computes and writes, a real ComfyUI computes alike."""
+"""A real ComfyUI computes the same as the trainer, for teachers other than concat."""
 
 import copy
 from collections.abc import Callable
@@ -38,7 +38,7 @@ WAN_ROUNDING = {"atol": 1e-4, "rtol": 1e-4}
 
 @dataclass(frozen=True)
 class Exchange:
-    """What ComfyUI answered, by job, beside the networks that the files were made from."""
+    """ComfyUI's answers by job, and the networks from which the files were written."""
 
     answers: dict[str, dict[str, Tensor]]
     networks: dict[str, torch.nn.Module]
@@ -49,7 +49,7 @@ class Exchange:
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Exchange:
-    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
     inputs = hunyuan_batch() | {
@@ -105,7 +105,7 @@ def test_token_replace_velocities_are_the_trainers(name: str, exchange: Exchange
 
 
 def test_the_stock_loader_still_differs(exchange: Exchange, tiny: SimpleNamespace) -> None:
-    """Why the pack's loader patches (see `nodes/token_replace.py`); once this fails, the patches can go."""
+    """The reason for the patches in `nodes/token_replace.py`: if this test fails, they can be removed."""
     for name in TOKEN_REPLACE_NETWORKS:
         expected = _token_replace(exchange.networks[name], tiny)
         assert (exchange.answers[name]["stock"][:, :, 1:] - expected).abs().max() > 1e-3

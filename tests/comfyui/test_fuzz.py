@@ -1,6 +1,6 @@
-"""Hundreds of inputs and files that cannot work, against one running server.
+"""Hundreds of invalid inputs and files, sent to one running server.
 
-Each ends in one clear message, the server goes on, and nothing is written where it does not belong.
+Each ends in one clear message, the server keeps running, and nothing is written where it does not belong.
 """
 
 import json
@@ -22,7 +22,7 @@ from . import bad_files, bad_prompts
 from .bad_prompts import Case
 
 OURS = re.compile(r"magicdistill_core\.errors\.(Checkpoint|Video|Config)Error$")
-# What ComfyUI itself refuses before anything runs, in its own words.
+# Errors of ComfyUI itself, before anything runs.
 COMFYUIS = {
     "required_input_missing",
     "value_not_in_list",
@@ -44,7 +44,7 @@ LENGTHS = range(40, 1000)
 
 @pytest.fixture(scope="module")
 def bad_models(server: Any, tiny: SimpleNamespace, canary: Path) -> Iterator[dict[str, list[str]]]:
-    """The bad files in the server's folders, by kind, as the nodes list them."""
+    """Write the bad files into the server's folders; return their names by kind, as the nodes list them."""
     models, runs_code = server.directory / "models", str(canary / "ran")
     recipe = tiny.recipe("generator")
     said = json.loads(recipe.model_dump_json(exclude_none=True))
@@ -72,13 +72,13 @@ def bad_models(server: Any, tiny: SimpleNamespace, canary: Path) -> Iterator[dic
         for name, content in contents.items():
             (folder / name).write_bytes(content)
             written.append(folder / name)
-    # Good files, which are bad company for each other.
+    # Valid files that do not fit each other.
     token_replace = tiny.recipe("generator", i2v_mode="token_replace")
     network = tiny.network(tiny.shape(in_channels=16), TOKEN_REPLACE)
     tiny.write_model(base / "token_replace.safetensors", network, token_replace, tiny.prompt())
     save_file(state | {"img_in.proj.bias": torch.full((128,), float("nan"))}, base / "nan.safetensors", metadata)
     save_file(lora, models / "loras" / "fuzz" / "plain.safetensors")
-    # ComfyUI tells Wan's from HunyuanVideo's by the numbers' type.
+    # ComfyUI distinguishes Wan's VAE from HunyuanVideo's by the number type.
     vae = load_file(models / "vae" / "tiny_vae.safetensors")
     save_file({key: value.float() for key, value in vae.items()}, models / "vae" / "fuzz_wan.safetensors")
     extra = [base / "small.safetensors", base / "token_replace.safetensors", base / "nan.safetensors"]
@@ -106,7 +106,7 @@ def _video(path: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def canary(server: Any) -> Path:
-    """A folder beside the server's, for others to write into."""
+    """Create a folder next to the server's, which no case may change."""
     folder = server.directory.parent / "canary"
     folder.mkdir()
     (folder / "here").write_text("untouched")
@@ -115,7 +115,7 @@ def canary(server: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(server: Any, bad_models: dict[str, list[str]], canary: Path) -> dict[str, dict[str, Case]]:
-    """Every case, by group."""
+    """Return every case, by group."""
     info = server.get("/object_info")
     schemas = {name: schema for name, schema in info.items() if name.startswith("MagicDistill")}
     return {
@@ -129,7 +129,7 @@ def cases(server: Any, bad_models: dict[str, list[str]], canary: Path) -> dict[s
 
 @pytest.fixture
 def untouched(server: Any, canary: Path) -> Iterator[None]:
-    """Nothing may appear, change or vanish in the server's folders and beside them."""
+    """Check that no file appears, changes or vanishes in the server's folders or next to them."""
 
     def state() -> dict[str, tuple[int, int]]:
         own = (server.directory / "user", server.directory / "temp", server.log)
@@ -146,7 +146,7 @@ def untouched(server: Any, canary: Path) -> Iterator[None]:
 
 
 def message_of(server: Any, case: Case) -> Callable[[], str | None]:
-    """Queue a case; what to call for what is wrong with its message, once it has run."""
+    """Queue a case; return a function that waits for it and reports what is wrong with its message."""
     try:
         prompt_id = server.queue(case.prompt)
     except urllib.error.HTTPError as refused:
@@ -184,14 +184,14 @@ def _wrong_error(entry: Mapping[str, Any], case: Case) -> str | None:
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("group", ["values", "numbers", "prefixes", "connections", "files"])
 def test_every_bad_case_ends_in_a_clear_message(group: str, cases: dict[str, dict[str, Case]], server: Any) -> None:
-    # All are queued before the first answer is waited for.
+    # Queue all cases before waiting for the first answer.
     questions = {name: message_of(server, case) for name, case in cases[group].items()}
     wrong = {name: said for name, ask in questions.items() if (said := ask()) is not None}
     assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
     assert server.get("/system_stats"), "the server is gone"
 
 
-def test_there_are_hundreds(cases: dict[str, dict[str, Case]]) -> None:
+def test_there_are_at_least_700_cases(cases: dict[str, dict[str, Case]]) -> None:
     assert sum(len(group) for group in cases.values()) >= 700
     assert all(len(group) >= 20 for group in cases.values())
 
@@ -213,7 +213,7 @@ def test_names_that_only_look_bad_stay_in_the_output_folder(server: Any, canary:
 
 
 @pytest.mark.usefixtures("bad_models")
-def test_weights_that_are_no_numbers_are_said_when_the_video_is_saved(server: Any) -> None:
+def test_nan_weights_are_reported_when_the_video_is_saved(server: Any) -> None:
     chain = {
         **bad_prompts.BASE,
         "load": bad_prompts.loader("fuzz/nan.safetensors"),
@@ -227,4 +227,4 @@ def test_weights_that_are_no_numbers_are_said_when_the_video_is_saved(server: An
         ),
     }
     (text,) = server.run(chain)["save"]["text"]
-    assert "17 of 17 frames hold values that are no numbers (NaN)" in text
+    assert "17 of 17 frames contain NaN" in text

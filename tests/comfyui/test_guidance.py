@@ -1,4 +1,4 @@
-"""A network that was taught its guidance: the nodes give it its recipe's scale, unless the canvas names another."""
+"""A network with distilled guidance: the nodes use its recipe's scale, unless the conditioning sets another."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ SCALE, OTHER, SEED = 2.5, 4.0, 77
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, dict[str, Tensor]]]:
-    """A network with an added embedding that was then trained (random, here), and what the pack's chain makes of it."""
+    """Build a network with an added guidance embedding (random here) and run the pack's chain on it."""
     folder = tmp_path_factory.mktemp("guided")
     file, vae = folder / "guided.safetensors", folder / "vae.safetensors"
     state = add_guidance_embedding(diffusers_to_file(HUNYUAN_VIDEO, tiny.network(tiny.shape()).state_dict()), "tiny")

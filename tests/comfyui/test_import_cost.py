@@ -1,4 +1,4 @@
-"""The pack adds less than a tenth of a second to ComfyUI's start, and no package that ComfyUI has not loaded itself."""
+"""The pack adds less than a tenth of a second to ComfyUI's start and loads no package that ComfyUI does not load."""
 
 import json
 import os
@@ -16,10 +16,10 @@ SCRIPT = Path(__file__).with_name("import_cost.py")
 
 @pytest.fixture(scope="module")
 def starts(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """Seven starts; the first compiles the pack's files."""
+    """Measure seven starts; the first one compiles the pack's files."""
     command = [sys.executable, str(SCRIPT), str(comfyui_dir), "7"]
     folder = tmp_path_factory.mktemp("start")
-    # Compiled files as every installation has them, and not beside the sources, where others read them.
+    # Use compiled files, as every installation does, but not next to the sources, where other tests read them.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)

@@ -1,4 +1,4 @@
-"""Loading models and LoRAs on a running ComfyUI: what is said of a file, what is assumed, what is refused."""
+"""Load models and LoRAs on a running ComfyUI: reports, assumptions and errors."""
 
 import hashlib
 import json
@@ -29,13 +29,13 @@ ROW = "double_blocks.0.img_attn_qkv"
 
 
 def loader(name: str, mode: str = "from the file", dtype: str = "default") -> Prompt:
-    """A prompt that loads a model and shows nothing else."""
+    """Return a prompt that only loads a model."""
     inputs = {"unet_name": name, "weight_dtype": dtype, "start_image_mode": mode}
     return {"load": {"class_type": "MagicDistillLoadModel", "inputs": inputs}}
 
 
 def shown(prompt: Prompt, node: str) -> Prompt:
-    """A prompt that ends where a MODEL does: a stock node that saves nothing has to ask for it."""
+    """Return a prompt with an output node after the MODEL: a stock node that uses it and saves nothing."""
     sigmas = {"model": [node, 0], "scheduler": "simple", "steps": 2, "denoise": 1.0}
     return prompt | {
         "sigmas": {"class_type": "BasicScheduler", "inputs": sigmas},
@@ -44,19 +44,19 @@ def shown(prompt: Prompt, node: str) -> Prompt:
 
 
 def with_lora(lora: str, base: Prompt, strength: float = 1.0, kind: str = "MagicDistillLoadLora") -> Prompt:
-    """A base with a LoRA on top."""
+    """Return a prompt with a LoRA applied to a base."""
     inputs = {"model": ["load", 0], "lora_name": lora, "strength": strength}
     return base | {"lora": {"class_type": kind, "inputs": inputs}}
 
 
 def stock_loader(name: str) -> Prompt:
-    """ComfyUI's own loader."""
+    """Return a prompt with ComfyUI's own loader."""
     return {"load": {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}}
 
 
 @pytest.fixture(scope="module")
 def files(server: Any, tiny: SimpleNamespace) -> Any:
-    """The server, with files of its own for these tests."""
+    """Return the server, with the files of these tests in its folders."""
     models, loras = server.directory / "models" / "diffusion_models", server.directory / "models" / "loras"
     prompt = tiny.prompt()
     network = tiny.network(tiny.shape(in_channels=16), TOKEN_REPLACE)
@@ -116,7 +116,7 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
         (loader("tiny.safetensors", dtype="fp8_e5m2"), "float32 held as fp8_e5m2; generator"),
     ],
 )
-def test_one_line_says_what_was_loaded(prompt: Prompt, said: str, files: Any) -> None:
+def test_one_line_describes_the_loaded_file(prompt: Prompt, said: str, files: Any) -> None:
     (text,) = files.run(shown(prompt, "load"))["load"]["text"]
     assert said in text
 
@@ -146,7 +146,7 @@ def test_refusals_are_one_paragraph(prompt: Prompt, part: str, files: Any) -> No
     assert "\n\n" not in error["exception_message"].strip()
 
 
-def test_a_generator_lora_brings_its_recipe(files: Any) -> None:
+def test_a_generator_lora_passes_on_its_recipe(files: Any) -> None:
     prompt = shown(with_lora("generator.safetensors", loader("tiny.safetensors")), "lora")
     outputs = files.run(prompt)
     (text,) = outputs["lora"]["text"]
@@ -156,22 +156,22 @@ def test_a_generator_lora_brings_its_recipe(files: Any) -> None:
     assert "0.75" in outputs["end"]["text"][0]
 
 
-def test_another_base_and_partial_matches_are_said(files: Any) -> None:
+def test_another_base_and_partial_matches_are_reported(files: Any) -> None:
     (text,) = files.run(shown(with_lora("elsewhere.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
     assert "Note: elsewhere.safetensors was trained on a base with sha256 000000000000..., but tiny.safetensors" in text
-    # A folder's hash cannot be held against a file's.
+    # A folder's hash cannot be compared with a file's.
     (text,) = files.run(shown(with_lora("of_folder.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
     assert "sha256" not in text
     for base in (loader("no_recipe.safetensors"), stock_loader("no_recipe.safetensors")):
         (text,) = files.run(shown(with_lora("partly.safetensors", base), "lora"))["lora"]["text"]
-        assert text.startswith("matched 8/10 modules, no alpha in the file: taken as the rank; strength 1")
-        assert "2 modules of partly.safetensors have no place in this model and are left out: img_in.proj" in text
+        assert text.startswith("matched 8/10 modules, no alpha in the file: the rank is used as alpha; strength 1")
+        assert "2 modules of partly.safetensors do not fit this model and were left out: img_in.proj" in text
         assert "lora_te1_mlp_fc1" in text
-        assert "carries no recipe, nor does the model" in text
+        assert "neither partly.safetensors nor the model carries a recipe" in text
 
 
 @pytest.mark.parametrize("load", [loader, stock_loader])
-def test_a_lora_brings_the_prompt_that_a_base_lacks(load: Any, files: Any) -> None:
+def test_a_lora_provides_the_null_prompt_that_its_base_does_not_have(load: Any, files: Any) -> None:
     prompt = _steps(files, "1") | with_lora("prompted.safetensors", load("no_recipe.safetensors"))
     for node in ("video", "sample"):
         prompt[node]["inputs"]["model"] = ["lora", 0]
@@ -184,7 +184,7 @@ def test_a_lora_brings_the_prompt_that_a_base_lacks(load: Any, files: Any) -> No
     assert "carries no null prompt" in files.error_of(prompt)["exception_message"]
 
 
-def test_a_lora_settles_how_a_stock_model_takes_its_image(files: Any) -> None:
+def test_a_lora_decides_the_image_mode_of_a_stock_model(files: Any) -> None:
     prompt = shown(with_lora("replaced.safetensors", stock_loader("open.safetensors")), "lora")
     assert "matched 8/8 modules" in files.run(prompt)["lora"]["text"][0]
 
@@ -195,13 +195,13 @@ def test_strengths_are_checked_before_anything_runs(files: Any) -> None:
     assert "expected one number per step" in error["details"]
 
 
-def test_strengths_per_step_say_what_they_do(files: Any) -> None:
+def test_strengths_per_step_are_reported(files: Any) -> None:
     (text,) = files.run(_steps(files, "1, 0.5"))["steps"]["text"]
     assert text == "matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5"
     (text,) = files.run(_steps(files, "1, 0.5", "quantised.safetensors"))["steps"]["text"]
     assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors was trained on")
     (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
-    assert "5 strengths for 4 steps: the last 1 hold only in a sampling of more steps" in text
+    assert "5 strengths for 4 steps: the last 1 apply only" in text
 
 
 def test_loras_tied_to_the_conditioning_are_in_the_record(files: Any) -> None:
@@ -236,12 +236,12 @@ def _steps(files: Any, strengths: str, model: str = "tiny.safetensors") -> Promp
 
 
 def _defaults(files: Any, node: str) -> dict[str, Any]:
-    """The defaults of a node's required widgets, as the page would fill them in."""
+    """Return the defaults of a node's required widgets, as the page fills them in."""
     specs = files.get("/object_info")[node]["input"]["required"]
     return {name: spec[1]["default"] for name, spec in specs.items() if "default" in spec[1]}
 
 
-def test_a_lora_exported_anew_is_loaded_anew(files: Any) -> None:
+def test_a_lora_exported_again_is_loaded_again(files: Any) -> None:
     folder = files.directory / "models" / "loras"
     shutil.copy(folder / "generator.safetensors", folder / "changing.safetensors")
     prompt = shown(with_lora("changing.safetensors", loader("tiny.safetensors")), "lora")
@@ -255,7 +255,7 @@ def test_a_name_from_another_node_loads_its_file_once(files: Any) -> None:
     prompt = shown(with_lora("generator.safetensors", loader("tiny.safetensors")), "lora")
     for node, name in (("load", "unet_name"), ("lora", "lora_name")):
         text = {"class_type": "PrimitiveString", "inputs": {"value": prompt[node]["inputs"][name]}}
-        # Its output fits everywhere, a list of files too.
+        # Its output type fits every input, also a list of files.
         choice = {"switch": True, "on_true": [f"{name} text", 0], "on_false": [f"{name} text", 0]}
         prompt |= {f"{name} text": text, name: {"class_type": "ComfySwitchNode", "inputs": choice}}
         prompt[node]["inputs"][name] = [name, 0]

@@ -1,4 +1,4 @@
-"""What the page shows of the nodes in other languages: complete, served, and in English as the nodes say it."""
+"""The locale files are complete and served to the page, and the English file equals the nodes' own texts."""
 
 import json
 import os
@@ -15,13 +15,13 @@ LANGUAGES = ("en", "zh")
 
 @pytest.fixture(scope="module")
 def english(server: Any) -> dict[str, Any]:
-    """The nodes' own texts in the form of a locale file."""
+    """Return the nodes' own texts in the form of a locale file."""
     info = server.get("/object_info")
     return {name: texts(info[name]) for name in sorted(info) if name.startswith("MagicDistill")}
 
 
 def texts(node: dict[str, Any]) -> dict[str, Any]:
-    """What of a node can be translated."""
+    """Return the texts of a node that can be translated."""
     inputs = {
         name: {"name": name, "tooltip": options["tooltip"]}
         for group in ("required", "optional")
@@ -39,18 +39,18 @@ def texts(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(language: str) -> dict[str, Any]:
-    """A locale file."""
+    """Read a locale file."""
     return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def leaves(value: Any, path: str = "") -> dict[str, str]:
-    """Every text by the keys that lead to it."""
+    """Return every text, indexed by the path of its keys."""
     if isinstance(value, str):
         return {path: value}
     return {key: text for name, inner in value.items() for key, text in leaves(inner, f"{path}/{name}").items()}
 
 
-def test_english_is_what_the_nodes_say(english: dict[str, Any]) -> None:
+def test_english_equals_the_nodes_texts(english: dict[str, Any]) -> None:
     file = LOCALES / "en" / "nodeDefs.json"
     if os.environ.get(RENEW):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,13 +62,13 @@ def test_english_is_what_the_nodes_say(english: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_text_is_there_and_nothing_else(language: str, english: dict[str, Any]) -> None:
+def test_locale_file_has_every_text_and_nothing_else(language: str, english: dict[str, Any]) -> None:
     assert leaves(read(language)).keys() == leaves(english).keys()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_page_can_show_every_text(language: str) -> None:
-    # To the page's translator these are commands: a link to another text, a place for a value, a plural.
+    # The page's translator reads these characters as commands: link, placeholder, plural.
     wrong = {
         key: text for key, text in leaves(read(language)).items() if not text.strip() or re.search(r"[@{}|]", text)
     }
@@ -84,7 +84,7 @@ def test_chinese_is_chinese(english: dict[str, Any]) -> None:
         if key.endswith(("tooltip", "description", "display_name")) and not chinese.search(text)
     ]
     assert not untranslated
-    # A number or a file name that is in one text belongs into the other.
+    # Every number, folder and file name of the English text must be in the translation too.
     numbers = re.compile(r"\d+(?:\.\d+)?|models/\w+|\.\w*safetensors")
     lost = {
         key: missing
@@ -123,7 +123,7 @@ def test_page_speaks_chinese(page: Any, server: Any) -> None:
         server.post("/settings", {"Comfy.Locale": "en"})
         page.reload()
         page.get_by_role("button", name="Templates").first.wait_for(timeout=90_000)
-        # The last graph comes back, and would replace what the next test has made.
+        # Wait until the page has restored the last graph, which would otherwise overwrite the next test's graph.
         page.wait_for_function("window.app?.graph?.nodes.length > 0", timeout=90_000)
     assert shown["titles"] == {name: node["display_name"] for name, node in chinese.items()}
     expected = {part["name"] for part in chinese["MagicDistillSampler"]["inputs"].values()}

@@ -1,4 +1,4 @@
-"""LoRAs on a canvas: every dialect, base and precision gives the trainer's network with merged weights."""
+"""The LoRA nodes: with all key names, bases and precisions the result equals the trainer's merged network."""
 
 import copy
 import json
@@ -38,13 +38,13 @@ STRENGTHS = {
 }
 SHIFT, OTHER_SHIFT = 5.0, 17.0
 DIALECTS = ("ours", "diffusers", "musubi", "trainer", "halves")
-# What the trainers of HunyuanVideo-I2V and of Wan-Fun put before their names.
+# The prefixes of HunyuanVideo-I2V's and Wan-Fun's trainers.
 TRAINER_PREFIXES = {"hunyuan": "Hunyuan_video_I2V_lora_", "wan": "lora_unet__"}
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What ComfyUI answered, by job, beside the networks that the files were made from."""
+    """ComfyUI's answers by job, and the networks from which the files were written."""
 
     answers: dict[str, dict[str, Tensor]]
     hunyuan: torch.nn.Module
@@ -52,14 +52,14 @@ class Exchange:
 
 
 def _inputs() -> dict[str, Tensor]:
-    # A shift that is not the model's, the end of a schedule, and a piece of its middle.
+    # A shift other than the model's, the end of a schedule, and a part of its middle.
     whole, other = few_step_sigmas(4, SHIFT), few_step_sigmas(4, OTHER_SHIFT)
     pieces = {"last sigmas": whole[2:].clone(), "middle sigmas": whole[1:4].clone()}
     return hunyuan_batch() | {"sigmas": whole, "other sigmas": other} | pieces
 
 
 def _underscores(state: dict[str, Tensor], prefix: str = "lora_unet_") -> dict[str, Tensor]:
-    """Names as kohya's and musubi's trainers write them, from names under `diffusion_model.`."""
+    """Convert key names with the prefix `diffusion_model.` to those of kohya's and musubi's trainers."""
     out = {}
     for key, value in state.items():
         module, _, half = key.removeprefix("diffusion_model.").partition(".lora_")
@@ -71,7 +71,7 @@ def _underscores(state: dict[str, Tensor], prefix: str = "lora_unet_") -> dict[s
 
 
 def _other_halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The pairs called `lora.down` and `lora.up` in one half of the modules, `lora_A` and `lora_B` in the other."""
+    """Rename the pairs to `lora.down`/`lora.up` in half of the modules and to `lora_A`/`lora_B` in the other half."""
     modules = sorted(key.removesuffix(".alpha") for key in state if key.endswith(".alpha"))
     out = {}
     for number, module in enumerate(modules):
@@ -88,7 +88,7 @@ def _write_loras(folder: Path, kind: str, split: dict[str, LowRank], fused: dict
     save_lora(folder / f"{kind}_ours.safetensors", fused, recipe)
     save_file(_clones(lora_state(split, "transformer.")), folder / f"{kind}_diffusers.safetensors")
     save_file(_clones(_underscores(lora_state(fused))), folder / f"{kind}_musubi.safetensors")
-    # One that changes nothing: by this name ComfyUI tells Wan-Fun's trainer.
+    # A module that changes nothing: ComfyUI recognises Wan-Fun's trainer by this name.
     mark = {} if kind == "hunyuan" else {"blocks.0.cross_attn.k": LowRank(torch.ones(4, 128), torch.zeros(128, 4), 4.0)}
     trained = _underscores(lora_state(fused | mark), TRAINER_PREFIXES[kind])
     save_file(_clones(trained), folder / f"{kind}_trainer.safetensors")
@@ -100,7 +100,7 @@ def _clones(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _quantised(state: dict[str, Tensor], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The single blocks' `linear1` in ComfyUI's own fp8 or int8 with a scale, and its description of that."""
+    """Quantise the single blocks' `linear1` to ComfyUI's fp8 or int8 with a scale; return weights and metadata."""
     out, layers = dict(state), {}
     dtype, limit = (torch.float8_e4m3fn, 448.0) if kind == "fp8" else (torch.int8, 127.0)
     for name in [key.removesuffix(".weight") for key in state if ".linear1.weight" in key]:
@@ -117,7 +117,7 @@ def _quantised(state: dict[str, Tensor], kind: str) -> tuple[dict[str, Tensor], 
 def exchange(
     tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Exchange:
-    """Write every file, let one ComfyUI process answer every job, and read the answers."""
+    """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
     inputs = _inputs() | {"text": prompt.text_states.repeat(2, 1, 1), "pooled": prompt.pooled.repeat(2, 1)}
@@ -175,7 +175,7 @@ def exchange(
 
 
 def _merged(network: torch.nn.Module, branches: dict[str, LowRank], weight: float) -> torch.nn.Module:
-    """The trainer's network with `theta + weight * alpha / rank * up @ down` in its own, split modules."""
+    """Return the trainer's network with `theta + weight * alpha / rank * up @ down` merged into its split modules."""
     merged = copy.deepcopy(network)
     with torch.no_grad():
         for name, branch in branches.items():
@@ -206,7 +206,7 @@ def _expected(kind: str, exchange: Exchange, tiny: SimpleNamespace, weight: floa
 @pytest.mark.parametrize("base", ["ours", "stock"])
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])
-def test_every_dialect_is_the_merged_network(
+def test_loras_with_all_key_names_equal_the_merged_network(
     kind: str, dialect: str, base: str, exchange: Exchange, tiny: SimpleNamespace
 ) -> None:
     answer = exchange.answers[kind]
@@ -218,7 +218,7 @@ def test_every_dialect_is_the_merged_network(
 
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])
 def test_the_stock_loader_agrees_or_leaves_modules_out(kind: str, exchange: Exchange) -> None:
-    """What the node is for: once nothing is left out here any more, stock LoRA loaders do as well."""
+    """The reason for the node: if the stock loader leaves out no module any more, the node is not needed."""
     answer = exchange.answers[kind]
     effect = (answer[f"{kind}_ours.safetensors on stock"] - answer["base stock"]).std()
     for dialect in DIALECTS:
@@ -256,7 +256,7 @@ def test_loras_on_quantised_weights_are_the_stock_loaders(precision: str, exchan
 
 
 @pytest.mark.parametrize("base", ["ours", "stock"])
-def test_whole_differences_are_applied(base: str, exchange: Exchange) -> None:
+def test_full_differences_are_applied(base: str, exchange: Exchange) -> None:
     answer = exchange.answers["wan"]
     network = _merged(exchange.wan, wan_branches(exchange.wan), 0.5)
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_whole_differences_are_applied(base: str, exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])
 @pytest.mark.parametrize(("role", "weight"), [("real", 0.25), ("fake", 1.0)])
-def test_real_and_fake_of_every_family_and_dialect(
+def test_real_and_fake_of_every_family_and_all_key_names(
     kind: str, role: str, weight: float, exchange: Exchange, tiny: SimpleNamespace
 ) -> None:
     expected = _expected(kind, exchange, tiny, weight)
@@ -281,7 +281,7 @@ def test_real_and_fake_of_every_family_and_dialect(
 def _sampled_by_steps(
     network: torch.nn.Module, strengths: list[float], tiny: SimpleNamespace, schedule: str = "sigmas"
 ) -> Tensor:
-    """The core's Euler sampler, each step by the network with the LoRA merged at that step's strength."""
+    """Sample with the core's Euler sampler; at each step the LoRA is merged at that step's strength."""
     nodes = _inputs()[schedule]
     strengths = strengths[{"last sigmas": 2, "middle sigmas": 1}.get(schedule, 0) :]
     branches = tiny.branches(network)
@@ -294,7 +294,7 @@ def _sampled_by_steps(
         return stages[float(sigma.reshape(-1)[0])](x, sigma)
 
     with torch.no_grad():
-        # ComfyUI scales what is left noisy back, for a sampling that goes on from there.
+        # ComfyUI scales a latent that is still noisy back, so sampling can continue from it.
         return sample_euler(velocity, nodes[0] * _inputs()["x"], nodes) / (1 - nodes[-1]) / LATENT_SCALE
 
 
@@ -323,7 +323,7 @@ def test_a_step_keeps_its_strength_whatever_the_schedule(
 def test_strengths_per_step_on_quantised_weights(
     precision: str, strengths: str, exchange: Exchange, tiny: SimpleNamespace
 ) -> None:
-    """Against the trainer's network with the same rounded weights, onto which the LoRA is merged unrounded."""
+    """Compare with the trainer's network: the same rounded weights, with the LoRA merged without rounding."""
     answer = exchange.answers[f"{precision} steps"]
     state, _ = _quantised(diffusers_to_file(HUNYUAN_VIDEO, exchange.hunyuan.state_dict()), precision)
     for key in [key for key in state if key.endswith(".weight_scale")]:
@@ -342,14 +342,14 @@ def test_constant_strengths_are_the_plain_lora_or_none(precision: str, exchange:
     answer = exchange.answers[f"{precision} steps"]
     effect = (answer["with"] - answer["without"]).std()
     assert effect > 1e-2
-    # An fp8 weight is rounded anew after each change, so that nothing more than close can be asked for.
+    # ComfyUI rounds an fp8 weight again after each change, so the results are only close.
     close = 1e-5 if precision == "hunyuan" else 0.3 * effect
     assert (answer["1, 1, 1, 1"] - answer["with"]).std() < close
     assert (answer["0 0 0 0"] - answer["without"]).std() < close
     assert torch.equal(answer["without, afterwards"], answer["without"])
 
 
-def test_packed_weights_of_other_packs_are_matched_by_what_they_stand_for(exchange: Exchange) -> None:
+def test_packed_weights_of_other_packs_are_matched_by_their_unpacked_shapes(exchange: Exchange) -> None:
     answer = exchange.answers["packed"]
     assert answer["columns"] == 18, "the bytes are not seen by a state dict"
     assert answer["matched"].tolist() == [12, 0]

@@ -1,4 +1,4 @@
-"""The oldest ComfyUI that the pack claims to work with: its nodes are there, and a portrait becomes a video."""
+"""The oldest supported ComfyUI: it lists the nodes, and a portrait becomes a video."""
 
 import json
 import tomllib
@@ -40,7 +40,7 @@ def oldest(
     tiny_models: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
-    """That ComfyUI, running: COMFYUI_OLDEST_DIR, or a copy fetched once into the cache."""
+    """Run the oldest supported ComfyUI, from COMFYUI_OLDEST_DIR or from a copy in the cache."""
     try:
         comfyui = find_comfyui(version=OLDEST_VERSION, variable="COMFYUI_OLDEST_DIR")
     except ComfyUIError as error:
@@ -65,7 +65,7 @@ def test_every_node_is_there(oldest: Any) -> None:
 
 
 def saved(oldest: Any, prompt: dict[str, Any]) -> tuple[int, set[str]]:
-    """Run a prompt; the frames and the tags of what it saved."""
+    """Run a prompt; return the frames and the tags of the saved file."""
     (entry,) = oldest.run(prompt)["save"]["images"]
     with av.open(str(oldest.directory / "output" / entry["subfolder"] / entry["filename"])) as video:
         return sum(1 for _ in video.decode(video=0)), set(video.metadata)
@@ -77,7 +77,7 @@ def test_portrait_becomes_a_video(oldest: Any) -> None:
     assert {"prompt", "magicdistill"} <= tags
 
 
-def test_int8_twin_is_written_and_runs(oldest: Any) -> None:
+def test_int8_copy_is_written_and_runs(oldest: Any) -> None:
     oldest.run({"quantise": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny.safetensors"}}})
     prompt = deepcopy(PORTRAIT)
     prompt["load"]["inputs"]["unet_name"] = "tiny_int8.safetensors"

@@ -1,4 +1,4 @@
-"""The pack in an environment that runs ComfyUI: it adds and replaces no package, and says so of a Python too old."""
+"""The pack in ComfyUI's environment: it adds and replaces no package, and it reports a Python that is too old."""
 
 import ast
 import runpy
@@ -21,7 +21,7 @@ PACKS = [Requirement(text) for text in PROJECT["dependencies"]]
 
 @pytest.fixture(params=[(VERSION, "COMFYUI_DIR"), (OLDEST_VERSION, "COMFYUI_OLDEST_DIR")], ids=lambda param: param[0])
 def comfyuis(request: pytest.FixtureRequest, lacking: Callable[[str, str], NoReturn]) -> dict[str, Requirement]:
-    """What a ComfyUI itself requires, by name: the newest that is tested, and the oldest."""
+    """Return the requirements of the newest tested and the oldest supported ComfyUI, by name."""
     version, variable = request.param
     try:
         folder = find_comfyui(version=version, variable=variable)
@@ -36,8 +36,8 @@ def test_every_dependency_is_one_of_comfyuis(comfyuis: dict[str, Requirement]) -
     assert not [requirement for requirement in PACKS if requirement.extras or requirement.marker]
 
 
-def test_whatever_comfyui_installs_is_enough(comfyuis: dict[str, Requirement]) -> None:
-    """No version that ComfyUI takes has to be replaced by a newer one: its own lower bound is within the pack's."""
+def test_comfyuis_own_packages_are_enough(comfyuis: dict[str, Requirement]) -> None:
+    """The pack accepts ComfyUI's lower bounds, so no installed package must be replaced by a newer one."""
     for requirement in PACKS:
         if not requirement.specifier:
             continue
@@ -50,7 +50,7 @@ def test_no_dependency_has_an_upper_bound() -> None:
     assert {bound.operator for requirement in PACKS for bound in requirement.specifier} <= {">="}
 
 
-def test_older_pythons_are_told_so_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_pythons_get_an_error_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ROOT / "__init__.py"
     ast.parse(entry.read_text(), feature_version=(3, 10))
     loaded = set(sys.modules)

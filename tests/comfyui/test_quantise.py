@@ -1,4 +1,4 @@
-"""int8 files in a real ComfyUI: the stock loader and ours take them, half the memory, velocities within the error."""
+"""int8 files in a real ComfyUI: both loaders read them, with half the memory and velocities within the error."""
 
 import json
 import shutil
@@ -24,14 +24,14 @@ from magicdistill_core.safetensors_file import read_metadata
 pytestmark = pytest.mark.slow
 
 HIDDEN = 256
-# So many blocks that they are most of the network, as in the releases.
+# Enough blocks to be most of the network, as in the releases.
 SHAPE = NetworkShape(33, HIDDEN, 6, 8, 2, 32, 768, False)
 WAN_SHAPE = WanShape(in_channels=36, hidden=HIDDEN, mlp=1024, blocks=20, text_dim=4096, frequencies=256)
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What ComfyUI answered, by file, and what the quantisation said."""
+    """ComfyUI's answers by file, and the report of the quantisation."""
 
     answers: dict[str, dict[str, Tensor]]
     done: dict[str, Quantised]
@@ -47,7 +47,7 @@ def exchange(
     hunyuan, wan = tiny.network(SHAPE), tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
     for network in (hunyuan, wan):
         for parameter in network.parameters():
-            # Of the size that trained weights have: the rounding is measured, not chaos.
+            # Weights of realistic size, so the test measures rounding and not chaotic growth.
             parameter.data = (parameter.data * (0.3 if parameter.ndim > 1 else 1.0)).bfloat16()
     generator = torch.Generator().manual_seed(3)
     inputs = {
@@ -86,7 +86,7 @@ def exchange(
 
 
 def apart(got: Tensor, expected: Tensor) -> float:
-    """Relative distance of two velocities."""
+    """Return the relative distance of two velocities."""
     return float((got - expected).norm() / expected.norm())
 
 
@@ -97,10 +97,10 @@ def test_file_and_memory_are_half(name: str, exchange: Exchange) -> None:
     exact, rounded = exchange.answers[name], exchange.answers[f"{name}_int8"]
     state = load_checkpoint(exchange.files[name]).state
     matrices = sum(state[f"{layer}.weight"].numel() for layer in exchange.done[name].errors)
-    # What ComfyUI holds: of bf16 matrices two bytes a value, of these one and the rows' scales.
+    # ComfyUI's memory: two bytes per value of bf16 matrices; one byte and the scales of rows for int8.
     assert exact["int8"] == 0
     assert 0.5 <= int(rounded["int8"]) / (2 * matrices) < 0.51
-    # A CPU computes in float32, and widens what is not quantised; the rest is therefore compared with itself.
+    # On a CPU, ComfyUI converts weights that are not quantised to float32, so they are compared with themselves.
     assert int(rounded["bytes"] - rounded["int8"]) == int(exact["bytes"]) - 4 * matrices
 
 
@@ -110,7 +110,7 @@ def test_stock_loader_computes_within_the_stated_error(name: str, exchange: Exch
     assert exact.std() > 0.05
     weights = exchange.done[name].error
     assert 0.003 < weights < 0.009
-    # Every layer adds an error of its own, of which most is averaged out.
+    # Every layer adds an error; most of it averages out.
     assert 1e-4 < apart(rounded, exact) < 3 * weights
 
 
@@ -121,7 +121,7 @@ def test_our_loader_computes_the_same_and_loras_go_on_top(exchange: Exchange) ->
     assert apart(rounded["lora"], exact["lora"]) < 0.03
 
 
-def test_node_writes_the_twin_that_the_loaders_list_and_run(server: Any) -> None:
+def test_node_writes_the_copy_that_the_loaders_list_and_run(server: Any) -> None:
     source = server.directory / "models" / "diffusion_models" / "tiny.safetensors"
     quantise = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny.safetensors"}}}
     (text,) = server.run(quantise)["q"]["text"]
@@ -141,7 +141,7 @@ def test_node_writes_the_twin_that_the_loaders_list_and_run(server: Any) -> None
 
 
 def is_matrix(key: str) -> bool:
-    """Whether a tensor is a matrix of a block, by its name."""
+    """Return whether a name is that of a block's matrix."""
     ends = (
         "qkv.weight",
         "proj.weight",

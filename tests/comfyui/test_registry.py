@@ -1,4 +1,4 @@
-"""What the Comfy registry reads of the project, and what it packs."""
+"""The fields that the Comfy registry reads from the project, and the files of its archive."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# What an installed pack is made of; all the rest is for those who train and develop.
+# The parts of an installed pack; the rest is for training and development.
 PACKED = {"nodes", "magicdistill_core", "workflows", "locales", "docs"}
 PACKED_FILES = {"__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".comfyignore"}
 LIMIT_MB = 60
@@ -20,7 +20,7 @@ LIMIT_MB = 60
 
 @pytest.fixture(scope="module")
 def packed() -> list[Path]:
-    """The files of the registry's archive: those that git knows, less those that .comfyignore names."""
+    """Return the files of the registry's archive: those in git except those in .comfyignore."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this is no clone")
 
@@ -40,7 +40,7 @@ def test_archive_runs_without_the_rest(packed: list[Path], comfyui_dir: Path, tm
     script = Path("tests/comfyui/import_cost.py")
     for path in [*packed, script]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        # The weights by name only: copies of the code alone show that it does not reach back into the clone.
+        # Check the weights by name only; copying the code shows that it needs no file from the clone.
         place = os.symlink if path.suffix == ".safetensors" else shutil.copy
         place(ROOT / path, tmp_path / path)
     command = [sys.executable, str(tmp_path / script), str(comfyui_dir), "1"]

@@ -31,7 +31,7 @@ _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 
 @pytest.fixture(scope="module")
 def model_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generator with a guidance embedding."""
+    """Write a generator with a guidance embedding."""
     file = tmp_path_factory.mktemp("sampling") / "guided.safetensors"
     recipe = tiny.recipe("generator", embedded_guidance=6.0)
     tiny.write_model(file, tiny.network(tiny.shape(128, True)), recipe, tiny.prompt())
@@ -40,7 +40,7 @@ def model_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[dict]], None]) -> dict[str, Tensor]:
-    """What ComfyUI answered to every way of one run."""
+    """Return ComfyUI's answers for the same run, sampled in all ways."""
     folder = model_file.parent
     write_half_taehv(folder / "vae.safetensors")
     save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "in.st")
@@ -53,7 +53,7 @@ def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[d
 
 
 def text(answer: dict[str, Tensor], name: str) -> str:
-    """A text among the answers."""
+    """Return a text from the answers."""
     return bytes(answer[name].tolist()).decode()
 
 
@@ -83,7 +83,7 @@ def test_hooks_reach_the_model_and_leave_it_again(answer: dict[str, Tensor]) -> 
     assert torch.equal(answer["unhooked"], answer["whole euler"])
 
 
-def test_a_shift_set_by_another_node_is_said(answer: dict[str, Tensor]) -> None:
+def test_a_shift_set_by_another_node_is_reported(answer: dict[str, Tensor]) -> None:
     said = text(answer, "moved said")
     assert said.startswith("4 steps, shift 5, euler")
     assert "another node set the MODEL's own shift to 9" in said
@@ -91,14 +91,14 @@ def test_a_shift_set_by_another_node_is_said(answer: dict[str, Tensor]) -> None:
     assert "another node" not in text(answer, "moved back said")
 
 
-def test_settings_that_differ_are_said(answer: dict[str, Tensor]) -> None:
+def test_settings_that_differ_are_reported(answer: dict[str, Tensor]) -> None:
     said = text(answer, "steps said")
     assert "steps is 2, but the model was made for 4" in said
     assert "shift is 3.0, but the model was made for 5.0" in said
     assert "guidance is 3, but the model was made for 6" in text(answer, "guided said")
 
 
-def test_without_a_recipe_the_models_own_shift_counts(answer: dict[str, Tensor]) -> None:
+def test_without_a_recipe_the_models_own_shift_is_used(answer: dict[str, Tensor]) -> None:
     assert "4 steps, shift 5 and euler are assumed" in text(answer, "bare said")
     assert "shift 9 (set on the MODEL) and euler are assumed" in text(answer, "bare moved said")
 
@@ -123,7 +123,7 @@ def test_the_record_repeats_the_run(answer: dict[str, Tensor], model_file: Path)
     }
 
 
-def test_the_record_of_another_loaders_model_admits_what_is_not_known(answer: dict[str, Tensor]) -> None:
+def test_the_record_of_another_loaders_model_has_null_for_unknown_facts(answer: dict[str, Tensor]) -> None:
     record = json.loads(text(answer, "bare record"))
     assert record["checkpoint"] is None
     assert record["sha256"] is None
@@ -140,7 +140,7 @@ Listener = Callable[[dict | bytes], bool]
 
 
 def watch(server: Any, body: dict, on_message: Listener) -> None:
-    """Queue a prompt as the page does, and hand every message to `on_message` until it says that it is done."""
+    """Queue a prompt as the page does, and pass every message to `on_message` until it returns that it is done."""
 
     async def run() -> None:
         address = server.address.replace("http", "ws", 1)
@@ -157,13 +157,13 @@ def watch(server: Any, body: dict, on_message: Listener) -> None:
                 if await asyncio.to_thread(on_message, given):
                     return
 
-    # In a thread of its own: a browser's driver keeps an event loop running in this one.
+    # In a new thread: the browser's driver runs an event loop in this one.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, run()).result()
 
 
 def previews_of(server: Any, method: str, seed: int) -> tuple[list[Image.Image], list[float]]:
-    """The previews that the sampler of the tiny model sends, and the steps at which its progress stood."""
+    """Return the previews from the sampler of the tiny model, and the progress at each of them."""
     found: list[Image.Image] = []
     steps: list[float] = []
 
@@ -185,7 +185,7 @@ def previews_of(server: Any, method: str, seed: int) -> tuple[list[Image.Image],
 
 
 @pytest.mark.parametrize(("method", "frames"), [("taesd", 17), ("auto", 17), ("latent2rgb", 5)])
-def test_every_step_sends_the_video_as_it_is_then(method: str, frames: int, server: Any) -> None:
+def test_every_step_sends_the_current_video(method: str, frames: int, server: Any) -> None:
     found, steps = previews_of(server, method, seed=len(method))
     assert steps == [1, 2, 3, 4]
     assert len(found) == 4
@@ -203,7 +203,7 @@ def test_every_step_sends_the_video_as_it_is_then(method: str, frames: int, serv
 
 def test_previews_take_no_memory_from_the_model_and_end_no_run(answer: dict[str, Tensor]) -> None:
     assert text(answer, "decoded").split() == ["decoded"] * 4 + ["lacking"] * 4
-    # Once a run, for the model to be sampled; what else asked for memory then would get that model's.
+    # One request per run, for the sampled model. Any other request could take that model's memory.
     assert text(answer, "loaded").split() == ["HunyuanVideoI2V"] * 3
     assert torch.equal(answer["previews on"], answer["previews off"])
     assert torch.equal(answer["previews lacking"], answer["previews off"])
@@ -235,7 +235,7 @@ def test_cancelling_stops_within_one_step(server: Any) -> None:
         "extra_data": {"preview_method": "latent2rgb"},
     }
     watch(server, body, on_message)
-    # One step may have ended while the interruption was on its way, and one message have waited before it was read.
+    # One step may end before the interruption arrives, and one message may still be unread.
     assert seen[-1] <= at_interrupt[0] + 3
 
 

@@ -19,13 +19,13 @@ from magicdistill_core.media.video import read_tags, read_video
 from magicdistill_core.media.video_writing import FORMATS, MP4, MP4_10_BIT, PRORES, WEBM, WEBP, write_video
 from magicdistill_core.pocket.render import portrait_clip
 
-# Braces that do not match: what looks for the end of a tag by counting them must not be misled.
+# Unbalanced braces: a reader that counts braces must still find the end of a tag.
 WORKFLOW = {"nodes": [{"id": 1, "type": "Note", "widgets_values": ['a "{" and {{ and \\"{']}], "links": []}
 RECORD = json.dumps({"seed": 3, "sigmas": [1.0, 0.5, 0.0], "sha256": "ab" * 32})
 
 
 def prompt(**save: Any) -> dict[str, Any]:
-    """A portrait of 64 x 64, saved."""
+    """Return a prompt that saves a portrait of 64 x 64."""
     settings = {"video": ["portrait", 0], "fps": 8.0, "filename_prefix": "save/clip", "format": MP4.title, "crf": 18.0}
     return {
         "portrait": {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 64}},
@@ -34,25 +34,25 @@ def prompt(**save: Any) -> dict[str, Any]:
 
 
 def with_video(source: str, **save: Any) -> dict[str, Any]:
-    """A VIDEO of the input folder, saved."""
+    """Return a prompt that saves a VIDEO from the input folder."""
     return prompt(video=["load", 0], **save) | {"load": {"class_type": "LoadVideo", "inputs": {"file": source}}}
 
 
 def saved(server: Any, outputs: dict) -> Path:
-    """The file that was saved."""
+    """Return the path of the saved file."""
     (entry,) = outputs["save"]["files"]
     assert entry["type"] == "output"
     return server.directory / "output" / entry["subfolder"] / entry["filename"]
 
 
 def levels(path: Path) -> list[int]:
-    """The numbers of the frames of a counted clip, by their grey."""
+    """Return the frame numbers of a counted clip, from their grey values."""
     return [round(float(frame.float().mean()) / 10) for frame in read_video(path).frames]
 
 
 @pytest.fixture(scope="module")
 def counted(server: Any) -> str:
-    """A file of 24 frames at 12 fps in the input folder, frame n of grey 10n, with two seconds of sound."""
+    """Write a file of 24 frames at 12 fps into the input folder: frame n has grey 10n, with two seconds of sound."""
     grey = 10 * torch.arange(24, dtype=torch.uint8)
     frames = grey.view(-1, 1, 1, 1).expand(-1, 48, 64, 3)
     ramp = torch.linspace(0, 1, 2 * 44100)[None]
@@ -62,7 +62,7 @@ def counted(server: Any) -> str:
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.title)
-def test_every_format_keeps_tags_beside_the_sound_and_is_shown(format: Any, server: Any) -> None:
+def test_every_format_keeps_tags_next_to_the_sound_and_is_shown(format: Any, server: Any) -> None:
     asked = prompt(format=format.title, audio=["sound", 0], record=["record", 0])
     asked |= {
         "sound": {"class_type": "EmptyAudio", "inputs": {"duration": 1.0, "sample_rate": 44100, "channels": 2}},
@@ -75,7 +75,7 @@ def test_every_format_keeps_tags_beside_the_sound_and_is_shown(format: Any, serv
     assert json.loads(tags["workflow"]) == WORKFLOW
     assert json.loads(tags["prompt"])["save"]["inputs"]["format"] == format.title
     assert tags["magicdistill"] == RECORD
-    # What the page shows: the file itself, or for those that few browsers play a small h264 of the same length.
+    # The page shows the file itself, or a small h264 copy of the same length if few browsers play the format.
     (shown,) = outputs["save"]["images"]
     assert outputs["save"]["animated"] == [True]
     folder = "output" if format.plays_anywhere else "temp"
@@ -193,7 +193,7 @@ def test_a_damaged_video_leaves_nothing_behind(server: Any) -> None:
 
 
 def written(server: Any) -> set[Path]:
-    """Every file of the output and the temporary folder."""
+    """Return every file of the output folder and the temporary folder."""
     return {path for name in ("output", "temp") for path in (server.directory / name).rglob("*") if path.is_file()}
 
 
@@ -214,7 +214,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_that_lead_astray_are_refused_before_anything_runs(name: str, server: Any) -> None:
+def test_names_outside_the_folder_are_refused_before_anything_runs(name: str, server: Any) -> None:
     before = written(server)
     (error,) = server.refusal_of(prompt(filename_prefix=name))["node_errors"]["save"]["errors"]
     assert "does not stay inside ComfyUI's output folder" in error["details"]
@@ -250,7 +250,7 @@ def test_memory_of_the_server_does_not_grow_with_the_length_of_a_video(server: A
     picture = torch.linspace(0, 1, 640)[None, :, None].expand(480, -1, 3)
     write_video(server.directory / "input" / "many.mp4", (picture.roll(n, 1) for n in range(400)), 24, crf=40)
     process = Path("/proc", str(server_process()))
-    (process / "clear_refs").write_text("5")  # the peak begins anew
+    (process / "clear_refs").write_text("5")  # reset the peak
     before = peak(process)
     path = saved(server, server.run(with_video("many.mp4", crf=40.0)))
     assert read_video(path).count == 400
@@ -258,7 +258,7 @@ def test_memory_of_the_server_does_not_grow_with_the_length_of_a_video(server: A
 
 
 def server_process() -> int:
-    """The number of the running ComfyUI, a child of this process."""
+    """Return the process id of the running ComfyUI, a child of this process."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
@@ -268,7 +268,7 @@ def server_process() -> int:
 
 
 def peak(process: Path) -> float:
-    """The most memory that a process has had, in MiB."""
+    """Return the peak memory of a process in MiB."""
     lines = (process / "status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

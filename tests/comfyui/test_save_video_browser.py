@@ -1,4 +1,4 @@
-"""Saved files on the real page: shown under the node, and dropped on the canvas they bring the graph back."""
+"""Saved files on the real page: they play under the node, and dropped on the canvas they restore the graph."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".webm": "video/webm", 
 
 
 def graph(format: VideoFormat) -> dict[str, Any]:
-    """A pocket portrait that is saved, as the page keeps it, with a note whose braces do not match."""
+    """Return the page's graph of a saved pocket portrait, with a note that contains unbalanced braces."""
     return {
         "last_node_id": 3,
         "last_link_id": 1,
@@ -42,13 +42,13 @@ def graph(format: VideoFormat) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.title)
-def test_what_is_saved_is_shown_and_brings_its_graph_back(
+def test_a_saved_file_is_shown_and_restores_its_graph(
     format: VideoFormat, page: Any, server: Any, tmp_path: Path
 ) -> None:
     page.evaluate("graph => window.app.loadGraphData(graph)", graph(format))
     page.wait_for_function("window.app.graph.nodes.length === 3")
     page.get_by_test_id("queue-button").click()
-    # Under the node: a playing picture, whatever the format.
+    # Every format plays under the node.
     shown = (
         f"[...document.querySelectorAll('img')].some(i => i.src.includes('{format.codec}') && i.naturalWidth === 96)"
         if format.suffix == ".webp"

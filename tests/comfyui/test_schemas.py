@@ -1,4 +1,4 @@
-"""The nodes' schemas are a promise to saved workflows; what a person reads about them is complete."""
+"""The nodes' schemas fit saved workflows, and every node and input has its explanation."""
 
 import json
 import os
@@ -11,29 +11,28 @@ import pytest
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 HELP = Path(__file__).resolve().parents[2] / "nodes" / "web" / "docs"
 RENEW = "MAGICDISTILL_RENEW"
-# What a saved workflow depends on: an input's type, its range, and what it is where nothing is set.
+# The properties of an input that a saved workflow depends on. Texts are not among them.
 KEPT = ("default", "min", "max", "step", "round", "options", "forceInput", "multiline", "control_after_generate")
 # Inputs whose options are the files of a folder.
-FILES = {"unet_name", "lora_name"}
-# Encoders that not every build of PyAV has.
+FILES = {"unet_name": "models/diffusion_models", "lora_name": "models/loras"}
+# Not every build of PyAV has these encoders.
 OPTIONAL_FORMATS = {"mp4 (hevc, 10-bit)"}
 UNITS = re.compile(
-    r"pixels|frames|seconds|no unit|whole number|model calls|videos in one run|steps of|frames a second|quality", re.I
+    r"pixels|frames|frames per second|seconds|model calls|steps|number of videos|whole number|quality scale|no unit",
+    re.I,
 )
-WHEN = re.compile(
-    r"\b(change|connect|raise|lower|set|choose|use|load|from|replaces?|steer|write|press|take|keep)\b", re.I
-)
+TOOLTIP_LENGTHS = range(40, 321)
 
 
 @pytest.fixture(scope="module")
 def nodes(server: Any) -> dict[str, dict[str, Any]]:
-    """The pack's nodes as the server describes them."""
+    """Return the descriptions of the pack's nodes, from the server."""
     info = server.get("/object_info")
     return {name: info[name] for name in sorted(info) if name.startswith("MagicDistill")}
 
 
 def schema(node: dict[str, Any]) -> dict[str, Any]:
-    """What a saved workflow needs of a node: inputs and outputs in order."""
+    """Return the parts of a node that a saved workflow depends on: inputs and outputs in order."""
     inputs = []
     for group in ("required", "optional"):
         for name, (kind, options) in node["input"].get(group, {}).items():
@@ -46,7 +45,7 @@ def schema(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def inputs(nodes: dict[str, dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every input as (node and name, type, options)."""
+    """Return every input as (node and name, type, options)."""
     return [
         (f"{node_id}.{name}", kind, options)
         for node_id, node in nodes.items()
@@ -60,10 +59,9 @@ def test_saved_workflows_still_fit(nodes: dict[str, dict[str, Any]]) -> None:
     if os.environ.get(RENEW):
         SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(SNAPSHOT.read_text()), (
-        "A schema changed, and workflows that people saved were made for the old one. Inputs may be added at the end "
-        "with a default; then renew the snapshot with `MAGICDISTILL_RENEW=1 uv run pytest -n 0 "
-        "tests/comfyui/test_schemas.py`. A node id or an input that is renamed, removed or moved also needs an "
-        "io.NodeReplace, as docs/nodes.md says, so that old workflows are led to the new one."
+        "A schema changed, but saved workflows use the old one. You may add an input at the end, with a default: then "
+        "renew the snapshot with `MAGICDISTILL_RENEW=1 uv run pytest -n 0 tests/comfyui/test_schemas.py`. If you "
+        "rename, remove or move a node id or an input, also register an io.NodeReplace (see docs/nodes.md)."
     )
 
 
@@ -91,24 +89,38 @@ def test_every_input_has_a_place_on_its_help_page(nodes: dict[str, dict[str, Any
     assert not missing
 
 
-def test_every_input_says_when_to_change_it(nodes: dict[str, dict[str, Any]]) -> None:
-    silent = [f"{name}: {options.get('tooltip')}" for name, _, options in inputs(nodes) if not says_when(options)]
-    assert not silent
-
-
-def says_when(options: dict[str, Any]) -> bool:
-    tooltip = options.get("tooltip", "")
-    return bool(WHEN.search(tooltip)) and tooltip.endswith(".") and 30 <= len(tooltip) <= 330
-
-
-def test_every_number_says_its_range_and_unit(nodes: dict[str, dict[str, Any]]) -> None:
-    def written(value: float) -> str:
-        return "2^64 - 1" if value == 2**64 - 1 else f"{value:g}"
-
+def test_every_input_has_a_tooltip_of_a_readable_length(nodes: dict[str, dict[str, Any]]) -> None:
     wrong = [
-        f"{name} ({options['min']} to {options['max']}): {options['tooltip']}"
-        for name, kind, options in inputs(nodes)
-        if kind in ("INT", "FLOAT")
-        and not (written(options["max"]) in options["tooltip"] and UNITS.search(options["tooltip"]))
+        f"{name}: {tooltip!r}"
+        for name, _, options in inputs(nodes)
+        for tooltip in [options.get("tooltip", "")]
+        if len(tooltip) not in TOOLTIP_LENGTHS or not tooltip[0].isupper() or not tooltip.endswith(".")
     ]
+    assert not wrong
+
+
+def mentions(text: str, value: object) -> bool:
+    """Return whether a text contains a value as a word or number of its own, not as a part of another one."""
+    shown = f"{value:g}" if isinstance(value, float) else str(value).replace(str(2**64 - 1), "2^64 - 1")
+    return bool(re.search(rf"(?<![\w.-]){re.escape(shown)}(?!\.?\w)", text))
+
+
+def test_every_number_tells_its_unit_its_range_and_its_default(nodes: dict[str, dict[str, Any]]) -> None:
+    wrong = {}
+    for name, kind, options in inputs(nodes):
+        if kind in ("INT", "FLOAT"):
+            bounds = {options["max"], options["default"]} | ({options["min"]} - {0, 1})
+            missing = [bound for bound in bounds if not mentions(options["tooltip"], bound)]
+            if missing or not UNITS.search(options["tooltip"]):
+                wrong[name] = (missing, options["tooltip"])
+    assert not wrong
+
+
+def test_every_choice_tells_its_default_or_its_folder(nodes: dict[str, dict[str, Any]]) -> None:
+    wrong = {}
+    for name, kind, options in inputs(nodes):
+        if kind == "COMBO":
+            expected = FILES.get(name.partition(".")[2]) or options["default"]
+            if expected not in options["tooltip"]:
+                wrong[name] = (expected, options["tooltip"])
     assert not wrong

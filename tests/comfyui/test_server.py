@@ -1,4 +1,4 @@
-"""A running ComfyUI with the pack: the workflow through its API, bad inputs, settings that differ, cancelling."""
+"""A running ComfyUI with the pack: the workflow through the API, bad inputs, other settings, cancelling."""
 
 import shutil
 import time
@@ -25,19 +25,19 @@ ROLES: dict[str, dict[str, Any]] = {
 
 
 def chain(**changes: dict[str, Any]) -> Prompt:
-    """The chain with some nodes' inputs changed."""
+    """Return the chain with some nodes' inputs changed."""
     return changed(CHAIN, **changes)
 
 
 def roles(model: str = "tiny.safetensors", lora: str = "tiny_fake.safetensors") -> dict[str, Any]:
-    """The chain sampled from the fake model of the real/fake node."""
+    """Return the chain that samples the fake model of the real/fake node."""
     prompt = chain(load={"unet_name": model}, sample={"model": ["roles", 1]}) | deepcopy(ROLES)
     prompt["roles"]["inputs"]["lora_name"] = lora
     return prompt
 
 
 def saved_video(server: Any, outputs: dict, node: str) -> Path:
-    """The file that a save node reports."""
+    """Return the file that a save node reports."""
     (entry,) = outputs[node]["images"]
     return server.directory / "output" / entry["subfolder"] / entry["filename"]
 
@@ -66,17 +66,17 @@ def test_defaults_come_from_the_file(server: Any) -> None:
         assert (stream.width, stream.height) == (64, 48)
 
 
-def test_settings_that_differ_from_the_recipe_are_said(server: Any) -> None:
+def test_settings_that_differ_from_the_recipe_are_reported(server: Any) -> None:
     outputs = server.run(chain(sample={"steps": 2, "shift": 7.0, "sampler": "renoise"}))
     (text,) = outputs["sample"]["text"]
     for part in ("steps is 2", "made for 4", "shift is 7.0", "sampler is renoise"):
         assert part in text
 
 
-def test_files_without_recipe_say_what_is_assumed(server: Any) -> None:
+def test_files_without_recipe_report_the_assumed_settings(server: Any) -> None:
     changes = {"width": 64, "height": 48, "length": 5}
     prompt = chain(load={"unet_name": "no_recipe.safetensors"}, video=changes)
-    # Any conditioning with text serves; that of the other file's null prompt is at hand.
+    # Any text conditioning works here: use the other file's null prompt.
     prompt |= {"load2": CHAIN["load"], "video2": deepcopy(CHAIN["video"])}
     prompt["video2"]["inputs"]["model"] = ["load2", 0]
     prompt["video"]["inputs"]["positive"] = ["video2", 0]
@@ -94,7 +94,7 @@ def test_real_and_fake_report_what_they_matched(server: Any) -> None:
 
 
 def frames(server: Any, prompt: dict[str, Any]) -> np.ndarray:
-    """The decoded frames of a prompt's video, lossless but for the resolution of hues."""
+    """Return the decoded frames of a prompt's video, lossless except for the resolution of hues."""
     prompt["save"]["inputs"]["crf"] = 0.0
     video = read_video(saved_video(server, server.run(prompt), "save"))
     return np.stack([frame.numpy() for frame in video.frames]).astype(np.float32)
@@ -103,12 +103,12 @@ def frames(server: Any, prompt: dict[str, Any]) -> np.ndarray:
 def test_colours_are_saved_as_they_are(server: Any) -> None:
     prompt = chain(save={"video": ["portrait", 0]}, portrait={"seed": 11, "size": 96})
     difference = frames(server, prompt) - portrait_clip(11, 1, 96).numpy()
-    # Hues have half the resolution, so single pixels differ; a wrong matrix or a rounding down would be a bias.
+    # Hues have half the resolution, so single pixels differ. A wrong matrix or rounding down would be a bias.
     assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 0.25
     assert np.abs(difference).mean() < 3
 
 
-def test_other_spellings_and_quantised_weights_give_the_same_video(server: Any) -> None:
+def test_other_key_names_and_quantised_weights_give_the_same_video(server: Any) -> None:
     expected = frames(server, chain())
     assert expected.std() > 1
     spelled = frames(server, chain(load={"unet_name": "diffusers_names.safetensors"}))
@@ -119,7 +119,7 @@ def test_other_spellings_and_quantised_weights_give_the_same_video(server: Any) 
     assert np.abs(cast - expected).mean() < 20
 
 
-def test_file_exported_anew_is_loaded_anew(server: Any) -> None:
+def test_file_exported_again_is_loaded_again(server: Any) -> None:
     folder = server.directory / "models" / "diffusion_models"
 
     def cached(prompt: dict[str, Any]) -> list[str]:
@@ -133,7 +133,7 @@ def test_file_exported_anew_is_loaded_anew(server: Any) -> None:
     assert not {"load", "sample"} & set(cached(prompt))
 
 
-def test_photograph_is_cropped_and_said(server: Any, shared_data: Path) -> None:
+def test_cropping_a_photograph_is_reported(server: Any, shared_data: Path) -> None:
     shutil.copy(shared_data / "stills" / "liveportrait_s0.jpg", server.directory / "input" / "still.jpg")
     prompt = chain(video={"start_image": ["photo", 0], "width": 96, "height": 48})
     prompt["photo"] = {"class_type": "LoadImage", "inputs": {"image": "still.jpg"}}

@@ -1,4 +1,4 @@
-"""The stock ComfyUI loads our autoencoder's file as a HunyuanVideo VAE and gives the same latents and frames."""
+"""The stock ComfyUI loads our autoencoder's file as a HunyuanVideo VAE and computes the same latents and frames."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ import comfy.sd, comfy.utils, torch
 from safetensors.torch import load_file, save_file
 vae = comfy.sd.VAE(comfy.utils.load_torch_file(vae_file), dtype=torch.float32)
 given = load_file(inputs)
-# VAEEncode of one picture, and VAEDecode of a LATENT.
+# VAEEncode of one picture and VAEDecode of a LATENT.
 image = vae.encode(given["image"])
 frames = vae.decode(given["latent"])
 save_file({"image": image.contiguous(), "frames": frames.contiguous()}, outputs)

@@ -1,4 +1,4 @@
-"""Every shipped workflow against the nodes of a running ComfyUI: well-formed, neat, explained, and run."""
+"""Every included workflow on a running ComfyUI: it is well-formed, neat and explained, and it runs."""
 
 import json
 import re
@@ -39,18 +39,18 @@ pytestmark = pytest.mark.slow
 FILES = {file.name: file for file in vars(models).values() if isinstance(file, ModelFile)}
 POCKET = ("portrait_pocket", "portrait_in_one_node", "real_fake_sweep_pocket")
 LARGE = sorted(set(DEFINITIONS) - set(POCKET))
-# What cannot be had small, as its sizes are fixed in ComfyUI: text encoders, vision towers, whole checkpoints.
+# Loaders of files whose sizes are fixed in ComfyUI: text encoders, vision towers, full checkpoints.
 HEAVY = {"DualCLIPLoader", "CLIPLoader", "CLIPVisionLoader", "CheckpointLoaderSimple"}
 TITLE = 30
 
 
 def workflow(name: str) -> dict[str, Any]:
-    """A shipped workflow."""
+    """Return an included workflow."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def graphs(name: str) -> Iterator[tuple[list[dict], list[dict], set[str]]]:
-    """Nodes and links of a workflow and of each of its subgraphs, links all in one form, and the subgraphs' ids."""
+    """Return nodes and links of a workflow and of its subgraphs, links in one common form, and the subgraphs' ids."""
     whole = workflow(name)
     inner = whole.get("definitions", {}).get("subgraphs", [])
     ids = {one["id"] for one in inner}
@@ -62,7 +62,7 @@ def graphs(name: str) -> Iterator[tuple[list[dict], list[dict], set[str]]]:
 
 @pytest.fixture(scope="module")
 def schemas(server: Any) -> dict[str, Schema]:
-    """The nodes of the running ComfyUI."""
+    """Return the nodes of the running ComfyUI."""
     return parse_schemas(server.get("/object_info"))
 
 
@@ -79,13 +79,13 @@ def test_every_workflow_is_defined_has_a_picture_and_is_offered(server: Any) -> 
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_files_are_what_the_nodes_of_today_give(name: str, schemas: dict[str, Schema]) -> None:
+def test_files_equal_the_outputs_of_the_current_nodes(name: str, schemas: dict[str, Schema]) -> None:
     path = FOLDER / f"{name}.json"
     assert path.read_text(encoding="utf-8") == workflow_json(name, schemas), "run `magicdistill workflows`"
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_nodes_values_and_links_fit_the_nodes_of_today(name: str, schemas: dict[str, Schema]) -> None:
+def test_values_and_links_fit_the_current_nodes(name: str, schemas: dict[str, Schema]) -> None:
     for nodes, links, subgraphs in graphs(name):
         by_id = {node["id"]: node for node in nodes}
         assert len(by_id) == len(nodes)
@@ -144,7 +144,7 @@ def test_files_are_linked_or_explained(name: str, schemas: dict[str, Schema], se
     (text,) = note["widgets_values"]
     assert text.startswith("## ")
     assert "**" in text
-    # Nobody can read code on a coloured note of the new page.
+    # Code is unreadable on a coloured note of the new page.
     assert "`" not in text
     for nodes, _, subgraphs in graphs(name):
         for node in nodes:
@@ -164,7 +164,7 @@ def test_files_are_linked_or_explained(name: str, schemas: dict[str, Schema], se
 
 
 def saved(server: Any, outputs: Mapping[str, Any]) -> list[Path]:
-    """The files that a run reports."""
+    """Return the files that a run reports."""
     entries = [entry for output in outputs.values() for entry in output.get("images", [])]
     return [
         server.directory / "output" / one["subfolder"] / one["filename"] for one in entries if one["type"] == "output"
@@ -172,12 +172,12 @@ def saved(server: Any, outputs: Mapping[str, Any]) -> list[Path]:
 
 
 def of_type(prompt: Mapping[str, Any], node_type: str) -> list[dict[str, Any]]:
-    """The inputs of every node of a type."""
+    """Return the inputs of every node of a type."""
     return [node["inputs"] for node in prompt.values() if node["class_type"] == node_type]
 
 
 def check_video(path: Path, size: tuple[int, int], frames: int, fps: float) -> None:
-    """A video that every player takes."""
+    """Check that every player can play a video."""
     with av.open(str(path)) as video:
         stream = video.streams.video[0]
         assert (stream.width, stream.height, float(stream.average_rate)) == (*size, fps)
@@ -191,14 +191,14 @@ def check_video(path: Path, size: tuple[int, int], frames: int, fps: float) -> N
 def test_pocket_portraits_run_as_they_are(name: str, schemas: dict[str, Schema], server: Any) -> None:
     whole = workflow(name)
     prompt = to_prompt(whole, schemas)
-    # A name of its own: ComfyUI answers what it has run before (from the page, say) with the old file.
+    # A new name: for a prompt that it has already run, ComfyUI returns the old file.
     of_type(prompt, "MagicDistillSaveVideo")[0]["filename_prefix"] = f"video/api_{name}"
     (video,) = saved(server, server.run(prompt, whole))
     check_video(video, (96, 96), 17, 24.0)
     tags = read_tags(video)
     assert json.loads(tags["workflow"]) == whole
     stored = json.loads(tags["prompt"])
-    # ComfyUI notes a file's fingerprint beside its node's inputs.
+    # ComfyUI stores a file's fingerprint next to its node's inputs.
     assert {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in stored.items()} == prompt
     record = json.loads(tags["magicdistill"])
     assert (record["checkpoint"], record["steps"], record["seed"]) == (models.POCKET_GENERATOR.name, 4, 0)
@@ -214,7 +214,7 @@ def test_real_fake_sweep_shows_five_weights_of_one_noise(schemas: dict[str, Sche
     sources = [one["weight_real"][0] for one in of_type(prompt, "MagicDistillRealFakeLora")]
     assert [prompt[source]["inputs"]["value"] for source in sources] == [0.0, 0.25, 0.5, 0.75, 1.0]
     for sampler in of_type(prompt, "MagicDistillSampler"):
-        sampler["steps"] = 4  # 28 are the teacher's; these are enough to see that the chain is right
+        sampler["steps"] = 4  # the teacher needs 28 steps; these are enough to test the chain
     outputs = server.run(prompt)
     files = {path.suffix: path for path in saved(server, outputs)}
     check_video(files[".mp4"], (96, 496), 17, 12.0)
@@ -224,7 +224,7 @@ def test_real_fake_sweep_shows_five_weights_of_one_noise(schemas: dict[str, Sche
     rows = [pixels[100 * row : 100 * row + 96] for row in range(5)]
     starts, ends = [row[:, :96] for row in rows], [row[:, -96:] for row in rows]
     from_teacher = [float(np.abs(end - ends[0]).mean()) for end in ends]
-    # All begin with the same image, and end the further from the teacher the larger the weight.
+    # All start with the same image; a larger weight ends further from the teacher.
     assert max(float(np.abs(start - starts[0]).mean()) for start in starts) < 4
     assert from_teacher == sorted(from_teacher)
     assert from_teacher[-1] > 1
@@ -232,7 +232,7 @@ def test_real_fake_sweep_shows_five_weights_of_one_noise(schemas: dict[str, Sche
 
 @pytest.fixture(scope="module")
 def small_files(server: Any, tiny: SimpleNamespace) -> None:
-    """A tiny file for every name in the workflows; those of `HEAVY` loaders are there in name only."""
+    """Write a tiny file for every name in the workflows; files of `HEAVY` loaders contain one dummy tensor."""
     folders = {name: server.directory / "models" / name for name in {file.directory for file in FILES.values()}}
     for folder in folders.values():
         folder.mkdir(exist_ok=True)
@@ -243,14 +243,14 @@ def small_files(server: Any, tiny: SimpleNamespace) -> None:
     for file, steps in ((models.HUNYUAN_W2S, 4), (models.MAGIC141_W2S, 4), (models.HUNYUAN_ONE_STEP, 1)):
         tiny.write_model(weights / file.name, network, tiny.recipe("generator", steps=steps), prompt)
     state = load_file(weights / models.HUNYUAN_W2S.name)
-    # As the stock file, without a null prompt: the LoRA brings one.
+    # Like the stock file, without a null prompt: the LoRA contains one.
     bare = {key: tensor for key, tensor in state.items() if not key.startswith("null_prompt.")}
     save_file(bare, weights / models.HUNYUAN_I2V.name)
     branches = to_file_layout(HUNYUAN_VIDEO, tiny.branches(network), 128)
     save_lora(folders["loras"] / models.HUNYUAN_W2S_LORA.name, branches, tiny.recipe("generator_lora"), prompt)
     wan = diffusers_to_file(WAN, tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO).state_dict())
     text = torch.randn(1, 7, 4096, generator=torch.Generator().manual_seed(5))
-    # The stock file carries no null prompt; this does, in place of the text encoder.
+    # The stock file contains no null prompt; this file does, so no text encoder is needed.
     path = weights / models.WAN_I2V.name
     save_checkpoint(path, wan, tiny.recipe("teacher", family="wan"), NullPrompt(text, None))
     save_file(load_file(path), path)
@@ -263,7 +263,7 @@ def small_files(server: Any, tiny: SimpleNamespace) -> None:
     save_file(lora, folders["loras"] / models.WAN_LORA.name)
     vae = load_file(folders["vae"] / "tiny_vae.safetensors")
     save_file(vae, folders["vae"] / models.HUNYUAN_VAE.name)
-    # By its type ComfyUI tells Wan's from HunyuanVideo's.
+    # ComfyUI distinguishes Wan's VAE from HunyuanVideo's by the number type.
     save_file({key: value.float() for key, value in vae.items()}, folders["vae"] / models.WAN_VAE.name)
     Image.fromarray(portrait_clip(3, 1, 128)[0].numpy()).save(server.directory / "input" / "example.png")
 
@@ -272,13 +272,13 @@ def small_files(server: Any, tiny: SimpleNamespace) -> None:
 @pytest.mark.usefixtures("small_files")
 def test_large_ones_are_accepted_with_their_files_in_place(name: str, schemas: dict[str, Schema], server: Any) -> None:
     prompt = to_prompt(workflow(name), schemas)
-    entry = server.wait(server.queue(prompt))  # a refusal would be an HTTP error
+    entry = server.wait(server.queue(prompt))  # a refusal is an HTTP error
     heavy = any(node["class_type"] in HEAVY for node in prompt.values())
     assert (entry["status"]["status_str"] == "error") == heavy
 
 
 def without_heavy(prompt: dict[str, Any], schemas: Mapping[str, Schema]) -> dict[str, Any]:
-    """A prompt less the nodes whose files cannot be had small, and less what stands on them."""
+    """Return a prompt without the nodes whose files cannot be small, and without those that depend on them."""
     rest = deepcopy(prompt)
     for key, node in rest.items():
         if node["class_type"] == "VAEDecode":
@@ -312,7 +312,7 @@ def test_large_ones_run_on_tiny_files_of_the_same_make(name: str, schemas: dict[
     prompt = without_heavy(to_prompt(workflow(name), schemas), schemas)
     (video,) = of_type(prompt, "MagicDistillPortraitToVideo")
     if name.startswith("wan"):
-        video |= {"width": 64, "height": 48, "length": 17}  # without a recipe the size would be Wan's own
+        video |= {"width": 64, "height": 48, "length": 17}  # without a recipe the size is Wan's usual size
     outputs = server.run(prompt)
     (path,) = saved(server, outputs)
     with av.open(str(path)) as container:

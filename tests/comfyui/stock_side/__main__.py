@@ -1,6 +1,6 @@
-"""The other side of the comparison: run jobs with a real ComfyUI, in a process of its own.
+"""The ComfyUI side of the comparison: run jobs with a real ComfyUI in a separate process.
 
-Usage: python stock_side COMFYUI JOBS.json. Each job names what to run and where to write the tensors it gives.
+Usage: python stock_side COMFYUI JOBS.json. Each job names a function and the file for its tensors.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the jobs share: the pack as ComfyUI imports it, its nodes run, and the velocity of a network of ComfyUI's."""
+"""Shared by the jobs: import the pack as ComfyUI does, run its nodes, compute velocities with ComfyUI's networks."""
 
 import importlib.util
 import sys
@@ -19,7 +19,7 @@ PACK = Path(__file__).resolve().parents[3]
 
 
 def load_pack() -> ModuleType:
-    """Import the pack as ComfyUI does: by path, under a name that is no package on sys.path."""
+    """Import the pack as ComfyUI does: by path, under a name that is not on sys.path."""
     spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
     module = importlib.util.module_from_spec(spec)
     sys.modules["pack"] = module
@@ -28,12 +28,12 @@ def load_pack() -> ModuleType:
 
 
 def run_node(node: type[io.ComfyNode], **inputs: object) -> tuple:
-    """A node's outputs, run through ComfyUI's own wrapping."""
+    """Run a node through ComfyUI's own wrapper and return its outputs."""
     return node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs).result
 
 
 def told(node: type[io.ComfyNode], **inputs: object) -> tuple[tuple, str]:
-    """A node's outputs and what it says under itself, or no outputs and the error's message."""
+    """Run a node; return its outputs and the text under it, or no outputs and the error message."""
     try:
         output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
     except ValueError as error:
@@ -42,12 +42,12 @@ def told(node: type[io.ComfyNode], **inputs: object) -> tuple[tuple, str]:
 
 
 def letters(text: str) -> Tensor:
-    """A text as a tensor, so that it fits into the file of answers."""
+    """Encode a text as a tensor for the file of answers."""
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def velocity(model: ModelPatcher, inputs: dict[str, Tensor], **more: object) -> Tensor:
-    """The velocity of ComfyUI's network, its conditioning made by ComfyUI's own `extra_conds`."""
+    """Return the velocity of ComfyUI's network, with the conditioning from ComfyUI's own `extra_conds`."""
     comfy.model_management.load_models_gpu([model])
     x, sigma = inputs["x"], inputs["sigma"]
     conds = model.model.extra_conds(
@@ -67,7 +67,7 @@ def velocity(model: ModelPatcher, inputs: dict[str, Tensor], **more: object) -> 
 
 
 def stock_vae(job: dict) -> comfy.sd.VAE:
-    """The VAE of a file; or a tiny one of Wan's or HunyuanVideo's own class, which no file holds."""
+    """Return the VAE of a file, or a tiny one of Wan's or HunyuanVideo's own class, for which there is no file."""
     with torch.random.fork_rng():
         torch.manual_seed(4)
         if job["vae"] == "wan":

@@ -1,4 +1,4 @@
-"""Jobs on what a model is given: start image, text, and both."""
+"""Jobs about conditioning: start image, text, and both."""
 
 import importlib
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def job_portrait(job: dict) -> dict[str, Tensor]:
-    """Portrait to video with a MODEL of the stock or of the pack's loader, beside ComfyUI's own node for Wan."""
+    """Run Portrait to video with a MODEL from the stock or the pack's loader, and ComfyUI's own node for Wan."""
     nodes = load_pack()
     load = comfy.sd.load_diffusion_model
     if job.get("loader") == "pack":
@@ -60,7 +60,7 @@ def job_portrait(job: dict) -> dict[str, Tensor]:
 
 
 def job_text_image(job: dict) -> dict[str, Tensor]:
-    """The pack's encode node with a tiny pair of HunyuanVideo's text encoders, beside ComfyUI's own text encode."""
+    """Run the pack's encode node with a tiny pair of HunyuanVideo's text encoders, and ComfyUI's own text encode."""
     nodes = load_pack()
     options = {"llama_model_config": job["llama_config"], "model_config": job["clip_config"]}
     options |= {"dtype": torch.float32}
@@ -68,7 +68,7 @@ def job_text_image(job: dict) -> dict[str, Tensor]:
     clip = comfy.sd.load_text_encoder_state_dicts(
         files, clip_type=comfy.sd.CLIPType.HUNYUAN_VIDEO, model_options=options
     )
-    # What transformers 4 makes of ComfyUI's tokenizer folder; transformers 5 loses spaces and line breaks.
+    # The tokenizer as transformers 4 reads ComfyUI's folder; transformers 5 loses spaces and line breaks.
     clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["tokenizer"])
     projected = load_file(job["inputs"])["projected"]
     out = {}

@@ -1,4 +1,4 @@
-"""Jobs on LoRAs: dialects, bases whose weights are packed, and a strength for every step."""
+"""Jobs about LoRAs: key names, bases with packed weights, and a strength for every step."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def job_loras(job: dict) -> dict[str, Tensor]:
-    """LoRA files on one base: by the pack's node and, where `stock` says so, by the stock loader; base by either."""
+    """Apply LoRA files to one base with the pack's node and, for those in `stock`, with the stock loader."""
     nodes = load_pack()
     for folder in ("diffusion_models", "loras"):
         folder_paths.add_model_folder_path(folder, str(Path(job["model"]).parent))
@@ -48,7 +48,7 @@ def job_loras(job: dict) -> dict[str, Tensor]:
 
 
 class Packed(Tensor):
-    """A weight as packs for GGUF files hold them: bytes, behind the shape of what they stand for."""
+    """A weight as in packs for GGUF files: packed bytes that report the shape of the unpacked weight."""
 
     @property
     def shape(self) -> torch.Size:
@@ -56,11 +56,11 @@ class Packed(Tensor):
 
 
 def job_packed(job: dict) -> dict[str, Tensor]:
-    """How a LoRA matches a MODEL whose weights are packed, of which a state dict shows the bytes."""
+    """Match a LoRA with a MODEL whose weights are packed, so its state dict shows packed bytes."""
     load_pack()
-    low_rank, beside = (importlib.import_module(f"pack.nodes.{name}") for name in ("low_rank", "lora_beside"))
+    low_rank, unmerged = (importlib.import_module(f"pack.nodes.{name}") for name in ("low_rank", "unmerged_lora"))
     model = comfy.sd.load_diffusion_model(job["model"])
-    before = beside.weights_are_fixed(model)
+    before = unmerged.weights_are_fixed(model)
     for block in model.model.diffusion_model.double_blocks:
         layer = block.img_attn.qkv
         unpacked = layer.weight.shape
@@ -70,14 +70,14 @@ def job_packed(job: dict) -> dict[str, Tensor]:
     lora = low_rank.fit_lora(model, job["lora"])
     state = model.model_state_dict()["diffusion_model.double_blocks.0.img_attn.qkv.weight"]
     return {
-        "fixed": torch.tensor([before, beside.weights_are_fixed(model)]),
+        "fixed": torch.tensor([before, unmerged.weights_are_fixed(model)]),
         "matched": torch.tensor([lora.matched, len(lora.misses)]),
         "columns": torch.tensor(state.size(1)),
     }
 
 
 def job_lora_steps(job: dict) -> dict[str, Tensor]:
-    """A LoRA by the node that ties it to the conditioning, sampled by stock nodes' parts with ComfyUI's own Euler."""
+    """Attach a LoRA to the conditioning, then sample with stock nodes and ComfyUI's own Euler."""
     nodes = load_pack()
     folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
     model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})

@@ -1,4 +1,4 @@
-"""Jobs on whole models: what each loader gives, and that networks of ComfyUI's answer as the trainer's do."""
+"""Jobs about full models: the results of each loader, and the velocities of ComfyUI's networks."""
 
 import importlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def job_velocity(job: dict) -> dict[str, Tensor]:
-    """Stock loader, stock LoRA loader, stock network."""
+    """Compute velocities with the stock loader, the stock LoRA loader and the stock network."""
     model = comfy.sd.load_diffusion_model(job["model"])
     out = {"class": torch.tensor([type(model.model).__name__ == "HunyuanVideoI2V"])}
     if "lora" in job:
@@ -25,7 +25,7 @@ def job_velocity(job: dict) -> dict[str, Tensor]:
 
 
 def job_loaders(job: dict) -> dict[str, Tensor]:
-    """A file by the stock loader and by the pack's, and what the pack's says of it."""
+    """Load a file with the stock loader and with the pack's; return both and the text of the pack's node."""
     nodes = load_pack()
     folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
     inputs, more = load_file(job["inputs"]), {"guidance": job["guidance"]}
@@ -36,11 +36,11 @@ def job_loaders(job: dict) -> dict[str, Tensor]:
 
 
 def job_token_replace(job: dict) -> dict[str, Tensor]:
-    """A token-replace model by the stock loader and by the pack's, at every batch size that the stock network takes."""
+    """Load a token-replace model with both loaders, for every batch size that the stock network accepts."""
     nodes = load_pack()
     folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
     inputs = load_file(job["inputs"])
-    # In the network's scale, as sampling hands the kept frame to it.
+    # In the network's scale, in which sampling passes the kept frame.
     inputs["x"][:, :, :1] = inputs["image"] * comfy.latent_formats.HunyuanVideo().scale_factor
     inputs.pop("mask"), inputs.pop("image")
     inputs |= {"image": None, "mask": None}
@@ -50,7 +50,7 @@ def job_token_replace(job: dict) -> dict[str, Tensor]:
         nodes.LoadModel, unet_name=Path(job["model"]).name, weight_dtype="default", start_image_mode="from the file"
     )
     out = {"stock": velocity(stock, inputs, **more), "ours": velocity(ours, inputs, **more)}
-    # As compiling and hooks do under dynamic VRAM: a clone with a network of its own, while the first is elsewhere.
+    # As with compiling and hooks under dynamic VRAM: a clone with its own network, after the first lost its weights.
     twin = ours.clone(force_deepcopy=True)
     assert twin.model is not ours.model
     for parameter in ours.model.diffusion_model.parameters():
@@ -59,7 +59,7 @@ def job_token_replace(job: dict) -> dict[str, Tensor]:
 
 
 def job_wan(job: dict) -> dict[str, Tensor]:
-    """A Wan 2.1 image-to-video model by the stock loaders; the features as CLIP Vision Encode hands them on."""
+    """Load a Wan 2.1 image-to-video model with the stock loader; features come in CLIP Vision Encode's form."""
     model = comfy.sd.load_diffusion_model(job["model"])
     out = {"class": torch.tensor([type(model.model).__name__ == "WAN21" and model.model.image_to_video])}
     if "lora" in job:
@@ -71,7 +71,7 @@ def job_wan(job: dict) -> dict[str, Tensor]:
 
 
 def job_quantised(job: dict) -> dict[str, Tensor]:
-    """A file by the stock loader, how much memory it takes, with a LoRA on top, and by the pack's loader."""
+    """Load a file with the stock loader (memory, LoRA on top) and with the pack's loader."""
     inputs = load_file(job["inputs"])
     seen = SimpleNamespace(penultimate_hidden_states=inputs.get("features"))
     model = comfy.sd.load_diffusion_model(job["model"])
@@ -92,7 +92,7 @@ def job_quantised(job: dict) -> dict[str, Tensor]:
 
 
 def job_real_fake(job: dict) -> dict[str, Tensor]:
-    """The pack's loader and its real/fake node, by files in ComfyUI's model folders."""
+    """Run the pack's loader and its real/fake node on files in ComfyUI's model folders."""
     nodes = load_pack()
     folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
     folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
@@ -104,5 +104,5 @@ def job_real_fake(job: dict) -> dict[str, Tensor]:
     )
     inputs = load_file(job["inputs"])
     out = {"real": velocity(real, inputs), "fake": velocity(fake, inputs)}
-    # Unpatched again, the base is untouched by its two clones.
+    # After unpatching, the two clones have not changed the base.
     return out | {"base": velocity(model, inputs)}

@@ -1,4 +1,4 @@
-"""Jobs on sampling: whole, in parts, and with previews."""
+"""Jobs about sampling: the full node, its parts, and previews."""
 
 import importlib
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 def job_sample(job: dict) -> dict[str, Tensor]:
-    """The pack's whole chain: load, portrait to video, sampler; and what the stock schedule makes of the MODEL."""
+    """Run the pack's full chain (load, portrait to video, sampler), and compute the stock schedule of the MODEL."""
     nodes = load_pack()
     folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
     (model,) = run_node(
@@ -32,7 +32,7 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     image = load_file(job["inputs"])["image"]
     settings = {"model": model, "vae": vae, "start_image": image, "width": 0, "height": 0, "length": 0}
     if "guidance" in job:
-        # Text with a scale, as ComfyUI's guidance node gives it.
+        # Text with a guidance scale, as from ComfyUI's guidance node.
         prompt = model.get_attachment("magicdistill").null_prompt
         values = {"pooled_output": prompt.pooled, "guidance": job["guidance"]}
         settings["positive"] = [[prompt.text_states, values]]
@@ -42,7 +42,7 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     out = {"image_latent": image_latent.clone()}
     stock = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
     out["stock_sigmas"] = stock
-    # A clone, as every model-patching node between the loader and the sampler makes one.
+    # A clone, like those from model-patching nodes between the loader and the sampler.
     settings = {"model": model.clone(), "conditioning": conditioning, "latent": latent, "seed": job["seed"], "steps": 0}
     for sampler in ("recipe", "renoise"):
         result, _ = run_node(nodes.FewStepSampler, **settings, shift=0.0, sampler=sampler)
@@ -51,7 +51,7 @@ def job_sample(job: dict) -> dict[str, Tensor]:
 
 
 def job_parts(job: dict) -> dict[str, Tensor]:
-    """One run by the sampler node, by its parts, by ComfyUI's own, compiled, and with hooks."""
+    """Sample the same run with the sampler node, its parts, ComfyUI's own sampler, compiled, and with hooks."""
     nodes = load_pack()
     model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
     vae = stock_vae(job)
@@ -110,7 +110,7 @@ def job_parts(job: dict) -> dict[str, Tensor]:
 
 
 def job_previews(job: dict) -> dict[str, Tensor]:
-    """A run with previews: who asks ComfyUI for memory in it, and what comes of it when a preview finds none."""
+    """Sample with previews; record requests for memory, and what happens if a preview finds no memory."""
     nodes = load_pack()
     model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
     sizes = {"width": 0, "height": 0, "length": 0, "batch_size": 1}

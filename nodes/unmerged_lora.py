@@ -1,6 +1,7 @@
-"""A LoRA computed beside the weights, for those that ComfyUI's weight hooks cannot change: quantised ones.
+"""An unmerged LoRA, for weights that ComfyUI's weight hooks cannot change (quantised ones).
 
-`y = W x + strength * alpha / rank * up (down x)`, the strength taken from the hook's keyframes at every call.
+The LoRA is added to the output of each linear layer: `y = W x + strength * alpha / rank * up (down x)`. The strength is
+read from the hook's keyframes at every call.
 """
 
 from collections.abc import Callable
@@ -15,28 +16,28 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..magicdistill_core.branch import LowRank
-from .low_rank import NETWORK, FittedLora, held_weights
+from .low_rank import NETWORK, FittedLora, network_weights
 
 _WEIGHT = ".weight"
 
 
 def weights_are_fixed(model: ModelPatcher) -> bool:
-    """Whether a MODEL holds weights that hooks cannot patch: in ComfyUI's quantised formats, or of another pack (GGUF).
+    """Return whether a MODEL has weights that hooks cannot patch.
 
-    Both are tensors of a class of their own.
+    These are weights in ComfyUI's quantised formats and weights of other packs (GGUF). Both are subclasses of Tensor.
     """
     plain = (Tensor, torch.nn.Parameter)
-    return any(type(weight) not in plain for weight in held_weights(model).values())
+    return any(type(weight) not in plain for weight in network_weights(model).values())
 
 
-def beside_hook(
+def unmerged_hook(
     model: ModelPatcher, lora: FittedLora, frames: comfy.hooks.HookKeyframeGroup
 ) -> tuple[comfy.hooks.TransformerOptionsHook, int]:
-    """A hook that adds a LoRA to the outputs of linear layers, and how many of its changes it has to leave out."""
+    """Return a hook that adds a LoRA to the outputs of linear layers, and how many of its changes cannot be applied."""
     branches = {}
     for key, patch in lora.patches.items():
         name = key.removeprefix(NETWORK).removesuffix(_WEIGHT)
-        # ComfyUI's quantised linear layers are none of PyTorch's, so that the others are told apart.
+        # ComfyUI's quantised linear layers do not derive from torch.nn.Linear, so exclude convolutions instead.
         layer = model.model.diffusion_model.get_submodule(name) if isinstance(patch, LoRAAdapter) else None
         if layer is not None and not isinstance(layer, torch.nn.Conv3d):
             branches[name] = _branch(patch)
@@ -68,7 +69,7 @@ def _add(branch: LowRank, strength: float, module: torch.nn.Module, args: tuple[
     x = args[0]
     down, up = (cast_to_device(half, x.device, output.dtype) for half in (branch.down, branch.up))
     hidden = torch.nn.functional.linear(x.to(output.dtype), down)
-    # In place: at full size a layer's output has gigabytes, of which ComfyUI expects one and not three.
+    # In place: at full size a layer's output takes gigabytes, and ComfyUI plans memory for one copy, not three.
     rows = output.view(-1, output.shape[-1])
     rows.addmm_(hidden.view(-1, hidden.shape[-1]), up.T, alpha=strength * branch.factor)
     return output
