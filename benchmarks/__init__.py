@@ -1,1 +1,1 @@
-"""Measurements of whatever machine they are run on: `python -m benchmarks`."""
+"""Measure speed and memory on this machine: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [names]`: measure this machine; `report` and `memory` instead: write a page of docs/."""
+"""Measure this machine, or write docs/performance.md (`report`) or docs/memory.md (`memory`)."""
 
 import argparse
 import logging
@@ -22,17 +22,25 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
 MEMORY_PAGE = ROOT / "docs" / "memory.md"
-# The most seconds that each may take while others wait; the order is that in which all of them run.
+# The time limit of each benchmark in seconds, in running order. The last benchmark of a run has no limit but the run's.
 LIMITS = {"forward": 160, "iteration": 330, "sampling": 160, "loading": 150, "autoencoder": 40, "data": 30}
 _MACHINE_SECONDS = 60
-# Between a benchmark's time being up, after which it begins no new case, and its being ended.
+# A benchmark starts no new case after its time is up. The process is killed this many seconds later.
 _GRACE = 30
 
 logger = logging.getLogger("benchmarks")
 
 
 def measure(names: list[str], results: Path, minutes: float, pocket: bool, commit: str | None) -> None:
-    """Run benchmarks one after another, each in its own process, and write `results` (JSON) and the table beside it."""
+    """Run benchmarks one after another, each in its own process.
+
+    Args:
+        names: the benchmarks, in running order.
+        results: the JSON file to write; the Markdown page is written next to it.
+        minutes: time limit of the run.
+        pocket: use pocket sizes also on a large GPU.
+        commit: the commit that is measured; None asks git.
+    """
     end = time.monotonic() + 60 * minutes
     store = Store(results)
     store.set_machine(commit=commit or _commit())
@@ -55,21 +63,21 @@ def measure(names: list[str], results: Path, minutes: float, pocket: bool, commi
 
 
 def _run(store: Store, name: str, seconds: float, pocket: bool) -> str:
-    """Run one benchmark; how it ended."""
+    """Run one benchmark in its own process and return its final status."""
     logger.info("%s: at most %.0f s", name, seconds)
     command = [sys.executable, "-u", "-m", "benchmarks.worker", name, f"--results={store.path}"]
-    # Slow imports are forgiven only as far as the benchmark still ends by itself.
+    # Imports do not count against `--seconds`. `--end` makes a worker with slow imports stop before it is killed.
     command += [f"--seconds={seconds}", f"--end={time.monotonic() + seconds + _GRACE / 2}"]
     if pocket:
         command.append("--pocket")
-    # What an ended benchmark leaves behind, files of tens of gigabytes and processes, goes with it.
+    # A killed benchmark may leave files of tens of gigabytes and child processes. Both are removed.
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as scratch:
         environment = os.environ | {"TMPDIR": scratch}
         worker = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         try:
             code = worker.wait(seconds + _GRACE)
         except subprocess.TimeoutExpired:
-            return "ended: it ran past its time"
+            return "ended: it exceeded its time limit"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
@@ -85,14 +93,16 @@ def _commit() -> str | None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(LIMITS)} (default: all); or report, or memory")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--minutes", type=float, default=10, help="for all together; what does not fit is not run")
-    parser.add_argument("--pocket", action="store_true", help="pocket sizes also on a large GPU")
-    parser.add_argument("--commit", help="what the results are of, where git does not know")
+    parser.add_argument(
+        "names", nargs="*", help=f"benchmarks to run: {', '.join(LIMITS)} (default: all); or report or memory"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--minutes", type=float, default=10, help="time limit; cases that do not fit are not run")
+    parser.add_argument("--pocket", action="store_true", help="use pocket sizes also on a large GPU")
+    parser.add_argument("--commit", help="the measured commit, if this folder is no git repository")
     options = parser.parse_args()
     if options.names == ["report"]:
         for results in options.out.glob("*.json"):
@@ -100,7 +110,7 @@ def main() -> None:
         write_text(PAGE, performance_page(options.out))
         return
     if options.names == ["memory"]:
-        # Imports the trainer and DeepSpeed, which no other command of this process needs.
+        # Imported here because it loads the trainer and DeepSpeed, which the other commands do not need.
         from .memory import memory_page
 
         write_text(MEMORY_PAGE, memory_page([Store(path).read() for path in sorted(options.out.glob("*.json"))]))

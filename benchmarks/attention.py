@@ -1,4 +1,4 @@
-"""Attention back-ends, bare and inside a transformer."""
+"""Attention back-ends: one attention alone, and the attention layers of a transformer."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 MASKED_CHOICE = "PyTorch's choice, masked"
-# By name: the kernel that PyTorch is held to (None: its own choice), and whether it is given a mask that hides nothing.
+# By name: the only kernel that PyTorch may use (None: PyTorch chooses), and whether it gets a mask that hides nothing.
 KERNELS: dict[str, tuple[SDPBackend | None, bool]] = {
     "PyTorch's choice": (None, False),
     MASKED_CHOICE: (None, True),
@@ -27,21 +27,22 @@ FLASH_PACKAGE = "flash-attn package"
 
 
 def has_flash_package() -> bool:
-    """Whether flash-attn can be imported."""
+    """Return whether the flash-attn package can be imported."""
     return find_spec("flash_attn") is not None
 
 
-def held_to(kernel: SDPBackend | None) -> AbstractContextManager[None]:
-    """Within it, PyTorch's attention uses that kernel or fails."""
+def using_kernel(kernel: SDPBackend | None) -> AbstractContextManager[None]:
+    """Make PyTorch's attention use this kernel within the context, or fail. None lets PyTorch choose."""
     return nullcontext() if kernel is None else sdpa_kernel(kernel)
 
 
 def bare_attention(name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Callable[[], Tensor]:
-    """One self-attention by a back-end of `KERNELS` or by the flash-attn package.
+    """Return a function that computes one self-attention with one back-end.
 
     Args:
+        name: a key of `KERNELS`, or `FLASH_PACKAGE`.
         query, key, value: `[1, S, heads, 128]`.
-        mask: `[1, 1, 1, S]` of True, used by the masked ones.
+        mask: `[1, 1, 1, S]` of True; only the masked back-ends use it.
     """
     if name == FLASH_PACKAGE:
         from flash_attn import flash_attn_func
@@ -53,7 +54,7 @@ def bare_attention(name: str, query: Tensor, key: Tensor, value: Tensor, mask: T
     kernel, masked = KERNELS[name]
 
     def attend() -> Tensor:
-        with held_to(kernel):
+        with using_kernel(kernel):
             return scaled_dot_product_attention(
                 query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask if masked else None
             )
@@ -61,8 +62,8 @@ def bare_attention(name: str, query: Tensor, key: Tensor, value: Tensor, mask: T
     return attend
 
 
-class HeldAttention(HunyuanVideoAttnProcessor2_0):
-    """diffusers' attention held to one back-end of `KERNELS`, or run by the flash-attn package."""
+class FixedAttention(HunyuanVideoAttnProcessor2_0):
+    """diffusers' attention processor with one fixed back-end: a key of `KERNELS`, or `FLASH_PACKAGE`."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -78,22 +79,22 @@ class HeldAttention(HunyuanVideoAttnProcessor2_0):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> Any:
-        with held_to(self._kernel):
+        with using_kernel(self._kernel):
             mask = attention_mask if self._masked else None
             return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
 
 
 def attention_layers(transformer: Any) -> list[Any]:
-    """The attention modules of the blocks, in order."""
+    """Return the attention modules of the blocks, in order."""
     return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
 
 
 def processors(transformer: nn.Module) -> list[Any]:
-    """What the blocks' attention runs by."""
+    """Return the attention processors of the blocks, in order."""
     return [layer.processor for layer in attention_layers(transformer)]
 
 
 def set_processors(transformer: nn.Module, chosen: Sequence[Any]) -> None:
-    """Let the blocks' attention run by these, one for each layer."""
+    """Set the attention processors of the blocks, one per layer, in order."""
     for layer, processor in zip(attention_layers(transformer), chosen, strict=True):
         layer.set_processor(processor)

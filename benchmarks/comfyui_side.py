@@ -1,6 +1,7 @@
-"""Our sampler node against ComfyUI's own sampler, inside a process that has a real ComfyUI.
+"""Compare our sampler node with ComfyUI's stock sampler; runs in a process that imports ComfyUI.
 
-Usage: comfyui_side.py COMFYUI JOB.json (see `cases/sampling.py`); writes the rows where the job says.
+Usage: comfyui_side.py COMFYUI JOB.json. `cases/sampling.py` writes the job; the rows go to the file that its field
+`rows` names.
 """
 
 import importlib
@@ -17,7 +18,7 @@ PACK = Path(__file__).resolve().parents[1]
 
 
 def load_pack() -> ModuleType:
-    """The pack's nodes, imported as ComfyUI does: by path, under a name that is no package on sys.path."""
+    """Import the pack's nodes as ComfyUI does: by file path, under a name that is not on sys.path."""
     spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
     assert spec is not None
     assert spec.loader is not None
@@ -28,13 +29,20 @@ def load_pack() -> ModuleType:
 
 
 def run_node(node: Any, **inputs: object) -> tuple[Any, ...]:
-    """A node's outputs, run through ComfyUI's own wrapping."""
+    """Run a node through ComfyUI's own wrapper and return its outputs."""
     outputs: tuple[Any, ...] = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs).result
     return outputs
 
 
 def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Both samplers from the same noise on the same loaded model, and how far their results lie apart."""
+    """Run both samplers on the same loaded model from the same noise, and compare time and results.
+
+    Args:
+        job: the content of the job file: `model`, `latent` (shape), `steps`, `shift`, `repeats`.
+
+    Returns:
+        One row per sampler.
+    """
     import comfy.ldm.modules.attention
     import comfy.samplers
     import comfy.utils
@@ -100,9 +108,9 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     comfyui, job_file = sys.argv[1:3]
-    # Last, so that ComfyUI's own modules of the same names (`nodes`) are found first.
+    # The pack comes last, because ComfyUI's own modules of the same name (`nodes`) must be found first.
     sys.path[:] = [comfyui, *[entry for entry in sys.path if Path(entry or ".").resolve() != PACK / "benchmarks"]]
     sys.path.append(str(PACK))
     sys.argv = ["main.py", *([] if torch.accelerator.is_available() else ["--cpu"])]

@@ -1,4 +1,8 @@
-"""What the numbers at 13B say, in sentences and against the targets; computed from the rows."""
+"""Sentences and targets for the performance page, computed from the rows at 13B sizes.
+
+Each function `_forward`, `_attention`, ... writes one sentence. Its argument `find(benchmark, *cases)` returns the rows
+of these cases from one run, or raises `LookupError` if no run measured all of them.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +15,8 @@ from .sizes import FULL_SIZES
 _SMALL, _MEDIUM, _USUAL, _LONGEST = (clip.name for clip in FULL_SIZES.clips)
 _FORWARD = f"attention in the forward, {_MEDIUM}"
 _ITERATION = "iteration, computed from one update of each"
-# Benchmark, end of the case, what it is, and the most that it is to take as a multiple of its bare network calls.
+# Benchmark, end of the case's name, name in the table, and the largest allowed ratio of its time to the time of its
+# bare network calls.
 _TARGETS = (
     ("sampling", "our Euler sampler", "sampling", 1.01),
     ("iteration", _ITERATION, "training iteration", 1.05),
@@ -20,10 +25,11 @@ Find = Callable[..., list[Row]]
 
 
 def findings(documents: Sequence[Document]) -> Iterator[str]:
-    """One sentence per finding; those whose rows have not been measured are left out.
+    """Yield one sentence per finding. A finding is skipped if no run measured all of its rows.
 
     Args:
-        documents: results of one machine. Each comparison is of rows that ran together.
+        documents: the results of all runs of one machine. A sentence uses the rows of a single run, so that its numbers
+            can be compared.
     """
     for finding in (_forward, _attention, _compiled, _eight_bits, _branch, _kept, _longest, _loading):
         with suppress(LookupError):
@@ -31,7 +37,7 @@ def findings(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def targets(documents: Sequence[Document]) -> list[Row]:
-    """A row for each measured target: what it took, and whether that is within the target."""
+    """Return one table row per measured case that has a target: the target, whether it is met, and the ratio."""
     rows = []
     for benchmark, ending, what, most in _TARGETS:
         for _, measured in current(documents, benchmark):
@@ -57,8 +63,8 @@ def _attention(find: Find) -> str:
     own, cudnn, flash, masked = (row["seconds"] for row in find("forward", *(f"{_FORWARD}: {kind}" for kind in kinds)))
     return (
         f"At {_MEDIUM} a forward takes {own:.3f} s with the attention kernel that PyTorch chooses, {cudnn:.3f} s with "
-        f"cuDNN's, and {flash:.3f} s with PyTorch's flash kernel. With the mask that diffusers' transformer builds, "
-        f"which hides nothing, it takes {masked:.3f} s; the trainer passes no mask."
+        f"cuDNN's, and {flash:.3f} s with PyTorch's flash kernel. diffusers' transformer passes a mask that hides "
+        f"nothing; with it a forward takes {masked:.3f} s. The trainer passes no mask."
     )
 
 
@@ -82,14 +88,14 @@ def _eight_bits(find: Find) -> str:
 
 def _branch(find: Find) -> str:
     (row,) = find("iteration", f"{_USUAL}: forward without a branch")
-    return f"An unmerged low-rank branch takes {1 - row['ratio']:.1%} of a forward at {_USUAL}."
+    return f"An unmerged low-rank branch takes {1 - row['ratio']:.1%} of the time of a forward at {_USUAL}."
 
 
 def _kept(find: Find) -> str:
     (row,) = find("iteration", f"{_USUAL}: backward, attention kept")
     return (
-        f"With `model.keep_attention` a forward and backward at {_USUAL} takes {1 - row['ratio']:.1%} less time, and "
-        f"{row['peak_gb']:.1f} GB at most."
+        f"With `model.keep_attention` a forward with its backward takes {1 - row['ratio']:.1%} less time at {_USUAL}. "
+        f"Its peak memory is {row['peak_gb']:.1f} GB."
     )
 
 
@@ -97,13 +103,13 @@ def _longest(find: Find) -> str:
     for clip in (_LONGEST, _USUAL, _MEDIUM, _SMALL):
         with suppress(LookupError):
             (row,) = find("iteration", f"{clip}: {_ITERATION}")
-            return f"The longest clip that was trained on is {clip}: {row['peak_gb']:.1f} GB at most on one GPU."
+            return f"The longest trained clip has {clip}. Its peak memory is {row['peak_gb']:.1f} GB on one GPU."
     raise LookupError(_ITERATION)
 
 
 def _loading(find: Find) -> str:
     (row,) = find("loading", "load from disk")
     return (
-        f"A file of {row['file_gb']:.1f} GB loads in {row['seconds']:.1f} s from the disk and takes "
+        f"A file of {row['file_gb']:.1f} GB loads in {row['seconds']:.1f} s from the disk. Loading it takes "
         f"{row['host_peak_gb']:.2f} GB of the host's memory."
     )

@@ -1,7 +1,7 @@
-"""The packages that a bare GPU machine lacks, as wheels: `python -m benchmarks.gather_wheels`.
+"""Download wheels of the packages that are missing on a GPU machine: `python -m benchmarks.gather_wheels`.
 
-The machine is taken to have Python 3.12 with torch, torchvision, transformers, accelerate and what these need. PyAV is
-left out for its size; where it is missing, videos cannot be decoded and that measurement is recorded as not run.
+The machine must have Python 3.12 with torch, torchvision, transformers, accelerate and their dependencies. PyAV is left
+out because it is large. Without PyAV videos cannot be decoded, and that measurement is recorded as not run.
 """
 
 import argparse
@@ -44,23 +44,23 @@ PACKAGES = (
     "urllib3",
     "zipp",
 )
-# Published as source only; its operators are compiled on use.
+# Published as source only. Its operators are compiled at first use.
 FROM_SOURCE = ("deepspeed",)
 
 logger = logging.getLogger(__name__)
 
 
 def locked_versions(lock: Path) -> dict[str, str]:
-    """Package versions by name from uv.lock."""
+    """Read the package versions from uv.lock, by package name."""
     packages = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
     return {package["name"]: package["version"] for package in packages if "version" in package}
 
 
 def gather(folder: Path) -> None:
-    """Fill a folder with one wheel of each package at the locked version.
+    """Fill a folder with one wheel per package, at the locked version. Old wheels in it are deleted.
 
     Raises:
-        subprocess.CalledProcessError: if pip does not find or build one.
+        subprocess.CalledProcessError: if pip does not find a wheel, or cannot build it.
     """
     versions = locked_versions(ROOT / "uv.lock")
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def gather(folder: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / ".whl", help="folder to fill")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the wheels in .whl and run `python -m benchmarks` on a machine without a network.
+# Install the wheels from .whl and run `python -m benchmarks`. The machine needs no network connection.
 # usage: benchmarks/gpu_call.sh FOLDER_FOR_RESULTS [arguments of python -m benchmarks]
 set -o pipefail
 cd "$(dirname "$0")/.." || exit

@@ -1,4 +1,4 @@
-"""What every benchmark measures with: cases that may fail alone, interleaved timing, peaks of memory."""
+"""Tools of every benchmark: cases that fail alone, timing of variants in turns, and peaks of memory."""
 
 import gc
 import logging
@@ -20,7 +20,7 @@ from .sizes import Sizes, sizes_for
 logger = logging.getLogger(__name__)
 
 GB = 1e9
-# What counts as a GPU on which 13B is measured, in bytes.
+# Smallest memory, in bytes, of a GPU that measures 13B sizes.
 FULL_MEMORY = 100 * GB
 
 Row = dict[str, Any]
@@ -28,7 +28,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Repeated timings of one variant, in the order in which they were taken."""
+    """Repeated timings of one variant.
+
+    Attributes:
+        seconds: the duration of each repeat, in order.
+        peak_bytes: the largest device memory of all repeats; 0 without a GPU.
+    """
 
     seconds: tuple[float, ...]
     peak_bytes: int = 0
@@ -47,11 +52,11 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """The range of the timings as a part of their median."""
+        """The range of the timings divided by their median."""
         return (self.maximum - self.minimum) / self.median
 
     def row(self) -> Row:
-        """The timings as columns of a result: seconds (median), their extremes, spread and number; peak memory."""
+        """Return the columns of a result: median, extremes, spread and number of the timings, and the peak memory."""
         columns: Row = {
             "seconds": self.median,
             "seconds_min": self.minimum,
@@ -66,7 +71,7 @@ class Timing:
 
 @dataclass
 class Case:
-    """How one case went, once it is over."""
+    """The outcome of one case; set when the case has ended."""
 
     failed: bool = False
     seconds: float = 0.0
@@ -76,10 +81,12 @@ class Bench:
     """One benchmark on one device.
 
     Args:
-        sink: takes every row as soon as there is one.
-        seconds: how long the benchmark may take; cases that would not fit are recorded as not run.
-        clock: seconds since any moment.
-        machine: what was measured of the machine before (`benchmarks.machine`).
+        device: the device that is measured.
+        full: measure 13B sizes; otherwise pocket sizes.
+        sink: is called with every row as soon as it is measured.
+        seconds: time limit; cases that do not fit are recorded as not run.
+        clock: returns seconds since a fixed moment.
+        machine: the description and plain speed of the machine (`benchmarks.machine`).
     """
 
     def __init__(
@@ -101,23 +108,23 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks compute in here: bf16 on a GPU, float32 on a CPU, which is slow at anything else."""
+        """The dtype of the networks: bf16 on a GPU; float32 on a CPU, because other dtypes are slow there."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def generator(self, seed: int = 0) -> torch.Generator:
-        """A new generator on the device."""
+        """Return a new random generator on the device."""
         return torch.Generator(self.device).manual_seed(seed)
 
     def record(self, case: str, **values: Any) -> None:
-        """Write a result: numbers and short texts by column."""
+        """Write one row: a case, and numbers and short texts by column."""
         self._sink({"case": case, **values})
 
     def seconds_left(self) -> float:
-        """Until the benchmark's time is up."""
+        """Return the seconds until the time limit."""
         return self._end - self._clock()
 
     def time_for(self, case: str, seconds: float) -> bool:
-        """Whether a case of about so many seconds still fits; if not, that is recorded."""
+        """Return whether a case of about `seconds` still fits into the time limit; if not, record it as not run."""
         if self.seconds_left() >= seconds:
             return True
         self.record(case, error=f"not run: out of time (needs about {seconds:.0f} s)")
@@ -125,7 +132,10 @@ class Bench:
 
     @contextmanager
     def case(self, name: str) -> Iterator[Case]:
-        """One case, whose failure is recorded and ends only itself; memory and its peak are clean before and after."""
+        """Run the block as one case. An exception is recorded as an error row and ends only this case.
+
+        Unused memory is freed and the peak is reset before and after.
+        """
         self.clean()
         began = self._clock()
         case = Case()
@@ -135,7 +145,7 @@ class Bench:
             case.failed = True
             logger.warning("%s failed", name, exc_info=error)
             self.record(name, error=describe(error))
-            # The frames of the traceback hold the tensors of the case.
+            # The traceback's frames hold references to the case's tensors, which could not be freed otherwise.
             traceback.clear_frames(error.__traceback__)
         finally:
             self.clean()
@@ -143,12 +153,17 @@ class Bench:
             logger.info("%s: %.1f s", name, case.seconds)
 
     def compare(self, variants: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
-        """Time several ways of doing a thing, one after another in every round, so that drift meets all alike.
+        """Time several variants in turns: every round runs each of them once.
+
+        A slow change of the machine's speed then affects all variants equally.
 
         Args:
-            variants: what to run, by name; results are dropped.
-            repeats: timed rounds.
-            warmup: rounds before them.
+            variants: the functions to time, by name; their results are dropped.
+            repeats: number of timed rounds.
+            warmup: number of rounds before them that are not timed.
+
+        Returns:
+            The timing of each variant, by name.
         """
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         peaks = dict.fromkeys(variants, 0)
@@ -166,29 +181,29 @@ class Bench:
         return {name: Timing(tuple(taken), peaks[name]) for name, taken in seconds.items()}
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
+        """Wait until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def clean(self) -> None:
-        """Free what nothing holds, and begin a new peak."""
+        """Free unused memory and reset the peak."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.reset_peak()
 
     def reset_peak(self) -> None:
-        """Begin a new peak of device memory."""
+        """Reset the peak of device memory."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_bytes(self) -> int:
-        """Most device memory allocated since the peak was reset; 0 without a GPU."""
+        """Return the most device memory allocated since the last reset, in bytes; 0 without a GPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, short enough for a table."""
+    """Return an error as one line, short enough for a table."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     text = " ".join(str(error).split())
@@ -196,9 +211,13 @@ def describe(error: BaseException) -> str:
 
 
 class HostMemory:
-    """The peak of this process's memory while a block runs, sampled: its own pages, and mapped files with them.
+    """Record the peak of this process's memory while a block runs, by sampling.
 
-    Mapped pages belong to the page cache: the system takes them back when it needs to. Own pages it cannot.
+    Two peaks are recorded: the process's own pages, and its own pages plus the pages of mapped files. Mapped pages
+    belong to the page cache: the system can free them when it needs memory. It cannot free own pages.
+
+    Args:
+        every: seconds between two samples.
     """
 
     def __init__(self, every: float = 0.01) -> None:
@@ -228,12 +247,15 @@ class HostMemory:
         self.own_bytes, self.resident_bytes = max(self.own_bytes, own), max(self.resident_bytes, resident)
 
     def row(self) -> Row:
-        """The peaks as columns of a result."""
+        """Return the columns of a result: both peaks in GB."""
         return {"host_peak_gb": self.own_bytes / GB, "host_peak_with_mapped_gb": self.resident_bytes / GB}
 
 
 def _status() -> tuple[int, int]:
-    """Own and resident bytes of this process; systems that do not tell them apart give the latter twice."""
+    """Return the own and the resident bytes of this process.
+
+    Both numbers are equal on systems that report only resident bytes.
+    """
     fields = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""What a profile's kernels do, in plain words."""
+"""Sort the kernels of a profile by kind of operation."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-# The first that is found in a kernel's name decides.
+# The first pattern that matches a kernel's name decides its kind.
 _KINDS = (
     ("attention", r"sdpa|flash|fmha|attention"),
     ("matrix products", r"nvjet|gemm|cutlass|addmm|::b?mm$"),
@@ -20,14 +20,18 @@ _OTHER = "everything else"
 
 
 def kind_of(kernel: str) -> str:
-    """What a kernel or operator of this name does."""
+    """Return the kind of the kernel or operator with this name."""
     return next((kind for kind, pattern in _KINDS if re.search(pattern, kernel)), _OTHER)
 
 
 def by_kind(rows: Iterable[Row]) -> list[Row]:
-    """A profile's rows (`case` "group: kernel", `part`, `seconds`, `calls`) summed by kind, the largest first.
+    """Sum the rows of a profile by kind, the largest sum first.
 
-    What the profile did not list is under everything else, without a number of calls.
+    The profile lists only the largest kernels. The time of the others is added to "everything else", which then has
+    no number of calls.
+
+    Args:
+        rows: one row per kernel with `case` ("group: kernel"), `part` (share of the time), `seconds` and `calls`.
     """
     rows = list(rows)
     sums: dict[str, Row] = {}
@@ -39,10 +43,10 @@ def by_kind(rows: Iterable[Row]) -> list[Row]:
             found[column] += row[column]
     listed = sum(row["part"] for row in rows)
     if rows and listed < 1:
-        whole = sum(row["seconds"] for row in rows) / listed
+        total = sum(row["seconds"] for row in rows) / listed
         group = rows[0]["case"].partition(": ")[0]
         found = sums.setdefault(_OTHER, {"case": f"{group}: {_OTHER}", "part": 0.0, "seconds": 0.0})
         found.pop("calls", None)
         found["part"] += 1 - listed
-        found["seconds"] += (1 - listed) * whole
+        found["seconds"] += (1 - listed) * total
     return sorted(sums.values(), key=lambda row: -row["part"])

@@ -1,4 +1,4 @@
-"""Linears with fp8 and int8 weights, as small as they can be: what such weights cost or gain in one forward."""
+"""Minimal linears with fp8 and int8 weights, to measure the speed and the error of such weights in one forward."""
 
 import copy
 import re
@@ -16,13 +16,17 @@ _INT8_LARGEST = 127
 
 
 def _rows(weight: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """A matrix divided so that every row's largest entry is `largest`, and the divisors `[rows, 1]` in float32."""
+    """Scale each row of a matrix to a largest absolute entry of `largest`.
+
+    Returns:
+        The scaled matrix, and the divisors `[rows, 1]` in float32.
+    """
     scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / largest
     return weight.float() / scale, scale
 
 
 class _Scaled(nn.Module):
-    """A linear of an 8-bit weight and a scale for every row of it."""
+    """A linear with an 8-bit weight and one scale per row of the weight."""
 
     weight: Tensor
     scale: Tensor
@@ -35,7 +39,7 @@ class _Scaled(nn.Module):
 
 
 class StoredLinear(_Scaled):
-    """A linear whose weight is stored in 8 bits with a scale for every row, and expanded at every call."""
+    """A linear that stores its weight in 8 bits with one scale per row, and expands it at every call."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         scaled, scale = _rows(linear.weight.data, _FP8_LARGEST if dtype == FP8 else _INT8_LARGEST)
@@ -47,19 +51,20 @@ class StoredLinear(_Scaled):
 
 
 class Fp8Linear(_Scaled):
-    """A linear that multiplies in fp8: weights by rows, activations by tokens, each with its own scale.
+    """A linear that multiplies in fp8, with one scale per row of the weight and one scale per token.
 
-    Needs a GPU with fp8 matrix units (compute capability 8.9 or more); sides must be multiples of 16.
+    It needs a GPU with fp8 matrix units (compute capability 8.9 or more). Both sizes of the weight must be multiples
+    of 16.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         scaled, scale = _rows(linear.weight.data, _FP8_LARGEST)
-        # As the product wants it: one number for every column of the transposed weight.
+        # `torch._scaled_mm` needs one scale per column of the transposed weight.
         super().__init__(scaled.to(FP8), scale.t().contiguous(), linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        # One pass and no copy, unlike abs().amax().
+        # The norm reads the rows once; abs().amax() would also make a copy.
         largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1, keepdim=True).float().clamp(min=1e-12)
         scale = largest / _FP8_LARGEST
         stored = (rows * (1 / scale).to(rows.dtype)).to(FP8)
@@ -72,13 +77,19 @@ class Fp8Linear(_Scaled):
 
 
 def has_fp8_units(device: torch.device) -> bool:
-    """Whether the device multiplies in fp8."""
+    """Return whether the device has fp8 matrix units."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def with_linears(transformer: nn.Module, replace: Callable[[nn.Linear], nn.Module]) -> nn.Module:
-    """A transformer that shares everything with the given one but the large linears of its blocks."""
-    # Modules are copied, parameters are not: the memo says that they are copied already.
+    """Return a copy of a transformer with the large linears of its blocks replaced.
+
+    The copy shares all other parameters and buffers with the original.
+
+    Args:
+        replace: makes the new module from a linear.
+    """
+    # deepcopy copies the modules only: the memo marks parameters and buffers as already copied.
     shared = {id(tensor): tensor for tensor in (*transformer.parameters(), *transformer.buffers())}
     twin = copy.deepcopy(transformer, shared)
     for name, module in list(twin.named_modules()):
@@ -89,5 +100,5 @@ def with_linears(transformer: nn.Module, replace: Callable[[nn.Linear], nn.Modul
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
+    """Return the bytes of all parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

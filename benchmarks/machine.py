@@ -1,4 +1,4 @@
-"""The machine under the measurements: what it is, and what it reaches at a plain product and a plain copy."""
+"""Describe the machine, and measure its speed in a plain matrix product and a plain copy."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "triton", "diffusers", "peft", "deepspeed", "accelerate", 
 
 
 def facts(bench: Bench) -> dict[str, Any]:
-    """Names, numbers and versions, without measuring anything."""
+    """Return names, sizes and versions; measures nothing."""
     about: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(bench.device),
@@ -40,10 +40,14 @@ def facts(bench: Bench) -> dict[str, Any]:
 
 
 def limits(bench: Bench) -> dict[str, float]:
-    """The machine's own rates: `matmul_tflops` of a square product in the networks' dtype, `copy_gb_per_s`.
+    """Measure what the machine can reach.
 
-    The product is of random numbers, since zeros take less power and run faster. The copy counts what is
-    read and what is written.
+    The matrices hold random numbers, because a product of zeros takes less power and runs faster. The copy counts the
+    bytes read and the bytes written.
+
+    Returns:
+        `matmul_tflops`: TFLOP/s of a product of square matrices in the networks' dtype.
+        `copy_gb_per_s`: GB/s of a copy.
     """
     on_gpu = bench.device.type == "cuda"
     side, elements, times = (8192, 2**30, 20) if on_gpu else (1024, 2**26, 2)
@@ -71,7 +75,7 @@ def limits(bench: Bench) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
+    """Return the name of the GPU, or of the processor on a CPU device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 

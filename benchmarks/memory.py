@@ -1,4 +1,4 @@
-"""What training takes on each GPU by preset, computed at true sizes on any machine: `docs/memory.md`."""
+"""Write `docs/memory.md`: the memory of training on each GPU, per preset, computed at full sizes on any machine."""
 
 import logging
 import tempfile
@@ -38,25 +38,27 @@ _WAN_14B = WanShape(in_channels=36, hidden=5120, mlp=13824, blocks=40, text_dim=
 _INTRODUCTION = """# Memory of a training
 
 `python -m benchmarks memory` writes this page; it needs no GPU. `magicdistill memory CONFIG --gpus N` computes the
-same for any configuration, teacher and clip length, before you rent a GPU:
+same numbers for any configuration, teacher and clip length, before you rent a GPU:
 
     uv run magicdistill memory train/presets/hunyuan_i2v_w2s_4step_lora.yaml model.teacher=HUNYUAN \\
         --gpus 8 --frames 129 --height 544 --width 960
 
-The numbers come from the training's own code. It builds the networks with their branches and makes one update of each
-trained network, on tensors that have shapes but no data; every allocation is counted. DeepSpeed's share is computed:
-how it divides weights, gradients and optimizer states, and its buffers at their usual sizes. Not included are CUDA
-itself, the VAE that decodes validation samples, and memory that the allocator cannot use: leave a few GB for them. GB
-are 10^9 bytes, and a GPU sold as 80 GB has 85.
+The numbers come from the trainer's own code. It builds the networks with their branches and makes one update of each
+trained network. The tensors have shapes but no data, and every allocation is counted. DeepSpeed's part is computed:
+how it divides weights, gradients and optimizer states, and its buffers at their usual sizes.
 
-`update` is what the network calls of the most expensive update hold in addition to the other columns, or what the
-optimizer's step takes if that is more. `at the start` is what the networks take before DeepSpeed divides them.
+The numbers do not include CUDA itself, the VAE that decodes validation samples, or memory that the allocator cannot
+use. Leave a few GB for them. GB are 10^9 bytes; a GPU sold as 80 GB has 85.
+
+`update` is the additional memory of the most expensive update: of its network calls, or of the optimizer's step if that
+takes more. `in all` is the sum of `weights` to `update`. `at the start` is the memory of the networks before DeepSpeed
+divides them.
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, and the GPUs and clips for which it is computed."""
+    """A preset, with the number of GPUs and the clips to compute it for."""
 
     preset: str
     gpus: int
@@ -81,7 +83,10 @@ CASES = (
 
 
 class Files:
-    """Weights files of true size and no data, which take no room: of a 13B HunyuanVideo-I2V, and of Wan 2.1 I2V 14B."""
+    """Sparse weights files of full size without data: HunyuanVideo-I2V 13B and Wan 2.1 I2V 14B.
+
+    They take almost no space on the disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.hunyuan = folder / "hunyuan.safetensors"
@@ -93,17 +98,17 @@ class Files:
         save_file(null_prompt_tensors(NullPrompt(text, torch.zeros(1, HUNYUAN_13B.pooled_dim))), self.prompt)
 
     def settings(self, preset: str, *overrides: str) -> TrainConfig:
-        """A preset on them."""
+        """Load a preset with these files as teacher, prompts and few-step generator."""
         wan = preset.startswith("wan")
         file = self.wan if wan else self.hunyuan
-        given = [f"model.teacher={file}", f"model.null_prompt={self.prompt}", *overrides]
+        settings = [f"model.teacher={file}", f"model.null_prompt={self.prompt}", *overrides]
         path = Path(train.__file__).parent / "presets" / f"{preset}.yaml"
         method = load_config(path).method
         if method.uses_negative_prompt:
-            given.append(f"model.negative_prompt={self.prompt}")
+            settings.append(f"model.negative_prompt={self.prompt}")
         if method.start_file is not None:
-            given.append(f"method.few_step_generator={file}")
-        return load_config(path, given)
+            settings.append(f"method.few_step_generator={file}")
+        return load_config(path, settings)
 
 
 def _write(path: Path, shape: Any, family: Family) -> None:
@@ -111,7 +116,7 @@ def _write(path: Path, shape: Any, family: Family) -> None:
         network = build_network(shape, family)
     weights = diffusers_to_file(family.architecture.layout, network.state_dict())
     spaces = {key: Space(torch.bfloat16, tuple(value.shape)) for key, value in weights.items()}
-    # A generator's, so that the file is a teacher and the few-step generator of one-step distillation as well.
+    # The recipe of a generator: the file can be a teacher, and also the few-step generator of one-step distillation.
     recipe = Recipe(
         kind="generator", family=family.architecture.name, i2v_mode=family.i2v_mode, steps=4, shift=5.0, width=960,
         height=544, frames=129, fps=24,
@@ -121,7 +126,15 @@ def _write(path: Path, shape: Any, family: Family) -> None:
 
 
 def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
-    """One row, in GB."""
+    """Compute one row of the page.
+
+    Args:
+        clip: the size of the training clips.
+        gpus: the number of GPUs that DeepSpeed divides the state over.
+
+    Returns:
+        GB per GPU by column.
+    """
     from train.memory.training import memory_of
 
     teacher = load_teacher(config, "meta")
@@ -140,10 +153,10 @@ def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
 
 
 def memory_page(documents: Sequence[Document]) -> str:
-    """The page: presets, then computed next to measured memory.
+    """Return the page: the memory per preset, then computed next to measured memory.
 
     Args:
-        documents: results of the benchmarks.
+        documents: the results of all benchmark runs.
     """
     prepare_environment()
     with tempfile.TemporaryDirectory() as folder:
@@ -159,8 +172,9 @@ def memory_page(documents: Sequence[Document]) -> str:
     return "\n".join(lines)
 
 
-_CHECKED = """On one GPU in mode `lora`: the computed memory next to the [measured](performance.md) one.
-"One call" is one call of the network with its backward, attention kept, outside of DeepSpeed and without its buffer.
+_CHECKED = """The table compares computed memory with [measured](performance.md) memory on one GPU in mode `lora`.
+"One call" is one forward and backward of the network with attention kept. It runs outside of DeepSpeed, so its memory
+does not include DeepSpeed's buffers.
 """
 
 
@@ -168,14 +182,14 @@ def _checks(files: Files, documents: Sequence[Document]) -> Iterator[Row]:
     settings = files.settings(PRESET.stem, *ONE_GPU)
     for clip in (FULL_SIZES.small, FULL_SIZES.medium, FULL_SIZES.longest):
         found = computed(settings, clip, 1)["in all"]
-        yield {"case": clip.name} | _beside(found, documents, f"{clip.name}: fake update, exit at the first node")
+        yield {"case": clip.name} | _compared(found, documents, f"{clip.name}: fake update, exit at the first node")
     usual = FULL_SIZES.usual
     found = computed(files.settings(PRESET.stem, *ONE_GPU, "model.keep_attention=true"), usual, 1)
     bare = found["weights"] + found["optimizer"] + found["update"]
-    yield {"case": f"{usual.name}: one call"} | _beside(bare, documents, f"{usual.name}: backward, attention kept")
+    yield {"case": f"{usual.name}: one call"} | _compared(bare, documents, f"{usual.name}: backward, attention kept")
 
 
-def _beside(found: float, documents: Sequence[Document], case: str) -> Row:
+def _compared(found: float, documents: Sequence[Document], case: str) -> Row:
     documents = [document for document in documents if not document["machine"].get("moments_held_twice")]
     try:
         peak = together(documents, "iteration", case)[0]["peak_gb"]

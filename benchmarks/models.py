@@ -1,4 +1,4 @@
-"""Networks and inputs of random numbers, made where they are used."""
+"""Make networks and inputs of random numbers, directly on the device that uses them."""
 
 import torch
 from accelerate import init_empty_weights
@@ -16,10 +16,12 @@ _SPREAD = 0.02
 def random_network(
     shape: NetworkShape, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> nn.Module:
-    """A transformer with random weights, made on the device in its final dtype, in eval mode and frozen.
+    """Make a transformer with random weights, frozen and in eval mode.
+
+    It is made on the device in its final dtype, so no second copy takes memory.
 
     Args:
-        generator: on `device`.
+        generator: a generator on `device`.
     """
     with init_empty_weights():
         network = build_network(shape)
@@ -30,7 +32,7 @@ def random_network(
 
 @torch.no_grad()
 def fill_randomly(module: nn.Module, generator: torch.Generator) -> None:
-    """Normal weights of standard deviation 0.02, norms at 1 and biases at 0, in place."""
+    """Fill a module in place: weights from a normal distribution of standard deviation 0.02, norms 1, biases 0."""
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(0, _SPREAD, generator=generator)
@@ -41,7 +43,7 @@ def fill_randomly(module: nn.Module, generator: torch.Generator) -> None:
 def random_prompt(
     shape: NetworkShape, text_tokens: int, device: torch.device, generator: torch.Generator
 ) -> NullPrompt:
-    """Text conditioning of random numbers, float32."""
+    """Make text conditioning of random numbers in float32."""
     text = torch.randn(1, text_tokens, shape.text_dim, device=device, generator=generator)
     return NullPrompt(text, torch.randn(1, shape.pooled_dim, device=device, generator=generator))
 
@@ -49,7 +51,7 @@ def random_prompt(
 def random_clip(
     clip: Clip, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A noisy latent `[1, 16, T, H, W]` and its concatenated condition `[1, 17, T, H, W]`."""
+    """Make a noisy latent `[1, 16, T, H, W]` and the condition that is concatenated to it, `[1, 17, T, H, W]`."""
     x = torch.randn(clip.latent, device=device, dtype=dtype, generator=generator)
     image = torch.randn(x[:, :, :1].shape, device=device, dtype=dtype, generator=generator)
     return x, concat_condition(image, x.shape[2])

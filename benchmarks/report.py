@@ -1,4 +1,4 @@
-"""The performance page, and the tables of a single run."""
+"""Write the performance page, and the page of each single run."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,31 +13,36 @@ from .tables import number, table, tables
 _BENCHMARKS = {
     "forward": (
         "One forward of the transformer",
-        "TFLOP are counted from the shape: matrix products and attention. `as it is`: the trainer's network. `masked`: "
-        "attention is given a mask that hides nothing, as in diffusers' transformer.",
+        "TFLOP are computed from the network's shape: matrix products and attention. `as it is`: the network as the "
+        "trainer runs it. `masked`: attention gets a mask that hides nothing, as in diffusers' transformer.",
     ),
     "iteration": (
         "One iteration of training",
-        "Weak-to-strong distillation with the 13B preset in mode `lora` with activation checkpointing: five updates of "
-        "the fake score, one of the generator. `ratio` is the time divided by the time of the bare network calls: the "
-        "same calls with prepared inputs and nothing around them. `exit at the first node`: the rollout stops at the "
-        "schedule's first level. `restored`: the state of the optimizer is restored and the update made again; "
-        "`relative difference` is the distance between both results, relative to the length of the update.",
+        "Weak-to-strong distillation with the 13B preset in mode `lora` with activation checkpointing: five updates "
+        "of the fake score, one of the generator. A bare call is a network call alone, with prepared inputs: no "
+        "loss, no engine, no optimizer. `ratio` is the time divided by the time of the same network calls made as "
+        "bare calls. `exit at the first node`: the rollout stops at the schedule's first level. `iteration, computed "
+        "from one update of each` adds the forwards of the longer rollouts: on average over the exit levels, a "
+        "rollout of a 4-step generator takes 1.5 forwards more. `forward without a branch` and `backward, attention "
+        "kept` are bare calls; their `ratio` compares them with the bare call that the trainer makes. `restored`: "
+        "the optimizer's state is restored and the update is repeated. `relative difference` is the distance between "
+        "both results, divided by the distance that the update moves the weights.",
     ),
     "sampling": (
         "Sampling",
-        "`ratio` is the time divided by the time of as many bare network calls with prepared inputs. `relative "
-        "difference` compares results with our sampler's, and those of our node with ComfyUI's stock sampler's.",
+        "`ratio` is the time divided by the time of the same number of bare network calls with prepared inputs. "
+        "`relative difference` compares the latents of diffusers' loop with those of our sampler, and the latents of "
+        "our node with those of ComfyUI's stock sampler.",
     ),
     "loading": (
         "Writing and loading a model file",
-        "`host peak` is the process's own memory. `with mapped files` adds the pages of mapped files, which the system "
-        "can take back at any time.",
+        "`host peak` is the process's own memory. `with mapped files` adds the pages of mapped files; the system can "
+        "free those at any time.",
     ),
     "autoencoder": ("Encoding and decoding", ""),
     "data": (
         "The latent dataset",
-        "Encoding with the small autoencoder, and storing and reading shards; `prepare` is the whole command.",
+        "Encoding with the small autoencoder, writing shards and reading them. `prepare` is `magicdistill prepare`.",
     ),
 }
 _INTRODUCTION = """# Performance
@@ -47,24 +52,28 @@ a machine and adds such a file; see [`benchmarks/README.md`](../benchmarks/READM
 
 How to read it:
 
-- All numbers are computed from the files, sentences too. Weights and inputs are random numbers.
-- Variants in one table ran in turns, in one process, after a warm-up. A time is the median of its repeats. `spread` is
-  the range of the repeats relative to the median; it is empty where there was one repeat.
+- All numbers come from the files; the sentences are generated from them. Weights and inputs are random numbers.
+- The variants of one table ran in turns, in one process, after a warm-up. A time is the median of its repeats.
+  `spread` is the range of the repeats relative to the median; it is empty if there was one repeat.
 - `of a plain product` compares TFLOP/s with a plain matrix product on the same machine.
-- GPU time was short: most cases at 13B have one or two repeats.
-- A row is of the newest run that measured it. Tables of different runs are not to be compared.
-- Training runs in one process here, so communication between GPUs is in none of the numbers.
+- GPU time was limited: most cases at 13B have one or two repeats.
+- Each row comes from the newest run that measured it. Do not compare tables of different runs.
+- Training runs in one process here, so no number includes communication between GPUs.
 - GB are 10^9 bytes.
 """
 _POCKET = """## Pocket sizes
 
-Without a large GPU the same benchmarks run on the pocket network. These numbers show that everything runs. They say
-nothing about the speed of 13B models, because Python takes most of the time.
+Without a large GPU the same benchmarks run on the pocket network. These numbers show that everything runs. They
+do not predict the speed of 13B models, because Python takes most of the time.
 """
 
 
 def performance_page(folder: Path) -> str:
-    """The page: each machine that measured 13B with its newest rows, then links to the runs at pocket sizes."""
+    """Return the performance page: the newest rows of each machine at 13B sizes, then links to the pocket runs.
+
+    Args:
+        folder: the folder of the JSON files.
+    """
     runs = {path.stem: Store(path).read() for path in sorted(folder.glob("*.json"))}
     machines: dict[str, list[Document]] = {}
     for document in newest_first([document for document in runs.values() if not _is_pocket(document)]):
@@ -79,19 +88,19 @@ def performance_page(folder: Path) -> str:
 
 
 def render(documents: Sequence[Document]) -> str:
-    """The runs of one machine as Markdown: the machine, what was found, what was not measured, and the tables."""
+    """Return the runs of one machine as Markdown: the machine, findings, unmeasured cases, and the tables."""
     documents = newest_first(documents)
     machine = documents[0]["machine"]
     lines = [f"## {machine.get('device', 'Unknown device')}, {machine.get('sizes', '')} sizes", ""]
     lines += [f"- {line}" for line in _machine_lines(machine)]
     lines += [f"- {_label(document)}: {', '.join(document['benchmarks'])}{_remark(document)}" for document in documents]
     if not _is_pocket(documents[0]):
-        lines += _bullets("What was found:", findings(documents))
+        lines += _bullets("Findings:", findings(documents))
         if rows := targets(documents):
             lines += ["", "Overhead around the network calls:", "", *table(rows)]
     reasons = [f"{reason}: {'; '.join(cases)}" for reason, cases in unmeasured(documents).items()]
     absent = [name for name in _BENCHMARKS if not any(name in document["benchmarks"] for document in documents)]
-    lines += _bullets("Not measured:", [*reasons, *([f"not asked for: {', '.join(absent)}"] if absent else [])])
+    lines += _bullets("Not measured:", [*reasons, *([f"not requested: {', '.join(absent)}"] if absent else [])])
     for name, (title, explanation) in _BENCHMARKS.items():
         for count, (document, rows) in enumerate(current(documents, name)):
             if not count:
@@ -112,18 +121,18 @@ def _is_pocket(document: Document) -> bool:
 
 
 def _label(document: Document) -> str:
-    """When a run was made, and of which commit."""
+    """Return the date and the commit of a run."""
     machine = document["machine"]
     return f"{machine.get('date', 'unknown date')[:16].replace('T', ' ')}, commit {machine.get('commit') or 'unknown'}"
 
 
 def _remark(document: Document) -> str:
-    """What a person wrote into the file about the run."""
+    """Return the remark that a person wrote into the file, in parentheses."""
     return f" ({document['machine']['remark']})" if "remark" in document["machine"] else ""
 
 
 def _machine_lines(machine: dict[str, Any]) -> Iterator[str]:
-    """What the newest run was measured on."""
+    """Yield lines about hardware, versions and plain speed of a machine."""
     if "cpu" in machine:
         memory = f", device memory {machine['device_memory_gb']} GB" if "device_memory_gb" in machine else ""
         yield f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB{memory}; {machine['system']}"

@@ -1,4 +1,4 @@
-"""Whether an engine goes on as if nothing had been: an update made, its state put back, and the update made again."""
+"""Test that a restored engine continues exactly: make an update, restore the state before it, repeat the update."""
 
 import time
 from collections.abc import Mapping
@@ -19,16 +19,17 @@ State = Mapping[tuple[str, str], Tensor]
 
 
 def measure_restoring(bench: Bench, subject: Subject, clip: Clip) -> None:
-    """For each role, the time of restoring its state, and how far the repeated update ends from the first one.
+    """Measure per role the time of restoring its state, and the relative difference of the repeated update.
 
-    On a CPU that is nowhere. Kernels of a GPU that add in no fixed order leave a little, relative to how far the update
-    goes; an optimizer that is not what it was leaves as much again.
+    The relative difference is the distance between the weights after the two updates, divided by the distance that the
+    first update moved them. It is 0 on a CPU. On a GPU it is small, because some kernels add in no fixed order. If the
+    optimizer were not restored correctly, it would be about 1.
     """
     for role in (FAKE, GENERATOR):
         state = EngineState(subject.networks.engine(role).engine)
 
         def update(role: str = role) -> None:
-            # Courses of one seed give the same noise, and begin with the same update.
+            # A new course with the same seed draws the same noise and makes the same update.
             Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED)).update(role)
 
         update()
@@ -58,6 +59,6 @@ def _fill(saved: State, partitions: list[Partition]) -> None:
 
 
 def _distance(one: State, other: State) -> float:
-    """Between the weights of two states."""
+    """Return the distance between the weights of two states."""
     parts = [(one[key] - other[key]).norm() for key in one if key[1] == MASTER]
     return float(torch.stack(parts).norm())

@@ -1,9 +1,10 @@
-"""The objectives held against a known distribution: eight Gaussians on a ring, learned by a small network.
+"""Test the objectives on a known distribution: a small network learns eight Gaussians on a ring.
 
-Flow matching makes the teacher. A four-step generator starts as the teacher, whose own four Euler steps land beside the
-Gaussians, and is distilled by one method; what counts is the energy distance of its samples from the data. The fake
-score is a low-rank branch on the teacher, as in the trainer. `python -m benchmarks.ring` trains every method for long
-and writes the curves (JSON) and a plot.
+The teacher is trained by flow matching; with only four Euler steps its samples miss the Gaussians. A four-step
+generator starts from the teacher's weights and is distilled by one method. The result is the energy distance of its
+samples from the data. The fake score is a low-rank branch on the teacher, as in the trainer.
+
+`python -m benchmarks.ring` trains every method for many updates and writes the curves (JSON) and a plot.
 """
 
 import argparse
@@ -38,24 +39,26 @@ SHIFT, BATCH, FAKE_UPDATES = 5.0, 128, 5
 TEACHER_UPDATES, TEACHER_BATCH, TEACHER_RATE = 6000, 512, 1e-3
 STUDENT_RATE, FAKE_RATE, RANK = 1e-4, 1e-3, 8
 ODE_STEPS, HUBER_WIDTH = 28, 1e-2
-# Samples of which the distance is measured.
+# Number of samples for the energy distance.
 MEASURED = 2000
-# In which the noise level is given: the generator's few levels must be well apart.
+# Frequencies that encode the noise level. They keep the generator's few levels well apart.
 _WAVES = tuple(0.5 * 2.0**octave for octave in range(8))
 
 
 @dataclass(frozen=True)
 class Method:
-    """What the generator learns from.
+    """A distillation method.
 
     Attributes:
         steps: model calls of the generator.
-        consistent: whether it learns by consistency distillation; the rest is of distribution matching.
+        consistent: whether the generator learns by consistency distillation. The other fields belong to distribution
+            matching.
         a_weak: weight of the fake branch in the real score; 0 is DMD.
         normalize: whether the gradient is normalised.
         supervision: weight of the ground-truth supervision.
-        adversarial: weight of the discriminator.
-        pairs: weights of the distance to the teacher's many steps and of matching, each from the first to the last.
+        adversarial: weight of the discriminator's loss.
+        pairs: two pairs of weights (first update, last update), interpolated linearly: of the distance to the teacher's
+            many-step samples, and of distribution matching. None uses matching alone.
     """
 
     steps: int = 4
@@ -82,19 +85,19 @@ METHODS = {
 
 
 def centres() -> Tensor:
-    """`[8, 2]`."""
+    """Return the centres of the Gaussians, `[8, 2]`."""
     angles = torch.arange(MODES) * (2 * pi / MODES)
     return RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def sample_data(count: int, generator: torch.Generator) -> Tensor:
-    """`[count, 2]`."""
+    """Draw samples of the data, `[count, 2]`."""
     modes = torch.randint(MODES, (count,), generator=generator)
     return centres()[modes] + STD * torch.randn(count, 2, generator=generator)
 
 
 class Network(nn.Module):
-    """A velocity of points in the plane; `outputs` 1 makes a discriminator of it."""
+    """A small network: the velocity of points in the plane, or a discriminator with `outputs=1`."""
 
     def __init__(self, outputs: int = 2, width: int = 256) -> None:
         super().__init__()
@@ -102,7 +105,13 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(widths))
 
     def forward(self, x: Tensor, sigma: Tensor, branch: "Branch | None" = None, weight: float = 1.0) -> Tensor:
-        """`[B, outputs]`, with `weight` times the branch if there is one."""
+        """Return `[B, outputs]`.
+
+        Args:
+            x: points `[B, 2]`.
+            sigma: noise levels `[B]`.
+            branch: is added to every layer, multiplied by `weight`.
+        """
         phases = 2 * pi * sigma[:, None].to(x) * torch.tensor(_WAVES)
         x = torch.cat([x, phases.sin(), phases.cos()], dim=1)
         for number, layer in enumerate(self.layers):
@@ -114,7 +123,7 @@ class Network(nn.Module):
 
 
 class Branch(nn.Module):
-    """Low-rank changes of a network's layers, zero at first."""
+    """A low-rank branch on the layers of a network; its output is zero at the start."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -125,12 +134,12 @@ class Branch(nn.Module):
         self.up = nn.ParameterList(torch.zeros(linear.out_features, RANK) for linear in linears)
 
     def forward(self, number: int, x: Tensor) -> Tensor:
-        """What the branch adds behind layer `number`."""
+        """Return the branch's addition to the output of layer `number`."""
         return x @ self.down[number].T @ self.up[number].T
 
 
 def learn_teacher(updates: int = TEACHER_UPDATES, seed: int = 0) -> Network:
-    """The teacher, by flow matching; frozen."""
+    """Train the teacher by flow matching and return it frozen."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,7 +156,7 @@ def learn_teacher(updates: int = TEACHER_UPDATES, seed: int = 0) -> Network:
 
 
 class Run:
-    """One generator under one method."""
+    """The training of one generator with one method."""
 
     def __init__(self, method: Method, teacher: Network, seed: int, updates: int) -> None:
         self.method, self.teacher, self.updates = method, teacher, updates
@@ -170,7 +179,7 @@ class Run:
         return sample_sigma(BATCH, SHIFT, self.generator)
 
     def _score(self, weight: float) -> Velocity:
-        """`theta + weight * zeta`."""
+        """Return the teacher with `weight` times the branch: `theta + weight * zeta`."""
         return lambda x, sigma: self.teacher(x, sigma, self.branch, weight)
 
     def _rollout(self, noise: Tensor) -> Tensor:
@@ -187,7 +196,7 @@ class Run:
         return self.discriminator(x, sigma)[:, 0]
 
     def round(self, number: int) -> None:
-        """The fake updates, the discriminator's, the generator's."""
+        """Make the fake updates, the discriminator update and the generator update of one round."""
         method = self.method
         for _ in range(0 if method.consistent else FAKE_UPDATES):
             with torch.no_grad():
@@ -204,7 +213,7 @@ class Run:
         self._step("student", self._consistency() if method.consistent else self._generator_loss(number))
 
     def _consistency(self) -> Tensor:
-        """The trainer's `lcm` with the student as its own target."""
+        """Return the loss of the trainer's method `lcm`; the student is its own target network."""
         sigmas = few_step_sigmas(ODE_STEPS, SHIFT)
         index = torch.randint(ODE_STEPS, (BATCH,), generator=self.generator)
         z = sample_data(BATCH, self.generator)
@@ -235,13 +244,13 @@ class Run:
 
     @torch.no_grad()
     def distance(self) -> float:
-        """Energy distance of the generator's samples from the data."""
+        """Return the energy distance of the generator's samples from the data."""
         return measured(self.student, self.method.steps)
 
 
 @torch.no_grad()
 def measured(velocity: Velocity, steps: int) -> float:
-    """Energy distance of a velocity's Euler samples from the data; the same noise and data at every call."""
+    """Return the energy distance of Euler samples from the data. Every call uses the same noise and data."""
     generator = torch.Generator().manual_seed(12345)
     noise = torch.randn(MEASURED, 2, generator=generator)
     return energy_distance(
@@ -250,7 +259,7 @@ def measured(velocity: Velocity, steps: int) -> float:
 
 
 def curve(method: Method, teacher: Network, seed: int, updates: int, every: int) -> list[tuple[int, float]]:
-    """`(generator updates, energy distance)` while a method trains."""
+    """Train with a method; return points `(generator updates, energy distance)`, one per `every` updates."""
     run = Run(method, teacher, seed, updates)
     points = [(0, run.distance())]
     for number in range(updates):
@@ -261,7 +270,7 @@ def curve(method: Method, teacher: Network, seed: int, updates: int, every: int)
 
 
 def write_results(curves: dict[str, list[tuple[int, float]]], teacher: Network, results: Path, plot: Path) -> None:
-    """The curves as JSON, and drawn over the updates beside what the teacher reaches by itself."""
+    """Write the curves as JSON, and a plot of them with the teacher's 4-step distance as a reference line."""
     levels = {f"teacher, {steps} steps": measured(teacher, steps) for steps in (4, ODE_STEPS)}
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(
@@ -278,11 +287,11 @@ def write_results(curves: dict[str, list[tuple[int, float]]], teacher: Network, 
 
 
 def main() -> None:
-    """Train the methods and write their curves."""
+    """Run the command line: train the methods and write their curves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("methods", nargs="*", default=list(METHODS), help=f"of: {', '.join(METHODS)}")
+    parser.add_argument("methods", nargs="*", default=list(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--updates", type=int, default=1500)
-    parser.add_argument("--every", type=int, default=100, help="updates from one point of a curve to the next")
+    parser.add_argument("--every", type=int, default=100, help="updates between two points of a curve")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "ring.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "ring.png")

@@ -1,4 +1,7 @@
-"""Several runs of one machine: the newest rows, and what has not been measured."""
+"""Select rows from several runs of one machine: the newest measurements, and what has not been measured.
+
+A run is one call of `python -m benchmarks`. Its document is the content of its JSON file (`benchmarks.store`).
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,20 +13,25 @@ _NOT_RUN = "not run: "
 
 
 def newest_first(documents: Sequence[Document]) -> list[Document]:
-    """The results of runs, sorted by date."""
+    """Return the documents sorted by date, the newest first."""
     return sorted(documents, key=lambda document: document["machine"].get("date", ""), reverse=True)
 
 
 def measured(document: Document, benchmark: str) -> list[Row]:
-    """The rows of a benchmark that are no failures."""
+    """Return the rows of a benchmark, without those that record an error."""
     return [row for row in document["benchmarks"].get(benchmark, {"rows": []})["rows"] if "error" not in row]
 
 
 def together(documents: Sequence[Document], benchmark: str, *cases: str) -> list[Row]:
-    """The rows of the newest run that measured all of these cases, in their order.
+    """Return the rows of these cases from the newest run that measured all of them.
+
+    Rows of one run can be compared: the same machine and the same code measured them.
+
+    Returns:
+        One row per case, in the order of `cases`.
 
     Raises:
-        LookupError: if no run did.
+        LookupError: if no run measured all of the cases.
     """
     for document in newest_first(documents):
         rows = {row["case"]: row for row in measured(document, benchmark)}
@@ -33,9 +41,10 @@ def together(documents: Sequence[Document], benchmark: str, *cases: str) -> list
 
 
 def current(documents: Sequence[Document], benchmark: str) -> Iterator[tuple[Document, list[Row]]]:
-    """Runs, the newest first, each with the rows that no newer run measured again; runs without such rows are left out.
+    """Yield each run with the rows that no newer run has measured again; the newest run comes first.
 
-    A profile is replaced as a whole: kernels have other names in another version.
+    Runs without such rows are skipped. A newer profile replaces all rows of an older one, because kernels have
+    different names in different versions.
     """
     seen: set[str] = set()
     for document in newest_first(documents):
@@ -51,12 +60,16 @@ def _identity(row: Row) -> str:
 
 
 def group(row: Row) -> str:
-    """The group of a row: its case is "group: variant", or a name alone."""
+    """Return the group of a row. A case is called "group: variant"; a name without a colon is its own group."""
     return str(row["case"].partition(": ")[0])
 
 
 def unmeasured(documents: Sequence[Document]) -> dict[str, list[str]]:
-    """What the newest run of each benchmark failed at, by reason; what it did not run counts only if no run has it."""
+    """Return the cases that have no measurement, by reason.
+
+    Of each benchmark the newest run with rows counts. A failed case is listed even if an older run measured it. A case
+    that the newest run skipped is listed only if no run measured it.
+    """
     reasons: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for document in documents for name in document["benchmarks"]):
         entries = [found for document in newest_first(documents) if (found := document["benchmarks"].get(name))]
@@ -72,6 +85,6 @@ def unmeasured(documents: Sequence[Document]) -> dict[str, list[str]]:
 
 
 def _has(entry: dict[str, Any], case: str) -> bool:
-    """Whether a run measured a case, or the group of rows that a case of this name gives."""
+    """Return whether a run measured this case, or rows of the group with this name, without an error."""
     failed = any("error" in row for row in entry["rows"] if row["case"] == case)
     return not failed and any(f"{row['case']}: ".startswith(f"{case}: ") for row in entry["rows"] if "error" not in row)

@@ -1,4 +1,4 @@
-"""What is measured at which size: HunyuanVideo-I2V 13B on a large GPU, pocket sizes anywhere else."""
+"""The sizes that are measured: HunyuanVideo-I2V 13B on a large GPU, pocket sizes on any other machine."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ POCKET = NetworkShape(
 
 @dataclass(frozen=True)
 class Clip:
-    """The size of a video: `frames` = 4n + 1, sides in pixels, multiples of 16."""
+    """The size of a video: `frames` is 4n + 1; `height` and `width` are in pixels and multiples of 16."""
 
     frames: int
     height: int
@@ -44,21 +44,26 @@ class Clip:
 
     @property
     def latent(self) -> tuple[int, ...]:
-        """`[1, 16, T, H, W]`."""
+        """The shape of its latent, `[1, 16, T, H, W]`."""
         return tuple(latent_shape(self.frames, self.height, self.width))
 
     @property
     def tokens(self) -> int:
-        """Tokens that the transformer sees of it."""
+        """The number of video tokens in the transformer."""
         _, _, frames, rows, columns = self.latent
         return frames * (rows // PATCH) * (columns // PATCH)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """One set of sizes; `clips` runs from the smallest to the largest.
+    """One set of sizes.
 
-    `usual` is the length that distilled models are made for, `longest` the one that training is to hold.
+    Attributes:
+        shape: the shape of the transformer.
+        text_tokens: tokens of a prompt, padding included.
+        small, medium: short clips.
+        usual: the clip length that distilled models are made for.
+        longest: the longest clip that training must fit into memory.
     """
 
     shape: NetworkShape
@@ -92,32 +97,32 @@ POCKET_SIZES = Sizes(
 
 
 def sizes_for(full: bool) -> Sizes:
-    """The 13B sizes, or the pocket ones."""
+    """Return the 13B sizes if `full`, otherwise the pocket sizes."""
     return FULL_SIZES if full else POCKET_SIZES
 
 
 def attention_flops(hidden: int, tokens: int) -> int:
-    """Multiplications and additions of one self-attention without its projections."""
+    """Count the multiplications and additions of one self-attention without its projections."""
     return 4 * tokens * tokens * hidden
 
 
 def forward_flops(shape: NetworkShape, tokens: int, text_tokens: int) -> int:
-    """Multiplications and additions of one forward of one sample: matrix products, convolution and attention.
+    """Count the multiplications and additions of one forward of one sample: matrix products, convolution, attention.
 
     Args:
-        tokens: of the video, as `Clip.tokens` counts them.
-        text_tokens: of the prompt, padding included.
+        tokens: video tokens, as in `Clip.tokens`.
+        text_tokens: tokens of the prompt, padding included.
     """
     h, both = shape.hidden, tokens + text_tokens
     embedder = 2 * (_TIMESTEP_FREQUENCIES * h + h * h)
     pooled = 2 * (shape.pooled_dim * h + h * h)
     patches = 2 * tokens * shape.in_channels * PATCH**2 * h
     output = 2 * h * 2 * h + 2 * tokens * h * PATCH**2 * LATENT_CHANNELS
-    linears = 2 * h * h * (4 + 2 * _MLP_RATIO)  # q, k, v, out and the two of the MLP, for one token
+    linears = 2 * h * h * (4 + 2 * _MLP_RATIO)  # q, k, v, out and the two linears of the MLP, per token
     refiner_block = text_tokens * linears + attention_flops(h, text_tokens) + 2 * h * 2 * h
     text_in = 2 * text_tokens * shape.text_dim * h + embedder + 2 * (shape.text_dim * h + h * h)
     double_block = both * linears + attention_flops(h, both) + 2 * (2 * h * 6 * h)
-    # The single block's output projection takes attention and MLP together: the same products as two linears.
+    # The single block has one output projection for attention and MLP. It does the same products as two linears.
     single_block = both * linears + attention_flops(h, both) + 2 * h * 3 * h
     return (
         patches

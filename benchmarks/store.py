@@ -1,4 +1,4 @@
-"""The file of one run's results: JSON, replaced as a whole after every row, so that a killed run keeps what it had."""
+"""The JSON file with the results of one run. It is rewritten after every row, so a killed run keeps its rows."""
 
 import json
 from pathlib import Path
@@ -12,23 +12,23 @@ FORMAT = 1
 
 
 class Store:
-    """One results file; every change is on disk when the call returns. Only one process writes at a time."""
+    """One results file. Each change is on disk when the method returns. Only one process may write at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> dict[str, Any]:
-        """The whole document; an empty one if there is no file yet.
+        """Return the complete document, or an empty one if there is no file yet.
 
         Raises:
-            ValueError: if the file is of another format.
+            ValueError: if the file has another format version.
         """
         if not self.path.exists():
             return {"format": FORMAT, "machine": {}, "benchmarks": {}}
         document: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
         if document.get("format") != FORMAT:
             raise ValueError(
-                f"{self.path} has format {document.get('format')}, expected {FORMAT}. Remove it, or measure again."
+                f"{self.path} has format {document.get('format')}, expected {FORMAT}. Remove the file or measure again."
             )
         return document
 
@@ -42,7 +42,7 @@ class Store:
         self._write(document)
 
     def begin(self, benchmark: str) -> None:
-        """Note that a benchmark has begun."""
+        """Record that a benchmark has begun."""
         document = self.read()
         document["benchmarks"][benchmark] = {"status": "begun", "rows": []}
         self._write(document)
@@ -54,7 +54,7 @@ class Store:
         self._write(document)
 
     def end(self, benchmark: str, status: str, seconds: float) -> None:
-        """Note how a benchmark ended, and after how long."""
+        """Record the final status of a benchmark and its duration in seconds."""
         document = self.read()
         entry = document["benchmarks"].setdefault(benchmark, {"rows": []})
         entry |= {"status": status, "whole_seconds": round(seconds, 1)}

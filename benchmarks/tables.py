@@ -1,4 +1,4 @@
-"""A benchmark's rows as Markdown tables, one for every group of cases."""
+"""Write a benchmark's rows as Markdown tables, one table per group of cases."""
 
 from collections.abc import Iterator
 
@@ -34,12 +34,12 @@ _LAST = (
     "ratio",
     "relative_difference",
 )
-# The JSON has them; the spread and the names of the cases say enough here. Notes follow the table.
+# These columns are only in the JSON: `spread` and the case's name already contain them. Notes follow below the table.
 _HIDDEN = {"seconds_min", "seconds_max", "frames", "steps", "note"}
 
 
 def tables(rows: list[Row]) -> list[str]:
-    """Lines of Markdown: a table of the cases without a group first, then one for every group "group: variant"."""
+    """Return lines of Markdown: a table of the cases without a group, then one table per group ("group: variant")."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         name = group(row)
@@ -62,9 +62,10 @@ def _group(name: str, rows: list[Row]) -> list[str]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Rows as one Markdown table with the columns that any of them has, in the order of their first appearance.
+    """Return the lines of one Markdown table.
 
-    Phases, and what is computed from them, come last.
+    The table has every column that any row has, in the order of first appearance. The columns in `_LAST` come last:
+    the phases of an update, and ratios.
     """
     rows = [_in_small_units(row) for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row if key not in _HIDDEN))
@@ -75,7 +76,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """A number with four digits, or as a power of ten when it is tiny."""
+    """Format a number with four significant digits; below 0.001 as a power of ten."""
     if isinstance(value, int):
         return str(value)
     if value and abs(value) < 1e-3:
@@ -84,7 +85,7 @@ def number(value: float) -> str:
 
 
 def _in_small_units(row: Row) -> Row:
-    """PFLOP as TFLOP, so that a pocket network's is no power of ten."""
+    """Convert PFLOP to TFLOP, because the PFLOP of a pocket network are tiny."""
     return {"tflop" if key == "pflop" else key: 1e3 * value if key == "pflop" else value for key, value in row.items()}
 
 

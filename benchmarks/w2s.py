@@ -1,6 +1,9 @@
-"""Weak-to-strong updates by the trainer's own classes with a clock at every phase, and their bare network calls.
+"""Weak-to-strong updates with the trainer's own classes, timed by phase, and the bare network calls in them.
 
-To be imported after `train.distributed.prepare_environment`: DeepSpeed reads the environment when it is imported.
+A bare call is a network call with prepared inputs: no loss, no engine, no optimizer. The time of an update divided by
+the time of its bare calls shows the trainer's overhead. An update's exit level is the level at which its rollout stops.
+
+Call `train.distributed.prepare_environment` before you import this module: DeepSpeed reads the environment at import.
 """
 
 import time
@@ -41,7 +44,11 @@ ROLLOUT, SCORES, FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION = (
 
 
 class Stopwatch:
-    """Seconds by phase; the device is waited for at both ends of each."""
+    """Seconds per phase of an update.
+
+    Args:
+        synchronize: waits for the device; called at the start and the end of every phase.
+    """
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self._synchronize = synchronize
@@ -49,7 +56,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add what the block takes to a phase."""
+        """Add the time of the block to a phase."""
         self._synchronize()
         began = time.perf_counter()
         try:
@@ -61,7 +68,11 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class TimedNetworks(Networks):
-    """Networks whose scores are timed: without gradient as scores, with it as the fake update's forward."""
+    """Networks that time their scores.
+
+    A call without gradient counts as phase `scores`. A call with gradient is the forward of a fake update and counts as
+    phase `forward`.
+    """
 
     watch: Stopwatch = field(kw_only=True)
 
@@ -76,7 +87,7 @@ class TimedNetworks(Networks):
 
 
 class TimedMethod(DistributionMatching[W2SConfig]):
-    """The method with its rollouts timed."""
+    """The weak-to-strong method with timed rollouts."""
 
     def __init__(self, config: TrainConfig, networks: TimedNetworks, draws: Draws, device: torch.device) -> None:
         assert isinstance(config.method, W2SConfig)
@@ -89,7 +100,7 @@ class TimedMethod(DistributionMatching[W2SConfig]):
 
 
 class FixedExit(Draws):
-    """Draws whose rollouts all leave at one level, so that the number of forwards is known before."""
+    """Draws that always return the same exit level, so the number of forwards is known in advance."""
 
     def __init__(self, seed: int, level: int) -> None:
         super().__init__(seed)
@@ -102,13 +113,13 @@ class FixedExit(Draws):
 def random_checkpoint(
     shape: NetworkShape, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> Checkpoint:
-    """A teacher of random weights, in the file layout, made on the device."""
+    """Make a teacher with random weights in the file layout, on the device."""
     network = random_network(shape, device, dtype, generator)
     return Checkpoint(diffusers_to_file(HUNYUAN_VIDEO, network.state_dict()), shape, None, None, "random weights")
 
 
 class Subject:
-    """A distillation in mode `lora` on random data, to be measured on clips of any size."""
+    """The distillation that is measured: mode `lora`, random weights and data, clips of any size."""
 
     def __init__(
         self, config: TrainConfig, teacher: Checkpoint, prompt: NullPrompt, device: torch.device, watch: Stopwatch
@@ -126,13 +137,16 @@ class Subject:
         self.dtype = next(self.transformer.parameters()).dtype
 
     def release(self) -> None:
-        """Take DeepSpeed's hooks off the parameters, which would hold the network for good; no updates after it."""
+        """Remove DeepSpeed's hooks from the parameters, because they would keep the network in memory.
+
+        No update is possible afterwards.
+        """
         for role in self.networks.engines.values():
             role.engine.destroy()
 
     @property
     def strong(self) -> Role:
-        """The role in which the bare calls are made; every role costs the same."""
+        """The role of the bare calls. Calls in any role with a branch take the same time."""
         return Role(FAKE, self._method.a_strong)
 
     @property
@@ -147,17 +161,22 @@ class Subject:
 
 
 class Course:
-    """Updates of a subject on one clip, and the bare network calls that they consist of.
+    """Updates of a distillation on one clip, and the bare calls in them.
 
-    The latter are made with everything prepared: the role set, the inputs made, no engine, no loss. `held` must be
-    entered around them.
+    Make bare calls only within the context `held`, which sets their role.
+
+    Args:
+        subject: the distillation.
+        clip: the size of the clip.
+        draws: noise, levels and exit levels of the updates.
+        generator: makes the clip.
     """
 
     def __init__(self, subject: Subject, clip: Clip, draws: Draws, generator: torch.Generator) -> None:
         self.subject = subject
         self.draws = draws
         self.method = TimedMethod(subject.config, subject.networks, draws, subject.device)
-        # As the dataset gives it, in float32.
+        # In float32, like the samples of a dataset.
         self.x, self.condition = random_clip(clip, subject.device, torch.float32, generator)
         sigma = torch.full((1,), 0.7, device=subject.device)
         self._inputs = network_inputs(self.x.to(subject.dtype), sigma, self.condition, subject.prompt)
@@ -167,13 +186,13 @@ class Course:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The role of the bare calls, set once."""
+        """Set the role of the bare calls within the context."""
         switch = self.subject.switch
         with switch.held(switch.state_of(self.subject.strong)):
             yield
 
     def update(self, role: str) -> dict[str, Tensor | float]:
-        """One optimizer update of a role, as the trainer makes it; its metrics."""
+        """Make one update of a role as the trainer does, and return its metrics."""
         watch, engine = self.subject.watch, self.subject.networks.engine(role)
         number, self._updates = self._updates, self._updates + 1
         batch = MicroBatch(self.condition, [0], number, tuple(self.x.shape[1:]), lambda: self.x)
@@ -185,7 +204,7 @@ class Course:
         return {**metrics, f"{role}/gradient_norm": float("nan") if norm is None else norm}
 
     def round(self) -> dict[str, float]:
-        """A whole round: the fake updates, the generator's, and the metrics averaged."""
+        """Make one complete round (the fake updates and the generator update) and return the averaged metrics."""
         metrics: dict[str, Tensor | float] = {}
         for role in self.method.order:
             metrics |= self.update(role)
@@ -193,18 +212,18 @@ class Course:
             return mean_over_processes(metrics, self.subject.device)
 
     def bare_forward(self) -> Tensor:
-        """One call of the network without gradient."""
+        """Make one bare call without gradient."""
         with torch.no_grad():
             return self._call()
 
     def base_forward(self) -> Tensor:
-        """The same of the base alone, without a branch."""
+        """Make one bare call without gradient and without a branch."""
         switch = self.subject.switch
         with switch.held(switch.state_of(BASE)):
             return self.bare_forward()
 
     def backward_with_attention_kept(self) -> None:
-        """`bare_backward` with attention kept instead of recomputed."""
+        """Like `bare_backward`, but keep attention's outputs instead of recomputing them in the backward."""
         transformer, kept = self.subject.transformer, self.subject.config.model.keep_attention
         checkpoint_activations(transformer, keep_attention=True)
         try:
@@ -213,17 +232,20 @@ class Course:
             checkpoint_activations(transformer, kept)
 
     def bare_backward(self) -> None:
-        """One call of the network with gradient, and the backward to a branch's parameters."""
+        """Make one bare call with gradient, and the backward to the parameters of the fake branch."""
         velocity = self._call()
-        # Not `backward`, which would run DeepSpeed's hooks.
+        # Not `velocity.backward`, because it would run DeepSpeed's hooks.
         torch.autograd.grad(velocity, self._branch, velocity.detach())
 
     def bare_round(self) -> None:
-        """The network calls of the next round that `round` makes, bare; the one keeps pace with the other."""
+        """Make the bare calls of one round, without the round itself.
+
+        The n-th `bare_round` makes exactly the network calls of the n-th `round`: both draw the same exit levels.
+        """
         for role in self.method.order:
-            walked = self.draws.exit_index(self._bare_updates, self.subject.config.schedule.steps)
+            exit_index = self.draws.exit_index(self._bare_updates, self.subject.config.schedule.steps)
             self._bare_updates += 1
-            forwards, backwards = calls(role, walked)
+            forwards, backwards = calls(role, exit_index)
             for _ in range(forwards):
                 self.bare_forward()
             for _ in range(backwards):
@@ -235,9 +257,16 @@ class Course:
 
 
 def calls(role: str, exit_index: int) -> tuple[int, int]:
-    """How many network calls without and with gradient one update makes whose rollout leaves at a level.
+    """Count the network calls of one update.
 
-    The fake update rolls out without gradient, `exit_index + 1` calls, and learns from one; the generator's has the
-    last call of its rollout with gradient, and two scores.
+    A fake update makes a rollout of `exit_index + 1` calls without gradient, and one call with gradient. A generator
+    update makes a rollout of `exit_index + 1` calls, of which the last has a gradient, and two calls for the scores.
+
+    Args:
+        role: `FAKE` or `GENERATOR`.
+        exit_index: the exit level of the rollout.
+
+    Returns:
+        The number of calls without gradient, and with gradient.
     """
     return (exit_index + 2, 1) if role == GENERATOR else (exit_index + 1, 1)

@@ -1,4 +1,4 @@
-"""One benchmark in a process of its own, so that its crash or its memory touches no other."""
+"""Run one benchmark in this process. A separate process keeps its crashes and its memory from the other benchmarks."""
 
 import argparse
 import importlib
@@ -16,7 +16,7 @@ MACHINE = "machine"
 
 
 def make_bench(store: Store, name: str, seconds: float, pocket: bool) -> Bench:
-    """The benchmark's tools on the GPU if there is one, at 13B sizes if that is large enough."""
+    """Return a `Bench` on the GPU if there is one, at 13B sizes if the GPU is large enough."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     full = False
     if device.type == "cuda":
@@ -27,17 +27,17 @@ def make_bench(store: Store, name: str, seconds: float, pocket: bool) -> Bench:
 
 
 def main() -> None:
-    """The command that `python -m benchmarks` starts for every benchmark."""
+    """Run the command line; `python -m benchmarks` starts this command once per benchmark."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, required=True, help="for the benchmark, without its imports")
-    parser.add_argument("--end", type=float, required=True, help="monotonic time after which it begins no new case")
+    parser.add_argument("--seconds", type=float, required=True, help="time limit, imports not counted")
+    parser.add_argument("--end", type=float, required=True, help="time.monotonic() after which no new case starts")
     parser.add_argument("--pocket", action="store_true")
     options = parser.parse_args()
     store = Store(options.results)
-    # Imports take long on a cold machine, and are none of the benchmark's time.
+    # Imports take long on a cold machine, so they do not count against the time limit.
     case = None if options.name == MACHINE else importlib.import_module(f"benchmarks.cases.{options.name}")
     seconds = min(options.seconds, options.end - time.monotonic())
     bench = make_bench(store, options.name, seconds, options.pocket)

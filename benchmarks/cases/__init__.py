@@ -1,1 +1,1 @@
-"""The benchmarks, one module each with `run(bench)`."""
+"""The benchmarks: one module per benchmark, each with a function `run(bench)`."""

@@ -1,4 +1,4 @@
-"""Encoding and decoding one clip by the autoencoders: the small one of TAEHV's layout, and HunyuanVideo's own."""
+"""Encode and decode one clip with two autoencoders: a small one in TAEHV's layout, and HunyuanVideo's."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ _POCKET_WIDTHS = (16, 16, 32, 32)
 
 
 def run(bench: Bench) -> None:
-    """Both at clips that they can hold."""
+    """Measure both autoencoders at clips that fit into memory."""
     sizes = bench.sizes
     with torch.inference_mode():
         _case(bench, "TAEHV layout", lambda: _taehv(bench), sizes.small, 5)
-        # The small clip: this one takes a good part of a second for every frame even on a large GPU.
+        # Only the small clip: HunyuanVideo's autoencoder takes a large part of a second per frame even on a large GPU.
         _case(bench, f"HunyuanVideo's{'' if bench.full else ' at pocket width'}", lambda: _full(bench), sizes.small, 15)
         _case(bench, "TAEHV layout", lambda: _taehv(bench), sizes.usual, 10)
 
@@ -53,7 +53,7 @@ def _case(bench: Bench, name: str, make: Callable[[], Vae], clip: Clip, seconds:
         vae = make()
         pixels = frames.to(bench.device)
         latents: Tensor = vae.encode(pixels)
-        # One after the other, since the first has run once already and the second has not.
+        # Not in turns: `encode` has run once already, `decode` has not.
         for step, once in (("encode", lambda: vae.encode(pixels)), ("decode", lambda: vae.decode(latents))):
             timing = bench.compare({step: once}, repeats=2)[step]
             bench.record(f"{case}: {step}", **timing.row(), frames_per_s=clip.frames / timing.median)

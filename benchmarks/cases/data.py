@@ -1,4 +1,4 @@
-"""The latent dataset: how fast clips become samples, and samples batches."""
+"""Measure the latent dataset: encoding and storing clips, reading batches, and the complete preparation."""
 
 import shutil
 import tempfile
@@ -22,7 +22,7 @@ _SOURCES = 3
 
 
 def run(bench: Bench) -> None:
-    """Preparation from files where PyAV is installed; encoding and storing alone; reading."""
+    """Measure encoding, storing and reading; then the preparation from video files if PyAV is installed."""
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     try:
         with torch.inference_mode():
@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
 
 
 def _store_and_read(bench: Bench, folder: Path) -> None:
-    """Encode one window again and again into a dataset, then read batches of it."""
+    """Encode one window several times, store the latents as a dataset, and read batches of it."""
     clip = bench.sizes.medium
     vae = TAEHV().to(bench.device).eval()
     fill_randomly(vae, bench.generator())
@@ -77,8 +77,8 @@ def _store_and_read(bench: Bench, folder: Path) -> None:
 
 
 def _prepare(bench: Bench, folder: Path) -> None:
-    """`magicdistill prepare` on synthetic clips, and its decoding, cutting and resizing alone."""
-    # Both need PyAV.
+    """Measure `magicdistill prepare` on synthetic videos, and only its decoding, cutting and resizing."""
+    # Imported here because both need PyAV.
     from magicdistill_core.media.video_writing import write_video
     from train.data.prepare import WindowGeometry, prepare, windows
 
@@ -87,7 +87,7 @@ def _prepare(bench: Bench, folder: Path) -> None:
     videos.mkdir()
     generator = torch.Generator().manual_seed(0)
     for number in range(_SOURCES):
-        # Larger than the windows, so that it is resized, and smooth, as pictures are.
+        # Larger than the windows, so `prepare` must resize it; and smooth like natural images.
         coarse = torch.rand(2 * clip.frames, 3, 8, 8, generator=generator)
         frames = torch.nn.functional.interpolate(coarse, (2 * clip.height, 2 * clip.width), mode="bilinear")
         write_video(videos / f"{number}.mp4", (frames * 255).byte().permute(0, 2, 3, 1).contiguous(), _FPS, {})
@@ -103,10 +103,10 @@ def _prepare(bench: Bench, folder: Path) -> None:
             for _ in windows(video, geometry):
                 pass
 
-    def whole() -> None:
+    def prepare_all() -> None:
         shutil.rmtree(folder / "prepared", ignore_errors=True)
         out = folder / "prepared"
         prepare(videos, out, vae, clip.frames, clip.height, clip.width, _FPS, device=bench.device)
 
-    for name, timing in bench.compare({"decode and cut": decode, "prepare": whole}, repeats=3).items():
+    for name, timing in bench.compare({"decode and cut": decode, "prepare": prepare_all}, repeats=3).items():
         bench.record(f"{name}, {clip.name}", **timing.row(), frames_per_s=total / timing.median)

@@ -1,4 +1,4 @@
-"""One forward of the transformer: by size, by attention back-end, by precision, compiled, and where its time goes."""
+"""Measure one forward of the transformer: by clip size, attention back-end and precision, compiled, and by kernel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from ..attention import (
     KERNELS,
     MASKED_CHOICE,
     ON_CPU,
-    HeldAttention,
+    FixedAttention,
     bare_attention,
     has_flash_package,
     processors,
@@ -28,14 +28,14 @@ from ..models import random_clip, random_network, random_prompt
 from ..sizes import Clip, attention_flops, forward_flops
 
 _KERNELS_SHOWN = 12
-# diffusers' own way is the first.
+# The first one is what diffusers' transformer does.
 _IN_FORWARD = (MASKED_CHOICE, "flash", "cuDNN", FLASH_PACKAGE)
-# Any noise level will do.
+# The time does not depend on the noise level.
 _SIGMA = 0.5
 
 
 def run(bench: Bench) -> None:
-    """All cases, the most telling first."""
+    """Measure all cases, the most important first."""
     generator = bench.generator()
     network = random_network(bench.sizes.shape, bench.device, bench.dtype, generator)
     prompt = random_prompt(bench.sizes.shape, bench.sizes.text_tokens, bench.device, generator)
@@ -44,23 +44,28 @@ def run(bench: Bench) -> None:
         _profile(bench, network, prompt)
         _attention(bench, network, prompt)
         _precision(bench, network, prompt)
-        # Last of these: a kernel that cannot take such lengths may leave the GPU unusable for this process.
+        # Late, because a kernel that fails at such lengths may leave the GPU unusable for this process.
         for clip in (bench.sizes.usual, bench.sizes.longest):
             _bare_attention(bench, clip)
-    # Not in inference mode, whose tensors a compiled block would be specialised to.
+    # Not in inference mode: the compiler would specialise the blocks to inference tensors.
     with torch.no_grad():
         _compiled(bench, network, prompt)
 
 
 def forward_of(bench: Bench, network: nn.Module, prompt: NullPrompt, clip: Clip) -> Callable[[], Tensor]:
-    """One forward of a clip of random numbers."""
+    """Return a function that makes one forward of a clip of random numbers."""
     x, condition = random_clip(clip, bench.device, bench.dtype, bench.generator(1))
     inputs = network_inputs(x, torch.full((1,), _SIGMA, device=bench.device), condition, prompt)
     return lambda: network(**inputs, return_dict=False)[0]
 
 
 def rate(bench: Bench, flops: int, seconds: float) -> Row:
-    """Columns for the work done in a time: TFLOP/s, and the part of what the machine reaches at a plain product."""
+    """Return the columns of a speed: TFLOP/s, and its ratio to the speed of a plain matrix product.
+
+    Args:
+        flops: the work.
+        seconds: the time it took.
+    """
     tflops = flops / seconds / 1e12
     columns: Row = {"tflops": tflops}
     if "matmul_tflops" in bench.machine:
@@ -71,7 +76,7 @@ def rate(bench: Bench, flops: int, seconds: float) -> Row:
 def _sizes(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
     for clip in bench.sizes.clips:
         flops = forward_flops(bench.sizes.shape, clip.tokens, bench.sizes.text_tokens)
-        # At a third of the machine's plain rate, or of a guess at it.
+        # The estimate assumes a third of the speed of a plain product; 300 and 0.03 TFLOP/s if that is not measured.
         guess = 3 * flops / 1e12 / bench.machine.get("matmul_tflops", 300.0 if bench.full else 0.03)
         rounds = 5 if guess < 1 else 2
         if not bench.time_for(clip.name, guess * (rounds + 1)):
@@ -108,7 +113,7 @@ def _bare_attention(bench: Bench, clip: Clip) -> None:
 
 
 def _back_ends(bench: Bench, group: str) -> list[str]:
-    """Names of what can be tried here; the flash-attn package is recorded as not run where it is not installed."""
+    """Return the back-ends that can run here. Record the flash-attn package as not run if it is not installed."""
     names = [name for name, (kernel, _) in KERNELS.items() if bench.device.type == "cuda" or kernel in ON_CPU]
     if bench.device.type == "cuda" and has_flash_package():
         return [*names, FLASH_PACKAGE]
@@ -124,23 +129,23 @@ def _attention(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
     ours = processors(network)
     forward = forward_of(bench, network, prompt, clip)
 
-    def held(chosen: list[Any]) -> Callable[[], object]:
+    def with_processors(chosen: list[Any]) -> Callable[[], object]:
         def once() -> object:
             set_processors(network, chosen)
             return forward()
 
         return once
 
-    usable: dict[str, Callable[[], object]] = {"as it is": held(ours)}
+    usable: dict[str, Callable[[], object]] = {"as it is": with_processors(ours)}
     for name in (name for name in _back_ends(bench, group) if name in _IN_FORWARD):
-        variant = held([HeldAttention(name)] * len(ours))
+        variant = with_processors([FixedAttention(name)] * len(ours))
         with bench.case(f"{group}: {name}"):
             variant()
             bench.synchronize()
             usable[name] = variant
     with bench.case(group):
         flops = forward_flops(bench.sizes.shape, clip.tokens, bench.sizes.text_tokens)
-        # Every one has run once already.
+        # No warm-up: every variant has run once already.
         for name, timing in bench.compare(usable, repeats=2, warmup=0).items():
             bench.record(f"{group}: {name}", **timing.row(), **rate(bench, flops, timing.median))
     set_processors(network, ours)
@@ -195,7 +200,7 @@ def _precision(bench: Bench, network: nn.Module, prompt: NullPrompt) -> None:
     with bench.case(group):
         flops = forward_flops(bench.sizes.shape, clip.tokens, bench.sizes.text_tokens)
         for kind, timing in bench.compare(usable, repeats=2, warmup=0).items():
-            # All of them lie in memory together, so that a peak would say nothing of one.
+            # All variants are in memory at the same time, so the peak does not describe a single one.
             columns = {key: value for key, value in timing.row().items() if key != "peak_gb"}
             bench.record(f"{group}: {kind}", **about[kind], **columns, **rate(bench, flops, timing.median))
 
@@ -212,7 +217,7 @@ def _compiled(bench: Bench, network: Any, prompt: NullPrompt) -> None:
         forward = forward_of(bench, network, prompt, clip)
         forward()
         for block in (*network.transformer_blocks, *network.single_transformer_blocks):
-            block.compile()  # all of a kind share one graph
+            block.compile()  # all blocks of one kind share one graph
         first = bench.compare({"first": forward}, repeats=1, warmup=0)["first"].median
 
         def eager() -> object:

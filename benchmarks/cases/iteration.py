@@ -1,4 +1,8 @@
-"""One weak-to-strong iteration (five fake updates, one of the generator) against its own bare network calls."""
+"""Compare one weak-to-strong iteration (five fake updates, one generator update) with its bare network calls.
+
+`benchmarks.w2s` defines bare call and exit level. A choice, in the names here, is a variant of one bare call: without a
+branch, or with attention's outputs kept.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from ..w2s import Subject
 
 PRESET = Path(train.__file__).parent / "presets" / "hunyuan_i2v_w2s_4step.yaml"
-# One GPU: the generator is a branch as well, so that one frozen base serves all.
+# For one GPU: the generator is a branch too, so all roles share one frozen base.
 ONE_GPU = ("model.mode=lora", "model.activation_checkpointing=true", "zero.stage=2")
 _POCKET = ("model.generator_branch.rank=8", "model.fake_branch.rank=8")
 _SEED = 0
@@ -31,14 +35,17 @@ _POCKET_REPEATS = 7
 _POCKET_ROUNDS = 6
 _RESTORING = "restoring"
 _NO_BRANCH, _ATTENTION_KEPT = "forward without a branch", "backward, attention kept"
-# What one clip's updates, and what each choice, are expected to take in bare forwards; a call with backward and
-# recomputation costs four.
+# Expected time of the updates of one clip, and of each choice, as a number of bare forwards. A call with backward and
+# recomputation takes as long as four.
 _CLIP_FORWARDS = 19
 CHOICES = {_NO_BRANCH: 2, _ATTENTION_KEPT: 8}
 
 
 def run(bench: Bench) -> None:
-    """Single updates at growing lengths until memory or time ends, and choices; at pocket size whole rounds as well."""
+    """Measure single updates at growing clip lengths until memory or time runs out, then choices.
+
+    At pocket size also measure complete rounds with drawn exit levels.
+    """
     prepare_environment()
     init_distributed()
     if bench.full:
@@ -56,14 +63,15 @@ def run(bench: Bench) -> None:
 
 
 class Subjects:
-    """The distillation that cases are measured on, and another one after a case of training that failed.
+    """Provides the distillation that cases are measured on, and builds a new one after a training case has failed.
 
-    An error in the middle of a backward leaves ZeRO's bookkeeping half done: every later update of the same engines
-    would fail as well.
+    An error in the middle of a backward leaves ZeRO's internal state incomplete, and every later update of the same
+    engines would fail too.
 
     Args:
-        warm_up: the clip at which each role makes an update before the first case: DeepSpeed makes its states at the
-            first. None where cases warm up themselves.
+        bench: the benchmark's tools.
+        warm_up: the clip of one update per role before the first case, because DeepSpeed creates its states at the
+            first update. None if the cases warm up themselves.
     """
 
     def __init__(self, bench: Bench, warm_up: Clip | None = None) -> None:
@@ -75,14 +83,19 @@ class Subjects:
 
     @property
     def seconds_before(self) -> float:
-        """What building one will take before the next case, by what it took last; nothing if there is one."""
+        """Expected seconds of a build before the next case: those of the last build, or 0 if nothing must be built."""
         return self._seconds or 0.0 if self._subject is None else 0.0
 
     def case(self, name: str, work: "Callable[[Subject], float | None]", *, trains: bool = True) -> float | None:
-        """One case on a distillation that no failure has touched; what it gives, None if it failed or was not run.
+        """Run one case on a distillation that no failed case has used for training.
 
         Args:
-            trains: whether it makes updates by the engines.
+            name: the name of the case.
+            work: measures and records the case.
+            trains: whether the case makes updates with the engines.
+
+        Returns:
+            The result of `work`; None if the case failed or was not run.
         """
         self._build()
         if self._subject is None:
@@ -92,13 +105,13 @@ class Subjects:
         with self._bench.case(name) as case:
             result = work(self._subject)
         if case.failed and trains:
-            # The next case begins by freeing what nothing holds any more.
+            # The next case frees the memory when it begins.
             self._subject.release()
             self._subject = None
         return result
 
     def _build(self) -> None:
-        """Build one if there is none, unless that has failed before."""
+        """Build a distillation if there is none and no build has failed before."""
         bench, first = self._bench, self._seconds is None
         if self._subject is not None or self._cannot:
             return
@@ -114,7 +127,7 @@ class Subjects:
 
 
 def build(bench: Bench, shape: NetworkShape, text_tokens: int) -> "Subject":
-    """The distillation that is measured, by the 13B preset's settings; off full size with small branches."""
+    """Build the distillation that is measured, with the settings of `settings`."""
     from ..w2s import Stopwatch, Subject, random_checkpoint
 
     generator = bench.generator(_SEED)
@@ -124,13 +137,16 @@ def build(bench: Bench, shape: NetworkShape, text_tokens: int) -> "Subject":
 
 
 def settings(bench: Bench) -> TrainConfig:
-    """The 13B preset's for one GPU, in the precision of the machine; small branches for the pocket network."""
+    """Return the settings of the 13B preset for one GPU, in the machine's precision; small branches at pocket size."""
     precision = "bf16" if bench.dtype == torch.bfloat16 else "fp32"
     return load_config(PRESET, (*ONE_GPU, *(() if bench.full else _POCKET), f"model.precision={precision}"))
 
 
 def growing(bench: Bench) -> None:
-    """A restored state, 33 frames, the longest clip that is to fit, the usual one; choices in what time is left."""
+    """Measure at full size: a restored state, updates at the medium, longest and usual clip, then choices.
+
+    The longest clip comes before the usual one, because whether it fits into memory matters most.
+    """
     sizes = bench.sizes
     subjects = Subjects(bench, warm_up=sizes.small)
     forward = 0.0
@@ -153,7 +169,7 @@ def growing(bench: Bench) -> None:
 
 
 def _warm_up(bench: Bench, subject: "Subject", clip: Clip) -> None:
-    """One update of each role: DeepSpeed makes its states at the first."""
+    """Make one update of each role, because DeepSpeed creates its states at the first update."""
     from ..w2s import FAKE, GENERATOR, Course, FixedExit
 
     course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
@@ -162,9 +178,10 @@ def _warm_up(bench: Bench, subject: "Subject", clip: Clip) -> None:
 
 
 def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, warmup: int) -> float:
-    """One fake and one generator update whose rollouts leave at the first level, beside the bare calls in them.
+    """Measure one fake and one generator update with the first level as exit level, and the bare calls in them.
 
-    The iteration of five and one at the average exit is computed from these.
+    The time of an iteration (five fake updates and one generator update at the average exit level) is computed from
+    these.
 
     Returns:
         The seconds of one bare forward.
@@ -184,7 +201,7 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
 
     with course.held():
         if not warmup:
-            # At the first call of a length kernels are chosen and memory is laid out: none of the first variant's time.
+            # The first call at a clip length is slow: kernels are chosen and memory is allocated. Do not time it.
             course.bare_backward()
         timings = bench.compare(
             {
@@ -214,35 +231,43 @@ def measure_updates(bench: Bench, subject: "Subject", clip: Clip, repeats: int, 
             ratio=timings[role].median / bare,
         )
     fake_updates, steps = course.method.order.count(FAKE), subject.config.schedule.steps
-    whole, bare = iteration_seconds(timings[FAKE], timings[GENERATOR], forward, backward, fake_updates, steps)
+    total, bare = iteration_seconds(timings[FAKE], timings[GENERATOR], forward, backward, fake_updates, steps)
     bench.record(
         f"{clip.name}: iteration, computed from one update of each",
         **common,
-        seconds=whole,
+        seconds=total,
         repeats=repeats,
         bare_seconds=bare,
-        ratio=whole / bare,
+        ratio=total / bare,
         **_peak(max(timing.peak_bytes for timing in timings.values())),
-        note=f"{fake_updates} fake updates and 1 of the generator; rollouts longer by "
-        f"{(steps - 1) / 2:g} bare forwards, the average exit; one process: no communication",
+        note=f"{fake_updates} fake updates and 1 generator update; {(steps - 1) / 2:g} forwards are added to each "
+        f"rollout, for the average exit level; one process, so no communication",
     )
     return forward.median
 
 
 def restoring(bench: Bench, subject: "Subject", clip: Clip) -> None:
-    """As `measure_restoring`, which needs DeepSpeed."""
+    """Call `measure_restoring`, which is imported late because it needs DeepSpeed."""
     from ..restoring import measure_restoring
 
     measure_restoring(bench, subject, clip)
 
 
 def _peak(peak_bytes: int) -> dict[str, float]:
-    """The column of a peak, where there is a device that tells."""
+    """Return the column of a memory peak; none if the device does not report peaks."""
     return {"peak_gb": peak_bytes / GB} if peak_bytes else {}
 
 
 def measure_choice(bench: Bench, subject: "Subject", clip: Clip, choice: str, repeats: int, warmup: int) -> None:
-    """What a branch costs, or what keeping attention's outputs saves; a ratio to the bare call as trained with."""
+    """Compare a variant of one bare call with the usual bare call, which is the one that training makes.
+
+    The row's `ratio` is the time of the variant divided by the time of the usual call.
+
+    Args:
+        choice: the variant. `forward without a branch` shows what a branch costs. `backward, attention kept` shows what
+            keeping attention's outputs instead of recomputing them saves.
+        repeats, warmup: as in `Bench.compare`.
+    """
     from ..w2s import Course, FixedExit
 
     course = Course(subject, clip, FixedExit(_SEED, 0), bench.generator(_SEED))
@@ -262,22 +287,25 @@ def measure_choice(bench: Bench, subject: "Subject", clip: Clip, choice: str, re
 def iteration_seconds(
     fake: Timing, generator: Timing, forward: Timing, backward: Timing, fake_updates: int, steps: int
 ) -> tuple[float, float]:
-    """A whole iteration, and the bare network calls in it, at the average exit level.
+    """Compute the time of one iteration at the average exit level, and the time of the bare calls in it.
 
     Args:
-        fake, generator: updates whose rollouts leave at level 0.
-        forward, backward: the bare call without gradient, and with gradient and backward.
-        fake_updates: for each of the generator.
-        steps: levels of the schedule, at each of which rollouts leave equally often.
+        fake, generator: updates with exit level 0.
+        forward, backward: the bare call without gradient, and the bare call with gradient and its backward.
+        fake_updates: fake updates per generator update.
+        steps: number of levels in the schedule; each is equally often the exit level.
+
+    Returns:
+        The seconds of the iteration, and of its bare calls.
     """
-    walk = (steps - 1) / 2 * forward.median
-    whole = fake_updates * (fake.median + walk) + generator.median + walk
-    bare = fake_updates * (forward.median + walk + backward.median) + 2 * forward.median + walk + backward.median
-    return whole, bare
+    longer = (steps - 1) / 2 * forward.median
+    total = fake_updates * (fake.median + longer) + generator.median + longer
+    bare = fake_updates * (forward.median + longer + backward.median) + 2 * forward.median + longer + backward.median
+    return total, bare
 
 
 def measure_rounds(bench: Bench, subject: "Subject", clip: Clip, repeats: int) -> None:
-    """Whole rounds with drawn exits, beside exactly their network calls."""
+    """Measure complete rounds with drawn exit levels, and the bare calls of the same rounds."""
     from ..w2s import Course
 
     course = Course(subject, clip, Draws(_SEED), bench.generator(_SEED))
@@ -298,7 +326,7 @@ def measure_rounds(bench: Bench, subject: "Subject", clip: Clip, repeats: int) -
         **timings["round"].row(),
         **{f"{name}_seconds": median(taken[name] for taken in last) for name in last[0]},
         bare_seconds=bare.median,
-        # Of each round with its own bare calls, as exits differ from round to round.
-        ratio=median(whole / calls for whole, calls in zip(timings["round"].seconds, bare.seconds, strict=True)),
-        note="one process: communication is the metrics' average alone",
+        # Each round is compared with its own bare calls, because exit levels differ between rounds.
+        ratio=median(total / calls for total, calls in zip(timings["round"].seconds, bare.seconds, strict=True)),
+        note="one process: the only communication is the average of the metrics",
     )

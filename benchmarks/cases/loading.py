@@ -1,4 +1,4 @@
-"""Writing a checkpoint and loading it to the device: seconds, and the most memory of the host."""
+"""Measure writing a model file and loading it to the device: seconds, and the peak memory of the host."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from ..models import random_network, random_prompt
 
 
 def run(bench: Bench) -> None:
-    """Write a file of the benchmark's size in bf16, then load it from the disk and again from the page cache."""
+    """Write a model file in bf16, load it from the disk, and load it again from the page cache."""
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     file = folder / "teacher.safetensors"
     try:
@@ -78,14 +78,14 @@ def _rates(gigabytes: float, seconds: float) -> Row:
 
 
 def _forget(file: Path) -> None:
-    """Take a file out of the page cache, as far as the system agrees."""
+    """Ask the system to remove a file from the page cache."""
     with open(file, "rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _file_system(path: Path) -> str:
-    """The kind of file system that holds a path: a file in memory is not read from any disk."""
+    """Return the file system of a path. It matters, because a file system in memory reads from no disk."""
     kinds = {}
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
         _, mount, kind, *_ = line.split()

@@ -1,4 +1,7 @@
-"""Sampling from noise to latents against the bare network calls in it, and beside other samplers."""
+"""Compare sampling (noise to latents) with the bare network calls in it, and with other samplers.
+
+A bare call is a network call with prepared inputs, without a sampler.
+"""
 
 import json
 import subprocess
@@ -28,7 +31,7 @@ from ..sizes import POCKET_SIZES, Clip, forward_flops
 SHIFT = 5.0
 FEW, MANY = 4, 28
 OURS, PEER = "our Euler sampler", "diffusers' scheduler loop"
-# Calls before the measured ones: in the first, kernels are chosen; the last tells how long one takes.
+# Calls before the timed ones. Kernels are chosen in the first call; the last call shows how long one takes.
 _BEFORE = 2
 _SEED = 0
 _COMFYUI_SIDE = Path(__file__).resolve().parents[1] / "comfyui_side.py"
@@ -37,7 +40,7 @@ _COMFYUI_SECONDS = 150
 
 
 def run(bench: Bench) -> None:
-    """28 steps at a small size and 4 at the usual length; then ComfyUI."""
+    """Measure 28 steps at the small clip, 4 steps at the usual clip, and then our node in ComfyUI."""
     sizes = bench.sizes
     generator = bench.generator(_SEED)
     with bench.case("network"):
@@ -51,10 +54,11 @@ def run(bench: Bench) -> None:
             forward_flops(sizes.shape, clip.tokens, sizes.text_tokens) for clip in (sizes.usual, sizes.small)
         )
         name = f"{sizes.usual.name}, {FEW} steps"
-        # By the small clip's rate, which is low: enough to know whether the calls before fit, which tell of the others.
+        # Estimated from the small clip, which is inefficient. This only decides whether the calls before the timed ones
+        # fit; they then show the time of the others.
         if bench.time_for(name, _BEFORE * forward * work / known):
             with bench.case(name):
-                # On 13B the peer has been measured above, and a round of it costs many seconds.
+                # At 13B diffusers' loop has been measured above, and another round of it would take many seconds.
                 measure_samplers(
                     bench, network, prompt, sizes.usual, FEW, repeats=1 if bench.full else 11, peer=not bench.full
                 )
@@ -64,7 +68,7 @@ def run(bench: Bench) -> None:
 
 
 class Samplers:
-    """Ways from one noise to latents by the same network and conditioning, for one clip and number of steps."""
+    """Samplers that start from the same noise with the same network and conditioning, for one clip and step number."""
 
     def __init__(
         self, network: nn.Module, prompt: NullPrompt, clip: Clip, steps: int, generator: torch.Generator
@@ -81,7 +85,7 @@ class Samplers:
 
     @torch.no_grad()
     def ours(self) -> Tensor:
-        """The core's Euler sampler as the trainer's own sampling uses it: the state stays in float32."""
+        """Sample with the core's Euler sampler as the trainer does; the latents stay in float32 between steps."""
         model = network_velocity(self._network, self._condition, self._prompt)
         return sample_euler(
             lambda x, sigma: model(x.to(self._dtype), sigma).float(), self.noise, few_step_sigmas(self._steps, SHIFT)
@@ -89,17 +93,17 @@ class Samplers:
 
     @torch.no_grad()
     def call(self) -> None:
-        """One call of the network, with everything prepared."""
+        """Make one bare call."""
         self._network(**self._bare_inputs, return_dict=False)
 
     def bare(self) -> None:
-        """As many calls as a sampler makes."""
+        """Make as many bare calls as a sampler makes network calls."""
         for _ in range(self._steps):
             self.call()
 
     @torch.no_grad()
     def diffusers(self) -> Tensor:
-        """The loop of diffusers' pipelines: its flow-matching scheduler around the network."""
+        """Sample with the loop of diffusers' pipelines: its flow-matching scheduler around the network."""
         scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
         uniform = [1 - step / self._steps for step in range(self._steps)]
         scheduler.set_timesteps(sigmas=uniform, device=self.noise.device)
@@ -114,15 +118,16 @@ class Samplers:
 def measure_samplers(
     bench: Bench, network: nn.Module, prompt: NullPrompt, clip: Clip, steps: int, repeats: int, *, peer: bool = True
 ) -> float:
-    """Our sampler and diffusers' loop, each as a multiple of the bare calls; calls before them warm up.
+    """Measure our sampler and diffusers' loop, each as a multiple of the bare calls.
 
-    What the last of those takes decides whether there is time for the rest; if not, that is recorded.
+    Bare calls warm up first. The last of them decides whether the other measurements fit into the time limit; if not,
+    the case is recorded as not run.
 
     Args:
-        peer: whether to measure diffusers' loop.
+        peer: whether to measure diffusers' loop too.
 
     Returns:
-        The seconds of one bare call; of one before where there was no time for more.
+        The seconds of one bare call; those of the last warm-up call if there was no time for more.
     """
     name = f"{clip.name}, {steps} steps"
     samplers = Samplers(network, prompt, clip, steps, bench.generator(_SEED))
@@ -152,12 +157,12 @@ def _comfyui_case(clip: Clip, steps: int) -> str:
 
 
 def measure_comfyui(bench: Bench, clip: Clip, steps: int) -> None:
-    """Our sampler node against ComfyUI's own sampler on the same file, in a process that has ComfyUI."""
+    """Compare our sampler node with ComfyUI's stock sampler on the same model file, in a separate process."""
     name = _comfyui_case(clip, steps)
     try:
         comfyui = find_comfyui(fetch=False)
     except ComfyUIError:
-        # Not the error's own words, which name folders of this machine.
+        # The error's text is not recorded, because it names folders of this machine.
         bench.record(name, error="not run: no ComfyUI, neither at COMFYUI_DIR nor in the cache")
         return
     if not bench.time_for(name, _COMFYUI_SECONDS / 3):
@@ -176,10 +181,10 @@ def measure_comfyui(bench: Bench, clip: Clip, steps: int) -> None:
                 timeout=min(_COMFYUI_SECONDS, bench.seconds_left()),
             )
         except subprocess.TimeoutExpired as late:
-            bench.record(name, error=f"not run: ComfyUI was not done after {late.timeout:.0f} s")
+            bench.record(name, error=f"not run: ComfyUI did not finish within {late.timeout:.0f} s")
             return
         if done.returncode != 0:
-            reason = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+            reason = done.stderr.strip().splitlines()[-1:] or ["ComfyUI failed without a message"]
             bench.record(name, error=f"not run: {reason[0][:200]}")
             return
         for row in json.loads((folder / "rows.json").read_text(encoding="utf-8")):
@@ -187,7 +192,11 @@ def measure_comfyui(bench: Bench, clip: Clip, steps: int) -> None:
 
 
 def comfyui_job(folder: Path, clip: Clip, steps: int, repeats: int) -> Path:
-    """Write a pocket-sized model file and the description of what to measure with it."""
+    """Write a pocket-sized model file and the job file for `comfyui_side.py`.
+
+    Returns:
+        The path of the job file.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     network = random_network(POCKET_SIZES.shape, torch.device("cpu"), torch.float32, generator)
     prompt = random_prompt(POCKET_SIZES.shape, POCKET_SIZES.text_tokens, torch.device("cpu"), generator)

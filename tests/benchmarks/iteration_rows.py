@@ -1,6 +1,7 @@
-"""Script: measure updates and rounds of a tiny distillation; prints rows, and the network calls of each update.
+"""Script: measure updates and rounds of a tiny distillation, and print the rows and the network calls of each update.
 
-DeepSpeed takes the environment and the process group of the process it is imported into, so it gets one of its own.
+It runs in its own process, because DeepSpeed changes the environment and the process group of the process that imports
+it.
 """
 
 import json
@@ -63,7 +64,11 @@ def main() -> None:
 
 
 def short_of_memory() -> dict[str, Any]:
-    """Rows of growing clips whose longest leaves a backward half done; networks alive whenever one is built."""
+    """Run `growing` while the longest clip runs out of memory in the middle of a backward.
+
+    Returns:
+        `rows`: the recorded rows. `alive`: how many earlier networks were still in memory at each build.
+    """
     networks: list[weakref.ref[nn.Module]] = []
     alive: list[int] = []
 
@@ -78,13 +83,13 @@ def short_of_memory() -> dict[str, Any]:
 
         def fail(gradient: Tensor) -> None:
             backwards.append(frames[-1])
-            # The first is a bare call, which no engine knows of.
+            # The first backward is a bare call, without an engine. Fail in the second.
             if frames[-1] == SIZES.longest.latent[2] and backwards.count(frames[-1]) > 1:
                 raise torch.OutOfMemoryError("no memory")
 
         subject.transformer.register_forward_pre_hook(note, with_kwargs=True)
         branch = [p for name, p in subject.transformer.named_parameters() if "lora" in name and "fake" in name]
-        # The last that a backward comes to, so that others have been reduced by then.
+        # The last parameter that a backward reaches. ZeRO has already reduced the other gradients then.
         branch[0].register_hook(fail)
         networks.append(weakref.ref(subject.transformer))
         return subject

@@ -1,4 +1,4 @@
-"""Interleaving and statistics by a fake clock; failures that end only themselves."""
+"""Timing in turns and statistics with a fake clock; a failed case ends only itself."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The iteration benchmark: it counts the calls that updates make, and its sums are right."""
+"""The iteration benchmark counts the network calls of updates correctly and computes correct sums."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """What a tiny distillation gave."""
+    """The output of `iteration_rows.py`, measured on a tiny distillation."""
     script = str(Path(__file__).with_name("iteration_rows.py"))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
@@ -31,7 +31,7 @@ def measured() -> dict[str, Any]:
 
 
 def test_updates_go_on_after_one_that_ran_out_of_memory(measured: dict[str, Any]) -> None:
-    """The longest clip comes before the usual one, and fails with gradients half reduced."""
+    """The longest clip comes before the usual one; it fails when half of the gradients have been reduced."""
     rows = {row["case"]: row for row in measured["short_of_memory"]["rows"]}
     failed = {case: row["error"] for case, row in rows.items() if "error" in row}
     longest = "13 frames at 32x64"
@@ -65,7 +65,7 @@ def test_without_a_distillation_no_case_is_said_to_have_failed(monkeypatch: pyte
 
 
 def test_iteration_is_computed_from_its_updates() -> None:
-    """Five fake updates and one of the generator at exits 0 to 3: 1 + 1.5 and 2 + 1.5 calls without gradient."""
+    """Five fake updates and one generator update, exit levels 0 to 3: 1 + 1.5 and 2 + 1.5 calls without gradient."""
     fake, generator, forward, backward = (Timing((seconds,)) for seconds in (10.0, 20.0, 2.0, 7.0))
     whole, bare = iteration_seconds(fake, generator, forward, backward, fake_updates=5, steps=4)
     assert whole == pytest.approx(5 * (10 + 3) + 20 + 3)
@@ -95,6 +95,6 @@ def test_phases_add_up_to_the_update(measured: dict[str, Any]) -> None:
         known = {"seconds", "bare_seconds"}
         taken = {key.removesuffix("_seconds"): row[key] for key in row if key.endswith("_seconds") and key not in known}
         assert taken.keys() == names
-        # Medians of the phases, so that their sum may differ a little from the median of the whole.
+        # The sum of the phases' medians may differ slightly from the median of the complete update.
         assert 0 < sum(taken.values()) < 1.2 * row["seconds_max"]
         assert row["ratio"] > 0

@@ -1,4 +1,4 @@
-"""What a training at 13B is computed to take, against what one took on a GPU."""
+"""Computed memory of a training at 13B against memory measured on a GPU."""
 
 import pytest
 

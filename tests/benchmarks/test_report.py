@@ -1,4 +1,4 @@
-"""The performance page is that of the results, and a killed run keeps its rows."""
+"""The committed page matches the committed results, and a killed run keeps its rows."""
 
 import json
 from pathlib import Path
@@ -116,15 +116,15 @@ def test_what_no_run_measured_is_named_with_its_reason() -> None:
     late, full = "not run: out of time", "out of memory"
     choice = {"case": f"{CLIP}: forward without a branch", "seconds": 1.0}
     tried = run_of(2, iteration=[{"case": CLIP, "error": late}, choice])
-    # The row of a choice does not stand for the updates at that length.
+    # The row of a choice (here: no branch) does not count as a measurement of the updates of that clip.
     assert unmeasured([tried]) == {"out of time": [f"{CLIP} (iteration)"]}
     measured = run_of(1, iteration=[{"case": COMPUTED, "ratio": 1.0}])
     assert unmeasured([tried, measured]) == {}
-    # A failure is told, although an older run succeeded.
+    # A failure of the newest run is listed although an older run succeeded.
     failed = run_of(3, iteration=[{"case": CLIP, "error": full}, choice])
     assert unmeasured([tried, measured, failed]) == {full: [f"{CLIP} (iteration)"]}
-    killed = run_of(4, "ended: it ran past its time", iteration=[choice])
-    assert unmeasured([measured, killed]) == {"ended: it ran past its time": ["the rest of iteration"]}
+    killed = run_of(4, "ended: it exceeded its time limit", iteration=[choice])
+    assert unmeasured([measured, killed]) == {"ended: it exceeded its time limit": ["the rest of iteration"]}
 
 
 def test_a_page_has_each_machine_and_links_to_pocket_runs(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_page_has_each_machine_and_links_to_pocket_runs(tmp_path: Path) -> Non
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     page = performance_page(tmp_path)
     assert "## Card X, 13B sizes" in page
-    assert "- not asked for: iteration, sampling, loading, autoencoder, data" in page
+    assert "- not requested: iteration, sampling, loading, autoencoder, data\n" in page
     assert page.endswith(
         "- [small](../benchmarks/results/small.md): Card X, 2026-01-02 10:20, commit c2 (of a laptop)\n"
     )

@@ -1,4 +1,4 @@
-"""Every objective moves a few-step generator towards a known distribution, and the identity moves nothing."""
+"""Every objective moves a few-step generator towards a known distribution; equal scores move nothing."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 from benchmarks.ring import METHODS, Method, Network, Run, learn_teacher, measured, sample_data
 
 UPDATES = 100
-# Without normalisation learning is slower, and consistency distillation strays before it comes near.
+# More updates: learning is slower without normalisation, and consistency distillation first moves away from the data.
 LONGER = {"lcm": 300, "w2s, unnormalised": 200}
 
 
@@ -34,7 +34,7 @@ def distances(method: Method, teacher: Network, updates: int = UPDATES) -> tuple
 
 
 def test_the_teacher_needs_many_steps(teacher: Network) -> None:
-    """Flow matching learns the distribution, which four Euler steps miss; single samples are on the ring."""
+    """The teacher learns the distribution, but its four-step samples miss it. The data are on the ring."""
     assert measured(teacher, 28) < 0.06 < 0.2 < measured(teacher, 4)
     radius = sample_data(1000, torch.Generator().manual_seed(0)).norm(dim=1)
     assert (radius - 2).abs().max() < 0.6

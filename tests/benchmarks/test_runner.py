@@ -1,4 +1,4 @@
-"""How a run's time is shared out among its benchmarks."""
+"""How a run divides its time among its benchmarks."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.store import Store
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Seconds that every benchmark is given; none is really run."""
+    """The time limit in seconds that each benchmark gets. No benchmark is run."""
     seconds: dict[str, float] = {}
 
     def run(store: Store, name: str, limit: float, pocket: bool) -> str:
@@ -25,7 +25,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_the_last_benchmark_gets_all_that_is_left(given: dict[str, float], tmp_path: Path) -> None:
     runner.measure(["iteration", "loading"], tmp_path / "run.json", minutes=10, pocket=True, commit="c")
     assert given["iteration"] == runner.LIMITS["iteration"]
-    # As nothing took any time here.
+    # All of the run's time is left, because no benchmark was run.
     assert given["loading"] == pytest.approx(10 * 60 - 15, abs=5)
     document = Store(tmp_path / "run.json").read()
     assert document["machine"]["commit"] == "c"
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_recorded_as_not_run(given: dict[str, float], tmp_p
 
 
 def test_calls_for_a_gpu_machine_fit_their_nine_minutes() -> None:
-    """Every benchmark of a call gets its share, also when those before it take all of theirs."""
+    """Every benchmark of a call gets its time, even if those before it use all of theirs."""
     text = Path(runner.__file__).with_name("README.md").read_text(encoding="utf-8")
     calls = re.findall(r"gpu_call\.sh RESULTS --minutes (\d+) --commit COMMIT (.+)", text)
     assert len(calls) == 3

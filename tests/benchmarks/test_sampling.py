@@ -1,4 +1,4 @@
-"""The sampling benchmark: what is compared gives the same result, and the sampler costs next to nothing."""
+"""The sampling benchmark: the compared samplers return the same latents, and our sampler adds almost no time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_samplers_agree_and_cost_little_over_the_bare_calls(bench: tuple[Bench, 
     tools, rows = bench
     generator = tools.generator()
     network = random_network(POCKET_SIZES.shape, tools.device, tools.dtype, generator)
-    # Outputs as large as the noise, so that the samplers' paths matter.
+    # With velocities as large as the noise, different samplers would return different latents.
     torch.nn.init.normal_(network.proj_out.weight, std=0.2, generator=generator)
     prompt = random_prompt(POCKET_SIZES.shape, POCKET_SIZES.text_tokens, tools.device, generator)
     forward = measure_samplers(tools, network, prompt, CLIP, steps=4, repeats=9)
@@ -40,7 +40,7 @@ def test_samplers_agree_and_cost_little_over_the_bare_calls(bench: tuple[Bench, 
 
 
 class Slow(nn.Module):
-    """A network whose calls take what 13B takes: kernels are chosen in the first, and short clips are inefficient."""
+    """A fake network with the call times of 13B: the first call takes 5 s more, and short clips are inefficient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Slow(nn.Module):
 def test_time_for_the_usual_clip_is_reckoned_by_its_own_calls(
     seconds: float, done: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the rate of the small clip the four steps would take 48 s, of which 46 are left at 90."""
+    """At the speed of the small clip the four steps would take 48 s, but of 90 s only 46 are left."""
     network, rows = Slow(), list[Row]()
     monkeypatch.setattr(sampling, "random_network", lambda *_: network)
     monkeypatch.setattr(sampling, "network_velocity", lambda *_: lambda x, sigma: network(x)[0])

@@ -1,4 +1,4 @@
-"""The analytic count of a forward's work against PyTorch's counter."""
+"""The computed FLOP of a forward are equal to those that PyTorch counts."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is compared computes the same thing; the GPU's own branches, at tiny sizes, where there is one."""
+"""The compared variants compute the same result. With a GPU, also the variants that only a GPU can run."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attention import KERNELS, ON_CPU, HeldAttention, bare_attention, processors, set_processors
+from benchmarks.attention import KERNELS, ON_CPU, FixedAttention, bare_attention, processors, set_processors
 from benchmarks.cases import forward as forward_case
 from benchmarks.harness import Bench, Row
 from benchmarks.low_precision import FP8, Fp8Linear, StoredLinear, has_fp8_units, stored_bytes, with_linears
@@ -22,7 +22,7 @@ def forward_on(device: torch.device) -> tuple[nn.Module, Callable[[nn.Module], T
     bench = Bench(device, False, lambda row: None)
     generator = bench.generator()
     network = random_network(POCKET, device, bench.dtype, generator)
-    # Larger weights than usual, so that the blocks matter to the result.
+    # With larger weights the blocks contribute more to the result.
     for parameter in network.parameters():
         parameter.mul_(3 if parameter.ndim > 1 else 1)
     prompt = random_prompt(POCKET, 8, device, generator)
@@ -43,7 +43,7 @@ def attentions_agree(device: torch.device, names: list[str], tolerance: float) -
     ours = processors(network)
     expected = run(network)
     for name in names:
-        set_processors(network, [HeldAttention(name)] * len(ours))
+        set_processors(network, [FixedAttention(name)] * len(ours))
         assert relative(run(network), expected) < tolerance, name
 
 
@@ -109,5 +109,5 @@ def test_one_forward_costs_what_its_products_and_attentions_cost() -> None:
     with torch.inference_mode():
         forward_case._sizes(bench, network, prompt)
     assert [row["case"] for row in rows] == [clip.name for clip in bench.sizes.clips]
-    # A ratio, not seconds: far below it something is wrong with the forward, above it with the count of its work.
+    # Below this range the forward is wrong; above it the computed FLOP are wrong.
     assert all(0.005 < row["of_matmul"] < 1.5 for row in rows)
