@@ -380,7 +380,7 @@ def fail(error: MagicDistillError) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of the `magicdistill` command."""
+    """Run the `magicdistill` command; print errors of this project without a traceback."""
     try:
         app()
     except MagicDistillError as error:

@@ -1,4 +1,8 @@
-"""Processes of a run: one by default, several under `torchrun` or `deepspeed`."""
+"""Processes of a run: one by default, several under `torchrun` or `deepspeed`.
+
+A *collective call* must be made by every process of the run, because each process waits in it for the others. The
+*rank* is a process's number, from 0; the process of rank 0 is the *main process*.
+"""
 
 import os
 import socket
@@ -19,7 +23,7 @@ T = TypeVar("T")
 
 
 def available_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
+    """Return the first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -46,13 +50,16 @@ def prepare_environment() -> None:
 
 
 def init_distributed(timeout: float = 30.0) -> torch.device:
-    """Join the process group.
+    """Join the process group, and select this process's GPU.
 
     Args:
         timeout: minutes that a process waits for the others in one collective call; then the call fails.
 
     Returns:
-        The device of this process.
+        The device of this process: `cuda:LOCAL_RANK`, or the CPU if there is no GPU.
+
+    Raises:
+        ConfigError: if DeepSpeed is not installed.
     """
     prepare_environment()
     import deepspeed
@@ -85,17 +92,17 @@ def bound_waiting(timeout: float) -> None:
 
 
 def rank() -> int:
-    """The rank of this process; 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process of rank 0."""
+    """Return whether this is the main process (rank 0)."""
     return rank() == 0
 
 
@@ -106,7 +113,14 @@ def barrier() -> None:
 
 
 def from_all(value: T) -> list[T]:
-    """Gather a value from every process, in order of rank (a collective call)."""
+    """Gather a value from every process; a collective call.
+
+    Args:
+        value: this process's value; it must be possible to pickle it.
+
+    Returns:
+        The values of all processes, in order of rank. Without a process group only this process's value.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[T | None] = [None] * world_size()
@@ -115,7 +129,14 @@ def from_all(value: T) -> list[T]:
 
 
 def first_error(error: str | None) -> str | None:
-    """The error of the lowest rank that has one, the same text on all processes (a collective call)."""
+    """Return the error of the lowest rank that has one; a collective call.
+
+    Args:
+        error: this process's error message; None if it has no error.
+
+    Returns:
+        The same message on all processes; None if no process has an error.
+    """
     return next((text for text in from_all(error) if text is not None), None)
 
 
@@ -142,7 +163,11 @@ def beginning_together() -> Iterator[None]:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error of a collective call means that another process has died or does not answer."""
+    """Return whether an error means that another process has died or does not answer.
+
+    Args:
+        error: the error that a collective call raised.
+    """
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
     signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
@@ -150,7 +175,15 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def mean_over_processes(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:
-    """Average scalars over all processes (a collective call: all processes must pass the same names)."""
+    """Average scalars over all processes; a collective call.
+
+    Args:
+        values: this process's scalars by name. All processes must pass the same names in the same order.
+        device: where the scalars are summed; NCCL needs a GPU.
+
+    Returns:
+        The averages by name, the same on all processes.
+    """
     packed = torch.tensor([float(value) for value in values.values()], device=device, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(packed)

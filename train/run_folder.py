@@ -24,7 +24,7 @@ GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
 
 
 def checkpoint_name(update: int) -> str:
-    """The folder name of an update's checkpoint."""
+    """Return the folder name of an update's checkpoint, such as `step-000200`."""
     return f"step-{update:06d}"
 
 
@@ -42,11 +42,11 @@ class Manifest:
 
     Attributes:
         update: number of generator updates made.
-        files: files by path inside the checkpoint.
-        counters: number of updates of each saved state.
+        files: size and checksum of each file, by path inside the checkpoint.
+        counters: number of updates that each saved state had made, by the state's name.
         measure: value of the configured measure, lower is better; None if it was not known yet.
         healthy: whether the guard had no finding.
-        notes: further state of a resumed run.
+        notes: further state of a resumed run, as JSON data.
     """
 
     update: int
@@ -57,7 +57,7 @@ class Manifest:
     notes: dict[str, Any]
 
     def to_json(self) -> str:
-        """The manifest as JSON text, for `read_manifest`."""
+        """Return the manifest as JSON text, for `read_manifest`."""
         facts = asdict(self)
         # The file format calls an update `step`.
         return json.dumps({"step": facts.pop("update"), **facts}, indent=1)
@@ -65,6 +65,9 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
+
+    Args:
+        folder: the checkpoint's folder.
 
     Raises:
         CheckpointError: if the manifest is missing or cannot be read.
@@ -82,14 +85,22 @@ def read_manifest(folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The teacher and the mode with which a run was started."""
+    """The teacher and the mode with which a run was started.
+
+    Attributes:
+        teacher: path of the teacher's model file or diffusers folder.
+        mode: `full` if the run trains all weights, `lora` if it trains low-rank branches.
+    """
 
     teacher: Path
     mode: Literal["full", "lora"]
 
 
 def run_facts(run: Path) -> RunFacts:
-    """Read `run.json`.
+    """Read the teacher and the mode of a run from its `run.json`.
+
+    Args:
+        run: the run's folder.
 
     Raises:
         CheckpointError: if the folder is not a training run, or the file is damaged.
@@ -110,17 +121,21 @@ def run_facts(run: Path) -> RunFacts:
 
 
 def checkpoint_updates(root: Path) -> list[int]:
-    """The updates that have a checkpoint in a run's folder of checkpoints, in ascending order."""
+    """Return the updates that have a checkpoint, in ascending order.
+
+    Args:
+        root: the run's folder of checkpoints, `RUN/checkpoints`; a missing folder has none.
+    """
     return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
 
 
 def checkpoint_folder(run: Path, update: int | None = None, *, best: bool = False) -> Path:
-    """Find the folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
     Args:
         run: the run's folder.
         update: update of the checkpoint; None means the newest, or the best if `best` is set.
-        best: whether to take the best checkpoint.
+        best: whether to take the best checkpoint; no effect if `update` is given.
 
     Raises:
         CheckpointError: if there is no such checkpoint; the message lists the updates that have one.

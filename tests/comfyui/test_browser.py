@@ -47,6 +47,7 @@ def persist(act: Callable[[], None], seen: Callable[[], None]) -> None:
     """Repeat an action until a busy page has noticed it.
 
     Args:
+        act: makes the action on the page.
         seen: waits for the effect; raises Playwright's TimeoutError if there is none.
     """
     for attempt in range(TRIES):

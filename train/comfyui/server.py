@@ -44,12 +44,17 @@ _STOP_SECONDS = 15.0
 
 
 class ComfyUIError(MagicDistillError):
-    """ComfyUI cannot be found, downloaded or started."""
+    """Raised when ComfyUI cannot be found, downloaded, started, or fails to run a workflow."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running ComfyUI that answers at the URL `address`."""
+    """A running ComfyUI.
+
+    Attributes:
+        process: ComfyUI's process.
+        address: URL at which it answers, such as `http://127.0.0.1:8188`.
+    """
 
     process: subprocess.Popen[bytes]
     address: str
@@ -58,10 +63,10 @@ class Server:
 def find_comfyui(
     option: Path | None = None, *, fetch: bool = True, version: str = VERSION, variable: str = "COMFYUI_DIR"
 ) -> Path:
-    """Find the folder of ComfyUI: `option`, else the environment variable, else a copy in the cache.
+    """Return the folder of ComfyUI: `option`, else the environment variable, else a copy in the cache.
 
     Args:
-        option: ComfyUI's folder.
+        option: ComfyUI's folder; None to use the environment variable or the copy.
         fetch: whether to download the copy if it is not in the cache.
         version: version of the copy, `VERSION` or `OLDEST_VERSION`.
         variable: name of the environment variable that may contain ComfyUI's folder.
@@ -127,7 +132,10 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make `directory` a ComfyUI base directory, and link the pack into its `custom_nodes`.
+    """Make a folder a ComfyUI base directory, and link the pack into its `custom_nodes`.
+
+    Args:
+        directory: the folder; it is created if it is missing.
 
     Raises:
         ComfyUIError: if the pack's files are not installed, or the link cannot be created.
@@ -147,7 +155,7 @@ def prepare_directory(directory: Path) -> None:
 
 
 def _is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link or a Windows junction."""
+    """Return whether a path is a symbolic link or a Windows junction."""
     try:
         os.readlink(path)
     except OSError:
@@ -180,6 +188,9 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
         port: TCP port; 0 chooses a free one.
         log: file for ComfyUI's output; None prints it on the console.
 
+    Yields:
+        The running ComfyUI, after it has answered.
+
     Raises:
         ComfyUIError: if ComfyUI ends, or does not answer within five minutes.
     """
@@ -204,6 +215,11 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
 def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
     """Run ComfyUI with the pack until it ends, or until Ctrl-C or SIGTERM.
 
+    Args:
+        comfyui: ComfyUI's folder; None as for `find_comfyui`.
+        directory: base directory for models, input, output and the user's settings; created if missing.
+        port: TCP port; 0 chooses a free one.
+
     Returns:
         The exit status of ComfyUI; 0 after Ctrl-C or SIGTERM.
 
@@ -221,7 +237,12 @@ def run_comfyui(comfyui: Path | None, directory: Path, port: int = 8188) -> int:
 
 
 def ready(address: str, directory: Path) -> str:
-    """The message for a new user after the start of ComfyUI."""
+    """Return the message for a new user after the start of ComfyUI.
+
+    Args:
+        address: URL at which ComfyUI answers.
+        directory: ComfyUI's base directory.
+    """
     return (
         f"ComfyUI with MagicDistillation is ready: open {address} in a browser.\n"
         f"First video: open Templates in the left bar, choose magicdistillation, then {FIRST_WORKFLOW}, and press Run. "
@@ -232,7 +253,7 @@ def ready(address: str, directory: Path) -> str:
 
 
 def _python(comfyui: Path) -> str:
-    """The Python interpreter for ComfyUI: its own if it has one, else the current one.
+    """Return the Python interpreter for ComfyUI: its own if it has one, else the current one.
 
     Its own interpreter is in a virtual environment inside its folder, or, for the portable ComfyUI for Windows, in
     `python_embeded` next to its folder.
@@ -244,7 +265,7 @@ def _python(comfyui: Path) -> str:
 
 
 def _free_port(wanted: int) -> int:
-    """Check that the port `wanted` is free, or find a free one if it is 0."""
+    """Return the port `wanted` after checking that it is free, or a free port if it is 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

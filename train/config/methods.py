@@ -1,6 +1,10 @@
 """The settings of every training method, and what each method needs. The field `name` selects the class.
 
 The methods themselves are in `train.methods`. They import DeepSpeed, which reading a configuration does not need.
+
+A *branch* is a LoRA on the frozen teacher, used at a weight. A *round* is one generator update with the updates of the
+other networks before it. A *recipe* is the settings that an exported file stores. MD: MagicDistillation (arXiv
+2503.13319), M141: Magic 1-For-1 (arXiv 2502.07701).
 """
 
 from dataclasses import replace
@@ -53,15 +57,19 @@ class MethodConfig(Section):
 
     @property
     def start_file(self) -> Path | None:
-        """File of a few-step generator: the generator starts from it instead of the teacher, and learns its samples."""
+        """File of a few-step generator, from which the generator starts and learns; None to start from the teacher."""
         return None
 
     def recipe_fields(self) -> dict[str, Any]:
-        """The fields of the exported files' `Recipe` that depend on the method, not on schedule and data."""
+        """Return the fields of the exported files' `Recipe` that depend on the method, not on schedule and data."""
         return {"method": self.name}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
-        """The teacher with the inputs that the method needs.
+        """Return the teacher with the inputs that the method needs; by default the teacher itself.
+
+        Args:
+            teacher: the teacher as loaded from its file.
+            mode: `full` or `lora`, the setting `model.mode`.
 
         Raises:
             CheckpointError: if this teacher cannot have these inputs.
@@ -117,7 +125,9 @@ class DiscriminatorConfig(Section):
 class MatchingConfig(MethodConfig):
     """Distribution matching: the generator moves from the fake score towards the real score.
 
-    Both scores come from one frozen teacher with one low-rank branch, at two weights of the branch.
+    Both scores come from one frozen teacher with one low-rank branch (a LoRA), at two weights of the branch. The branch
+    learns the distribution of the generator's samples. At the larger weight, `a_strong`, it is the fake score. At the
+    smaller weight, `a_weak`, it is the real score, which stays close to the teacher.
     """
 
     a_weak: float = Field(
@@ -165,11 +175,11 @@ class MatchingConfig(MethodConfig):
 
     @property
     def uses_negative_prompt(self) -> bool:
-        """Guidance needs it."""
+        """Whether the real score is guided, which needs the negative prompt."""
         return self.guidance_scale != 1
 
     def recipe_fields(self) -> dict[str, Any]:
-        """Adds the branch weights."""
+        """Return the method's name and the weights of the branch."""
         return super().recipe_fields() | {"a_weak": self.a_weak, "a_strong": self.a_strong}
 
 
@@ -201,7 +211,7 @@ class OneStepConfig(MatchingConfig):
 
     @property
     def start_file(self) -> Path:
-        """The few-step generator."""
+        """File of the few-step generator."""
         return self.few_step_generator
 
 
@@ -287,11 +297,20 @@ class SFTConfig(MethodConfig):
     )
 
     def recipe_fields(self) -> dict[str, Any]:
-        """The exported file is a many-step teacher."""
+        """Return the method's name and the kind: the exported file is a many-step teacher."""
         return super().recipe_fields() | {"kind": "teacher"}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
-        """The teacher, as a concat image-to-video network if `widen` is set."""
+        """Return the teacher, as a concat image-to-video network if `widen` is set.
+
+        Args:
+            teacher: the teacher as loaded from its file; with `widen` a text-to-video network.
+            mode: `full` or `lora`, the setting `model.mode`.
+
+        Raises:
+            CheckpointError: if `widen` is set and the teacher is not a text-to-video network.
+            ConfigError: if `widen` is set in mode `lora`.
+        """
         if not self.widen:
             return teacher
         _needs_full(mode, "Widening", "the patch embedding")
@@ -321,15 +340,24 @@ class CFGConfig(MethodConfig):
 
     @property
     def uses_negative_prompt(self) -> bool:
-        """The guided teacher is called with both prompts."""
+        """Always True: the guided teacher is called with both prompts."""
         return True
 
     def recipe_fields(self) -> dict[str, Any]:
-        """The exported file is a many-step teacher."""
+        """Return the method's name and the kind: the exported file is a many-step teacher."""
         return super().recipe_fields() | {"kind": "teacher"}
 
     def prepared(self, teacher: Checkpoint, mode: Mode) -> Checkpoint:
-        """The teacher with a guidance embedding. A new embedding starts at zero and does not change the output."""
+        """Return the teacher with a guidance embedding. A new embedding starts at zero and does not change the output.
+
+        Args:
+            teacher: the teacher as loaded from its file.
+            mode: `full` or `lora`, the setting `model.mode`.
+
+        Raises:
+            CheckpointError: if the teacher cannot have a guidance embedding.
+            ConfigError: if a new embedding would be needed in mode `lora`.
+        """
         if teacher.shape.guidance_embed:
             return teacher
         _needs_full(mode, f"Distilling guidance into {teacher.source}", "its new guidance embedding")

@@ -56,7 +56,16 @@ An unknown name or a wrong value ends the command with an error that names the s
 run saves its complete configuration, with all defaults filled in, as `config.yaml` in its folder.
 
 In the tables, *required* settings have no default, and `null` means "not set". The defaults are those of the trainer; a
-preset may set other values. MD is the MagicDistillation paper, M141 is Magic 1-For-1.
+preset may set other values. MD is the [MagicDistillation](https://arxiv.org/abs/2503.13319) paper, M141 is
+[Magic 1-For-1](https://arxiv.org/abs/2502.07701).
+
+Some words have a fixed meaning here:
+
+- A *branch* is a LoRA on the frozen teacher, used at a weight.
+- A *role* is what a network does in a training: generator, teacher, real score, fake score or discriminator.
+- An *update* is one optimizer step of one network. A *round* is one generator update with the updates of the fake
+  branch and the discriminator before it.
+- The *recipe* is the sampling settings that an exported file stores.
 """
 
 _METHODS: list[type[MethodConfig]] = list(get_args(get_args(AnyMethod)[0]))
@@ -68,7 +77,7 @@ each method shows only the settings that it adds or changes.
 
 
 def settings_page() -> str:
-    """The page as Markdown: one heading per section, with a table of its settings."""
+    """Return the page as Markdown: one heading per section, with a table of its settings."""
     places = _places()
     parts = [_INTRODUCTION, "## Top level\n", _table(TrainConfig, TrainConfig.model_fields, places)]
     for section, paths in places.items():
@@ -80,7 +89,7 @@ def settings_page() -> str:
 
 
 def _places() -> Places:
-    """Every section with the dotted names under which the configuration contains it, in the order of the page."""
+    """Return every section, in the page's order, with the dotted names under which the configuration contains it."""
     places: Places = {}
 
     def visit(section: type[Section], prefix: str) -> None:
@@ -101,7 +110,7 @@ def _places() -> Places:
 
 
 def _methods(places: Places) -> Iterator[str]:
-    """The sections of the methods."""
+    """Yield the sections of the methods."""
     yield f"## `method`\n\n{_METHOD_INTRODUCTION}"
     lines = ["| `name` | method |", "| --- | --- |"]
     for method in _METHODS:
@@ -121,7 +130,7 @@ def _methods(places: Places) -> Iterator[str]:
 
 
 def _table(section: type[Section], names: Iterable[str], places: Places) -> str:
-    """A table of some settings of a section."""
+    """Return a table of some settings of a section."""
     lines = ["| setting | value | default | what it does |", "| --- | --- | --- | --- |"]
     for name in names:
         field = section.model_fields[name]
@@ -131,7 +140,7 @@ def _table(section: type[Section], names: Iterable[str], places: Places) -> str:
 
 
 def _values(field: FieldInfo, places: Places) -> str:
-    """The allowed values of a setting in words; for a section a link to it."""
+    """Return the allowed values of a setting in words; for a section a link to it."""
     section = _section_in(field.annotation)
     if section is not None:
         return f"[section](#{_anchor(_title(places[section]))})"
@@ -139,14 +148,14 @@ def _values(field: FieldInfo, places: Places) -> str:
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a type names; for a method `MethodConfig`."""
+    """Return the section that a type names; for a method `MethodConfig`; None for other types."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return MethodConfig if issubclass(annotation, MethodConfig) else annotation
     return next((section for part in get_args(annotation) if (section := _section_in(part))), None)
 
 
 def _kind(annotation: Any, metadata: list[Any]) -> str:
-    """A type with its limits in words, such as `integer >= 1`."""
+    """Return a type with its limits in words, such as `integer >= 1`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(parts[0], [limit for part in parts[1:] for limit in part.metadata])
@@ -180,7 +189,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value as a user writes it in YAML."""
+    """Return a value as a user writes it in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -207,13 +216,13 @@ def _title(paths: list[str]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """The anchor that GitHub derives from a heading."""
+    """Return the anchor that GitHub derives from a heading."""
     kept = "".join(letter for letter in title if letter.isalnum() or letter in "_- ")
     return kept.lower().replace(" ", "-")
 
 
 def _escaped(text: str) -> str:
-    """Text for a table's cell."""
+    """Return a text for a table's cell."""
     return text.replace("|", "\\|")
 
 

@@ -47,6 +47,8 @@ def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
     """Build a section, or a complete configuration, from plain data.
 
     Args:
+        section: the class of the section.
+        tree: the fields by name, as YAML or JSON data; a section inside is a dictionary.
         source: where the data come from, for errors.
 
     Raises:
@@ -67,12 +69,16 @@ def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
 
 
 def parse_config(tree: dict[str, Any], source: str) -> TrainConfig:
-    """Build a training configuration from plain data; errors as in `parse_section`."""
+    """Build a training configuration from plain data; arguments and errors as in `parse_section`."""
     return parse_section(TrainConfig, tree, source)
 
 
 def parse_settings(section: type[S], settings: Sequence[str]) -> S:
     """Build a section from its defaults and `key=value` texts.
+
+    Args:
+        section: the class of the section, whose fields all have defaults or are set by the texts.
+        settings: the texts; a key may have dots, such as `optimizer.lr=1e-4`.
 
     Raises:
         ConfigError: if a text is not a setting; else as `parse_section`.
@@ -86,7 +92,7 @@ def parse_settings(section: type[S], settings: Sequence[str]) -> S:
 
 
 def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A tree with changes, merged section by section. A method with another name replaces the previous one."""
+    """Merge changes into a tree section by section. A method with another name replaces the previous one."""
     merged = dict(tree)
     for key, value in changes.items():
         before = merged.get(key)
@@ -102,7 +108,7 @@ def _is_another_method(key: str, before: dict[str, Any], value: dict[str, Any]) 
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's settings, merged into the settings of the file that it `extends`."""
+    """Return a file's settings, merged into the settings of the file that it `extends`."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -124,7 +130,7 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _moved_to(path: Path, named: Any) -> Path | None:
-    """The folder of a moved or copied run: `path` is the run's own configuration, but names another folder.
+    """Return the folder of a moved or copied run: `path` is the run's own configuration, but names another folder.
 
     Returns:
         The folder that contains `path`; None if the run was not moved, or `path` is not a run's own configuration.
@@ -141,6 +147,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     A file may contain `extends: OTHER.yaml`, a path relative to its own folder. It then needs only the settings that
     differ from that file. The `config.yaml` of a run that was moved or copied applies to the folder that contains it,
     unless an override sets `run`.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.key=value` texts, such as `zero.stage=3`; they replace settings of the file.
 
     Raises:
         ConfigError: if a file is absent, is not a YAML mapping, or is not valid.

@@ -1,4 +1,7 @@
-"""Sections that control how a run is watched and saved. They do not change what the run learns."""
+"""Sections that control how a run is watched and saved. They do not change what the run learns.
+
+A *round* is one generator update with the updates of the other networks before it.
+"""
 
 from typing import Any, Literal
 

@@ -55,7 +55,7 @@ class OptimizerConfig(Section):
     )
 
     def rate(self, update: int, progress: float) -> float:
-        """The learning rate of one update.
+        """Return the learning rate of one update.
 
         Args:
             update: number of the optimizer's update, from 0.

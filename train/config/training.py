@@ -1,4 +1,8 @@
-"""The configuration of a training run, and the checks across its sections."""
+"""The configuration of a training run, and the checks across its sections.
+
+A *branch* is a LoRA on the frozen teacher, used at a weight. A *role* is what a network does in a training: generator,
+teacher, real score, fake score or discriminator. A *recipe* is the sampling settings that an exported file stores.
+"""
 
 from pathlib import Path
 from typing import Any, Literal, Self

@@ -39,7 +39,7 @@ StoredDtype = Literal["float16", "bfloat16", "float32"]
 
 
 class DatasetError(MagicDistillError):
-    """A latent dataset that is absent, damaged, or made with other settings than the requested ones."""
+    """Raised when a latent dataset is missing, damaged, or made with other settings than the requested ones."""
 
 
 class LatentBatch(NamedTuple):
@@ -95,16 +95,18 @@ class DatasetIndex(BaseModel):
         return sum(len(shard.samples) for shard in self.shards)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of one sample and their shapes; errors as in `sample_shapes`."""
+        """Return the shape of each tensor of one sample, by name; errors as in `sample_shapes`."""
         return sample_shapes(self.family, self.frames, self.height, self.width)
 
 
 def sample_shapes(architecture: str, frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of one sample and their shapes.
+    """Return the shape of each tensor of one sample, by the tensor's name in a shard.
 
     Args:
-        architecture: name of the architecture that the start image is encoded for.
-        frames, height, width: size of the clip in frames and pixels.
+        architecture: name of the architecture that the start image is encoded for, such as `hunyuan_video`.
+        frames: number of frames of the clip, 4n + 1.
+        height: height of the clip in pixels, a multiple of 16.
+        width: width of the clip in pixels, a multiple of 16.
 
     Raises:
         DatasetError: if the architecture is unknown.
@@ -126,6 +128,9 @@ def sample_shapes(architecture: str, frames: int, height: int, width: int) -> di
 def read_index(folder: Path) -> DatasetIndex:
     """Read a dataset's index.
 
+    Args:
+        folder: the dataset's folder.
+
     Raises:
         DatasetError: if the folder has no index, or the index cannot be read.
     """
@@ -145,16 +150,22 @@ def read_index(folder: Path) -> DatasetIndex:
 
 
 class LatentWriter:
-    """Adds samples to a dataset. It is a context manager: leaving the context writes the unfinished shard.
+    """A writer that adds samples to a dataset, used in a `with` block. Leaving the block writes the unfinished shard.
 
     Opening an existing dataset continues it. `key in writer` tells whether a sample is already stored, and
     `finished(source)` whether all samples of a source video are.
-
-    Raises:
-        DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE or image encoder.
     """
 
     def __init__(self, folder: Path, index: DatasetIndex) -> None:
+        """Open a dataset folder, which need not exist yet.
+
+        Args:
+            folder: the dataset's folder.
+            index: the settings of the dataset, without shards and sources.
+
+        Raises:
+            DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE or image encoder.
+        """
         self._folder = folder
         self._shapes = index.tensor_shapes()
         self._dtype = getattr(torch, index.dtype)
@@ -183,7 +194,7 @@ class LatentWriter:
         return len(self._keys)
 
     def finished(self, source: str) -> bool:
-        """Whether `finish_source` was called for this source video, in this or an earlier preparation."""
+        """Return whether `finish_source` was called for this source video, in this or an earlier preparation."""
         return source in self._sources
 
     def append(self, key: str, latent: Tensor, image: StartImage) -> None:
@@ -191,11 +202,12 @@ class LatentWriter:
 
         Args:
             key: the sample's unique name, such as the source video and its window.
-            latent: `[16, T, H, W]`.
+            latent: clean latent `[16, T, H, W]` in the network's scale.
             image: one start image, as a batch of one.
 
         Raises:
             ValueError: if the key is already stored, or a shape does not fit the dataset's geometry.
+            CheckpointError: as for `flush`.
         """
         given = {LATENTS: latent, IMAGE_LATENTS: image.latents[0]}
         if image.features is not None:
@@ -255,14 +267,18 @@ def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> Datas
 
 
 class LatentDataset:
-    """Read access to a latent dataset by sample number. Tensors are read on demand through memory maps.
-
-    Raises:
-        DatasetError: if the folder is not a dataset or has no samples, or if a shard is missing, truncated or of
-            another geometry.
-    """
+    """Read access to a latent dataset by sample number. Tensors are read on demand through memory maps."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Open a dataset, and check that its shards are complete.
+
+        Args:
+            folder: the dataset's folder.
+
+        Raises:
+            DatasetError: if the folder is not a dataset or has no samples, or if a shard is missing, truncated or of
+                another geometry.
+        """
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         self._files: dict[int, safe_open] = {}
@@ -306,6 +322,9 @@ class LatentDataset:
     def check_family(self, family: Family) -> None:
         """Refuse a teacher that this dataset does not suit.
 
+        Args:
+            family: the teacher's family.
+
         Raises:
             DatasetError: if the dataset was made for another architecture, or its clips are too short for the teacher.
         """
@@ -323,11 +342,18 @@ class LatentDataset:
             )
 
     def batch(self, indices: Sequence[int]) -> LatentBatch:
-        """The samples with these numbers, stacked in this order; errors as in `latents`."""
+        """Read the latents and start images of some samples; errors as in `latents`.
+
+        Args:
+            indices: the samples' numbers, from 0. The batch has their order.
+        """
         return LatentBatch(self.latents(indices), self.image_latents(indices))
 
     def latents(self, indices: Sequence[int]) -> Tensor:
-        """Only the clean latents `[B, 16, T, H, W]`, as float32 on the CPU.
+        """Read only the clean latents `[B, 16, T, H, W]` of some samples, as float32 on the CPU.
+
+        Args:
+            indices: the samples' numbers, from 0.
 
         Raises:
             IndexError: if a number is not in `[0, len(dataset))`.
@@ -336,11 +362,25 @@ class LatentDataset:
         return self._read(LATENTS, indices)
 
     def image_latents(self, indices: Sequence[int]) -> Tensor:
-        """Only the latents of the start images, `[B, 16, 1, H, W]` (Wan 2.1: T frames); errors as in `latents`."""
+        """Read only the latents of the start images, as float32 on the CPU; errors as in `latents`.
+
+        Args:
+            indices: the samples' numbers, from 0.
+
+        Returns:
+            `[B, 16, 1, H, W]`; for Wan 2.1 `[B, 16, T, H, W]`.
+        """
         return self._read(IMAGE_LATENTS, indices)
 
     def start_image(self, indices: Sequence[int]) -> StartImage:
-        """Start images in the form that a family expects, on the CPU; errors as in `latents`."""
+        """Read the start images of some samples in the form that the family expects; errors as in `latents`.
+
+        Args:
+            indices: the samples' numbers, from 0.
+
+        Returns:
+            A batch of start images in float32 on the CPU.
+        """
         features = self._read(IMAGE_FEATURES, indices) if IMAGE_FEATURES in self._shapes else None
         return StartImage(self.image_latents(indices), features)
 

@@ -21,7 +21,7 @@ _ADVICE = "Expected the vae folder of a diffusers HunyuanVideo or Wan 2.1 model 
 
 
 class _DiffusersVae(ABC):
-    """Converts frames between [0, 1] and the [-1, 1] of a diffusers autoencoder, and computes in its dtype."""
+    """The shared part of the VAEs: frames in [0, 1] become the autoencoder's [-1, 1] and its dtype."""
 
     def __init__(self, model: Any) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -29,7 +29,13 @@ class _DiffusersVae(ABC):
 
     @torch.no_grad()
     def encode(self, frames: Tensor, /) -> Tensor:
-        """As `Vae.encode`.
+        """Encode clips; see `Vae.encode`.
+
+        Args:
+            frames: `[B, 4n + 1, 3, H, W]` in [0, 1].
+
+        Returns:
+            The mode of the posterior, `[B, 16, n + 1, H / 8, W / 8]` in float32.
 
         Raises:
             VideoError: if the geometry does not fit.
@@ -39,22 +45,22 @@ class _DiffusersVae(ABC):
         return self._scaled(self._model.encode(signed).latent_dist.mode().float())
 
     def encode_image(self, images: Tensor, /) -> Tensor:
-        """As `Vae.encode_image`."""
+        """Encode still images; see `Vae.encode_image`."""
         return self.encode(images[:, None])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, /) -> Tensor:
-        """As `Vae.decode`."""
+        """Decode latents; see `Vae.decode`."""
         signed = self._model.decode(self._raw(latents).to(self._model.dtype)).sample
         return rearrange((signed.float() / 2 + 0.5).clamp(0, 1), "b c t h w -> b t c h w")
 
     @abstractmethod
     def _scaled(self, raw: Tensor) -> Tensor:
-        """Scale the autoencoder's latents to the network's scale."""
+        """Return the autoencoder's latents in the network's scale."""
 
     @abstractmethod
     def _raw(self, latents: Tensor) -> Tensor:
-        """The inverse of `_scaled`."""
+        """Return latents of the network in the autoencoder's scale; the inverse of `_scaled`."""
 
 
 class HunyuanVideoVae(_DiffusersVae):
@@ -85,7 +91,11 @@ class WanVae(_DiffusersVae):
 
 
 def load_diffusers_vae(folder: Path, device: torch.device) -> HunyuanVideoVae | WanVae:
-    """Load a diffusers `AutoencoderKLHunyuanVideo` or `AutoencoderKLWan` folder.
+    """Load a diffusers `AutoencoderKLHunyuanVideo` or `AutoencoderKLWan`.
+
+    Args:
+        folder: the `vae` folder of a diffusers model.
+        device: device of the VAE.
 
     Raises:
         CheckpointError: if the folder holds neither or is damaged, or its latents do not fit the network.

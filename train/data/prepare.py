@@ -29,7 +29,15 @@ VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """How a video is cut: windows of `frames` frames at `fps` frames per second, a new one every `stride` frames."""
+    """How a video is cut: windows of `frames` frames at `fps` frames per second, a new one every `stride` frames.
+
+    Attributes:
+        frames: frames of a window, 4n + 1.
+        height: height in pixels, to which frames are resized and cropped.
+        width: width in pixels.
+        fps: frames per second, to which the video is resampled before it is cut.
+        stride: frames from the start of one window to the start of the next.
+    """
 
     frames: int
     height: int
@@ -43,10 +51,10 @@ class PrepareReport:
     """The result of a preparation.
 
     Attributes:
-        added: samples that this preparation added.
-        total: samples that the dataset now has.
-        already_in: videos that an earlier preparation finished.
-        skipped: the reason per video that could not be used completely.
+        added: number of samples that this preparation added.
+        total: number of samples that the dataset now has.
+        already_in: number of videos that an earlier preparation finished.
+        skipped: the reason for each video that could not be used completely, by the video's name.
     """
 
     added: int = 0
@@ -76,13 +84,21 @@ def prepare(
 
     Args:
         videos: a video file, or a folder; its subfolders are searched too.
+        out: the dataset's folder, which is created or continued.
         vae: a VAE as for `load_vae`.
-        frames, height, width: geometry of a window: 4n + 1 frames, sides in pixels divisible by 16.
+        frames: frames of a window, 4n + 1.
+        height: height of a window in pixels, a multiple of 16.
+        width: width of a window in pixels, a multiple of 16.
         fps: frame rate in frames per second, to which videos are resampled before they are cut.
         stride: frames from the start of one window to the start of the next; None is `frames`, no overlap.
         dtype: format of the stored latents.
+        device: device of the VAE and the image encoder.
         console: shows the progress bar; None shows none.
-        image_encoder: CLIP's folder, for a family that uses its features (see `load_start_images`).
+        image_encoder: CLIP's folder, for a family that uses its features (see `load_start_images`); None for the
+            others.
+
+    Returns:
+        The numbers of samples and videos, and the skipped videos.
 
     Raises:
         MagicDistillError: if there are no videos, none is usable, the geometry does not fit, or `out` holds a dataset
@@ -121,9 +137,10 @@ def prepare(
 
 
 def find_videos(videos: Path) -> dict[str, Path]:
-    """The videos of a folder and its subfolders, sorted, by their names relative to the folder.
+    """Return the paths of the videos in a folder and its subfolders, by their names relative to the folder, sorted.
 
-    A single file is returned under its own name.
+    Args:
+        videos: the folder, or a single video file, which is returned under its own name.
 
     Raises:
         VideoError: if there is no video.
@@ -177,7 +194,14 @@ def _add_source(
 
 
 def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]]:
-    """The windows of a video: number of the first frame, and frames `[T, H, W, 3]` in uint8.
+    """Yield the windows of a video one after another.
+
+    Args:
+        path: the video file.
+        geometry: how the video is cut.
+
+    Yields:
+        The number of the window's first frame after resampling, and its frames `[T, H, W, 3]` in uint8.
 
     Raises:
         VideoError: if the video is unreadable, damaged, or shorter than one window.

@@ -20,16 +20,17 @@ _TEMPLATE_TOKENS = 95
 def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device | str = "cpu") -> NullPrompt:
     """Encode a prompt with the text encoders of a diffusers pipeline, and write a file for `model.null_prompt`.
 
-    HunyuanVideo's text-to-video template is used, even for an image-to-video pipeline. The image-to-video template
-    also shows an image to the language model, so its result fits only that image.
+    HunyuanVideo's text-to-video template is used, even for an image-to-video pipeline. The image-to-video template also
+    shows an image to the language model, so its result fits only that image.
 
     Args:
         pipeline: folder of a diffusers HunyuanVideo or Wan pipeline; only tokenizers and text encoders are read.
         prompt: the text; "" is the null prompt.
         out: the file (.safetensors) to write.
+        device: device of the text encoders.
 
     Returns:
-        The written text conditioning, in bfloat16, without padding tokens.
+        The written text conditioning, in bfloat16 on the CPU, without padding tokens.
 
     Raises:
         CheckpointError: if the folder holds no such pipeline, or a part of it cannot be loaded.
@@ -87,7 +88,7 @@ def _hunyuan_video(pipeline: Path, kind: str, prompt: str, device: torch.device)
 
 
 def _llama_tokenizer(folder: Path) -> Any:
-    """Llama 3's tokenizer, with the rules of its own file.
+    """Load Llama 3's tokenizer, with the rules of its own file.
 
     Diffusers names the class LlamaTokenizerFast, which is Llama 2's. Under transformers 5 this class replaces the rules
     of the file by its own, and loses spaces and line breaks.

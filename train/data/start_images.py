@@ -30,14 +30,18 @@ class ClipVision:
     """The vision tower of CLIP ViT-H. Its features are the second-to-last hidden layer: class token and patches."""
 
     def __init__(self, model: "CLIPVisionModel") -> None:
+        """Freeze the vision tower `model`, which is on its device already."""
         self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features `[B, 257, 1280]` of images `[B, 3, H, W]` in [0, 1].
+        """Compute the features `[B, 257, 1280]` of images, in float32.
 
         The complete picture is resized to CLIP's square, without cropping. Wan 2.1's release does the same, and so does
         ComfyUI's CLIP Vision Encode with crop "none".
+
+        Args:
+            images: `[B, 3, H, W]` in [0, 1], on the device of the vision tower.
         """
         side = self._model.config.image_size
         square = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -47,9 +51,15 @@ class ClipVision:
 
 
 class StartImageEncoder:
-    """Encodes start images for the family that a VAE belongs to."""
+    """An encoder of start images for the family that a VAE belongs to."""
 
     def __init__(self, vae: Vae, clip: ClipVision | None) -> None:
+        """Combine a VAE with CLIP's vision tower.
+
+        Args:
+            vae: the VAE of the family.
+            clip: the vision tower; None for a family that uses no CLIP features.
+        """
         self.vae = vae
         self._clip = clip
         self._covers_video = _family_of(vae).image_covers_video
@@ -60,7 +70,8 @@ class StartImageEncoder:
 
         Args:
             images: `[B, 3, H, W]` in [0, 1] on the VAE's device.
-            frames: number of frames of the videos.
+            frames: number of frames of the videos, 4n + 1; used by families that encode the image together with gray
+                frames.
         """
         features = None if self._clip is None else self._clip.features(images)
         if not self._covers_video:
@@ -70,10 +81,13 @@ class StartImageEncoder:
 
 
 def load_start_images(vae: Vae, image_encoder: Path | None, device: torch.device | str = "cpu") -> StartImageEncoder:
-    """The encoder of start images that fits a VAE.
+    """Return the encoder of start images that fits a VAE.
 
     Args:
-        image_encoder: a transformers `CLIPVisionModel` folder, for a family that uses CLIP features.
+        vae: the VAE, from `load_vae`.
+        image_encoder: a transformers `CLIPVisionModel` folder, for a family that uses CLIP features; None for the
+            others.
+        device: device of the image encoder, which must be the VAE's.
 
     Raises:
         CheckpointError: if the family needs an image encoder and none is given, if it needs none and one is given, or

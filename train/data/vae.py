@@ -11,7 +11,7 @@ from magicdistill_core.taehv import load_taehv
 
 
 class Vae(Protocol):
-    """Encodes frames in [0, 1] to latents in the network's scale, and decodes them. Inputs must be on its device."""
+    """A video autoencoder between frames in [0, 1] and latents in the network's scale. Inputs must be on its device."""
 
     @property
     def architecture(self) -> str:
@@ -32,6 +32,7 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Vae:
 
     Args:
         path: a safetensors file in the TAEHV layout (HunyuanVideo's latents), or a diffusers folder.
+        device: device of the VAE.
 
     Raises:
         MagicDistillError: if the VAE is neither, is damaged or a pickle, or its latents fit no known family.

@@ -1,6 +1,7 @@
 """An exponential moving average (EMA) of the generator's weights.
 
-The averaged weights are smoother than the latest ones. Exports and validation samples use them.
+The averaged weights are smoother than the latest ones. Exports and validation samples use them. A *partition* is the
+part of one parameter's state that one process holds (see `engines.state`).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ class GeneratorEma:
     """
 
     def __init__(self, engine: Any, settings: EmaConfig) -> None:
+        """Start the average with the engine's weights.
+
+        Args:
+            engine: the DeepSpeed engine, or a `PlainEngine`, that trains the weights.
+            settings: decay and start of the average, and where it is stored.
+        """
         self._state = EngineState(engine)
         self._settings = settings
         self._updates = 0
@@ -65,15 +72,20 @@ class GeneratorEma:
         self._state.refresh_network()
 
     def partitions(self) -> list[Partition]:
-        """See `SavedState.partitions`."""
+        """Return the averages of this process's partitions; see `SavedState.partitions`."""
         pairs = zip(self._state.partitions(), self._averages, strict=True)
         return [Partition(part.name, part.start, part.size, {_AVERAGE: avg}, part.written) for part, avg in pairs]
 
     def counter(self) -> int:
-        """The number of generator updates that have been averaged."""
+        """Return the number of generator updates that have been averaged."""
         return self._updates
 
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
-        """See `SavedState.restore`."""
+        """Load a saved average; see `SavedState.restore`.
+
+        Args:
+            counter: the number of updates that the saved average had averaged.
+            read: fills partitions with the saved values.
+        """
         self._updates = counter
         read(self.partitions())

@@ -1,4 +1,9 @@
-"""DeepSpeed engines: one with its own optimizer per trained role, and frozen networks that are only called."""
+"""DeepSpeed engines: one with its own optimizer per trained role, and frozen networks that are only called.
+
+A *role* is what a network does in a training: the generator, the fake score (called `fake`) and the discriminator are
+trained, the teacher and the real score are not. A *branch* is a LoRA on frozen weights. One branch can serve several
+roles, at a weight per role (see `networks.roles`).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +23,12 @@ from ..networks.roles import BASE, Role, RoleNetwork
 
 
 def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, Any]:
-    """Build the DeepSpeed settings of one engine.
+    """Return the DeepSpeed settings of one engine, as `deepspeed.initialize` takes them.
 
     Args:
         config: the training's configuration.
         clip: the norm to which gradients are clipped; 0 for no clipping.
-        stage: the ZeRO stage.
+        stage: the ZeRO stage, 0 to 3.
     """
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
@@ -58,6 +63,16 @@ class Engine:
         stage: int,
         loss_scale: float = 1.0,
     ) -> None:
+        """Create the optimizer, and pass it with the network to DeepSpeed.
+
+        Args:
+            network: the network or discriminator that DeepSpeed wraps.
+            parameters: the parameters of the network that the optimizer trains.
+            config: the training's configuration.
+            optimizer: learning rate schedule, Adam's settings and gradient clipping.
+            stage: the ZeRO stage, 0 to 3.
+            loss_scale: factor on every loss before its backward pass. Gradient clipping and `step` use unscaled norms.
+        """
         self.loss_scale = loss_scale
         self._settings = optimizer
         # Lowered when a run rolls back after a collapse.
@@ -91,7 +106,7 @@ class Engine:
         self.engine.backward(loss * self.loss_scale)
 
     def step(self, update: int, progress: float = 0.0) -> float | None:
-        """Take one optimizer step.
+        """Take one optimizer step with the gradients of the backward passes.
 
         Args:
             update: how many updates this engine has made before this one.
@@ -108,22 +123,27 @@ class Engine:
 
 
 class NetworkCalls:
-    """A network with several roles, and calls of it that return velocities or features."""
+    """A network with several roles, and calls of it that return velocities or features.
+
+    Attributes:
+        network: the network.
+        module: the network or its DeepSpeed wrapper. Under ZeRO-3 only a call of the wrapper gathers the weights.
+    """
 
     network: RoleNetwork
-    # The network or its DeepSpeed wrapper. Under ZeRO-3 only a call of the wrapper gathers the weights.
     module: nn.Module
 
     def velocity(
         self, condition: Condition, role: Role, *, unconditional: bool = False, guidance: Tensor | None = None
     ) -> Velocity:
-        """Return the velocity function of the network in one role for one batch.
+        """Return the velocity function `(x, sigma) -> velocity` of the network in one role for one batch.
 
         Args:
-            condition: the batch's conditioning.
+            condition: the family's conditioning on the batch's start images.
             role: the branch and its weight.
             unconditional: use the negative prompt instead of the prompt.
-            guidance: `[B]`, for a network with a guidance embedding; None uses `model.embedded_guidance`.
+            guidance: guidance scales `[B]` for a network with a guidance embedding; None uses
+                `model.embedded_guidance`.
         """
         options = {"unconditional": unconditional, "guidance": guidance}
         return lambda x, sigma: self.module(x, sigma, condition, role, **options)
@@ -133,6 +153,11 @@ class NetworkCalls:
 
         This calls the network directly. The engine would count a backward through its own output as one of its own
         backward passes.
+
+        Args:
+            x: noisy frames `[B, 16, T, H, W]`.
+            sigma: noise levels `[B]`.
+            condition: the family's conditioning on the batch's start images.
         """
         features: Features = self.network(x, sigma, condition, BASE, features=True)
         return features
@@ -149,6 +174,15 @@ class NetworkEngine(Engine, NetworkCalls):
         optimizer: OptimizerConfig,
         loss_scale: float = 1.0,
     ) -> None:
+        """Create the engine of a network.
+
+        Args:
+            network: the generator, or the base with the branch.
+            parameters: all parameters of the generator, or those of the branch.
+            config: the training's configuration.
+            optimizer: the settings of the optimizer.
+            loss_scale: as for `Engine`.
+        """
         super().__init__(network, parameters, config, optimizer, stage=config.zero.stage, loss_scale=loss_scale)
         self.network = network
         self.module = self.engine
@@ -162,6 +196,7 @@ class DiscriminatorEngine(Engine):
     """
 
     def __init__(self, discriminator: Discriminator, config: TrainConfig, optimizer: OptimizerConfig) -> None:
+        """Create the engine of a discriminator, which trains all its parameters."""
         parameters = list(discriminator.parameters())
         super().__init__(discriminator, parameters, config, optimizer, stage=min(config.zero.stage, 2))
 
@@ -170,6 +205,12 @@ class FrozenNetwork(NetworkCalls):
     """A frozen network; under ZeRO-3 its weights are partitioned like those of the trained networks."""
 
     def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:
+        """Freeze a network.
+
+        Args:
+            network: the network; its parameters no longer require gradients.
+            config: the training's configuration; at ZeRO stage 3 DeepSpeed partitions the network.
+        """
         self.network = network.requires_grad_(False)
         self.module = network
         if config.zero.stage == 3:
@@ -183,7 +224,7 @@ def collect_state(network: nn.Module, wanted: Callable[[str], bool] | None = Non
 
     Args:
         network: the network to copy from.
-        wanted: takes a parameter's name and returns whether to copy it; None copies all.
+        wanted: function `(name) -> bool`: returns whether to copy a parameter; None copies all.
 
     Returns:
         The parameters by name on the main process; an empty dictionary on the other processes.

@@ -1,5 +1,8 @@
 """The networks and engines of a training, built according to its method.
 
+A *branch* is a LoRA (zeta) on the frozen teacher (theta), used at a weight. A *role* is a branch at a weight, such as
+the fake score `theta + 1.0 * zeta` (see `networks.roles`). MD: MagicDistillation (arXiv 2503.13319).
+
 Mode `full`: the generator starts as a copy of the teacher. The fake branch, if the method has one, is added to a second
 copy, which is frozen.
 Mode `lora`: the generator branch, the fake branch, the real score and the teacher share one frozen base.
@@ -31,7 +34,8 @@ class Networks:
     """The engines of all trained roles, and the network of each role.
 
     Attributes:
-        engines: one engine per trained role, by the role's name; the generator always has one.
+        engines: one engine per trained role, by the role's name (`generator`, `fake`, `discriminator`); the generator
+            always has one.
         generator_role: the branch and weight with which the generator's network is called.
         base: the network with the frozen teacher's weights; None if the method needs no teacher.
         pair_generator: the frozen few-step generator from the method's `start_file`; None without one.
@@ -44,37 +48,56 @@ class Networks:
 
     @property
     def generator(self) -> NetworkEngine:
+        """The engine of the generator."""
         return self._network_engine(GENERATOR)
 
     @property
     def fake(self) -> NetworkEngine:
+        """The engine of the fake branch; only for methods that train one."""
         return self._network_engine(FAKE)
 
     def engine(self, name: str) -> Engine:
+        """Return the engine of a trained role, by its name."""
         return self.engines[name]
 
     def generator_velocity(self, condition: Condition, *, guidance: Tensor | None = None) -> Velocity:
-        """The generator's velocity, with gradients where they are enabled; `guidance` as in `NetworkCalls.velocity`."""
+        """Return the generator's velocity function `(x, sigma) -> velocity`, with gradients where they are enabled.
+
+        Args:
+            condition: the family's conditioning on the batch's start images.
+            guidance: guidance scales `[B]` for a network with a guidance embedding; None uses
+                `model.embedded_guidance`.
+        """
         return self.generator.velocity(condition, self.generator_role, guidance=guidance)
 
     def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
-        """The velocity of `theta + weight * zeta` (MD Eq. 5, 6).
+        """Return the velocity function `(x, sigma) -> velocity` of `theta + weight * zeta` (MD Eq. 5, 6).
 
-        At the strong weight this is the fake score, at the weak weight the real score.
+        Args:
+            condition: the family's conditioning on the batch's start images.
+            weight: weight of the branch: `a_strong` for the fake score, `a_weak` for the real score.
+            unconditional: use the negative prompt instead of the prompt.
         """
         return self.fake.velocity(condition, Role(FAKE, weight), unconditional=unconditional)
 
     def teacher(self, condition: Condition, *, unconditional: bool = False, guidance: Tensor | None = None) -> Velocity:
-        """The velocity of the frozen teacher theta; call it without gradients.
+        """Return the velocity function `(x, sigma) -> velocity` of the frozen teacher theta; call it without gradients.
 
-        `guidance` is as in `NetworkCalls.velocity`.
+        Args:
+            condition: the family's conditioning on the batch's start images.
+            unconditional: use the negative prompt instead of the prompt.
+            guidance: guidance scales `[B]` for a network with a guidance embedding; None uses
+                `model.embedded_guidance`.
         """
         return self._teacher.velocity(condition, BASE, unconditional=unconditional, guidance=guidance)
 
     def discriminator_logits(self, condition: Condition) -> Logits:
-        """The discriminator's logits on features of the frozen teacher (MD 3.4).
+        """Return a function `(x, sigma) -> logits [B]`: the discriminator on features of the frozen teacher (MD 3.4).
 
         Gradients flow through the features to `x` only, not to the teacher's weights.
+
+        Args:
+            condition: the family's conditioning on the batch's start images.
         """
         discriminator = self.engines[DISCRIMINATOR].engine.module
 
@@ -102,6 +125,11 @@ class Factories:
     """Constructors that wrap networks into engines.
 
     The defaults use DeepSpeed; the memory estimate replaces them.
+
+    Attributes:
+        network: as `NetworkEngine`.
+        discriminator: as `DiscriminatorEngine`.
+        frozen: as `FrozenNetwork`.
     """
 
     network: Callable[..., NetworkEngine] = NetworkEngine
@@ -121,11 +149,14 @@ def build_networks(
 
     Args:
         config: the training's configuration.
-        teacher: the teacher's weights.
+        teacher: the teacher's weights, prepared for the method (see `engines.teacher`).
         prompt: the prompt of all conditional calls.
-        device: where the networks are built.
+        device: where the networks are built; `meta` builds them without weights.
         negative: the prompt of unconditional calls; None if the method makes none.
         factories: the constructors of engines; the default ones use DeepSpeed.
+
+    Returns:
+        The networks and engines of all roles.
 
     Raises:
         ConfigError: if the method does not suit the teacher.

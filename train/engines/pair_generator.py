@@ -1,6 +1,6 @@
 """A frozen few-step generator, which produces the target samples of one-step distillation.
 
-It samples with the steps, shift and sampler of its own recipe.
+It samples with the steps, shift and sampler of its own recipe, the settings that are stored in its model file.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,12 @@ class PairGenerator:
 
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
-        """Sample from `noise`, without gradients.
+        """Return the samples of the generator from `noise`, without gradients.
 
         Args:
-            condition: the batch's conditioning.
+            condition: the family's conditioning on the batch's start images.
             noise: `[B, C, T, H, W]`.
-            fresh: returns new noise `[B, C, T, H, W]` for a step of a re-noising sampler.
+            fresh: function `(step) -> noise [B, C, T, H, W]`, called for new noise by a re-noising sampler.
 
         Returns:
             The samples `[B, C, T, H, W]`.
@@ -52,7 +52,10 @@ def load_pair_generator(path: Path, teacher: Checkpoint, device: str = "cpu") ->
     Args:
         path: the generator's model file.
         teacher: the teacher of the run.
-        device: as for `load_checkpoint`.
+        device: device of the weights; `meta` loads only their shapes.
+
+    Returns:
+        The generator's weights and its recipe.
 
     Raises:
         CheckpointError: if the file is missing or damaged.

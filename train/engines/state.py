@@ -1,9 +1,10 @@
 """The training state of an engine, saved so that any number of processes can load it.
 
-ZeRO partitions each parameter's fp32 weights and optimizer moments among the processes. Each process saves its own
-partitions, named by the parameter and by the position in the flattened parameter. A loading process reads the positions
-that it needs. The saved partitions need not match the loading ones. A run can therefore resume with another number of
-processes or at another ZeRO stage.
+ZeRO partitions each parameter's fp32 weights and optimizer moments among the processes. A *partition* is the part of
+one parameter that one process holds: a range of the flattened parameter. Each process saves its own partitions, named
+by the parameter and by the position in the flattened parameter. A loading process reads the positions that it needs.
+The saved partitions need not match the loading ones. A run can therefore resume with another number of processes or at
+another ZeRO stage.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +30,8 @@ class Partition:
         name: the parameter's name.
         start: index of the partition's first element in the flattened parameter.
         size: number of elements of the full parameter.
-        tensors: live views `[n]` of the partition by kind (fp32 weights, moments); loading writes into them.
+        tensors: views `[n]` of the partition in the memory of the optimizer or average, by kind (fp32 weights,
+            moments). Loading writes into them.
         written: whether this process saves the partition; False if another process saves the same values.
     """
 
@@ -94,6 +96,12 @@ class EngineState:
     """The fp32 weights and the AdamW moments of a DeepSpeed engine, at any ZeRO stage."""
 
     def __init__(self, engine: Any) -> None:
+        """Wrap an engine.
+
+        Args:
+            engine: a DeepSpeed engine, or an object with its attributes `module`, `optimizer` and
+                `zero_optimization_stage`.
+        """
         self.engine = engine
         wrapped = engine.optimizer
         # Without ZeRO in fp32 DeepSpeed does not wrap the optimizer.
@@ -101,7 +109,10 @@ class EngineState:
         self._adam: torch.optim.Optimizer = wrapped if self._wrapper is None else wrapped.optimizer
 
     def partitions(self) -> list[Partition]:
-        """See `SavedState.partitions`; the tensors are views of the optimizer's own memory."""
+        """Return this process's partitions of the weights and the moments.
+
+        The tensors are views of the optimizer's own memory. Moments are missing before the first step.
+        """
         replicated = self.engine.zero_optimization_stage() == 0
         partitions = []
         for part in self._parts():
@@ -112,7 +123,7 @@ class EngineState:
         return partitions
 
     def counter(self) -> int:
-        """The number of steps that the optimizer has made."""
+        """Return the number of steps that the optimizer has made; 0 before the first."""
         for part in self._parts():
             if "step" in (state := self._adam.state.get(part.flat, {})):
                 return int(state["step"])
@@ -120,7 +131,12 @@ class EngineState:
 
     @torch.no_grad()
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
-        """See `SavedState.restore`; the fp32 weights are then copied back into the network."""
+        """Load saved weights and moments, and copy the fp32 weights back into the network; a collective call.
+
+        Args:
+            counter: the number of steps that the saved optimizer had made; 0 removes the moments.
+            read: fills partitions with the saved values.
+        """
         for part in self._parts():
             if not counter:
                 self._adam.state.pop(part.flat, None)
@@ -135,7 +151,7 @@ class EngineState:
         self.refresh_network()
 
     def _step(self, counter: int, flat: Tensor) -> Tensor:
-        """Adam's step count as a tensor.
+        """Return Adam's step count as a tensor.
 
         A fused kernel reads it from the device of the weights, the other implementations read it from the CPU.
         """
@@ -156,14 +172,14 @@ class EngineState:
         return self._stage_3_parts() if stage == 3 else self._flat_parts()
 
     def _full_parts(self, groups: Any) -> Iterator[_Part]:
-        """Without ZeRO in fp32: the optimizer holds the full parameters themselves."""
+        """Yield the parts without ZeRO in fp32: the optimizer holds the full parameters themselves."""
         names = self._names()
         for group in groups:
             for p in group:
                 yield _Part(names[id(p)], p, 0, p.numel(), p, 0, p.numel())
 
     def _copied_parts(self) -> Iterator[_Part]:
-        """Without ZeRO in bf16: DeepSpeed keeps an fp32 copy of every parameter."""
+        """Yield the parts without ZeRO in bf16: DeepSpeed keeps an fp32 copy of every parameter."""
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
         for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
@@ -171,7 +187,10 @@ class EngineState:
                 yield _Part(names[id(p)], p, 0, p.numel(), copy, 0, p.numel())
 
     def _flat_parts(self) -> Iterator[_Part]:
-        """ZeRO-1 and 2: one flat fp32 tensor per parameter group, split among the processes at any element."""
+        """Yield the parts of ZeRO-1 and 2.
+
+        There is one flat fp32 tensor per parameter group, split among the processes at any element.
+        """
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
         for low, flat in zip(wrapper.bit16_groups, wrapper.single_partition_of_fp32_groups, strict=True):
@@ -181,7 +200,10 @@ class EngineState:
                     yield _Part(names[id(p)], p, source.start, p.numel(), flat, target.start, target.numel)
 
     def _stage_3_parts(self) -> Iterator[_Part]:
-        """ZeRO-3: every parameter is split into partitions of equal length; the last one may be padded."""
+        """Yield the parts of ZeRO-3.
+
+        Every parameter is split into partitions of equal length; the last one may be padded.
+        """
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
         for group in wrapper.fp16_groups:
@@ -208,7 +230,8 @@ class EngineState:
 class Overlaps:
     """An index of the saved parts of a state, from which partitions are filled.
 
-    A partition is copied from all saved parts that overlap it.
+    A partition is copied from all saved parts that overlap it. The parts are those of a checkpoint, whose processes may
+    have split the parameters at other positions.
     """
 
     def __init__(self) -> None:
@@ -222,15 +245,19 @@ class Overlaps:
             kind: the kind of tensor (fp32 weights, a moment, an average).
             start: index of the part's first element in the flattened parameter.
             length: number of elements of the part.
-            read: `read(a, b)` returns the part's elements from `a` up to `b`.
+            read: function `(a, b) -> tensor`: returns the part's elements from `a` up to, but not including, `b`.
         """
         self._saved.setdefault((name, kind), []).append((start, length, read))
 
     def fill(self, partitions: list[Partition]) -> None:
-        """Fill every partition with its saved values.
+        """Copy the saved values into the tensors of every partition.
+
+        Args:
+            partitions: the partitions of this process.
 
         Raises:
-            CheckpointError: if a parameter was not saved completely, or was saved with another size; names it.
+            CheckpointError: if a parameter was not saved completely, or was saved with another size. The message names
+                the parameter.
         """
         for partition in partitions:
             for kind, target in partition.tensors.items():

@@ -17,7 +17,7 @@ class Teacher:
     """The teacher's weights and prompts.
 
     Attributes:
-        checkpoint: the weights, prepared for the method.
+        checkpoint: the weights, prepared for the method: for example with a new guidance embedding.
         prompt: the prompt of conditional calls.
         negative: the prompt of unconditional calls; None if the configuration names none.
     """
@@ -28,12 +28,12 @@ class Teacher:
 
 
 def teacher_path(config: TrainConfig) -> Path:
-    """Return the path of the teacher's weights."""
+    """Return the path of the teacher's weights: a model file or a diffusers folder."""
     return TEACHER if config.model.teacher == POCKET else Path(config.model.teacher)
 
 
 def load_teacher(config: TrainConfig, device: str = "cpu") -> Teacher:
-    """Load the teacher and its prompts.
+    """Load the teacher and its prompts, and prepare the weights for the method.
 
     Args:
         config: the training's configuration.

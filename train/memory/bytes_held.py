@@ -15,7 +15,7 @@ META = torch.device("meta")
 
 
 class BytesHeld(TorchDispatchMode):
-    """Counts the bytes of tensors on `meta` that are allocated and freed inside a `with` block.
+    """A count of the bytes of tensors on `meta` that are allocated and freed inside a `with` block.
 
     On a GPU the same code allocates the same storages. The workspaces of kernels and the allocator's rounding are not
     counted.
@@ -25,7 +25,8 @@ class BytesHeld(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        """
+        """Start with no bytes.
+
         Args:
             known: tensors that exist already; they are not counted.
         """

@@ -1,7 +1,8 @@
 """The memory that a training needs on each GPU.
 
-The memory of networks and of their calls is measured by running one update per role on tensors without data. The memory
-of DeepSpeed is computed from its settings.
+The memory of networks and of their calls is measured by running one update per role on tensors without data. A *role*
+is a trained network: the generator, the fake branch or the discriminator. The memory of DeepSpeed is computed from its
+settings.
 """
 
 import logging
@@ -62,7 +63,7 @@ class Memory:
         return self.weights + self.optimizer + self.gradients + self.buffers + max(*self.updates.values(), self.step)
 
     def facts(self) -> dict[str, str]:
-        """The parts and totals as text, in GB of 10^9 bytes."""
+        """Return the parts and totals as text by label, in GB of 10^9 bytes."""
         parts = {
             "weights": self.weights,
             "optimizer": self.optimizer,
@@ -122,15 +123,17 @@ class _FrozenNetwork(NetworkCalls):
 def sample_of(
     config: TrainConfig, teacher: Teacher, frames: int | None, height: int | None, width: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of one sample's tensors, for the configured dataset or for clips of another size.
+    """Return the shapes of one sample's tensors by name, for the configured dataset or for clips of another size.
 
     Args:
         config: the training's configuration.
         teacher: the teacher, whose family determines the tensors.
-        frames, height, width: the size of the clips; each None is read from the dataset.
+        frames: number of frames of the clips, 4n + 1; None takes the dataset's.
+        height: height of the clips in pixels; None takes the dataset's.
+        width: width of the clips in pixels; None takes the dataset's.
 
     Raises:
-        DatasetError: if a size is read from the dataset, and the dataset is missing, damaged or for another family.
+        DatasetError: if a size is taken from the dataset, and the dataset is missing, damaged or for another family.
         MagicDistillError: if the size of the clips is invalid.
     """
     if frames is None or height is None or width is None:
@@ -154,9 +157,12 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
 
     Args:
         config: the training's configuration.
-        teacher: the teacher, loaded on `meta`.
-        shapes: the shapes of one sample's tensors, from `sample_shapes`.
+        teacher: the teacher, loaded on `meta` or on a device.
+        shapes: the shapes of one sample's tensors by name, from `sample_shapes`.
         gpus: the number of GPUs, with one process each.
+
+    Returns:
+        The bytes on each GPU, by use.
 
     Raises:
         ConfigError: if the method does not suit the teacher.

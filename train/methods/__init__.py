@@ -59,5 +59,12 @@ _METHODS: dict[type[MethodConfig], type[Method[Any]]] = {
 
 
 def build_method(config: TrainConfig, networks: Networks, draws: Draws, device: torch.device) -> Method[Any]:
-    """Build the method that the configuration names."""
+    """Return the method that the configuration names.
+
+    Args:
+        config: the training's configuration.
+        networks: the networks and engines of the training.
+        draws: the random draws of the run.
+        device: the device of the networks.
+    """
     return _METHODS[type(config.method)](config.method, config, networks, draws, device)

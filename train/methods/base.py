@@ -1,4 +1,9 @@
-"""The base class of training methods: an order of updates and a loss per role."""
+"""The base class of training methods: an order of updates and a loss per role.
+
+The trained *roles* are `generator`, `fake` (the branch of the fake score) and `discriminator`; each has its own engine
+and optimizer. An *update* is one optimizer step of one role. A *round* is a fixed sequence of updates with exactly one
+generator update: for example five updates of the fake branch, then one of the generator.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -27,12 +32,12 @@ class MicroBatch:
     """The input of one forward pass on one process.
 
     Attributes:
-        condition: the family's conditioning of the start images; only the family's network interprets it.
-        positions: the samples' positions in the update's global batch.
-        update: number of the update, counted over all roles.
+        condition: the family's conditioning on the start images; only the family's network interprets it.
+        positions: the samples' positions in the update's global batch, which covers all processes and micro-batches.
+        update: number of the update, from 0, counted over all roles.
         shape: `(C, T, H, W)` of the noise, losses and samplers: a latent without the frames that the start image
             provides.
-        read_latents: reads the clean latents of this shape from the dataset.
+        read_latents: reads the clean latents `[B, C, T, H, W]` of this shape from the dataset.
     """
 
     condition: Condition
@@ -71,10 +76,10 @@ class Loss:
 
         Args:
             engine: the engine of the trained role.
-            last: as for `Engine.backward`.
+            last: whether this is the last micro-batch before `Engine.step`.
 
         Returns:
-            The metrics of all parts.
+            The metrics of all parts, by name.
         """
         part, metrics = self, dict(self.metrics)
         while part.after is not None:
@@ -97,6 +102,15 @@ class Method(ABC, Generic[S]):
     def __init__(
         self, settings: S, config: TrainConfig, networks: Networks, draws: Draws, device: torch.device
     ) -> None:
+        """Store the parts of the training that losses use.
+
+        Args:
+            settings: the configuration's section `method`.
+            config: the complete configuration.
+            networks: the networks and engines of the training.
+            draws: the random draws of the run.
+            device: the device of the networks.
+        """
         self.settings = settings
         self.config = config
         self.schedule = config.schedule
@@ -112,10 +126,21 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Compute the loss of one role on one micro-batch; its gradients reach only the parameters of that role."""
+        """Compute the loss of one role on one micro-batch; its gradients reach only the parameters of that role.
+
+        Args:
+            role: the role's name, one of `order`.
+            batch: the micro-batch.
+        """
 
     def prepare_images(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
-        """Prepare the start images for the network; unchanged by default."""
+        """Return the start images as the network receives them; unchanged by default.
+
+        Args:
+            images: start images from the dataset, on the training's device.
+            update: number of the update, from 0, counted over all roles.
+            positions: the samples' positions in the update's global batch.
+        """
         return images
 
     def micro_batch(
@@ -133,9 +158,9 @@ class Method(ABC, Generic[S]):
             family: the teacher's family.
             images: the start images.
             shape: `(16, T, H, W)` of one latent.
-            update: number of the update, counted over all roles.
+            update: number of the update, from 0, counted over all roles.
             positions: the samples' positions in the update's global batch.
-            read_latents: reads the latents `[B, 16, T, H, W]`.
+            read_latents: reads the latents `[B, 16, T, H, W]` from the dataset.
         """
         condition = family.condition(self.prepare_images(images, update, positions), shape[1])
         return MicroBatch(condition, positions, update, family.free_shape(shape), lambda: family.free(read_latents()))

@@ -1,4 +1,7 @@
-"""CFG distillation (Magic 1-For-1, Sec. 3.1): one call of the student replaces the two calls of a guided teacher."""
+"""CFG distillation (M141 Sec. 3.1): one call of the student replaces the two calls of a guided teacher.
+
+CFG is classifier-free guidance. The student is the generator that is trained. M141: Magic 1-For-1 (arXiv 2502.07701).
+"""
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from .base import Loss, Method, MicroBatch
 
 
 class GuidanceDistillation(Method[CFGConfig]):
-    """The generator learns the teacher's guided velocity; its guidance embedding receives the guidance scale.
+    """The method `cfg`: the generator learns the teacher's guided velocity; its guidance embedding receives the scale.
 
     A teacher that already has a guidance embedding is called with scale 1.
     """
@@ -20,13 +23,14 @@ class GuidanceDistillation(Method[CFGConfig]):
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The generator only."""
+        """One update of the generator."""
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Sum two losses (M141 Eq. 8): the distance to the guided teacher, and flow matching without guidance.
+        """Return the distance to the guided teacher plus flow matching without guidance (M141 Eq. 8).
 
-        The distance is measured at a random guidance scale per sample, flow matching at scale 1.
+        The distance is measured at a random guidance scale per sample, flow matching at scale 1. The two terms are two
+        parts of the loss, because each calls the generator.
         """
         networks, condition, scales = self.networks, batch.condition, self._scales(batch)
         unguided = torch.ones_like(scales)

@@ -19,14 +19,18 @@ from magicdistill_core.objectives.noise_levels import sample_sigma
 
 
 def keyed_generator(*key: str | int) -> torch.Generator:
-    """Return a CPU generator for a key; equal keys produce equal streams."""
+    """Return a CPU generator for a key; equal keys produce equal streams.
+
+    Args:
+        key: the parts of the key, such as seed, purpose, update and position.
+    """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, length: int) -> list[int]:
-    """The shuffled sample indices of an epoch; cached, because every position of a batch needs them."""
+    """Return the shuffled sample indices of an epoch; cached, because every position of a batch needs them."""
     order: list[int] = torch.randperm(length, generator=keyed_generator(seed, "epoch", epoch)).tolist()
     return order
 
@@ -34,17 +38,22 @@ def _epoch_order(seed: int, epoch: int, length: int) -> list[int]:
 class Draws:
     """The draws of one run.
 
+    A *purpose* is a text that names the use of a draw, such as `loss` or `level`; different purposes have independent
+    streams. A *position* is a sample's place in the update's global batch, from 0.
+
     Attributes:
+        seed: the run's seed.
         attempt: how often the run rolled back after a collapse. Each attempt draws other noise, levels and exits; the
             data order stays the same.
     """
 
     def __init__(self, seed: int) -> None:
+        """Start the draws of a run with its seed."""
         self.seed = seed
         self.attempt = 0
 
     def generator(self, *key: str | int) -> torch.Generator:
-        """Return a CPU generator of this run for one purpose, update and position."""
+        """Return a CPU generator of this run for a key, usually purpose, update and position. It ignores `attempt`."""
         return keyed_generator(self.seed, *key)
 
     def _attempt_generator(self, *key: str | int) -> torch.Generator:
@@ -55,33 +64,57 @@ class Draws:
     ) -> Tensor:
         """Call `draw` with a separate generator per position in the global batch.
 
+        Args:
+            purpose: names the use of the draw.
+            update: number of the update, from 0, counted over all roles.
+            positions: the samples' positions in the global batch.
+            draw: draws the tensor of one sample, on the CPU.
+
         Returns:
             The stacked results, `[len(positions), ...]`.
         """
         return torch.stack([draw(self._attempt_generator(purpose, update, position)) for position in positions])
 
     def noise(self, purpose: str, update: int, positions: list[int], shape: tuple[int, ...]) -> Tensor:
-        """Draw standard normal noise `[len(positions), *shape]`, one stream per position in the global batch."""
+        """Draw standard normal noise `[len(positions), *shape]` on the CPU, with one stream per position.
+
+        Args:
+            purpose: names the use of the noise.
+            update: number of the update, from 0, counted over all roles.
+            positions: the samples' positions in the global batch.
+            shape: shape of the noise of one sample.
+        """
         return self.each(purpose, update, positions, lambda generator: torch.randn(shape, generator=generator))
 
     def sigma(self, purpose: str, update: int, positions: list[int], shift: float) -> Tensor:
-        """Draw the noise levels `[len(positions)]` of a loss (see `sample_sigma`)."""
+        """Draw the noise levels `[len(positions)]` of a loss on the CPU (see `sample_sigma`).
+
+        Args:
+            purpose: names the use of the levels.
+            update: number of the update, from 0, counted over all roles.
+            positions: the samples' positions in the global batch.
+            shift: timestep shift s; uniform t becomes `s * t / (1 + (s - 1) * t)`.
+        """
         return self.each(purpose, update, positions, lambda generator: sample_sigma(1, shift, generator)[0])
 
     def exit_index(self, update: int, levels: int) -> int:
-        """Draw the rollout's exit level, uniformly.
+        """Draw the rollout's exit level uniformly, and return its index in the schedule: 0 to `levels - 1`.
 
         The level is the same for the full global batch, so that every process makes the same number of network calls.
+
+        Args:
+            update: number of the update, from 0, counted over all roles.
+            levels: number of levels of the schedule, which is its number of steps.
         """
         return int(torch.randint(levels, (), generator=self._attempt_generator("exit", update)))
 
     def sample_indices(self, batch_number: int, positions: list[int], batch_size: int, length: int) -> list[int]:
-        """Return the sample index of each position in a global batch.
+        """Return the index in the dataset of the sample at each position of a global batch.
 
         Every epoch contains all samples once, in a shuffled order.
 
         Args:
-            batch_number: the number of the global batch in the run.
+            batch_number: the number of the global batch in the run, from 0.
             positions: positions in the global batch.
             batch_size: size of the global batch.
             length: number of samples in the dataset.

@@ -1,4 +1,7 @@
-"""Latent consistency distillation: FastVideo's recipe, a baseline in the MagicDistillation paper (MD App. B)."""
+"""Latent consistency distillation: FastVideo's method, a baseline of the MagicDistillation paper (MD App. B).
+
+MD: MagicDistillation (arXiv 2503.13319).
+"""
 
 import torch
 from torch import Tensor
@@ -11,20 +14,24 @@ from .base import Loss, Method, MicroBatch
 
 
 class LatentConsistency(Method[LCMConfig]):
-    """The generator learns to jump from any level of the teacher's many-step schedule to the end of its ODE."""
+    """The method `lcm`: the generator learns to jump from any level of the teacher's ODE to its end.
+
+    The levels are those of the teacher's many-step schedule.
+    """
 
     headline = ("generator/loss", "generator/gradient_norm")
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The generator only."""
+        """One update of the generator."""
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Compute the Huber distance between two predicted ends of the ODE.
+        """Return the Huber distance between two predicted ends of the ODE.
 
-        The student predicts from a level; the target network predicts from the next level, after one Euler step of the
-        teacher.
+        The student, which is the generator, predicts from a level. The target network predicts from the next level,
+        after one Euler step of the teacher. The setting `target` decides whether that network is the teacher or the
+        student.
         """
         sigma, sigma_next = self._neighbours(batch)
         student = self.networks.generator_velocity(batch.condition)

@@ -1,4 +1,9 @@
-"""Distribution matching: weak-to-strong (MagicDistillation), DMD, DMD2 and ground-truth supervision."""
+"""Distribution matching: weak-to-strong (MagicDistillation), DMD, DMD2 and ground-truth supervision.
+
+A *score* is the velocity of the frozen teacher plus a low-rank branch at a weight. The fake score follows the
+distribution of the generator's samples. The real score is close to the teacher. The difference of the two moves the
+generator. A *round* is the updates of `DistributionMatching.order`. MD: MagicDistillation (arXiv 2503.13319).
+"""
 
 from typing import TypeVar
 
@@ -35,7 +40,7 @@ class DistributionMatching(Method[M]):
         return (FAKE,) * self.settings.fake_updates + discriminator_updates + (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Compute the loss of one role.
+        """Return the loss of one role.
 
         The fake branch learns flow matching on samples, the discriminator separates latents from samples, and the
         generator learns distribution matching.
@@ -45,7 +50,7 @@ class DistributionMatching(Method[M]):
         return self._discriminator(batch) if role == DISCRIMINATOR else self._generator(batch)
 
     def _round(self, batch: MicroBatch) -> int:
-        """The number of the round, counted from 0."""
+        """Return the number of the round, counted from 0."""
         return batch.update // len(self.order)
 
     def _fake(self, batch: MicroBatch) -> Loss:
@@ -60,7 +65,7 @@ class DistributionMatching(Method[M]):
         return self._total(batch, x_hat, self._matching(batch, x_hat))
 
     def _matching(self, batch: MicroBatch, x_hat: Tensor) -> Loss:
-        """Compute the distribution matching loss without additions (MD Eq. 2, 5 and 6)."""
+        """Return the distribution matching loss without additions (MD Eq. 2, 5 and 6)."""
         settings, condition = self.settings, batch.condition
         guidance = None
         if settings.uses_negative_prompt:
@@ -107,7 +112,7 @@ class DistributionMatching(Method[M]):
         return Loss(value, metrics, None if self.settings.supervision is None else lambda: self._supervision(batch))
 
     def _supervision(self, batch: MicroBatch) -> Loss:
-        """Compute the weighted supervision loss (MD Eq. 7) at a random level of the schedule per sample."""
+        """Return the weighted supervision loss (MD Eq. 7) at a random level of the schedule per sample."""
         settings = self.settings.supervision
         assert settings is not None
         indices = self.draws.each(

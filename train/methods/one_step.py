@@ -1,4 +1,4 @@
-"""One-step distillation (MagicDistillation, Sec. 3.4).
+"""One-step distillation (MD Sec. 3.4; MD: MagicDistillation, arXiv 2503.13319).
 
 The loss starts with regression on the samples of a few-step generator and moves to distribution matching.
 """
@@ -11,19 +11,28 @@ from .matching import DistributionMatching
 
 
 def annealed(ends: tuple[float, float], done: float) -> float:
-    """Interpolate a weight linearly from the first to the second of `ends`; `done` is in [0, 1]."""
+    """Interpolate a weight linearly, and return its value at this moment of the run.
+
+    Args:
+        ends: the weights at the first and at the last update.
+        done: finished share of the run, in [0, 1].
+    """
     return ends[0] + (ends[1] - ends[0]) * done
 
 
 class OneStep(DistributionMatching[OneStepConfig]):
-    """Distribution matching plus the distance to the few-step generator's sample from the same noise."""
+    """The method `one_step`: distribution matching plus the distance to samples of a few-step generator.
+
+    Both generators sample from the same noise.
+    """
 
     headline = ("generator/pair_distance", "generator/matching_gradient")
 
     def _generator(self, batch: MicroBatch) -> Loss:
-        """Compute `w_d * ||G1(eps) - sg G4(eps)||^2 + w_m * L_dm`.
+        """Return `w_d * mean((G1(eps) - G4(eps))^2) + w_m * L_dm`, where G1 is the generator that is trained.
 
-        The few-step generator G4 samples here, from the noise of the rollout; no pairs are stored.
+        The few-step generator G4 samples here without gradient, from the noise of the rollout; no pairs are stored.
+        L_dm is the matching loss. The weights w_d and w_m change over the run.
         """
         settings = self.settings
         x_hat = self._rollout(batch)

@@ -1,4 +1,7 @@
-"""Fine-tuning of a teacher with flow matching on videos, as for the portrait teacher of MagicDistillation."""
+"""Fine-tuning of a teacher with flow matching on videos, as for the portrait teacher of MagicDistillation.
+
+M141: Magic 1-For-1 (arXiv 2502.07701).
+"""
 
 from dataclasses import replace
 
@@ -15,17 +18,17 @@ from .base import Loss, Method, MicroBatch
 
 
 class FineTuning(Method[SFTConfig]):
-    """The generator starts as the teacher and learns only from the data."""
+    """The method `sft`: the generator starts as the teacher and learns only from the data."""
 
     headline = ("generator/loss", "generator/gradient_norm")
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The generator only."""
+        """One update of the generator."""
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Compute the flow matching loss (M141 Eq. 9) at logit-normal levels."""
+        """Return the flow matching loss (M141 Eq. 9) at logit-normal levels."""
         value = flow_matching_loss(
             self.networks.generator_velocity(batch.condition),
             batch.latents,
@@ -36,7 +39,13 @@ class FineTuning(Method[SFTConfig]):
         return Loss(value, {"generator/loss": value.detach()})
 
     def prepare_images(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
-        """Add a little noise to the start images, if `reference_noise` is configured."""
+        """Return the start images with a little noise, if `reference_noise` is configured, else unchanged.
+
+        Args:
+            images: start images from the dataset, on the training's device.
+            update: number of the update, from 0, counted over all roles.
+            positions: the samples' positions in the update's global batch.
+        """
         if self.settings.reference_noise is None:
             return images
         mean, std = self.settings.reference_noise
@@ -60,7 +69,7 @@ class FineTuning(Method[SFTConfig]):
         return self.draws.each("level", batch.update, batch.positions, draw).to(self.device)
 
     def _channel_weights(self) -> Tensor | None:
-        """The configured channel weights scaled to mean 1, `[C, 1, 1, 1]`; None if none are configured."""
+        """Return the configured channel weights scaled to mean 1, `[C, 1, 1, 1]`; None if none are configured."""
         if self.settings.channel_weights is None:
             return None
         weight = torch.tensor(self.settings.channel_weights, device=self.device)

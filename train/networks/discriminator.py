@@ -31,11 +31,11 @@ class Features(NamedTuple):
 
 
 def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Features:
-    """Run the transformer up to its last double block.
+    """Run the transformer up to its last double block, and return the inputs of the first single block.
 
     Args:
         transformer: diffusers' HunyuanVideo transformer.
-        inputs: the keyword arguments of the transformer's forward.
+        inputs: the keyword arguments of the transformer's forward, from `call_inputs`.
     """
     x, timestep = inputs["hidden_states"], inputs["timestep"]
     rotary = transformer.rope(x)
@@ -55,12 +55,13 @@ def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Featur
 
 
 class Discriminator(nn.Module):
-    """Maps features to one logit per sample, through its own single block."""
+    """A network that maps features to one logit per sample, through its own single block."""
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, seed: int, *, recompute: bool = False) -> None:
         """Copy the first single block. The discriminator shares no weights with `transformer`.
 
         Args:
+            transformer: diffusers' transformer of the frozen teacher, without low-rank branches.
             seed: seed of the linear layer's first weights.
             recompute: store only the features for the backward, and recompute the discriminator's activations.
 
@@ -85,7 +86,11 @@ class Discriminator(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, features: Features) -> Tensor:
-        """Logits `[B]` in float32."""
+        """Compute the logits `[B]` in float32: high for data, low for the generator's samples.
+
+        Args:
+            features: the teacher's features, from `double_block_features`.
+        """
         if not self.recompute:
             return self._logits(features)
         # The block draws no random numbers, so no random state has to be preserved.

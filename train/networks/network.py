@@ -20,10 +20,10 @@ from .families import kind_for, kind_of
 
 
 def build_network(shape: Any, family: Family = CONCAT) -> Any:
-    """Build a randomly initialised transformer for prompts without padding.
+    """Build a diffusers transformer with random weights, for prompts without padding.
 
     Args:
-        shape: the sizes of the transformer, in the class of its family.
+        shape: the sizes of the transformer, in the class of its family (`NetworkShape` or `WanShape`).
         family: the family, which must have as many input channels as `shape`.
     """
     assert shape.in_channels == family.in_channels
@@ -31,9 +31,14 @@ def build_network(shape: Any, family: Family = CONCAT) -> Any:
 
 
 def load_network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
-    """Build the transformer with a checkpoint's weights, in eval mode.
+    """Build a diffusers transformer with the weights of a checkpoint, in eval mode.
 
     The tensors are copied once, so training the network does not change `checkpoint`. No random weights are allocated.
+
+    Args:
+        checkpoint: the weights, whose family must be known.
+        dtype: data type of the network's weights.
+        device: device of the network.
 
     Raises:
         CheckpointError: if the family of the checkpoint is ambiguous (see `Checkpoint.resolved`).
@@ -48,13 +53,13 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, dev
 
 
 def prompt_on(prompt: NullPrompt, device: torch.device) -> NullPrompt:
-    """Copy the prompt to a device."""
+    """Return a prompt with its tensors on a device."""
     pooled = None if prompt.pooled is None else prompt.pooled.to(device)
     return replace(prompt, text_states=prompt.text_states.to(device), pooled=pooled)
 
 
 def has_guidance_embedding(network: nn.Module) -> bool:
-    """Whether the guidance scale is an input of the network."""
+    """Return whether the guidance scale is an input of a diffusers transformer."""
     return bool(getattr(network.config, "guidance_embeds", False))
 
 
@@ -66,14 +71,16 @@ def call_inputs(
     prompt: NullPrompt,
     guidance: Tensor | float = EMBEDDED_GUIDANCE,
 ) -> dict[str, Any]:
-    """The keyword arguments of one call of a network of any family.
+    """Return the keyword arguments of one call of a network of any family.
 
     Args:
+        network: diffusers' transformer, from `build_network` or `load_network`.
         x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets.
         sigma: noise levels `[B]`.
         condition: the family's conditioning on the start images.
         prompt: text conditioning, repeated over the batch.
-        guidance: guidance scale for a network with a guidance embedding: one number, or `[B]`.
+        guidance: guidance scale for a network with a guidance embedding: one number, or `[B]`. Other networks ignore
+            it.
     """
     scales = None
     if has_guidance_embedding(network):
@@ -84,7 +91,17 @@ def call_inputs(
 def network_velocity(
     network: nn.Module, condition: Condition, prompt: NullPrompt, guidance: float = EMBEDDED_GUIDANCE
 ) -> Velocity:
-    """The network as a velocity function of `(x, sigma)`, with the conditioning of one batch."""
+    """Return a function `(x, sigma) -> velocity` that calls the network with the conditioning of one batch.
+
+    The function takes noisy frames `[B, 16, T, H, W]` in the network's dtype and noise levels `[B]`. It returns a
+    velocity shaped as `x`.
+
+    Args:
+        network: diffusers' transformer, from `load_network`.
+        condition: the family's conditioning on the batch's start images.
+        prompt: text conditioning, repeated over the batch.
+        guidance: guidance scale for a network with a guidance embedding; other networks ignore it.
+    """
     device = next(network.parameters()).device
     # Moved once here, instead of from the host at every call.
     prompt, condition = prompt_on(prompt, device), map_condition(lambda tensor: tensor.to(device), condition)

@@ -1,4 +1,9 @@
-"""One network in several roles: the frozen base plus one of its low-rank branches at a weight (MD Eq. 5 and 6).
+"""One network in several roles: the frozen base plus one of its low-rank branches at a weight.
+
+A *branch* is a LoRA: a pair of low-rank matrices for each linear layer of the blocks. The layer computes with `theta +
+a * zeta`, where theta are the frozen base weights, zeta is the branch and a is its weight (MD Eq. 5 and 6; MD:
+MagicDistillation, arXiv 2503.13319). A *role* is what the network computes in one call: the teacher, the real score,
+the fake score or the generator.
 
 The role is an argument of each call. During the call it is set on peft's layers. Activation checkpointing runs a block
 again during backward, so each checkpointed block remembers the role of its forward and recomputes in that role.
@@ -37,7 +42,15 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class Role:
-    """A branch and its weight. Without a branch the role is the base."""
+    """The low-rank branch that a call adds to the base weights, and the branch's weight.
+
+    For example, `Role("fake", 1.0)` is the fake score, `Role("fake", 0.25)` is the real score, and `Role()` is the
+    teacher: the base alone.
+
+    Attributes:
+        adapter: name of the branch, as given to `add_branch`; None for the base alone.
+        weight: factor of the branch; 0 is the base alone.
+    """
 
     adapter: str | None = None
     weight: float = 0.0
@@ -47,17 +60,25 @@ BASE = Role()
 
 
 class RoleSwitch:
-    """Reads and sets which branch is active, and at which scale, in the peft layers of a transformer or block."""
+    """The active branch and its scale in the peft layers of a transformer or block, to read and to change.
+
+    A *state* is a list with one pair per layer: the names of the active branches, and the scale of each branch by name.
+    """
 
     def __init__(self, module: nn.Module) -> None:
+        """Find the peft layers of a module.
+
+        Args:
+            module: a transformer or one of its blocks, after `add_branch`.
+        """
         self.layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
     def state(self) -> list[tuple[list[str], dict[str, float]]]:
-        """Active branches and scales of each layer."""
+        """Return the active branches and the scales of each layer now."""
         return [(list(layer.active_adapters), dict(layer.scaling)) for layer in self.layers]
 
     def state_of(self, role: Role) -> list[tuple[list[str], dict[str, float]]]:
-        """The state of the layers in `role`. At weight 0 no branch is active, so none is computed."""
+        """Return the state of the layers in `role`. At weight 0 no branch is active, so none is computed."""
         if role.adapter is None or role.weight == 0:
             return [([], {}) for _ in self.layers]
         name = role.adapter
@@ -67,7 +88,11 @@ class RoleSwitch:
 
     @contextmanager
     def held(self, state: list[tuple[list[str], dict[str, float]]]) -> Iterator[None]:
-        """Set the layers to a state within the context, and restore their previous state afterwards."""
+        """Set the layers to a state within the context, and restore their previous state afterwards.
+
+        Args:
+            state: a result of `state` or `state_of`.
+        """
         before = self.state()
         self._set(state)
         try:
@@ -95,10 +120,12 @@ class RoleNetwork(nn.Module):
         negative: NullPrompt | None = None,
         guidance: float = EMBEDDED_GUIDANCE,
     ) -> None:
-        """
+        """Wrap a transformer, and copy the prompts to its device.
+
         Args:
+            transformer: diffusers' transformer, with or without branches.
             prompt: text conditioning of the calls.
-            negative: text conditioning of `unconditional` calls.
+            negative: text conditioning of `unconditional` calls; None if there are no such calls.
             guidance: guidance scale for a network with a guidance embedding, unless a call sets another.
         """
         super().__init__()
@@ -122,7 +149,7 @@ class RoleNetwork(nn.Module):
         guidance: Tensor | None = None,
         features: bool = False,
     ) -> Any:
-        """The velocity `[B, 16, T, H, W]` of the role's weights, in float32.
+        """Compute the velocity `[B, 16, T, H, W]` of the role's weights, in float32.
 
         Args:
             x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets; cast to the network's
@@ -149,6 +176,7 @@ def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> No
     """Recompute blocks during backward, each in the role of its forward. Call this after `add_branch`.
 
     Args:
+        transformer: diffusers' transformer; it is changed.
         keep_attention: store the outputs of attention and recompute only the rest. Attention is most of the computation
             of a long video. This stores one more hidden state per block.
     """
@@ -172,7 +200,7 @@ def checkpoint_activations(transformer: Any, keep_attention: bool = False) -> No
 
 
 def _keep_attention(context: object, operator: object, *args: object, **settings: object) -> CheckpointPolicy:
-    """Whether selective checkpointing stores or recomputes an operator's outputs."""
+    """Decide whether selective checkpointing stores or recomputes an operator's outputs."""
     return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -183,7 +211,17 @@ def _both(first: AbstractContextManager[None], second: AbstractContextManager[No
 
 
 def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed: int) -> None:
-    """Add a low-rank branch, zero at first, to all linear layers of the blocks; only branches stay trainable."""
+    """Add a low-rank branch to all linear layers of the blocks.
+
+    The branch returns zero until it is trained. All parameters except those of branches are frozen.
+
+    Args:
+        transformer: diffusers' transformer; it is changed.
+        name: name of the branch, for `Role.adapter`.
+        rank: rank of the two matrices.
+        alpha: scale of the branch: its output is multiplied by `alpha / rank`.
+        seed: seed of the branch's first weights.
+    """
     targets = kind_of(transformer).lora_targets
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
@@ -199,22 +237,22 @@ def add_branch(transformer: nn.Module, name: str, rank: int, alpha: float, seed:
 
 
 def branch_parameters(transformer: nn.Module, name: str) -> list[nn.Parameter]:
-    """The trainable parameters of one branch."""
+    """Return the trainable parameters of the branch `name` of a transformer."""
     return [p for key, p in transformer.named_parameters() if is_in_branch(key, name)]
 
 
 def is_in_branch(key: str, name: str) -> bool:
-    """Whether the parameter `key` belongs to the branch `name`."""
+    """Return whether the parameter with the name `key` belongs to the branch `name`."""
     return f".lora_A.{name}." in key or f".lora_B.{name}." in key
 
 
 def branch_modules(state: Mapping[str, Tensor], name: str, alpha: float, hidden: int) -> dict[str, LowRank]:
-    """A branch as low-rank pairs per module of the file layout, with q, k and v fused.
+    """Return a branch in the file layout: low-rank pairs by module name, with q, k and v fused.
 
     Args:
-        state: state dict of the network with the branch.
-        name: of the branch.
-        alpha: of the branch.
+        state: state dict of the network with the branch, in diffusers' layout.
+        name: name of the branch.
+        alpha: scale of the branch, as given to `add_branch`.
         hidden: hidden size of the network.
     """
     split = {}

@@ -28,10 +28,13 @@ def sample_latents(
     seed.
 
     Args:
-        velocity: the model with its conditioning.
+        velocity: function `(x, sigma) -> velocity` that calls the model with its conditioning.
         shape: shape of the complete latents, `(B, 16, T, H, W)`.
         sigmas: noise levels `[N + 1]`, from 1 to 0.
-        callback: called for each model call, as in `magicdistill_core.flow`.
+        sampler: `euler` integrates the ODE; `renoise` predicts the clean latents and adds new noise in each step.
+        seed: seed of the starting noise, and of the new noise of `renoise`.
+        device: device of the samples.
+        callback: called for each model call, as in `magicdistill_core.flow`; None for no callback.
         kept_frames: number of first frames that the start image sets. Their noise is drawn, but not used.
 
     Returns:
@@ -66,8 +69,14 @@ def generate(
     The sampler's state stays in float32, even if the network computes in another dtype.
 
     Args:
+        network: diffusers' transformer, from `load_network`.
+        prompt: text conditioning, repeated over the batch.
         image: start images on the network's device.
         latent_frames: latent frames of the video, start image included.
+        sigmas: noise levels `[N + 1]`, from 1 to 0.
+        sampler: `euler` or `renoise`, as for `sample_latents`.
+        seed: seed of the noise.
+        callback: called for each model call, as in `magicdistill_core.flow`; None for no callback.
         guidance: guidance scale for a network with a guidance embedding; None is `EMBEDDED_GUIDANCE`.
 
     Returns:

@@ -1,4 +1,8 @@
-"""Reading the weights that a command names: a complete transformer, or a LoRA with its base."""
+"""Reading the weights that a command names: a complete transformer, or a LoRA with its base.
+
+A *recipe* (`magicdistill_core.recipe`) is stored in a model file. It states the sampling settings and the origin of the
+weights. A *null prompt* is the text conditioning for sampling without a prompt.
+"""
 
 import logging
 from dataclasses import replace
@@ -22,9 +26,10 @@ def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = No
     """Load an image-to-video transformer. A LoRA is merged into its base at weight 1.
 
     Args:
-        file: a complete transformer or a LoRA.
-        base: the base of a LoRA; None for a complete transformer.
-        i2v_mode: how the start image enters, if neither the weights nor their file state it.
+        file: a complete transformer (model file or diffusers folder), or a LoRA file.
+        base: the model file or diffusers folder on which the LoRA was trained; None for a complete transformer.
+        i2v_mode: how the start image enters (`concat` or `token_replace`), if neither the weights nor their file state
+            it; else None.
 
     Raises:
         CheckpointError: if a LoRA comes without a base or a complete transformer with one; if a file is damaged or of
@@ -47,7 +52,14 @@ def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = No
 
 
 def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
-    """Merge a generator LoRA into its base. The result has the recipe of a complete generator.
+    """Return the weights of a base with a generator LoRA merged into it at weight 1.
+
+    The result has the recipe of a complete generator, or of a complete teacher for the LoRA of a fine-tuned teacher. A
+    LoRA without a recipe is merged too, with a warning; the result then has no recipe.
+
+    Args:
+        base: model file or diffusers folder on which the LoRA was trained.
+        lora_file: the LoRA.
 
     Raises:
         CheckpointError: if the LoRA belongs to a base with another sha256, is the fake branch of a training, or does
@@ -77,13 +89,17 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
 
 
 def whole_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of a merged LoRA: that of a complete generator, or of a complete fine-tuned teacher."""
+    """Return the recipe of a merged LoRA: that of a complete generator, or of a complete fine-tuned teacher.
+
+    Args:
+        recipe: the LoRA's recipe, of kind `generator_lora` or `teacher_lora`.
+    """
     cleared = {"base_hash": None, "base_kind": None, "lora_rank": None, "lora_alpha": None}
     return recipe.model_copy(update={"kind": recipe.kind.removesuffix("_lora"), **cleared})
 
 
 def null_prompt_of(checkpoint: Checkpoint) -> NullPrompt:
-    """The null prompt of a checkpoint, with which it runs without a text encoder.
+    """Return the null prompt of a checkpoint, with which it runs without a text encoder.
 
     Raises:
         CheckpointError: if the checkpoint has none.

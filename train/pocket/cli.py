@@ -25,6 +25,7 @@ Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=valu
 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar in the context, which is a function `(done, total)` that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task(title, total=None)

@@ -34,7 +34,7 @@ HELD_OUT_SEED = 10_000_000
 
 
 class PortraitFolderError(MagicDistillError):
-    """A folder of rendered portraits is missing, is incomplete, or has other settings."""
+    """Raised when a folder of rendered portraits is missing, is incomplete, or has other settings."""
 
 
 class RenderConfig(Section):
@@ -54,7 +54,7 @@ class RenderConfig(Section):
         return -(-self.clips // self.shard_clips)
 
     def shard_range(self, shard: int) -> range:
-        """Return the clip numbers in a shard."""
+        """Return the numbers of the clips in the shard with this number; both count from 0."""
         return range(shard * self.shard_clips, min(self.clips, (shard + 1) * self.shard_clips))
 
 
@@ -63,7 +63,14 @@ def _shard_path(folder: Path, shard: int) -> Path:
 
 
 def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 1) -> Iterator[Tensor]:
-    """Render the clips of the seeds in order, in `processes` processes: uint8 `[T, H, W, 3]` each."""
+    """Render the clips of some seeds one after another, and yield each as uint8 `[T, H, W, 3]` on the CPU.
+
+    Args:
+        seeds: the seeds, in the order of the clips.
+        frames: frames per clip.
+        size: width and height in pixels.
+        processes: number of processes that render; 1 renders in this process.
+    """
     render = partial(_render, frames=frames, size=size)
     if processes == 1:
         yield from (torch.from_numpy(render(seed)) for seed in seeds)
@@ -89,7 +96,7 @@ def render_folder(
         config: settings of the folder. An existing folder may get more clips, but its other settings must be the same.
         folder: the folder of portraits.
         progress: called with (done, total) after each clip.
-        processes: number of processes that render.
+        processes: number of processes that render; 1 renders in this process.
 
     Raises:
         PortraitFolderError: if the folder has other settings.
@@ -150,6 +157,15 @@ class PortraitFolder:
     """Random access to the clips of a rendered folder. They are memory-mapped for a CPU and all loaded on a GPU."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        """Open a folder that `render_folder` wrote.
+
+        Args:
+            folder: the folder of portraits.
+            device: a CPU reads clips from memory maps; a GPU holds all clips.
+
+        Raises:
+            PortraitFolderError: if the folder is incomplete or damaged.
+        """
         self.config = _read_index(folder)
         self._slices: list[Any] = []
         for shard in range(self.config.shards):
@@ -165,6 +181,11 @@ class PortraitFolder:
     def require(self, clips: int, frames: int, size: int) -> None:
         """Check the number of clips and their size.
 
+        Args:
+            clips: smallest number of clips.
+            frames: frames per clip.
+            size: width and height in pixels.
+
         Raises:
             PortraitFolderError: if there are fewer clips, or they have another number of frames or another size.
         """
@@ -176,7 +197,7 @@ class PortraitFolder:
             )
 
     def clip(self, number: int) -> Tensor:
-        """Return one clip, uint8 `[T, H, W, 3]`."""
+        """Return the clip with a number, from 0: uint8 `[T, H, W, 3]`."""
         shard, place = divmod(number, self.config.shard_clips)
         return self._slices[shard][place : place + 1][0]
 
@@ -187,5 +208,11 @@ def to_unit_frames(clips: Tensor) -> Tensor:
 
 
 def held_out_clips(count: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> Tensor:
-    """Render clips that are in no training folder: uint8 `[count, T, H, W, 3]`."""
+    """Render clips that are in no training folder: uint8 `[count, T, H, W, 3]`.
+
+    Args:
+        count: number of clips.
+        frames: frames T per clip.
+        size: width and height in pixels.
+    """
     return torch.stack([portrait_clip(HELD_OUT_SEED + number, frames, size) for number in range(count)])

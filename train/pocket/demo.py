@@ -41,9 +41,12 @@ TEACHER_STEPS = 28
 def demo(out: Path) -> None:
     """Distil the pocket teacher for a few minutes and show the result.
 
-    Writes `run/`, `generator.safetensors`, `fake_lora.safetensors`, `start.png`, `portrait.mp4` and `compare.png` to
-    `out`. `compare.png` shows the start image, the teacher with 28 and with 4 steps, and the distilled generator with
-    4 steps.
+    Writes `run/`, `portraits/`, `generator.safetensors`, `fake_lora.safetensors`, `start.png`, `portrait.mp4` and
+    `compare.png` to `out`. `compare.png` shows the start image, the teacher with 28 and with 4 steps, and the distilled
+    generator with 4 steps.
+
+    Args:
+        out: the folder; it is created if it is missing.
 
     Raises:
         ConfigError: if `out` already holds a demo.

@@ -1,7 +1,8 @@
 """Measure the distance of samples from data: compare models on held-out pocket portraits with the same noise.
 
 The Frechet distance uses simple statistics of the pocket VAE's latents; it is not FID. The energy distance uses full
-latents minus their first frame, so it measures motion and not identity.
+latents minus their first frame, so it measures motion and not identity. A *recipe* is the sampling settings (shift,
+sampler) that a model file stores.
 """
 
 import json
@@ -38,7 +39,13 @@ _DECODED = 16
 
 @dataclass(frozen=True)
 class Contender:
-    """A model file with a number of sampling steps."""
+    """A model file with a number of sampling steps.
+
+    Attributes:
+        name: name of the row in the table.
+        file: the model file of a complete transformer.
+        steps: number of sampling steps, instead of the recipe's.
+    """
 
     name: str
     file: Path
@@ -61,6 +68,12 @@ def _decode(vae: Vae, latents: Tensor) -> Tensor:
 def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
     """Load a contender's weights, and the recipe with their shift and sampler.
 
+    Args:
+        contender: the model file and its name.
+
+    Returns:
+        The weights and the recipe.
+
     Raises:
         CheckpointError: if the file is unusable or has no recipe.
     """
@@ -80,10 +93,10 @@ def sample_set(
     """Sample `[N, 16, T, H, W]`, one clip per start image. The noise depends only on the seed and the clip number.
 
     Args:
-        checkpoint: the model.
+        checkpoint: the model, of the family HunyuanVideo concat.
         recipe: shift and sampler.
         steps: sampling steps.
-        image_latents: `[N, 16, 1, H, W]`.
+        image_latents: latents of the start images, `[N, 16, 1, H, W]`.
         frames: latent frames T.
         seed: seed of the noise.
     """
@@ -168,7 +181,11 @@ def evaluate(
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """Format the results as a Markdown table: mean ± standard deviation over seeds."""
+    """Return the results as a Markdown table: mean ± standard deviation over seeds.
+
+    Args:
+        rows: for each contender one dictionary per seed with the values of `MEASURES`.
+    """
     lines = ["| | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
     for name, runs in rows.items():
         cells = []

@@ -40,7 +40,8 @@ def write_latents(
         advance: called after each clip.
         vae_file: the video autoencoder that encodes the clips.
         processes: number of processes that render.
-        portraits: a folder of rendered portraits to encode. `first_seed` is then ignored.
+        portraits: a folder of rendered portraits to encode; `first_seed` is then ignored. None renders the portraits
+            now.
         stride: take every `stride`-th frame of longer clips, so that portraits move faster. Not with `portraits`.
 
     Raises:

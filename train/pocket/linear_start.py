@@ -23,7 +23,11 @@ def _second_moment_basis(samples: Tensor, count: int) -> Tensor:
 
 
 def silence_branches(stack: nn.Module) -> None:
-    """Make every memory block the identity: set the last convolution of its residual branch to zero."""
+    """Make every memory block the identity: set the last convolution of its residual branch to zero.
+
+    Args:
+        stack: the encoder, the decoder, or a slice of one; it is changed.
+    """
     with torch.no_grad():
         for block in stack.modules():
             if isinstance(block, MemoryBlock):
@@ -46,7 +50,7 @@ def start_encoder(vae: TAEHV, frames: Tensor) -> None:
     Over these frames, the latents have zero mean, unit variance and no correlation.
 
     Args:
-        vae: the autoencoder.
+        vae: the autoencoder, on the CPU; its encoder is changed.
         frames: `[B, T, 3, H, W]` in [0, 1], with T a multiple of 4.
     """
     encoder = vae.encoder
@@ -109,7 +113,11 @@ def _whiten(last: nn.Module, x: Tensor, half: int) -> None:
 
 @torch.no_grad()
 def pair_latents(first: nn.Module) -> None:
-    """Make the decoder's first layer pass both signs of each latent and a constant 1. Other channels are unchanged."""
+    """Make the decoder's first layer pass both signs of each latent and a constant 1. Other channels are unchanged.
+
+    Args:
+        first: the first convolution of the decoder; it is changed.
+    """
     assert isinstance(first, nn.Conv2d)
     assert first.bias is not None
     count, half = first.in_channels, first.out_channels // 2
@@ -121,7 +129,14 @@ def pair_latents(first: nn.Module) -> None:
 
 @torch.no_grad()
 def fit_readout(head: nn.Conv2d, features: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
-    """Set the centre tap and bias of `head` to the ridge regression of `targets [N, C, h, w]` on `features`."""
+    """Set the centre tap and bias of a convolution to the ridge regression of `targets` on `features`.
+
+    Args:
+        head: the convolution; it is changed.
+        features: inputs of the convolution, `[N, channels, h, w]`.
+        targets: `[N, C, h, w]`, where C is the number of output channels.
+        ridge: strength of the ridge, relative to the mean variance of the features.
+    """
     x = features.movedim(1, -1).flatten(0, -2).double()
     y = targets.movedim(1, -1).flatten(0, -2).double()
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)

@@ -1,4 +1,8 @@
-"""Measures of the pocket trainings on held-out portraits: distances of samples and errors of velocities."""
+"""Measures of the pocket trainings on held-out portraits: distances of samples and errors of velocities.
+
+A *measure* is a function `(held, checkpoint, steps) -> value`, lower is better. It compares one model with the held-out
+portraits or with the teacher. A *recipe* is the sampling settings (shift, sampler) that a model file stores.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +36,15 @@ _SCALES = (1.5, 2.0, 3.0)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out portraits, the teacher with its samples of them, and the noise seeds for sampling."""
+    """Held-out portraits, the teacher with its samples of them, and the noise seeds for sampling.
+
+    Attributes:
+        teacher: the teacher's weights.
+        images: latents of the start images.
+        clips: latents of the clips of these images.
+        data: latents of clips of other people, the reference of distances.
+        seeds: the noise seeds.
+    """
 
     teacher: Checkpoint
     images: Tensor  # [N, 16, 1, H, W]
@@ -46,7 +58,13 @@ class HeldOut:
         return {seed: self.sample(self.teacher, _TEACHER_STEPS, seed) for seed in self.seeds}
 
     def sample(self, checkpoint: Checkpoint, steps: int, seed: int) -> Tensor:
-        """Sample `[N, 16, T, H, W]` from a model, with the shift and sampler of its recipe."""
+        """Sample `[N, 16, T, H, W]` from a model, with the shift and sampler of its recipe.
+
+        Args:
+            checkpoint: the model.
+            steps: number of sampling steps.
+            seed: seed of the noise.
+        """
         return sample_set(checkpoint, recipe_of(checkpoint), steps, self.images, self.clips.shape[2], seed)
 
 
@@ -54,13 +72,27 @@ Measure = Callable[[HeldOut, Checkpoint, int], float]
 
 
 def distance_from_data(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
-    """Frechet distance between latent statistics of samples and of data (other people), as in `pocket evaluate`."""
+    """Return the Frechet distance between latent statistics of samples and of data, as in `pocket evaluate`.
+
+    The data are clips of other people. The distance is averaged over the seeds.
+
+    Args:
+        held: the held-out portraits.
+        checkpoint: the model.
+        steps: number of sampling steps.
+    """
     data = latent_statistics(held.data)
     return mean(frechet_distance(latent_statistics(held.sample(checkpoint, steps, seed)), data) for seed in held.seeds)
 
 
 def distance_from_many_steps(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
-    """Mean squared distance between the samples and the teacher's 28-step samples from the same noise."""
+    """Return the mean squared distance between the samples and the teacher's 28-step samples of the same noise.
+
+    Args:
+        held: the held-out portraits.
+        checkpoint: the model.
+        steps: number of sampling steps.
+    """
     return mean(
         float((held.sample(checkpoint, steps, seed) - held.by_many_steps[seed]).square().mean()) for seed in held.seeds
     )
@@ -68,16 +100,28 @@ def distance_from_many_steps(held: HeldOut, checkpoint: Checkpoint, steps: int) 
 
 @torch.no_grad()
 def held_out_loss(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
-    """Flow-matching loss on the held-out clips, with fixed noise levels and fixed noise."""
+    """Return the flow-matching loss on the held-out clips, with fixed noise levels and fixed noise.
+
+    Args:
+        held: the held-out portraits.
+        checkpoint: the model.
+        steps: ignored, because the loss needs no sampling.
+    """
     velocity = _velocity(held, checkpoint, null_prompt_of(checkpoint))
     return mean(float(flow_matching_loss(velocity, held.clips, *draw)) for draw in _draws(held))
 
 
 @torch.no_grad()
 def unexplained_guidance(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
-    """Share of the guidance effect that the network does not reproduce when it is called with the guidance scale.
+    """Return the share of the guidance effect that the network does not reproduce when it is called with the scale.
 
-    It is `|student - guided|^2 / |unguided - guided|^2` of the velocities: 0 is perfect, 1 is the unguided teacher.
+    It is `|student - guided|^2 / |unguided - guided|^2` of the velocities: 0 is perfect, 1 is the unguided teacher. It
+    is taken over several guidance scales.
+
+    Args:
+        held: the held-out portraits, with the teacher that guidance is applied to.
+        checkpoint: the student, a network with a guidance embedding.
+        steps: ignored, because velocities need no sampling.
     """
     prompt = null_prompt_of(held.teacher)
     plain = _velocity(held, held.teacher, prompt)
@@ -112,6 +156,6 @@ def _draws(held: HeldOut) -> list[tuple[Tensor, Tensor]]:
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
-    """Return the recipe, which every pocket file has."""
+    """Return the recipe of a checkpoint, which every pocket file has."""
     assert checkpoint.recipe is not None
     return checkpoint.recipe

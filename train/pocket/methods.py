@@ -93,7 +93,13 @@ TRIALS: Mapping[str, Trial] = {
 
 
 def hold_out(clips: int, seeds: int, fast: bool = False) -> HeldOut:
-    """Render and encode `clips` held-out start images with their clips, and as many clips of other people as data."""
+    """Render and encode held-out start images with their clips, and as many clips of other people as data.
+
+    Args:
+        clips: number of start images.
+        seeds: number of noise seeds; they are 0, 1, 2 and so on.
+        fast: whether the portraits move faster, as in `Trial`.
+    """
     stride = _STRIDE if fast else 1
     frames = held_out_clips(2 * clips, frames_needed(stride))[:, ::stride]
     latents = encode(load_vae(VAE), to_unit_frames(frames))
@@ -103,6 +109,12 @@ def hold_out(clips: int, seeds: int, fast: bool = False) -> HeldOut:
 
 def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
     """Train a preset or resume its run, export it, and return the exported file.
+
+    Args:
+        name: name of the trial, used for the run's folder and the exported file.
+        trial: the preset and its settings.
+        dataset: the folder of encoded portraits.
+        runs: folder for the run and the exported file. An exported file that exists already is returned at once.
 
     Raises:
         MagicDistillError: if a command fails. The message contains the end of its output.
@@ -186,7 +198,11 @@ def compare_methods(
 
 
 def table(results: Mapping[str, dict]) -> str:
-    """Format the results as a Markdown table."""
+    """Return the results as a Markdown table.
+
+    Args:
+        results: for each trial the values that `compare_methods` writes to its JSON file.
+    """
     lines = ["| method | updates | steps | measure | before | after |", "|---" * 6 + "|"]
     for name, row in results.items():
         measure = row["measure"].replace("_", " ")

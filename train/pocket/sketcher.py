@@ -31,12 +31,24 @@ class Sketcher(nn.Module):
 
 
 def with_front(frames: Tensor) -> Tensor:
-    """Prepend three copies of frame 0 to clips of 4n + 1 frames, as the autoencoder does."""
+    """Prepend three copies of frame 0 to clips of 4n + 1 frames, as the autoencoder does.
+
+    Args:
+        frames: clips `[B, 4n + 1, 3, H, W]`.
+
+    Returns:
+        Clips `[B, 4n + 4, 3, H, W]`.
+    """
     return torch.cat([frames[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1), frames], dim=1)
 
 
 def start_sketcher(model: Sketcher, frames: Tensor) -> None:
-    """Initialise stage 1 as a linear codec that is fitted to `frames [B, 4n + 1, 3, H, W]`."""
+    """Initialise stage 1 as a linear codec that is fitted to some clips.
+
+    Args:
+        model: the model, on the CPU; it is changed.
+        frames: clips `[B, 4n + 1, 3, H, W]` in [0, 1].
+    """
     padded = with_front(frames)
     start_encoder(model.vae, padded)
     pair_latents(model.vae.decoder[1])
@@ -49,7 +61,12 @@ def start_sketcher(model: Sketcher, frames: Tensor) -> None:
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Initialise convolutions with He initialisation and zero biases."""
+    """Initialise the convolutions of a model with He initialisation and zero biases.
+
+    Args:
+        model: the model, on the CPU; it is changed.
+        generator: draws the weights.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -58,10 +75,14 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def normalise_latents(vae: TAEHV, clips: Tensor) -> None:
-    """Normalise the latents: fold their mean and standard deviation over `clips` into the encoder's last layer.
+    """Normalise the latents: fold their mean and standard deviation over some clips into the encoder's last layer.
 
     Over these clips, each channel then has exactly zero mean and unit variance. The decoder's first layer gets the
     inverse, which is exact except for the soft clamp between the two layers.
+
+    Args:
+        vae: the autoencoder; it is changed.
+        clips: `[N, 4n + 1, 3, H, W]` in [0, 1], on the device of the autoencoder.
     """
     with torch.no_grad():
         samples = torch.cat([vae.encode(clip[None]) for clip in clips]).movedim(1, -1).flatten(0, -2)

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class DivergedError(MagicDistillError):
-    """The loss of a stage is not finite."""
+    """Raised when the loss of a stage is not finite."""
 
 
 class StageConfig(Section):
@@ -67,14 +67,16 @@ def train_stage(
     validate: Callable[[N, int], dict[str, float]],
     headline: tuple[str, ...],
 ) -> N:
-    """Train the parameters of `network` that require gradients. Resume from the newest checkpoint in `folder`, if any.
+    """Train the parameters of a network that require gradients. Resume from the newest checkpoint in `folder`, if any.
 
     Args:
         folder: the run folder.
         settings: the settings of the stage.
         network: the network to train.
-        loss: computes the loss of update `n` (from 0) with the current weights, and scalars for the log.
-        validate: measures the averaged weights after update `n` (from 1), and returns scalars for the log.
+        loss: function `(n) -> (loss, scalars)`: computes the loss of update n, from 0, with the current weights, and
+            scalars for the log by name.
+        validate: function `(network, n) -> scalars`: measures the averaged weights after update n, from 1, and returns
+            scalars for the log by name.
         headline: names of the scalars that the progress bar shows.
 
     Returns:

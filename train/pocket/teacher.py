@@ -32,7 +32,12 @@ _TEXT_TOKENS, _TEXT_DIM, _POOLED_DIM = 4, 64, 768
 
 
 def network_shape(double_blocks: int, single_blocks: int) -> NetworkShape:
-    """Return the sizes of the teacher: one attention head of width 128, the minimum that ComfyUI recognises."""
+    """Return the sizes of the teacher: one attention head of width 128, the minimum that ComfyUI recognises.
+
+    Args:
+        double_blocks: number of double blocks.
+        single_blocks: number of single blocks.
+    """
     return NetworkShape(
         in_channels=CONCAT_CHANNELS,
         hidden=HEAD_DIM,
@@ -53,7 +58,14 @@ def null_prompt(seed: int) -> NullPrompt:
 
 
 def write_untrained(path: Path, shape: NetworkShape, data: LatentDataset, seed: int) -> None:
-    """Write a network with random weights as the start of a training."""
+    """Write a network with random weights as the start of a training.
+
+    Args:
+        path: the model file to write.
+        shape: the sizes of the network.
+        data: the dataset, for the video's size in the recipe (the settings stored in the file).
+        seed: seed of the weights and of the null prompt.
+    """
     # diffusers has no generator argument for the initialisation. Seed the global generator and restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,7 +85,7 @@ def visible_weights(vae: Vae, latents: Tensor) -> list[float]:
 
     Args:
         vae: the video autoencoder.
-        latents: `[B, 16, T, H, W]`.
+        latents: `[B, 16, T, H, W]` on its device.
 
     Returns:
         The RMS change of the decoded clip per channel, divided by the mean over the channels.
@@ -102,6 +114,9 @@ def teacher_config(
             run if it does not exist.
         shape: the sizes of that network.
         settings: further settings as `key=value`, as for `train`.
+
+    Returns:
+        The complete configuration, for `train_teacher`.
     """
     data = LatentDataset(dataset)
     device = available_device()
@@ -119,7 +134,12 @@ def teacher_config(
 
 
 def train_teacher(config: TrainConfig, out: Path) -> None:
-    """Train the teacher or resume its run, and write the averaged weights to `out`."""
+    """Train the teacher or resume its run, and write the averaged weights.
+
+    Args:
+        config: the configuration, from `teacher_config`.
+        out: the model file to write.
+    """
     prepare_environment()
     from ..run.trainer import train  # DeepSpeed reads the environment on import
 

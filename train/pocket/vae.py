@@ -83,7 +83,14 @@ class DecoderConfig(CropConfig):
 
 
 def sample_batch(folder: PortraitFolder, config: CropConfig, update: int, batch: int | None = None) -> Tensor:
-    """Return the clips of one update: float `[B, T, 3, crop, crop]`, random crops, mirrored with probability 1/2."""
+    """Return the clips of one update: float `[B, T, 3, crop, crop]`, random crops, mirrored with probability 1/2.
+
+    Args:
+        folder: the portraits.
+        config: number and size of the crops, and the seed.
+        update: number of the update; the same number draws the same crops.
+        batch: number of clips; None takes `config.batch`.
+    """
     generator = keyed_generator(config.seed, "clips", update)
 
     def draw(high: int) -> int:
@@ -100,7 +107,13 @@ def sample_batch(folder: PortraitFolder, config: CropConfig, update: int, batch:
 
 
 def train_encoder(config: EncoderConfig, data: Path, run_folder: Path) -> TAEHV:
-    """Train stage 1 or resume it in `run_folder`; return an autoencoder whose encoder is final and normalised."""
+    """Train stage 1 or resume it; return an autoencoder whose encoder is final and normalised.
+
+    Args:
+        config: the settings of the stage.
+        data: the folder of portraits.
+        run_folder: the stage's run folder.
+    """
     device = _device()
     folder = PortraitFolder(data, device)
     model = Sketcher()
@@ -131,7 +144,14 @@ def train_encoder(config: EncoderConfig, data: Path, run_folder: Path) -> TAEHV:
 
 
 def train_decoder(config: DecoderConfig, encoder: TAEHV, data: Path, run_folder: Path, out: Path) -> float:
-    """Train stage 2 or resume it in `run_folder`, and write the averaged autoencoder to `out`.
+    """Train stage 2 or resume it, and write the averaged autoencoder.
+
+    Args:
+        config: the settings of the stage.
+        encoder: the autoencoder from `train_encoder`.
+        data: the folder of portraits.
+        run_folder: the stage's run folder.
+        out: the file to write, in fp16.
 
     Returns:
         The PSNR on held-out clips in dB.
@@ -162,7 +182,14 @@ def train_decoder(config: DecoderConfig, encoder: TAEHV, data: Path, run_folder:
 
 
 def train_vae(encoder: EncoderConfig, decoder: DecoderConfig, data: Path, run_folder: Path, out: Path) -> float:
-    """Train both stages or resume them in `run_folder`, and write the fp16 file to `out`.
+    """Train both stages or resume them, and write the autoencoder.
+
+    Args:
+        encoder: the settings of stage 1.
+        decoder: the settings of stage 2.
+        data: the folder of portraits.
+        run_folder: folder for the two stages' run folders.
+        out: the file to write, in fp16.
 
     Returns:
         The PSNR on held-out clips in dB.

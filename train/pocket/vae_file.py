@@ -14,9 +14,13 @@ _DECODER_BITS = 9
 
 
 def on_grid(weight: Tensor, bits: int = _DECODER_BITS) -> Tensor:
-    """Round a convolution's weight to `bits` bits per output channel. The step of the grid is a power of two.
+    """Return a convolution's weight rounded to `bits` bits per output channel. The step of the grid is a power of two.
 
     fp16 stores these numbers exactly. They compress to three quarters of the size, which keeps the repository small.
+
+    Args:
+        weight: the weight, output channels first.
+        bits: bits per number, sign included.
     """
     largest = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True).clamp_min(1e-8)
     step = torch.exp2(largest.log2().ceil() - (bits - 1))
@@ -28,6 +32,10 @@ def export_vae(model: TAEHV, path: Path) -> None:
 
     The decoder's convolutions are rounded to a grid, see `on_grid`. The encoder is not rounded, because diffusion
     models are trained on its latents.
+
+    Args:
+        model: the trained autoencoder.
+        path: the file to write.
     """
     state = {
         key: on_grid(value.float()) if key.startswith("decoder.") and value.ndim == 4 else value

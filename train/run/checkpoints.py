@@ -1,7 +1,8 @@
 """Saving and loading the checkpoints of a run.
 
 A checkpoint is the folder `RUN/checkpoints/step-000200/` (see `run_folder`). It contains the state of every engine, the
-trained weights as ready-to-use model files, and a manifest with the size and checksum of every file.
+trained weights as ready-to-use model files, and a manifest with the size and checksum of every file. Each process
+writes its *partitions*: the parts of the parameters' state that it holds (see `engines.state`).
 
 A save writes to a hidden folder, flushes it to the disk, renames it, and then updates `latest`. A folder with a
 checkpoint's name is therefore always complete, and a killed run keeps its last good checkpoint.
@@ -79,7 +80,7 @@ def save(
     Args:
         run: the run's folder.
         states: the states to save, by name.
-        export: writes the trained weights into a folder; every process calls it.
+        export: function `(folder)`: writes the trained weights as model files into the folder; every process calls it.
         update: the number of generator updates made.
         keep: how many of the newest checkpoints to keep. The best one and the newest healthy one are kept as well.
         measure: the run's measure at this update, lower is better; None if unknown.
@@ -124,7 +125,7 @@ def save(
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove the leftovers of killed saves. Only the main process calls this."""
+    """Delete partly written checkpoints that a killed process left in a run. Only the main process calls this."""
     for leftover in (run / FOLDER).glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover)
 
@@ -227,7 +228,12 @@ def _check_written(run: Path, temporary: Path, error: str | None) -> None:
 
 
 def point_to(run: Path, update: int) -> None:
-    """Make `latest` name the checkpoint of an update. Only the main process calls this."""
+    """Make `latest` name the checkpoint of an update. Only the main process calls this.
+
+    Args:
+        run: the run's folder.
+        update: an update that has a checkpoint.
+    """
     root = run / FOLDER
     _point(root, LATEST, root / checkpoint_name(update))
 
@@ -236,6 +242,10 @@ def go_back(run: Path, to: Rollback) -> None:
     """Roll back to an earlier checkpoint and remove the later ones. Only the main process calls this.
 
     The rollback is recorded in a file first. If the process is killed meanwhile, the next one finishes the rollback.
+
+    Args:
+        run: the run's folder.
+        to: the rollback, to an update that has a checkpoint.
     """
     root, update = run / FOLDER, to.update
     note_rollback(run, to)
@@ -247,12 +257,15 @@ def go_back(run: Path, to: Rollback) -> None:
 
 
 def healthy_updates(run: Path) -> list[int]:
-    """Return the updates of the healthy checkpoints (saved when the guard found no problem), in order."""
+    """Return the updates of a run's healthy checkpoints (saved when the guard found no problem), in ascending order."""
     return [update for update, manifest in _manifests(run / FOLDER).items() if manifest.healthy]
 
 
 def verified(run: Path) -> Path:
     """Return the folder of a run's newest checkpoint after checking the sizes of its files against the manifest.
+
+    Args:
+        run: the run's folder.
 
     Raises:
         CheckpointError: if there is no checkpoint, or one of its files is missing or has another size.
@@ -285,6 +298,10 @@ def load(run: Path, states: Mapping[str, SavedState]) -> Manifest:
     """Load the newest checkpoint into the states; a collective call.
 
     The checkpoint may have been saved by another number of processes or at another ZeRO stage.
+
+    Args:
+        run: the run's folder.
+        states: the states to fill, by name; the checkpoint must have the same names.
 
     Returns:
         The checkpoint's manifest.

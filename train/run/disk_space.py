@@ -21,6 +21,9 @@ def state_bytes(states: Mapping[str, SavedState]) -> int:
     """Return the bytes of a checkpoint of these states, summed over all processes; a collective call.
 
     An optimizer's moments do not exist before its first step. They are counted with the size of the fp32 weights.
+
+    Args:
+        states: the states of a checkpoint, by name.
     """
     total = 0
     for state in states.values():

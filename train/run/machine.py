@@ -10,7 +10,7 @@ from ..distributed import world_size
 
 
 def gpu_bytes(device: torch.device) -> int | None:
-    """Return the memory of a GPU in bytes; None for a CPU."""
+    """Return the memory of the GPU `device` in bytes; None for a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 

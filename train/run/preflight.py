@@ -28,7 +28,13 @@ _DIGEST = "dataset_digest"
 
 @dataclass(frozen=True)
 class Inputs:
-    """The checked inputs of a run: the teacher's path, the sha256 of its weights, and the dataset."""
+    """The checked inputs of a run.
+
+    Attributes:
+        teacher: path of the teacher's model file or diffusers folder.
+        teacher_hash: sha256 of the teacher's weights.
+        dataset: the opened dataset.
+    """
 
     teacher: Path
     teacher_hash: str
@@ -37,6 +43,13 @@ class Inputs:
 
 def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
     """Check all input files of a configuration and the run's folder; a collective call.
+
+    Args:
+        config: the training's configuration.
+        resume: whether the run continues; a new run needs a folder without checkpoints.
+
+    Returns:
+        The checked inputs.
 
     Raises:
         MagicDistillError: on every process, if one of them finds a missing or damaged file, the folder of a new run
@@ -154,7 +167,12 @@ def _check_unchanged(config: TrainConfig, inputs: Inputs) -> None:
 
 
 def record_inputs(config: TrainConfig, inputs: Inputs) -> None:
-    """Write `run.json` and the configuration into the run's folder; a collective call."""
+    """Write `run.json` and the configuration into the run's folder; a collective call.
+
+    Args:
+        config: the training's configuration.
+        inputs: the result of `check_inputs`.
+    """
     barrier()
     if is_main():
         config.run.mkdir(parents=True, exist_ok=True)

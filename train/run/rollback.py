@@ -1,6 +1,7 @@
 """The record of a run's last rollback to an earlier checkpoint.
 
-It is written before the rollback, so that a resumed run can finish a rollback whose process was killed.
+It is written before the rollback, so that a resumed run can finish a rollback whose process was killed. The guard
+against collapse causes rollbacks (see `watch.guard`).
 """
 
 import json
@@ -27,12 +28,20 @@ class Rollback:
 
 
 def note_rollback(run: Path, rollback: Rollback) -> None:
-    """Write the record; it replaces an earlier one."""
+    """Write the record of a rollback; it replaces an earlier one.
+
+    Args:
+        run: the run's folder.
+        rollback: the rollback that follows.
+    """
     write_text(run / FOLDER / ROLLBACK, json.dumps({"step": rollback.update, "attempt": rollback.attempt}))
 
 
 def last_rollback(run: Path) -> Rollback | None:
-    """Read the last rollback, finished or not; None if the run never rolled back.
+    """Return the last rollback, finished or not; None if the run never rolled back.
+
+    Args:
+        run: the run's folder.
 
     Raises:
         CheckpointError: if the record is damaged.

@@ -16,10 +16,10 @@ _SAME_REQUEST_SECONDS = 3.0
 
 
 class StopRequest:
-    """Remembers the first signal inside a `with` block; a second one, some seconds later, ends the process at once.
+    """A `with` block that remembers the first signal; a second one, some seconds later, ends the process at once.
 
     Attributes:
-        name: the name of the first signal; None before it arrives.
+        name: the name of the first signal, such as `SIGTERM`; None before it arrives.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""The state of a run: its progress, saving and resuming, and rollbacks to earlier checkpoints."""
+"""The state of a run: its progress, saving and resuming, and rollbacks to earlier checkpoints.
+
+A *round* is one generator update with the updates of the other networks before it.
+"""
 
 import logging
 import time
@@ -26,7 +29,7 @@ _FALLBACK_MEASURE = "generator/loss"
 
 
 class GuardError(MagicDistillError):
-    """The guard ended a run. A resumed run starts from the last good checkpoint."""
+    """Raised when the guard ends a run. A resumed run starts from the last good checkpoint."""
 
 
 class RunState:
@@ -43,12 +46,13 @@ class RunState:
     def __init__(
         self, config: TrainConfig, engines: Mapping[str, Engine], draws: Draws, export: Callable[[Path, int], None]
     ) -> None:
-        """
+        """Start the state of a new run; `resume` then loads that of an earlier one.
+
         Args:
             config: the training's configuration.
-            engines: the engines of the trained roles, by role.
+            engines: the engines of the trained roles (generator, fake branch, discriminator), by role.
             draws: the random draws of the run.
-            export: writes the trained weights of an update into a folder; every process calls it.
+            export: function `(folder, update)`: writes the trained weights into a folder; every process calls it.
         """
         self.config = config
         self.updates = 0
@@ -153,7 +157,7 @@ class RunState:
             engine.lr_factor = self.config.guard.lr_factor**attempt
 
     def due(self) -> bool:
-        """Whether a checkpoint is due, by updates or by the main process's clock; a collective call."""
+        """Return whether a checkpoint is due, by updates or by the main process's clock; a collective call."""
         settings = self.config.checkpoint
         late = 0 < settings.minutes * 60 <= time.monotonic() - self._saved_at
         return self.updates % settings.every == 0 or self.updates == self.config.updates or from_all(late)[0]
@@ -194,6 +198,9 @@ class RunState:
     def advance(self, metrics: dict[str, float]) -> tuple[Verdict, tuple[str, ...]]:
         """Count a finished round and check its metrics with the guard; a collective call.
 
+        Args:
+            metrics: the round's metrics by name, averaged over the processes.
+
         Returns:
             The verdict, the same on every process, and those of its findings that the last round did not have.
         """
@@ -211,7 +218,11 @@ class RunState:
         return verdict, new
 
     def may_go_back(self) -> bool:
-        """Whether the run may roll back instead of ending; a collective call."""
+        """Return whether the run may roll back instead of ending; a collective call.
+
+        It may if the guard's action is `rollback`, some of the allowed rollbacks are left, and there is a good
+        checkpoint.
+        """
         settings = self.config.guard
         return settings.action == "rollback" and self.attempt < settings.rollbacks and self.last_good() is not None
 
@@ -242,7 +253,11 @@ class RunState:
         self._findings = ()
 
     def stop(self, findings: tuple[str, ...]) -> GuardError:
-        """Make `latest` name the last good checkpoint, and return the error to raise; a collective call."""
+        """Make `latest` name the last good checkpoint, and return the error to raise; a collective call.
+
+        Args:
+            findings: the guard's messages, for the error.
+        """
         good = self.last_good()
         if is_main() and good is not None:
             checkpoints.point_to(self.config.run, good)

@@ -1,4 +1,8 @@
-"""The model files in a checkpoint, ready to use in ComfyUI or for an export."""
+"""The model files in a checkpoint, ready to use in ComfyUI or for an export.
+
+A *branch* is a LoRA on frozen weights. A *recipe* is the sampling settings and the origin of the weights; every file
+stores one.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +32,7 @@ from ..run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
 
 @dataclass(frozen=True)
 class TrainedFiles:
-    """Writes the trained weights of a run as model files.
+    """The model files of a run's trained weights: the generator or its LoRA, and the LoRA of the fake branch.
 
     Attributes:
         model: the model settings of the configuration.
@@ -36,7 +40,7 @@ class TrainedFiles:
         layout: the key layout of the generator's family.
         hidden: the network's hidden size.
         recipe: the generator's recipe without the update.
-        base_kind: the base's kind for the recipe of a branch (`Recipe.base_kind`).
+        base_kind: the base's kind for the recipe of a branch (`Recipe.base_kind`): `folder`, or None for one file.
         prompt: the null prompt to store in the generator's file.
         average: the average of the generator's weights, which is exported instead of them; None without one.
     """
@@ -51,7 +55,7 @@ class TrainedFiles:
     average: GeneratorEma | None
 
     def exported_weights(self) -> AbstractContextManager[None]:
-        """Put the exported weights into the generator inside a `with` block: the average if there is one."""
+        """Return a context that puts the exported weights into the generator: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def write(self, folder: Path, update: int) -> None:
@@ -100,7 +104,7 @@ class TrainedFiles:
         return FAKE in self.networks.engines
 
     def _transformer(self, name: str) -> nn.Module:
-        """The transformer that contains the weights of a role."""
+        """Return the transformer that contains the weights of a role."""
         engine = self.networks.generator if name == GENERATOR else self.networks.fake
         return engine.network.transformer
 
@@ -111,7 +115,7 @@ class TrainedFiles:
         return self.model.generator_branch if name == GENERATOR else self.model.fake_branch
 
     def _branch_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a branch's file, on `meta` (without values)."""
+        """Return the tensors of a branch's file, on `meta` (without values)."""
         branches = branch_modules(_shapes(self._transformer(name)), name, self._branch_config(name).alpha, self.hidden)
         return lora_state(branches) | null_prompt_tensors(self.prompt if name == GENERATOR else None)
 
@@ -132,7 +136,7 @@ class TrainedFiles:
 
 
 def _shapes(network: nn.Module) -> dict[str, Tensor]:
-    """A network's full parameters on `meta` (without values), also if ZeRO-3 has partitioned them."""
+    """Return a network's full parameters on `meta` (without values), also if ZeRO-3 has partitioned them."""
     return {
         name: torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
         for name, parameter in network.named_parameters()

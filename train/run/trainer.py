@@ -1,4 +1,8 @@
-"""The training loop: rounds of updates, logging, validation samples and checkpoints."""
+"""The training loop: rounds of updates, logging, validation samples and checkpoints.
+
+An *update* is one optimizer step of one *role*: the generator, the fake branch or the discriminator. A *round* is the
+sequence of updates that the method defines; it contains exactly one generator update.
+"""
 
 import logging
 import time
@@ -56,13 +60,22 @@ class Outcome:
 
 
 class RunError(MagicDistillError):
-    """A run ended early for a reason outside its configuration."""
+    """Raised when a run ends early for a reason outside its configuration."""
 
 
 class Trainer:
     """One run: its networks and engines, its data, and its state."""
 
     def __init__(self, config: TrainConfig, *, resume: bool) -> None:
+        """Check the inputs, load the networks and, if asked to, the newest checkpoint; a collective call.
+
+        Args:
+            config: the training's configuration.
+            resume: whether to continue the run in `config.run` instead of starting a new one.
+
+        Raises:
+            MagicDistillError: if the configuration, the files or the run's folder are unusable.
+        """
         self.config = config
         self.device = init_distributed(config.timeout)
         self.inputs = check_inputs(config, resume=resume)
@@ -144,7 +157,12 @@ class Trainer:
             log_memory(memory, capacity)
 
     def train(self) -> Outcome:
-        """Train up to the configured number of updates or until a signal stops the run."""
+        """Train up to the configured number of updates or until a signal stops the run; return how it ended.
+
+        Raises:
+            GuardError: if the guard ends the run.
+            CheckpointError: if a checkpoint could not be written.
+        """
         config, state = self.config, self.state
         with StopRequest() as stop, self._log() as log:
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
@@ -260,6 +278,13 @@ class Trainer:
 
 def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     """Run or resume a training and write its report. Every process of the launcher calls this.
+
+    Args:
+        config: the training's configuration.
+        resume: whether to continue the run in `config.run` instead of starting a new one.
+
+    Returns:
+        The number of updates made, and the signal that stopped the run.
 
     Raises:
         MagicDistillError: if the configuration, the files or the run's folder are unusable, the guard ends the run, or

@@ -1,4 +1,8 @@
-"""Export the generator of a run for ComfyUI, for LoRA loaders or for diffusers."""
+"""Export the generator of a run for ComfyUI, for LoRA loaders or for diffusers.
+
+A *recipe* is the sampling settings and the origin of the weights. A *null prompt* is the text conditioning for sampling
+without a prompt. Exports store both.
+"""
 
 import shutil
 from pathlib import Path
@@ -28,20 +32,22 @@ def export_run(
     dtype: torch.dtype | None = None,
     teacher: Path | None = None,
 ) -> Quantised | None:
-    """Export a run's generator.
+    """Write a run's generator to a file or folder.
 
     Args:
         run: the folder of a training run.
         out: a `.safetensors` file; for `diffusers` a folder that does not exist yet.
         format: one of four formats.
             `comfyui`: one file in the file layout, with recipe and null prompt. A generator LoRA is merged into the
-            teacher at weight 1.
+                teacher at weight 1.
             `int8`: the same file with the matrices of the blocks quantised to int8. Only ComfyUI can load it.
             `lora`: only the generator LoRA.
             `diffusers`: a transformer folder for `from_pretrained` of the family's class.
         update: the update of the checkpoint to export; None means the newest.
-        dtype: data type of the stored weights; None keeps the run's.
-        teacher: the teacher's file of a LoRA run, if it has moved.
+        dtype: data type of the stored weights; None keeps the run's. For `int8` that of the weights that are not
+            quantised.
+        teacher: model file or diffusers folder of a LoRA run's teacher, if it has moved; None takes the path in
+            `run.json`.
 
     Returns:
         For `int8` the statistics of the quantisation, else None.

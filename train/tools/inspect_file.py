@@ -1,4 +1,7 @@
-"""Describe a weights file from its header: kind, layout, sizes and recipe."""
+"""Describe a weights file from its header: kind, layout, sizes and recipe.
+
+A *recipe* is the sampling settings and the origin of the weights, stored in the file's metadata.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
@@ -79,7 +82,11 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """Format facts as a table for the terminal."""
+    """Return a table for the terminal with one row per fact.
+
+    Args:
+        facts: values by label, from `inspect_file` or `Memory.facts`.
+    """
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

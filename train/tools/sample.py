@@ -1,4 +1,7 @@
-"""Sample a video from a still image and a model file, without ComfyUI."""
+"""Sample a video from a still image and a model file, without ComfyUI.
+
+A *recipe* is the sampling settings that a model file stores: steps, shift, sampler and the video's size.
+"""
 
 import json
 import logging
@@ -41,7 +44,18 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """All settings of a sample except the weights and the start image."""
+    """All settings of a sample except the weights and the start image.
+
+    Attributes:
+        seed: seed of the starting noise.
+        steps: number of model calls.
+        shift: timestep shift s of the schedule; uniform t becomes `s * t / (1 + (s - 1) * t)`.
+        sampler: `euler` or `renoise`.
+        width: width of the video in pixels.
+        height: height of the video in pixels.
+        frames: frames of the video, 4n + 1.
+        fps: frames per second of the written file.
+    """
 
     seed: int
     steps: int
@@ -66,10 +80,17 @@ def resolve_settings(
     """Fill missing settings from the recipe, and check the geometry.
 
     Args:
-        recipe: the recipe of the model file, if it has one.
+        recipe: the recipe of the model file; None if it has none.
         source: name of the model file, for messages.
         seed: seed of the starting noise.
-        steps, shift, width, height, frames: None takes the recipe's value.
+        steps: number of model calls; None takes the recipe's value.
+        shift: timestep shift; None takes the recipe's value.
+        width: width in pixels; None takes the recipe's value.
+        height: height in pixels; None takes the recipe's value.
+        frames: frames of the video, 4n + 1; None takes the recipe's value.
+
+    Returns:
+        The settings. Without a recipe the sampler is `euler` and the frame rate 24.
 
     Raises:
         CheckpointError: if there is no recipe and a setting is None.
@@ -93,7 +114,7 @@ def resolve_settings(
 
 
 def usual_precision(device: torch.device | str) -> Precision:
-    """The default precision of a device: fp32 on a CPU, where bf16 is slow, else bf16."""
+    """Return the default precision of a device: fp32 on a CPU, where bf16 is slow, else bf16."""
     return "fp32" if torch.device(device).type == "cpu" else "bf16"
 
 
@@ -122,15 +143,20 @@ def sample_file(
         file: a teacher or generator (single file or diffusers folder), or a generator LoRA.
         image: the start image. It is cropped to the aspect ratio and resized; tall images keep more of their top.
         out: path of the mp4.
-        base: for a LoRA, the model file on which it was trained.
+        base: for a LoRA, the model file or diffusers folder on which it was trained; None for a complete model.
         vae: VAE for `load_vae`; None means the pocket VAE, which works with pocket networks only.
-        image_encoder: folder of the CLIP image encoder, for families that use its features.
+        image_encoder: folder of the CLIP image encoder, for families that use its features; None for the others.
         seed: seed of the starting noise.
-        steps, shift, width, height, frames: None takes the recipe's value.
-        i2v_mode: how the network receives the start image, for a file that does not determine it.
+        steps: number of model calls; None takes the recipe's value.
+        shift: timestep shift; None takes the recipe's value.
+        width: width in pixels; None takes the recipe's value.
+        height: height in pixels; None takes the recipe's value.
+        frames: frames of the video, 4n + 1; None takes the recipe's value.
+        i2v_mode: how the network receives the start image (`concat` or `token_replace`), for a file that does not
+            determine it; else None.
         precision: precision of the network's computations; None means fp32 on a CPU and bf16 elsewhere.
         device: device of the network, the VAE and the image encoder.
-        callback: called after each step of the sampler.
+        callback: called after each model call, as in `magicdistill_core.flow`; None for no callback.
 
     Returns:
         The settings used.

@@ -1,4 +1,7 @@
-"""The measure that selects the best checkpoint, and the first update from which its values are comparable."""
+"""The measure that selects the best checkpoint, and the first update from which its values are comparable.
+
+A *round* is one generator update with the updates of the other networks before it.
+"""
 
 from collections.abc import Mapping
 from statistics import median
@@ -20,10 +23,11 @@ class Measure:
     """
 
     def __init__(self, window: int, *, rises_first: bool) -> None:
-        """
+        """Start without any observation.
+
         Args:
             window: number of rounds in the running median.
-            rises_first: whether the metric depends on a fake branch.
+            rises_first: whether the metric depends on a fake branch (the LoRA of the real and fake scores).
         """
         self.since = 0
         self._window = window
@@ -43,7 +47,7 @@ class Measure:
         to half of the peak or lower. Unhealthy rounds are not searched, because a high value there is a collapse.
 
         Args:
-            update: number of the round's generator update.
+            update: number of generator updates made, this round's included.
             metric: value in this round.
             healthy: whether the guard has no finding.
         """
@@ -57,7 +61,7 @@ class Measure:
             self._rising = False
 
     def notes(self) -> dict[str, Any]:
-        """The state as JSON data, for a resumed run."""
+        """Return the state as JSON data, for a resumed run."""
         return {"last": self._last, "highest": self._highest, "since": self.since, "rising": self._rising}
 
     def restore(self, notes: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 Distillation fails slowly and without an error: samples freeze, colours saturate, the fake score no longer follows the
 generator, the real and the fake score drift apart. The guard compares medians over the last rounds with medians over
 the run's first rounds, because absolute values differ between models and resolutions. The guard depends only on
-metrics. The training loop calls it after each round.
+metrics. The training loop calls it after each round. A *round* is one generator update with the updates of the other
+networks before it.
 """
 
 import math
@@ -79,21 +80,29 @@ class Verdict:
 
 
 def not_finite(row: Row) -> tuple[str, ...]:
-    """One message per metric that is NaN or infinite."""
+    """Return one message per metric that is NaN or infinite.
+
+    Args:
+        row: metrics of one round, by name.
+    """
     return tuple(f"{name} is {value}" for name, value in row.items() if not math.isfinite(value))
 
 
 def medians(rows: Sequence[Row]) -> dict[str, float]:
-    """The median of each watched metric that the method logs."""
+    """Return the median of each watched metric that the method logs, by name.
+
+    Args:
+        rows: metrics of several rounds; an empty sequence has no medians.
+    """
     return {name: median(row[name] for row in rows) for name in WATCHED if rows and name in rows[0]}
 
 
 def judge(recent: Row, baseline: Row, settings: GuardConfig) -> tuple[str, ...]:
-    """One message per metric outside its limits.
+    """Return one message per metric outside its limits.
 
     Args:
-        recent: medians of the last rounds.
-        baseline: medians of the run's first rounds.
+        recent: medians of the last rounds, by metric.
+        baseline: medians of the run's first rounds, by metric.
         settings: the limits.
     """
     findings = []
@@ -113,9 +122,14 @@ def judge(recent: Row, baseline: Row, settings: GuardConfig) -> tuple[str, ...]:
 
 
 class Guard:
-    """Apply the rules to a run: store the last rounds and the baseline, and count unhealthy rounds in a row."""
+    """The rules applied to one run: the last rounds, the baseline, and the number of unhealthy rounds in a row."""
 
     def __init__(self, settings: GuardConfig) -> None:
+        """Start without any round.
+
+        Args:
+            settings: the configuration's section `guard`.
+        """
         self.settings = settings
         self._rounds = 0
         self._rows: list[dict[str, float]] = []
@@ -128,6 +142,9 @@ class Guard:
         """Add the metrics of one round and check them.
 
         There are no findings before the baseline exists, after `warmup + window` rounds, except NaN or infinite values.
+
+        Args:
+            row: metrics of the round, by name.
         """
         broken = not_finite(row)
         self.broken = bool(broken)
@@ -150,7 +167,10 @@ class Guard:
         return self._wrong == 0
 
     def ratios(self) -> dict[str, float]:
-        """The ratio of each watched metric to its baseline, for the log."""
+        """Return the ratio of each watched metric to its baseline, by the metric's name in the log.
+
+        It is empty before the baseline exists.
+        """
         recent = medians(self._rows)
         return {
             f"guard/{name.rpartition('/')[2]}": recent[name] / value
@@ -159,7 +179,7 @@ class Guard:
         }
 
     def notes(self) -> dict[str, Any]:
-        """The guard's state as JSON data, for a resumed run."""
+        """Return the guard's state as JSON data, for a resumed run."""
         return {"rounds": self._rounds, "rows": self._rows, "baseline": self._baseline, "wrong": self._wrong}
 
     def restore(self, notes: Mapping[str, Any]) -> None:

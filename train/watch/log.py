@@ -1,7 +1,8 @@
 """Log a running training: progress bar, metrics and events. Only the main process logs.
 
-`metrics.jsonl`, TensorBoard and, if configured, W&B hold the metrics of every round that counts. After a crash or a
-rollback, `metrics.jsonl` and TensorBoard drop the rounds that no longer count. A curve there has one value per round.
+`metrics.jsonl`, TensorBoard and, if configured, W&B hold the metrics of every round that counts. A *round* is one
+generator update with the updates of the other networks before it. After a crash or a rollback, `metrics.jsonl` and
+TensorBoard drop the rounds that no longer count. A curve there has one value per round.
 """
 
 import json
@@ -30,6 +31,9 @@ _TENSORBOARD, _WANDB_ID = "tensorboard", "wandb_id"
 def check_trackers(config: TrainConfig) -> None:
     """Check before loading that the configured trackers are installed.
 
+    Args:
+        config: the training's configuration.
+
     Raises:
         ConfigError: if W&B is configured but not installed.
     """
@@ -52,14 +56,15 @@ class RunLog:
         headline: tuple[str, ...],
         wandb: Callable[[Path], WandBTracker] | None = None,
     ) -> None:
-        """
+        """Prepare the progress bar, and open the logs on the main process.
+
         Args:
             run: the run's folder.
             name: text next to the progress bar.
             updates: number of updates of the complete run.
-            done: number of updates already made.
+            done: number of updates already made; metrics of later updates are dropped.
             headline: names of the metrics shown next to the progress bar.
-            wandb: function that opens the run at W&B (see `wandb_tracker`).
+            wandb: function that opens the run at W&B (see `wandb_tracker`); None to log without W&B.
         """
         self._run = run
         self._headline = headline
@@ -125,7 +130,13 @@ class RunLog:
         self._bar.update(self._task, completed=update, note=note)
 
     def event(self, kind: str, update: int, **facts: object) -> None:
-        """Add a line with the event, the time and the update to `events.jsonl`."""
+        """Add a line with the event, the time and the update to `events.jsonl`.
+
+        Args:
+            kind: name of the event, such as `saved`.
+            update: number of generator updates made.
+            facts: further entries of the line; JSON data.
+        """
         if not is_main():
             return
         line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
@@ -150,7 +161,7 @@ def drop_after(run: Path, update: int, into: str | None = None) -> None:
     Args:
         run: the run's folder.
         update: the last update to keep.
-        into: name of a file in the run's folder; the removed rounds are appended to it.
+        into: name of a file in the run's folder, to which the removed rounds are appended; None deletes them.
     """
     path = run / METRICS_FILE
     if not path.exists():
@@ -170,6 +181,9 @@ def drop_after(run: Path, update: int, into: str | None = None) -> None:
 
 def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
     """Return a function that opens the run at W&B; after a resume it opens the same W&B run.
+
+    Args:
+        config: the training's configuration.
 
     Returns:
         The function, which takes the run's folder; None if no W&B project is configured.
@@ -198,7 +212,13 @@ def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON Lines file; a missing file is empty. Skips incomplete lines, which a killed process may leave."""
+    """Read a JSON Lines file, and return one dictionary per line.
+
+    Incomplete lines, which a killed process may leave, are skipped. A missing file is empty.
+
+    Args:
+        path: the file.
+    """
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -19,7 +19,13 @@ _NOT_DRAWN = ("step", "seconds")
 
 
 def plot_losses(rows: Rows, abandoned: Rows, path: Path) -> None:
-    """Plot all metrics that the guard does not watch, such as losses and gradient norms."""
+    """Plot all metrics that the guard does not watch, such as losses and gradient norms.
+
+    Args:
+        rows: metrics of the updates that count, one row per update; at least one.
+        abandoned: metrics of the updates that rollbacks dropped.
+        path: the PNG file to write.
+    """
     names = [name for name in rows[-1] if name not in (*_NOT_DRAWN, *WATCHED) and not name.startswith("guard/")]
     figure, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
@@ -29,6 +35,12 @@ def plot_losses(rows: Rows, abandoned: Rows, path: Path) -> None:
 
 def plot_guard(rows: Rows, abandoned: Rows, guard: GuardConfig, path: Path) -> bool:
     """Plot the quantities that the guard watches, with their limits.
+
+    Args:
+        rows: metrics of the updates that count, one row per update; at least one.
+        abandoned: metrics of the updates that rollbacks dropped.
+        guard: the limits.
+        path: the PNG file to write.
 
     Returns:
         Whether the run logs such a quantity. If not, no file is written.

@@ -85,6 +85,9 @@ class RunRecord:
 def read_record(run: Path) -> RunRecord:
     """Read the configuration and the logs of a run.
 
+    Args:
+        run: the run's folder.
+
     Raises:
         CheckpointError: if the folder is not a training run, or the run has logged no update.
     """
@@ -100,6 +103,9 @@ def read_record(run: Path) -> RunRecord:
 
 def write_report(run: Path) -> Path:
     """Write `RUN/report/report.md` and its plots.
+
+    Args:
+        run: the run's folder.
 
     Returns:
         The path of the Markdown file.

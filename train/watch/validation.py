@@ -37,7 +37,16 @@ class Validation:
         folder: Path,
         device: torch.device,
     ) -> None:
-        """
+        """Choose the start images, and load the VAE on the main process if samples are generated.
+
+        Args:
+            settings: the configuration's section `validation`.
+            schedule: steps, shift and sampler.
+            dataset: the dataset that contains the start images.
+            family: the teacher's family.
+            folder: folder for the videos and contact sheets.
+            device: device of the generator and the VAE.
+
         Raises:
             MagicDistillError: if the VAE is unusable, or its latents do not belong to the family's architecture.
         """
@@ -69,14 +78,18 @@ class Validation:
             )
 
     def due(self, update: int) -> bool:
-        """Whether validation samples are due after generator update `update`."""
+        """Return whether validation samples are due after generator update `update`."""
         return self.settings.every > 0 and update % self.settings.every == 0
 
     @torch.no_grad()
     def run(self, networks: Networks, update: int) -> str | None:
-        """Sample on every process, and write `step-N.mp4` and `step-N.png` on the main process.
+        """Sample on every process, and write `step-N.mp4` and `step-N.png` on the main process, where N is the update.
 
         Every process must sample because ZeRO-3 partitions the weights over all processes.
+
+        Args:
+            networks: the networks of the training.
+            update: number of generator updates made.
 
         Returns:
             An error message if the samples could not be decoded or written, else None. Training does not depend on

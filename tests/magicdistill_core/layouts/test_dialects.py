@@ -144,7 +144,7 @@ def test_fused_projections_of_diffusers_keep_their_rank() -> None:
 
 
 def test_loras_of_wans_fused_projections_are_what_diffusers_and_peft_compute() -> None:
-    """diffusers fuses the projections and peft merges a LoRA into them. Our merged weights must be equal."""
+    """Our merged weights equal the library ones: diffusers fuses the projections and peft merges a LoRA into them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = WanTransformer3DModel(

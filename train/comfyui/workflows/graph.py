@@ -30,7 +30,13 @@ _UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/magicdistillation/ma
 
 @dataclass(frozen=True)
 class Wire:
-    """The source of a link: an output of a node, or an input of the surrounding subgraph."""
+    """The source of a link: an output of a node, or an input of the surrounding subgraph.
+
+    Attributes:
+        node: id of the node; -10 for an input of the subgraph.
+        slot: index of the output or input, from 0.
+        type: ComfyUI's type of the value, such as `LATENT`.
+    """
 
     node: int
     slot: int
@@ -39,7 +45,20 @@ class Wire:
 
 @dataclass
 class Node:
-    """One node on the canvas."""
+    """One node on the canvas.
+
+    Attributes:
+        id: the node's number in its graph, from 1.
+        type: type of the node; for a subgraph its id.
+        title: text in the node's head.
+        inputs: the inputs in the saved format.
+        outputs: the outputs in the saved format.
+        values: values of the widgets, in their order.
+        properties: the node's properties in the saved format.
+        size: width and height in pixels.
+        pos: x and y of the upper left corner below the title, in pixels.
+        colours: colours in the saved format; empty for the default ones.
+    """
 
     id: int
     type: str
@@ -54,17 +73,25 @@ class Node:
 
     @property
     def out(self) -> Wire:
-        """The first output."""
+        """Source of a link from the first output."""
         return self.output(0)
 
     def output(self, which: int | str) -> Wire:
-        """An output by its index or name."""
+        """Return the source of a link from an output.
+
+        Args:
+            which: the output's index, from 0, or its name.
+        """
         names = [one["name"] for one in self.outputs]
         slot = names.index(which) if isinstance(which, str) else which
         return Wire(self.id, slot, self.outputs[slot]["type"])
 
     def to_json(self, order: int) -> dict[str, Any]:
-        """The node in the saved format."""
+        """Return the node in the saved format.
+
+        Args:
+            order: place of the node in the order of execution, from 0.
+        """
         return {
             "id": self.id,
             "type": self.type,
@@ -83,14 +110,15 @@ class Node:
 
 
 class Graph:
-    """Nodes in columns from left to right, the links between them, and groups around the columns.
-
-    Args:
-        name: name of the workflow or subgraph; determines its id.
-        schemas: schemas of a running ComfyUI, from `parse_schemas`.
-    """
+    """Nodes in columns from left to right, the links between them, and groups around the columns."""
 
     def __init__(self, name: str, schemas: Mapping[str, Schema]) -> None:
+        """Start an empty graph.
+
+        Args:
+            name: name of the workflow or subgraph; determines its id.
+            schemas: schemas of a running ComfyUI by node type, from `parse_schemas`.
+        """
         self.name = name
         self.id = str(uuid.uuid5(_UUIDS, name))
         self.nodes: list[Node] = []
@@ -103,14 +131,19 @@ class Graph:
 
     @contextmanager
     def column(self, title: str | None = None, width: int = WIDTH) -> Iterator[None]:
-        """Put the nodes added inside the context into a new column, with a group around it if there is a title."""
+        """Put the nodes added inside the context into a new column, to the right of the last one.
+
+        Args:
+            title: title of a group around the column; None for no group.
+            width: width of the column's nodes in pixels.
+        """
         self._x, self._y, self._width = self._x + self._width + GAP, 0, width
         self._begun = (title, self._y)
         yield
         self._end_group()
 
     def section(self, title: str) -> None:
-        """End the column's group, and begin another group below it."""
+        """End the column's group, and begin another group with this title below it."""
         self._end_group()
         self._y += _GROUP_PAD + _GROUP_HEAD
         self._begun = (title, self._y)
@@ -127,11 +160,11 @@ class Graph:
     def node(
         self, node_type: str, title: str | None = None, models: tuple[ModelFile, ...] = (), room: int = 0, **given: Any
     ) -> Node:
-        """Add a node below the last one of the column.
+        """Add a node below the last one of the column, and return it.
 
         Args:
             node_type: type of the node.
-            title: title on the node; by default its display name.
+            title: title on the node; None takes its display name.
             models: files named in its widgets, with their download URLs.
             room: extra height in pixels for texts or previews that the node shows after a run.
             given: by input, its value or the source of its link: a `Wire`, or a node for its first output.
@@ -159,22 +192,27 @@ class Graph:
         return node
 
     def note(self, text: str, title: str = "Read me") -> None:
-        """Add a Markdown note, with the height of its text, below the last node of the column."""
+        """Add a Markdown note, with the height of its text, below the last node of the column.
+
+        Args:
+            text: the note in Markdown.
+            title: title on the note.
+        """
         text = text.strip()
         lines = sum(_LINE * -(-len(line) * _LETTER // self._width) or _LINE for line in _paragraphs(text))
         node = self._add("MarkdownNote", title, [], [], [text + "\n"], {}, lines + _NOTE_EDGE)
         node.colours = {"color": "#432", "bgcolor": "#653"}
 
     def subgraph(self, name: str) -> "Subgraph":
-        """Create an empty subgraph. Fill it, then add it with `place`."""
+        """Return an empty subgraph with this name. Fill it, then add it with `place`."""
         return Subgraph(name, self._schemas)
 
     def place(self, subgraph: "Subgraph", title: str | None = None, room: int = 0, **given: Node | Wire) -> Node:
-        """Add a node for a subgraph below the last node of the column.
+        """Add a node for a subgraph below the last node of the column, and return it.
 
         Args:
             subgraph: the subgraph.
-            title: title on the node; by default the subgraph's name.
+            title: title on the node; None takes the subgraph's name.
             room: extra height in pixels.
             given: by input, the source of its link, as in `node`.
         """
@@ -191,7 +229,7 @@ class Graph:
         return node
 
     def to_json(self) -> dict[str, Any]:
-        """The workflow in the saved format."""
+        """Return the workflow in the saved format."""
         return {
             "id": self.id,
             "revision": 0,
@@ -276,6 +314,7 @@ class Subgraph(Graph):
     """
 
     def __init__(self, name: str, schemas: Mapping[str, Schema]) -> None:
+        """Start an empty subgraph; arguments as for `Graph`."""
         super().__init__(name, schemas)
         self.slots: list[dict[str, Any]] = []
         self.ports: list[tuple[str, Wire]] = []
@@ -283,12 +322,22 @@ class Subgraph(Graph):
         self.values: list[Any] = []
 
     def add_input(self, name: str, type_: str) -> Wire:
-        """Add an input to the subgraph."""
+        """Add an input to the subgraph, and return the source of links from it.
+
+        Args:
+            name: the input's name.
+            type_: ComfyUI's type of the input, such as `LATENT`.
+        """
         self.slots.append({"name": name, "type": type_, "link": None})
         return Wire(_INPUT_NODE, len(self.slots) - 1, type_)
 
     def show_widget(self, node: Node, widget: str) -> None:
-        """Show an inner node's widget on the outer node, where it also accepts links."""
+        """Show an inner node's widget on the outer node, where it also accepts links.
+
+        Args:
+            node: the inner node.
+            widget: name of the widget.
+        """
         slot = next(place for place, one in enumerate(node.inputs) if one["name"] == widget)
         type_ = node.inputs[slot]["type"]
         self.slots.append({"name": widget, "type": type_, "widget": {"name": widget}, "link": None})
@@ -299,11 +348,16 @@ class Subgraph(Graph):
         self.values.append(schema.values_of(node.values)[widget])
 
     def add_output(self, name: str, wire: Wire) -> None:
-        """Add an output to the subgraph."""
+        """Add an output to the subgraph.
+
+        Args:
+            name: the output's name.
+            wire: its source inside the subgraph.
+        """
         self.ports.append((name, wire))
 
     def to_json(self) -> dict[str, Any]:
-        """The subgraph in the saved format of a workflow's definitions."""
+        """Return the subgraph in the saved format of a workflow's definitions."""
         links = [
             {
                 "id": number,
@@ -357,7 +411,7 @@ class Subgraph(Graph):
 
 
 def _slot(one: Input) -> dict[str, Any]:
-    """An input in the saved format."""
+    """Return an input in the saved format."""
     slot: dict[str, Any] = {"name": one.name, "type": one.type, "link": None}
     if one.is_widget:
         slot["widget"] = {"name": one.name}
@@ -373,7 +427,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _height(schema: Schema) -> int:
-    """Height in pixels that is sufficient for a node on both the old and the new page."""
+    """Return a height in pixels that is sufficient for a node on both the old and the new page."""
     widgets = schema.widgets
     shown = sum(not one.options.get("advanced") for one in widgets)
     lines = len(widgets) + sum(one.control is not None for one in widgets)

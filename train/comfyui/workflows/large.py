@@ -126,19 +126,19 @@ _NEGATIVE = "hands, text, watermark, cropped head, blurry"
 
 
 def hunyuan_i2v_w2s_4step(graph: Graph) -> None:
-    """A full four-step model file of the trainer."""
+    """Add the nodes of a workflow with a full four-step model file of the trainer."""
     _note(graph, _W2S)
     _from_model_file(graph, HUNYUAN_W2S)
 
 
 def hunyuan_i2v_one_step(graph: Graph) -> None:
-    """A full one-step model file of the trainer."""
+    """Add the nodes of a workflow with a full one-step model file of the trainer."""
     _note(graph, _ONE_STEP)
     _from_model_file(graph, HUNYUAN_ONE_STEP)
 
 
 def hunyuan_i2v_w2s_4step_lora(graph: Graph) -> None:
-    """A generator LoRA of the trainer on the stock model."""
+    """Add the nodes of a workflow with a generator LoRA of the trainer on the stock model."""
     _note(graph, _LORA)
     with graph.column("Models"):
         base = _model(graph, HUNYUAN_I2V)
@@ -156,7 +156,7 @@ def hunyuan_i2v_w2s_4step_lora(graph: Graph) -> None:
 
 
 def magic141_text_image_to_video(graph: Graph) -> None:
-    """Magic 1-For-1 with its text and image conditioning."""
+    """Add the nodes of a workflow with Magic 1-For-1 and its text and image conditioning."""
     _note(graph, _MAGIC141)
     with graph.column("Models"):
         model, vae = _model(graph, MAGIC141_W2S), _vae(graph, HUNYUAN_VAE)
@@ -171,7 +171,7 @@ def magic141_text_image_to_video(graph: Graph) -> None:
 
 
 def wan21_i2v_4step_lora(graph: Graph) -> None:
-    """Wan 2.1 with a public few-step LoRA."""
+    """Add the nodes of a workflow with Wan 2.1 and a public few-step LoRA."""
     _note(graph, _WAN)
     with graph.column("Models"):
         base = _model(graph, WAN_I2V)
@@ -191,7 +191,7 @@ def wan21_i2v_4step_lora(graph: Graph) -> None:
 
 
 def text_to_image_to_video(graph: Graph) -> None:
-    """A stock text-to-image model, then a few-step video model."""
+    """Add the nodes of a workflow with a stock text-to-image model, then a few-step video model."""
     _note(graph, _T2I)
     with graph.column("Picture from text"):
         checkpoint = graph.node("CheckpointLoaderSimple", models=(DREAMSHAPER,), ckpt_name=DREAMSHAPER.name)
@@ -243,8 +243,8 @@ def _add_video(
         vae: node of the VAE.
         portrait: node of the start image.
         fps: frame rate of the video.
-        conditions: further inputs of Portrait to video.
-        settings: inputs of the sampler, for files without a recipe.
+        conditions: further inputs of Portrait to video, by name; None for no further inputs.
+        settings: inputs of the sampler by name, for files without a recipe; None to use the file's recipe.
     """
     with graph.column("Video"):
         more: dict[str, Any] = {"resolution": "fit the image", **(conditions or {})}

@@ -24,7 +24,10 @@ class ModelFile:
     url: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
-        """The file in a node's property `models`. The page offers to download missing files of this list."""
+        """Return the file's entry in a node's property `models`.
+
+        ComfyUI's page offers to download missing files of this list.
+        """
         return {"name": self.name, "url": self.url, "directory": self.directory}
 
 

@@ -26,7 +26,7 @@ def save(
         record: source of the sampler's record of settings; None for no record.
         fps: frame rate of the video.
         prefix: prefix of the file names.
-        picture: source of the picture.
+        picture: source of the picture; None for no picture.
     """
     with graph.column("Result"):
         inputs: dict[str, Any] = {"video": frames, "fps": fps, "filename_prefix": prefix} | (
@@ -38,12 +38,16 @@ def save(
 
 
 def photograph(graph: Graph) -> Node:
-    """Add the start image. Its default picture is part of ComfyUI."""
+    """Add the node of the start image, and return it. Its default picture is part of ComfyUI."""
     return graph.node("LoadImage", "Your portrait", room=PREVIEW_ROOM, image="example.png")
 
 
 def llava(graph: Graph) -> tuple[Node, Node]:
-    """Add HunyuanVideo's two text encoders, and the vision tower of LLaVA, one of the two."""
+    """Add the nodes of HunyuanVideo's two text encoders, and of the vision tower of LLaVA, one of the two.
+
+    Returns:
+        The node of the text encoders and the node of the vision tower.
+    """
     text = graph.node(
         "DualCLIPLoader",
         models=(CLIP_L, LLAVA_TEXT),

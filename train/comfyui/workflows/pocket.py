@@ -60,7 +60,7 @@ more similar to those of the few-step generator.
 
 
 def portrait_pocket(graph: Graph) -> None:
-    """Portrait to video with single nodes of the pack."""
+    """Add the nodes of portrait to video with single nodes of the pack."""
     with graph.column(width=NOTE_WIDTH):
         graph.note(_PORTRAIT)
     with graph.column("Models"):
@@ -81,7 +81,7 @@ def portrait_pocket(graph: Graph) -> None:
 
 
 def portrait_in_one_node(graph: Graph) -> None:
-    """Portrait to video in one subgraph."""
+    """Add the nodes of portrait to video in one subgraph."""
     with graph.column(width=NOTE_WIDTH):
         graph.note(_ONE_NODE)
     with graph.column("Start image"):
@@ -119,7 +119,11 @@ _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def real_fake_sweep_pocket(graph: Graph) -> None:
-    """The real model at five weights with the same noise, in one picture and one video."""
+    """Add the nodes that sample the real model at five weights with the same noise.
+
+    The result is one picture and one video. The real model is the teacher plus a low-rank branch (a LoRA) times the
+    weight.
+    """
     with graph.column(width=NOTE_WIDTH):
         graph.note(_SWEEP)
     with graph.column("Models"):

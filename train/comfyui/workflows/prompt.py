@@ -17,11 +17,11 @@ def to_prompt(workflow: Mapping[str, Any], schemas: Mapping[str, Schema]) -> dic
 
     Args:
         workflow: the saved workflow.
-        schemas: schemas of the running ComfyUI.
+        schemas: schemas of the running ComfyUI by node type.
 
     Returns:
         Nodes by id with their inputs: widget values, and links as `[id, slot]`. A node inside a subgraph has the id
-        `outer:inner`, as on the page.
+            `outer:inner`, as on the page.
 
     Raises:
         ConfigError: if this ComfyUI does not have a node.
@@ -74,7 +74,7 @@ def _unfolded(
 
 
 def _resolve(node: Mapping[str, Any], slot: int, prefix: str, subgraphs: Mapping[str, Any]) -> Source:
-    """The API's node and output for a node's output, searched inside subgraphs."""
+    """Return the API's node and output for a node's output, searched inside subgraphs."""
     if node["type"] not in subgraphs:
         return [f"{prefix}{node['id']}", slot]
     inner = subgraphs[node["type"]]

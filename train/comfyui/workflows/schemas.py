@@ -57,7 +57,11 @@ class Input:
         return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(self.type, "")
 
     def fault_of(self, value: Any) -> str | None:
-        """An error message for an invalid widget value; None for a valid one."""
+        """Return an error message for an invalid widget value; None for a valid one.
+
+        Args:
+            value: the value of the widget in a workflow.
+        """
         if self.choices is not None:
             return None if value in self.choices else f"{value!r} is not one of {list(self.choices)[:12]}"
         if not isinstance(value, _PYTHON_TYPES[self.type]):
@@ -71,7 +75,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a node."""
+    """One output of a node, with its name and its type, such as `LATENT`."""
 
     name: str
     type: str
@@ -79,7 +83,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Schema:
-    """A type of node: its inputs, required ones first, and its outputs."""
+    """A type of node: its inputs, required ones first, and its outputs.
+
+    Attributes:
+        type: the type's name in saved workflows.
+        title: the type's display name.
+        inputs: the inputs, required ones first.
+        outputs: the outputs in their order.
+    """
 
     type: str
     title: str
@@ -97,7 +108,10 @@ class Schema:
         return tuple(one for one in self.inputs if one.is_widget)
 
     def values_of(self, saved: Sequence[Any]) -> dict[str, Any]:
-        """Map a saved node's `widgets_values` to the names of its widgets.
+        """Return a saved node's widget values by the widgets' names.
+
+        Args:
+            saved: the node's `widgets_values`.
 
         Raises:
             ConfigError: if there are more or fewer values than widgets.
@@ -115,12 +129,20 @@ class Schema:
 
 
 def parse_schemas(object_info: Mapping[str, Any]) -> dict[str, Schema]:
-    """Parse the JSON of `/object_info` into schemas by node type."""
+    """Return the schemas by node type.
+
+    Args:
+        object_info: the JSON of ComfyUI's `/object_info`.
+    """
     return {name: _parse(name, info) for name, info in object_info.items()}
 
 
 def find_schema(schemas: Mapping[str, Schema], node_type: str) -> Schema:
-    """Find the schema of a node type.
+    """Return the schema of a node type.
+
+    Args:
+        schemas: schemas by node type, from `parse_schemas`.
+        node_type: the type's name in saved workflows.
 
     Raises:
         ConfigError: if this ComfyUI does not have the node.
@@ -134,7 +156,12 @@ def find_schema(schemas: Mapping[str, Schema], node_type: str) -> Schema:
 
 
 def types_fit(output: str, accepted: str) -> bool:
-    """Whether an output's type may be linked to an input's type, by the rule of ComfyUI's page."""
+    """Return whether an output may be linked to an input, by the rule of ComfyUI's page.
+
+    Args:
+        output: type of the output; `*` fits all, and several types are separated by commas.
+        accepted: type of the input, in the same form.
+    """
     return "*" in (output, accepted) or bool(set(output.split(",")) & set(accepted.split(",")))
 
 

@@ -17,7 +17,7 @@ _SWEEP_FRAMES, _SWEEP_SHOWN, _SWEEP_GAP = 17, 5, 4
 
 
 def video_thumbnail(video: Path) -> Image.Image:
-    """Four frames of a video, from its first to its last."""
+    """Return a picture of four frames of a video, from its first to its last."""
     frames = list(read_video(video).frames)
     last = len(frames) - 1
     sheet = Image.new("RGB", (SIDE, SIDE))
@@ -29,7 +29,11 @@ def video_thumbnail(video: Path) -> Image.Image:
 
 
 def sweep_thumbnail(picture: Path) -> Image.Image:
-    """Five of the 17 frames (columns) of the sweep's picture."""
+    """Return a picture of five of the 17 frames (columns) of the sweep's picture.
+
+    Args:
+        picture: the image file that the workflow `real_fake_sweep_pocket` saved.
+    """
     with Image.open(picture) as whole:
         cell = (whole.width + _SWEEP_GAP) // _SWEEP_FRAMES
         size = cell - _SWEEP_GAP
@@ -41,7 +45,13 @@ def sweep_thumbnail(picture: Path) -> Image.Image:
 
 
 def card(title: str, lines: list[str], seed: int) -> Image.Image:
-    """A drawn portrait, empty frames and a short description of the workflow. It shows no output of a model."""
+    """Draw a portrait, empty frames and a short description of the workflow. The card shows no output of a model.
+
+    Args:
+        title: first line of the description.
+        lines: further lines.
+        seed: seed of the drawn portrait.
+    """
     sheet = Image.new("RGB", (SIDE, SIDE), _PAPER)
     draw = ImageDraw.Draw(sheet)
     face = _image(portrait_clip(seed, 1, 144)[0])
@@ -64,7 +74,7 @@ def card(title: str, lines: list[str], seed: int) -> Image.Image:
 
 
 def save_thumbnail(sheet: Image.Image, path: Path) -> None:
-    """Write a thumbnail as JPEG, the format that the page expects."""
+    """Write a thumbnail as JPEG, the format that ComfyUI's page expects."""
     sheet.convert("RGB").save(path, quality=_QUALITY)
 
 

@@ -53,7 +53,11 @@ DEFINITIONS: dict[str, Definition] = {
 
 
 def workflow_json(name: str, schemas: Mapping[str, Schema]) -> str:
-    """Build the JSON text of a workflow's file.
+    """Return the JSON text of a workflow's file.
+
+    Args:
+        name: name of the workflow, a key of `DEFINITIONS`.
+        schemas: schemas of a running ComfyUI by node type, from `parse_schemas`.
 
     Raises:
         ConfigError: if a definition does not fit the schemas.
@@ -67,7 +71,7 @@ def write_workflows(comfyui: Path | None, thumbnails: bool, folder: Path = FOLDE
     """Start ComfyUI, and write every workflow with its schemas.
 
     Args:
-        comfyui: ComfyUI's folder, for `find_comfyui`.
+        comfyui: ComfyUI's folder; None as for `find_comfyui`.
         thumbnails: whether to write the thumbnails too; this runs the pocket workflows.
         folder: folder for the files.
 
@@ -113,7 +117,7 @@ def _thumbnail(name: str, folder: Path, schemas: Mapping[str, Schema], address: 
 
 
 def _run(address: str, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Run a prompt; returns its outputs by node id."""
+    """Run a prompt, and return its outputs by node id."""
     # Previews at every step would take most of the time, and nobody sees them here.
     body = json.dumps({"prompt": prompt, "extra_data": {"preview_method": "none"}}).encode()
     prompt_id = _get(urllib.request.Request(f"{address}/prompt", body, {"Content-Type": "application/json"}))[

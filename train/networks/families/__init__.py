@@ -21,12 +21,15 @@ def _kinds() -> tuple[NetworkKind, ...]:
 
 
 def kind_for(family: Family) -> NetworkKind:
-    """The kind of network of a family: how it is built and called."""
+    """Return how the network of a family is built and called."""
     return next(kind for kind in _kinds() if kind.family is family)
 
 
 def kind_of(network: nn.Module) -> NetworkKind:
-    """The kind of a network.
+    """Return how a network is called, found by its class and configuration.
+
+    Args:
+        network: diffusers' transformer.
 
     Raises:
         TypeError: if the network is of no known kind.

@@ -10,7 +10,7 @@ from magicdistill_core.families.base import Condition, Family, NullPrompt
 
 
 class Inputs(Protocol):
-    """Makes the keyword arguments of one call of the network."""
+    """A function that returns the keyword arguments of one call of the network."""
 
     def __call__(
         self,
@@ -20,7 +20,7 @@ class Inputs(Protocol):
         prompt: NullPrompt,
         guidance: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Make the arguments.
+        """Return the arguments.
 
         Args:
             x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets.
@@ -37,10 +37,10 @@ class NetworkKind:
 
     Attributes:
         family: the family.
-        build: builds a randomly initialised diffusers network of the given sizes.
-        built: tells whether a network is of this kind.
+        build: function `(shape) -> network`: builds a diffusers network of these sizes with random weights.
+        built: function `(network) -> bool`: returns whether a network is of this kind.
         inputs: makes the arguments of a call.
-        blocks: the blocks whose activations may be recomputed.
+        blocks: function `(network) -> blocks`: returns the blocks whose activations may be recomputed.
         lora_targets: regular expression for the names of the linear layers that a branch changes: those of the blocks.
     """
 
@@ -52,7 +52,7 @@ class NetworkKind:
     lora_targets: str
 
     def output(self, video: Tensor) -> Tensor:
-        """Select the velocity of the noisy frames from the network's output for all frames.
+        """Return the velocity of the noisy frames `[B, 16, T - kept_frames, H, W]` from the output for all frames.
 
         Args:
             video: output of the network, `[B, 16, T, H, W]`.

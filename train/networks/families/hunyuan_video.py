@@ -48,6 +48,19 @@ class UnmaskedAttention(HunyuanVideoAttnProcessor2_0):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """Compute attention as diffusers' processor does, without a mask.
+
+        Args:
+            attn: the attention layer.
+            hidden_states: video tokens `[B, tokens, hidden]`.
+            encoder_hidden_states: text tokens `[B, text tokens, hidden]`; None in a block that receives one joint
+                sequence.
+            attention_mask: ignored.
+            image_rotary_emb: cosines and sines of the positions of the video tokens.
+
+        Returns:
+            The new video tokens and text tokens.
+        """
         return super().__call__(attn, hidden_states, encoder_hidden_states, None, image_rotary_emb)
 
 
@@ -87,10 +100,14 @@ def _built(network: nn.Module, family: Family) -> bool:
 def network_inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The keyword arguments of one call of a concat network (see `families.base.Inputs`).
+    """Return the keyword arguments of one call of a concat network (see `families.base.Inputs`).
 
     Args:
+        x: noisy frames `[B, 16, T, H, W]`.
+        sigma: noise levels `[B]`.
         condition: the concatenated channels `[B, 17, T, H, W]`.
+        prompt: text conditioning, repeated over the batch.
+        guidance: guidance scales `[B]` for a network with a guidance embedding, else None.
     """
     assert isinstance(condition, Tensor)
     return _inputs(torch.cat([x, condition.to(x)], dim=1), sigma, prompt, guidance)
@@ -99,11 +116,14 @@ def network_inputs(
 def _token_replace_inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The arguments of a token-replace network.
+    """Return the arguments of a token-replace network.
 
     Args:
-        condition: the clean latent of frame 0, `[B, 16, 1, H, W]`. The network modulates its tokens with
-            noise level 0.
+        x: noisy frames `[B, 16, T - 1, H, W]`, without frame 0.
+        sigma: noise levels `[B]`.
+        condition: the clean latent of frame 0, `[B, 16, 1, H, W]`. The network modulates its tokens with noise level 0.
+        prompt: text conditioning, repeated over the batch.
+        guidance: guidance scales `[B]` for a network with a guidance embedding, else None.
     """
     assert isinstance(condition, Tensor)
     return _inputs(torch.cat([condition.to(x), x], dim=2), sigma, prompt, guidance)

@@ -50,10 +50,14 @@ def _blocks(network: Any) -> list[Any]:
 def _inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The keyword arguments of one call (see `families.base.Inputs`).
+    """Return the keyword arguments of one call (see `families.base.Inputs`).
 
     Args:
+        x: noisy frames `[B, 16, T, H, W]`.
+        sigma: noise levels `[B]`.
         condition: mask and image `[B, 20, T, H, W]`, and CLIP features `[B, 257, 1280]`.
+        prompt: text conditioning, repeated over the batch.
+        guidance: ignored, because the network has no guidance embedding.
     """
     assert isinstance(condition, tuple)
     channels, features = condition
