@@ -45,9 +45,11 @@ def load_model(
 
     Args:
         path: a safetensors file, plain or quantised in ComfyUI's formats, or a pickle that contains only tensors.
-        model_options: passed on to ComfyUI's loader.
-        start_image_mode: how the start image enters, for weights that do not decide it.
-        disable_dynamic: passed on to ComfyUI's loader.
+        model_options: passed on to ComfyUI's loader; `{"dtype": ...}` sets the dtype of the weights, `{}` keeps the
+            file's.
+        start_image_mode: how the start image enters (`concat` or `token_replace`), for weights that do not decide it;
+            None takes it from the file.
+        disable_dynamic: passed on to ComfyUI's loader; True disables its dynamic memory management.
 
     Raises:
         CheckpointError: if the file cannot be read safely, is damaged, is a LoRA, is of another family, takes no

@@ -1,4 +1,8 @@
-"""Real/fake LoRA weights: build the two score models of weak-to-strong distribution matching from a base and a LoRA."""
+"""Real/fake LoRA weights: build the two score models of weak-to-strong distribution matching from a base and a LoRA.
+
+A distillation trains the generator with the difference of two score models. Both are the teacher plus one LoRA: at a
+weak weight for the real score, at a strong weight for the fake score (MagicDistillation, Eq. 5 and 6).
+"""
 
 from dataclasses import replace
 
