@@ -32,7 +32,8 @@ class RealFakeLora(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The base that the fake LoRA was trained on. Connect the teacher, not the generator.",
+                    tooltip="The base that the fake LoRA was trained on, from Load few-step model or another loader. "
+                    "Connect the teacher, not the generator.",
                 ),
                 io.Combo.Input(
                     "lora_name",

@@ -22,8 +22,8 @@ def steps_input() -> io.Int.Input:
         default=0,
         min=0,
         max=1000,
-        tooltip="Number of model calls, up to 1000. 0 (default) uses the recipe's number. A few-step model loses "
-        "quality with more steps as well as with fewer. A teacher needs about 28.",
+        tooltip="Number of model calls, up to 1000. 0 (default) uses the recipe's number, also for a teacher (about "
+        "28); without a recipe it means 4. A few-step model loses quality with more steps as well as with fewer.",
     )
 
 
@@ -35,9 +35,9 @@ def shift_input() -> io.Float.Input:
         min=0.0,
         max=100.0,
         step=0.1,
-        tooltip="Timestep shift, up to 100 (no unit), usually 1 to 17. 0 (default) uses the recipe's shift. A higher "
-        "shift spends more steps on high noise, where coarse motion forms. Set it only if the model was trained for "
-        "another value.",
+        tooltip="Timestep shift, up to 100 (no unit), usually 1 to 17. 0 (default) uses the recipe's shift; without a "
+        "recipe the shift that another node set on the MODEL, or 5. A higher shift spends more steps on high noise, "
+        "where coarse motion forms. Set it only if the model was trained for another value.",
     )
 
 
@@ -47,9 +47,9 @@ def sampler_input() -> io.Combo.Input:
         "sampler",
         options=[FROM_RECIPE, "euler", "renoise"],
         default=FROM_RECIPE,
-        tooltip="How each step is computed. recipe (default): as in distillation. euler: follows the flow "
-        "deterministically. renoise: at each step predicts the clean video and adds new noise. Choose another one only "
-        "to compare.",
+        tooltip="Rule for one step. recipe (default): the sampler that the recipe names; without a recipe euler. "
+        "euler: moves along the predicted flow and adds no noise. renoise: predicts the clean video, then adds new "
+        "noise for the next step; the last step adds none. Choose euler or renoise only to compare.",
     )
 
 
