@@ -119,7 +119,12 @@ def _template(name: str) -> tuple[str, str]:
 
 
 def fill(template: str, block: str) -> str:
-    """Return a module template with its `{i}` replaced by the block number; "" for a template without `{i}`."""
+    """Return a module template with its `{i}` replaced by a block number.
+
+    Args:
+        template: a module's name, with or without `{i}`.
+        block: the block number as text; unused (such as "") for a template without `{i}`.
+    """
     return template.replace("{i}", block)
 
 
@@ -170,7 +175,8 @@ def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[st
         state: the weights by diffusers' names.
 
     Returns:
-        The weights by canonical names of the file layout. Modules that need no fusing are not copied.
+        The weights by canonical names of the file layout. Tensors are copied only where they are fused or
+        their halves are swapped.
 
     Raises:
         CheckpointError: if the map does not know some keys, or parts of a fused module are missing. It lists them.
