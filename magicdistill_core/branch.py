@@ -1,8 +1,9 @@
-"""The low-rank branch zeta and its weight a: v_a = theta + a * zeta (MagicDistillation, Eq. 5 and 6).
+"""The low-rank branch of a network and its weight (MagicDistillation, Eq. 5 and 6).
 
-The trainer uses one branch for two roles: at weight 1 it is the fake score, at weight 0.25 the real score. The LoRA
-node applies the exported branch at any weight. Both compute the factor with `branch_scale`, so equal weights produce
-equal models.
+A branch zeta is a LoRA on a frozen network with the weights theta. With the branch weight a, the network computes with
+`theta + a * zeta`. The trainer uses one branch for two roles: at weight 1 the network is the fake score, at weight 0.25
+the real score. The LoRA node applies the exported branch at any weight. Both compute the factor with `branch_scale`, so
+equal weights produce equal models.
 """
 
 from collections.abc import Mapping
@@ -18,13 +19,28 @@ A_WEAK = 0.25
 
 
 def branch_scale(weight: float, alpha: float, rank: int) -> float:
-    """Return the factor of `up @ down`: `weight * alpha / rank`."""
+    """Return the factor of `up @ down`: `weight * alpha / rank`.
+
+    Args:
+        weight: the branch weight a; 0 disables the branch.
+        alpha: the LoRA's alpha; a LoRA without one uses its rank.
+        rank: the LoRA's rank.
+    """
     return weight * alpha / rank
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The branch of one module: `zeta = alpha / rank * up @ down`, with `down` `[rank, in]` and `up` `[out, rank]`."""
+    """The branch of one linear layer: `zeta = alpha / rank * up @ down`.
+
+    Attributes:
+        down: `[rank, in]`.
+        up: `[out, rank]`.
+        alpha: the LoRA's alpha.
+
+    Raises:
+        CheckpointError: if the shapes of `down` and `up` do not fit together.
+    """
 
     down: Tensor
     up: Tensor
@@ -40,27 +56,35 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """The number of rows of `down`."""
         return self.down.shape[0]
 
     @property
     def factor(self) -> float:
-        """`alpha / rank`: the scale at weight 1."""
+        """The factor of `up @ down` at branch weight 1: `alpha / rank`."""
         return branch_scale(1.0, self.alpha, self.rank)
 
     def delta(self, weight: float) -> Tensor:
-        """Return `weight * zeta`, which is added to the module's weight matrix: `[out, in]` in float32."""
+        """Return `weight * zeta`, the change of the layer's weight matrix: `[out, in]` in float32.
+
+        Args:
+            weight: the branch weight a; 0 returns zeros.
+        """
         return branch_scale(weight, self.alpha, self.rank) * (self.up.float() @ self.down.float())
 
 
 def merge(
     state: Mapping[str, Tensor], branches: Mapping[str, LowRank], weight: float, source: str = "the LoRA"
 ) -> dict[str, Tensor]:
-    """Return a new state dict with `theta + weight * zeta`. Sums are computed in float32; tensors keep their dtypes.
+    """Return a new state dict with `theta + weight * zeta`.
+
+    Sums are computed in float32 and stored in the dtype of the base weight. Tensors without a branch are shared with
+    `state`, not copied.
 
     Args:
         state: the base model's weights, theta.
         branches: the branches by module name; the weight of module `name` is `state["<name>.weight"]`.
-        weight: the branch weight a.
+        weight: the branch weight a; 0 returns weights equal to the base.
         source: the LoRA's name for error messages.
 
     Raises:
@@ -117,5 +141,15 @@ def stack(parts: list[LowRank | None], rows: list[int]) -> LowRank:
 
 
 def split(branch: LowRank, rows: list[int]) -> list[LowRank]:
-    """Split the branch of a fused module into exact branches of its parts: `up` is cut by rows, `down` is shared."""
+    """Split the branch of a fused module into one branch per part, without approximation.
+
+    Each part gets its rows of `up`. All parts share `down` and alpha.
+
+    Args:
+        branch: the branch of the fused module.
+        rows: number of rows of each part, in order; their sum is the number of rows of `branch.up`.
+
+    Returns:
+        One branch per part, in the order of `rows`; `up` of each is a view.
+    """
     return [LowRank(branch.down, up, branch.alpha) for up in branch.up.split(rows)]

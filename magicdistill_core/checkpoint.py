@@ -1,8 +1,9 @@
-"""Model files: read a transformer from any supported format, and write it with its Recipe and null prompt.
+"""Model files: read a transformer from any supported format, and write it with its recipe and null prompt.
 
-Written files are single safetensors files in the file layout. Reading is safe: it accepts safetensors files, and
-pickles that hold only tensors and plain values. Writing is atomic: a killed process leaves either the old or the new
-file.
+The recipe states how to sample from the weights. The null prompt is the text conditioning for use without a prompt.
+Written files are single safetensors files in the file layout (the tensor names of Tencent or Wan, see
+`layouts.modules`). Reading is safe: it accepts safetensors files, and pickles that hold only tensors and plain values.
+Writing is atomic: a killed process leaves either the old or the new file.
 """
 
 from collections.abc import Mapping
@@ -27,14 +28,23 @@ from .wrappers import is_pickle_name, read_pickle, refuse_quantised, unwrapped
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A transformer's weights in the file layout, with the recipe and the null prompt of its file."""
+    """A transformer's weights in the file layout, with the recipe and the null prompt of its file.
+
+    Attributes:
+        state: the weights by their names in the file layout.
+        shape: the sizes of the transformer, a `families.base.Shape` of the architecture's own class.
+        recipe: how to sample from the weights; None if the file carries no recipe.
+        null_prompt: the text conditioning for use without a prompt; None if the file holds none, or an incomplete one.
+        source: the file's name for error messages.
+        i2v_mode: how the start image enters the network, if a configuration next to the weights (diffusers'
+            config.json) states it; else None.
+    """
 
     state: dict[str, Tensor]
-    shape: Any  # a `families.base.Shape`, of the architecture's own kind
+    shape: Any
     recipe: Recipe | None
     null_prompt: NullPrompt | None
     source: str
-    # How the start image enters the network, if a configuration next to the weights states it (diffusers' config.json).
     i2v_mode: str | None = None
 
     @property
@@ -45,10 +55,13 @@ class Checkpoint:
         return found
 
     def family(self, asked: str | None = None) -> Family:
-        """Return the family, determined by the weights, the recipe or configuration, and the user's choice.
+        """Return the family: the architecture and how the start image enters it.
+
+        The weights, the recipe (or configuration) and the user's choice determine it together.
 
         Args:
-            asked: the `i2v_mode` that the user chose; needed for weights that fit several families.
+            asked: the `i2v_mode` that the user chose: `concat`, `token_replace` or `none` (text-to-video). None means
+                no choice. This is enough unless the weights fit several families and the file states no mode.
 
         Raises:
             CheckpointError: if several families fit and no mode is stated, or if a stated mode does not fit.
@@ -57,7 +70,10 @@ class Checkpoint:
         return choose_family(self.architecture, self.shape.in_channels, stated, asked, self.source)
 
     def resolved(self, asked: str | None) -> "Checkpoint":
-        """Return a copy that stores the mode `asked`, so `family()` needs no argument afterwards.
+        """Return a copy that stores the mode, so `family()` needs no argument afterwards.
+
+        Args:
+            asked: see `family`.
 
         Raises:
             CheckpointError: see `family`.
@@ -66,6 +82,9 @@ class Checkpoint:
 
     def teacher(self, asked: str | None = None) -> "Checkpoint":
         """Return `resolved(asked)` after checking that the network accepts a start image.
+
+        Args:
+            asked: see `family`.
 
         Raises:
             CheckpointError: see `family`; also if it is a text-to-video network.
@@ -87,17 +106,18 @@ def parse_checkpoint(
     i2v_mode: str | None = None,
     allow_quantised: bool = False,
 ) -> Checkpoint:
-    """Check the tensors of a known transformer, and convert their names to the file layout.
+    """Return the tensors of a known transformer as a `Checkpoint`, with their names in the file layout.
 
     Args:
-        state: the tensors, in any known naming scheme. The null prompt may be among them.
-        recipe: the recipe of the file, if it has one.
+        state: the tensors by name, in any known naming scheme. The null prompt may be among them.
+        recipe: the recipe of the file; None if it has none.
         source: the file's name for error messages.
-        i2v_mode: how the start image enters the network, if a configuration next to the weights states it.
-        allow_quantised: accept fp8 and int8 weights too, for callers that can compute with them.
+        i2v_mode: how the start image enters the network, if a configuration next to the weights states it; else None.
+        allow_quantised: True accepts fp8 and int8 weights too, for callers that can compute with them.
 
     Raises:
-        CheckpointError: if tensors are missing or unknown, or if the recipe names another architecture.
+        CheckpointError: if tensors are missing or unknown, if the file is a LoRA, or if the recipe names another
+            architecture.
     """
     architectures = all_architectures()
     state = unwrapped(state, [mark for a in architectures for mark in (a.file_mark, a.diffusers_mark)], source)
@@ -146,6 +166,13 @@ def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 
     The tensors keep their names, and are not checked.
 
+    Args:
+        path: the file or folder.
+        device: the device of the tensors; see `read_tensors`.
+
+    Returns:
+        The tensors by name, and the recipe; None for a pickle or if no file has a recipe.
+
     Raises:
         CheckpointError: if the file does not exist, cannot be read safely, or is damaged.
     """
@@ -166,7 +193,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
 
     Args:
         path: the file or folder.
-        device: see `read_tensors`.
+        device: the device of the tensors; see `read_tensors`.
 
     Raises:
         CheckpointError: if the file cannot be read safely, is damaged, is quantised, is a LoRA, or is not a complete
@@ -186,8 +213,8 @@ def save_checkpoint(
     """Write a transformer in the file layout with its recipe and null prompt.
 
     Args:
-        path: the file to write.
-        state: weights in the file layout (`diffusers_to_file` converts to it).
+        path: the file to write; an existing file is replaced.
+        state: the weights by their names in the file layout (`diffusers_to_file` converts to it).
         recipe: stored in the file's metadata.
         null_prompt: stored as tensors, in their own dtypes; None stores none.
         dtype: dtype of the stored weights; None keeps the dtype of each tensor.

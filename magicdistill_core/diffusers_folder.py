@@ -1,4 +1,4 @@
-"""Diffusers folders: find their weight files, and read the I2V mode from their configuration."""
+"""Diffusers folders: find their weight files, and read from their configuration how the start image enters."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,17 @@ COMPANION = "magicdistill.safetensors"
 
 
 def weight_files(path: Path) -> list[Path]:
-    """List the weight files of a path.
+    """List the weight files of a file or a diffusers folder.
 
-    A file is returned as it is. Of a folder, the safetensors files of the diffusers transformer in it are returned.
-    The folder may also be a pipeline folder with a subfolder `transformer`. If a folder has several variants (such as
-    fp16), the one without a variant name is used. If there is an index, it decides which files belong together.
+    If a folder has several variants (such as fp16), the one without a variant name is used. If there is an index, it
+    decides which files belong together.
+
+    Args:
+        path: a file, a transformer folder, or a pipeline folder with a subfolder `transformer`.
+
+    Returns:
+        `[path]` for a file, also if it does not exist. For a folder its safetensors files, including the one with the
+        recipe and the null prompt (`COMPANION`) if there is one.
 
     Raises:
         CheckpointError: if a folder holds no weights, its index is damaged, or a file of the index is missing.
@@ -56,7 +62,13 @@ def _transformer_folder(path: Path) -> Path:
 
 
 def folder_i2v_mode(path: Path) -> str | None:
-    """Read from a diffusers folder's config.json how the start image enters; None if it is not stated.
+    """Read from a diffusers folder's config.json how the start image enters the network.
+
+    Args:
+        path: a transformer folder or a pipeline folder; a file is allowed too.
+
+    Returns:
+        The `i2v_mode` of a family, such as `concat`. None for a file, or if the configuration states no known mode.
 
     Raises:
         CheckpointError: if the config.json cannot be read.

@@ -2,16 +2,16 @@
 
 
 class MagicDistillError(ValueError):
-    """Invalid input: a file, a setting, or a combination of them."""
+    """Raised when an input is invalid: a file, a setting, or a combination of them."""
 
 
 class CheckpointError(MagicDistillError):
-    """A model file that is damaged, unsafe, of another family, or incomplete."""
+    """Raised when a model file is damaged, unsafe, of another family, or incomplete."""
 
 
 class VideoError(MagicDistillError):
-    """A video or image that cannot be read, is too short, or has a size that the model does not support."""
+    """Raised when a video or image cannot be read, is too short, or has a size that the model does not support."""
 
 
 class ConfigError(MagicDistillError):
-    """A configuration with a misspelt field, an invalid value or a contradiction."""
+    """Raised when a configuration has a misspelt field, an invalid value or a contradiction."""

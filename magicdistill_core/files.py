@@ -14,10 +14,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
     The temporary file is in the folder of `path`, and its bytes are on disk before the rename. If the block raises, the
     temporary file is removed and `path` stays unchanged. If the process is killed, `path` is either the old file or the
-    complete new one. Missing folders are created.
+    complete new one.
+
+    Args:
+        path: the file to write; missing folders are created.
 
     Yields:
-        The temporary path.
+        The path of the empty temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +38,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically (`atomic_file`).
+
+    Args:
+        path: the file to write.
+        text: its complete contents.
+    """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

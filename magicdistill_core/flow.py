@@ -1,7 +1,8 @@
 """Flow matching: schedules, velocity <-> x0, and the few-step samplers, as pure functions.
 
-Shape legend: B batch, C channels, T latent frames, H and W latent rows and columns. `sigma` is in [0, 1]; the timestep
-of a model is `1000 * sigma`. A *velocity* is a callable `(x_BCTHW, sigma_B) -> v_BCTHW`.
+Shape legend: B batch, C channels, T latent frames, H and W latent rows and columns. `sigma` is the noise level in
+[0, 1]: 0 is clean, 1 is pure noise. The timestep of a model is `1000 * sigma`. A *velocity* is a callable
+`(x_BCTHW, sigma_B) -> v_BCTHW`, usually a network with its conditioning. x0 is the estimate of the clean latent.
 """
 
 import math
@@ -40,7 +41,11 @@ SamplerCallback = Callable[[SamplerState], None]
 
 
 def shift_sigma(t: Tensor, shift: float) -> Tensor:
-    """Apply the timestep shift `s * t / (1 + (s - 1) * t)` (SD3 time shift; Magic 1-For-1 uses s = 5).
+    """Apply the timestep shift and return `shift * t / (1 + (shift - 1) * t)` (the time shift of Stable Diffusion 3).
+
+    Args:
+        t: times in [0, 1], of any shape.
+        shift: 1 changes nothing; a larger shift moves the levels towards 1 (more noise). Magic 1-For-1 uses 5.
 
     Raises:
         ConfigError: if `shift` is not a positive number.
@@ -54,13 +59,17 @@ def shift_sigma(t: Tensor, shift: float) -> Tensor:
 
 
 def few_step_sigmas(steps: int, shift: float) -> Tensor:
-    """Return the `steps + 1` sigmas of the few-step schedule: uniform in t from 1 to 0, then shifted.
+    """Return the noise levels of the few-step schedule: uniform times from 1 to 0, shifted by `shift_sigma`.
 
     With `steps=4, shift=5` these are 1, 0.9375, 0.8333.., 0.625, 0: the timesteps [1000, 937.5, 833.3, 625] of
     MagicDistillation and Magic 1-For-1.
 
+    Args:
+        steps: number of model calls, at least 1.
+        shift: see `shift_sigma`.
+
     Returns:
-        float32 tensor `[steps + 1]`, computed in float64; the last value is exactly 0.
+        float32 tensor `[steps + 1]` on the CPU, computed in float64; the last value is exactly 0.
 
     Raises:
         ValueError: if `steps < 1` or `shift` is not a positive number.
@@ -71,24 +80,50 @@ def few_step_sigmas(steps: int, shift: float) -> Tensor:
 
 
 def expand_sigma(sigma: Tensor, like: Tensor) -> Tensor:
-    """Reshape `sigma_B` (or a scalar) to broadcast over `like` `[B, ...]`, in the dtype and on the device of `like`."""
+    """Return `sigma` in a shape that broadcasts over `like`, with the dtype and on the device of `like`.
+
+    Args:
+        sigma: one level per sample `[B]`, or one level for all (a scalar tensor).
+        like: a tensor `[B, ...]`.
+
+    Returns:
+        `[B, 1, ...]`, or `[1, 1, ...]` for a scalar.
+    """
     sigma = sigma.to(device=like.device, dtype=like.dtype)
     return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def add_noise(z: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-    """Return the noised latent `x_sigma = (1 - sigma) * z + sigma * eps`."""
+    """Return the noised latent `x_sigma = (1 - sigma) * z + sigma * eps`, shaped as `z`.
+
+    Args:
+        z: clean latents `[B, ...]`.
+        eps: standard normal noise shaped as `z`.
+        sigma: noise levels in [0, 1], `[B]` or a scalar.
+    """
     s = expand_sigma(sigma, z)
     return (1 - s) * z + s * eps
 
 
 def velocity_to_x0(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-    """Return `x0_hat = x_sigma - sigma * v`: one Euler step from sigma to 0."""
+    """Return the estimate of the clean latent, `x0 = x - sigma * v`: one Euler step from sigma to 0.
+
+    Args:
+        x: noised latents `[B, ...]` at level `sigma`.
+        v: the model's velocity at `x`.
+        sigma: noise levels `[B]`, or a scalar.
+    """
     return x - expand_sigma(sigma, x) * v
 
 
 def x0_to_velocity(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """Return `v = (x_sigma - x0_hat) / sigma`, the inverse of `velocity_to_x0` for sigma > 0."""
+    """Return the velocity `v = (x - x0) / sigma`, the inverse of `velocity_to_x0`.
+
+    Args:
+        x: noised latents `[B, ...]` at level `sigma`.
+        x0: the model's estimate of the clean latents.
+        sigma: noise levels `[B]`, or a scalar; not 0.
+    """
     return (x - x0) / expand_sigma(sigma, x)
 
 
@@ -102,10 +137,10 @@ def sample_euler(
     """Integrate the probability-flow ODE with Euler steps: `x <- x + (sigma_next - sigma) * v`.
 
     Args:
-        velocity: the model.
+        velocity: the model, a callable `(x, sigma [B]) -> velocity` shaped as `x`.
         x_BCTHW: the starting point at `sigmas[0]` (pure noise if `sigmas[0]` is 1).
-        sigmas: `[N + 1]`, decreasing.
-        callback: called after every model call.
+        sigmas: noise levels `[N + 1]`, decreasing; N is the number of model calls.
+        callback: called with a `SamplerState` after every model call; None for no callback.
 
     Returns:
         The latent at `sigmas[-1]`, shaped as `x_BCTHW`.
@@ -128,9 +163,15 @@ def sample_renoise(
 ) -> Tensor:
     """Sample as DMD2 does: predict x0, then add fresh noise to reach the next sigma.
 
+    A step to sigma 0, usually the last one, adds no noise: its x0 is the result.
+
     Args:
-        velocity, x_BCTHW, sigmas, callback: see `sample_euler`.
-        noise_sampler: `(step, like) -> noise` shaped as `like`; called after each step whose next sigma is not 0.
+        velocity: see `sample_euler`.
+        x_BCTHW: see `sample_euler`.
+        sigmas: see `sample_euler`.
+        noise_sampler: a callable `(step, like) -> noise` shaped as `like`; called after each step whose next sigma is
+            not 0. Steps are counted from 0.
+        callback: see `sample_euler`.
 
     Returns:
         The latent at `sigmas[-1]`, shaped as `x_BCTHW`.
@@ -148,6 +189,9 @@ def seeded_noise(seed: int) -> NoiseSampler:
 
     It draws float32 numbers on the CPU. Its generator's seed is `seed + 1`, so the draws do not repeat the starting
     noise, which is drawn with `seed`.
+
+    Args:
+        seed: the seed of the starting noise, a whole number from 0 to 2^64 - 1.
     """
     generator = torch.Generator().manual_seed((seed + 1) % 2**64)
 

@@ -8,16 +8,24 @@ from .errors import CheckpointError
 
 
 def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes. Recipes identify a teacher or a base by it."""
+    """Return the sha256 of a file's bytes in hexadecimal. Recipes identify a teacher or a base by it.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(path: str | Path) -> str:
-    """Return `file_sha256` of a file, or one sha256 over the file names and hashes of a diffusers folder.
+    """Return the sha256 of a model file or of a diffusers folder in hexadecimal.
 
-    The hash of a folder covers the weight files that are read (see `weight_files`) and the JSON files next to them.
-    A pipeline folder therefore has the same hash as its `transformer` folder.
+    The hash of a file is `file_sha256`. The hash of a folder covers the names and hashes of the weight files that are
+    read (see `weight_files`) and of the JSON files next to them. A pipeline folder therefore has the same hash as its
+    `transformer` folder.
+
+    Args:
+        path: the file or folder.
 
     Raises:
         CheckpointError: if the path does not exist, or the folder holds no weights.

@@ -1,4 +1,8 @@
-"""Read LoRA files of any known dialect, and write LoRA files with a Recipe and a null prompt."""
+"""Read LoRA files of any known dialect, and write LoRA files with a recipe and a null prompt.
+
+A *dialect* is the way in which a trainer names the tensors of a LoRA file (see `layouts.dialects`). The recipe states
+how to sample with the LoRA. The null prompt is the text conditioning for use without a prompt.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +48,10 @@ class LoraFile:
 
 
 def is_lora(path: str | Path) -> bool:
-    """Whether a safetensors file holds low-rank pairs, judged by its tensor names. False for pickles and folders.
+    """Return whether a safetensors file holds low-rank pairs, judged by its tensor names.
+
+    Args:
+        path: the file; False for a pickle or a folder.
 
     Raises:
         CheckpointError: see `read_metadata`.
@@ -59,8 +66,11 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
     """Read a LoRA of any known dialect, and convert its branches to the (fused) modules of the file layout.
 
     Args:
-        path: the LoRA file.
+        path: the LoRA file: safetensors, or a pickle with tensors only.
         hidden: hidden size of the network that the LoRA is for.
+
+    Returns:
+        The LoRA, with `branches`, `recipe`, `source` and `null_prompt` set.
 
     Raises:
         CheckpointError: if the file is not a LoRA, is damaged, holds more than low-rank pairs, has modules that its
@@ -81,7 +91,7 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
 
     Args:
         architecture: the transformer's architecture.
-        path: the LoRA file.
+        path: the LoRA file: safetensors, or a pickle with tensors only.
         hidden: hidden size of the transformer.
 
     Raises:
@@ -140,7 +150,7 @@ def save_lora(
     """Write branches and a recipe as a LoRA file that ComfyUI's stock loader can read.
 
     Args:
-        path: the file to write.
+        path: the file to write; an existing file is replaced.
         branches: the branches by the module names of the file layout.
         recipe: stored in the file's metadata.
         null_prompt: the text conditioning of the training, or None. With it, a base whose file has no null prompt

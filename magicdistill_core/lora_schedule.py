@@ -11,7 +11,10 @@ _FULL_NOISE = 0.9999
 
 
 def parse_strengths(text: str) -> list[float]:
-    """Parse one strength per step, separated by commas or spaces, such as `"1, 1, 0.5, 0"`.
+    """Return the strengths in a text, one per step, such as `"1, 1, 0.5, 0"`.
+
+    Args:
+        text: numbers separated by commas, semicolons or white space.
 
     Raises:
         ConfigError: if there is no strength, or one is not a number from -10 to 10.
@@ -31,12 +34,17 @@ def parse_strengths(text: str) -> list[float]:
 
 
 def strength_at(strengths: Sequence[float], step: int) -> float:
-    """Return the strength at a step, counted from 0. The last strength also holds for all later steps."""
+    """Return the strength at a step. The last strength also holds for all later steps.
+
+    Args:
+        strengths: one strength per step, at least one.
+        step: the step, counted from 0.
+    """
     return strengths[min(step, len(strengths) - 1)]
 
 
 def step_at(sigma: float, sigmas: Sequence[float], steps: int) -> int | None:
-    """Find the step of a complete sampling to which a noise level belongs: the step with the nearest starting level.
+    """Return the step of a complete sampling to which a noise level belongs: the step with the nearest starting level.
 
     A sampling may be split over several samplers. Then `sigmas` holds only the levels of the current part. A part that
     starts at full noise is the beginning, and its first step is step 0. A part that starts below full noise and ends at

@@ -1,4 +1,8 @@
-"""The null prompt in a file: the names of its tensors, and functions to read and store it."""
+"""The null prompt in a file: the names of its tensors, and functions to read and store it.
+
+The null prompt is the text conditioning for image-to-video without a prompt. A file that holds it needs no text
+encoder.
+"""
 
 from pathlib import Path
 
@@ -15,6 +19,9 @@ NULL_POOLED_KEY = "null_prompt.pooled"
 def load_null_prompt(path: str | Path) -> NullPrompt:
     """Read the null prompt of a model file, or of a file that holds only a null prompt.
 
+    Args:
+        path: a safetensors file.
+
     Raises:
         CheckpointError: if the file is unreadable or has no `null_prompt.text_states`.
     """
@@ -28,13 +35,17 @@ def load_null_prompt(path: str | Path) -> NullPrompt:
 
 
 def pop_null_prompt(tensors: dict[str, Tensor]) -> NullPrompt | None:
-    """Remove the null prompt from a file's tensors and return it; None if there is none."""
+    """Remove the null prompt from a file's tensors and return it; None if there is none.
+
+    Args:
+        tensors: the file's tensors by name; changed in place.
+    """
     text, pooled = tensors.pop(NULL_TEXT_KEY, None), tensors.pop(NULL_POOLED_KEY, None)
     return None if text is None else NullPrompt(text, pooled)
 
 
 def null_prompt_tensors(prompt: NullPrompt | None) -> dict[str, Tensor]:
-    """Return the tensors that store a null prompt in a file; none for None."""
+    """Return the tensors that store a null prompt in a file, by name; an empty dictionary for None."""
     if prompt is None:
         return {}
     pooled = {} if prompt.pooled is None else {NULL_POOLED_KEY: prompt.pooled}

@@ -53,7 +53,7 @@ class Quantised:
     bytes_after: int
 
     def summary(self) -> str:
-        """Return the result as one line of text."""
+        """Return the number of layers, the sizes and the errors as one line of text."""
         worst = max(self.errors, key=self.errors.__getitem__)
         return (
             f"{len(self.errors)} layers in int8: {self.bytes_before / 1e6:,.1f} MB became "
@@ -63,12 +63,15 @@ class Quantised:
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a matrix `[rows, columns]` to int8 with one scale per row.
+    """Round a matrix to int8 with one scale per row: `weight ~ scale[row] * q`.
 
     It works on a few rows at a time, which keeps the float32 copies small.
 
+    Args:
+        weight: `[rows, columns]`, of any floating point dtype.
+
     Returns:
-        The int8 matrix `[rows, columns]` and the float32 scales `[rows, 1]`, both new tensors.
+        The int8 matrix q `[rows, columns]` and the float32 scales `[rows, 1]`, both new tensors on the CPU.
     """
     quantised = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], 1)
@@ -82,7 +85,15 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantised_layers(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str]:
-    """List the modules whose weights are quantised: those with a matrix inside the transformer blocks."""
+    """List the modules whose weights are quantised: those with a matrix inside the transformer blocks.
+
+    Args:
+        layout: the architecture's map of names.
+        state: the weights in the file layout.
+
+    Returns:
+        Module names in the file layout, without `.weight`, in the order of `state`.
+    """
     names = []
     for key, tensor in state.items():
         name, _, leaf = key.rpartition(".")
@@ -101,11 +112,14 @@ def save_quantised(
     file layout are mapped and not read in advance, so at most one layer is in memory at a time.
 
     Args:
-        path: the file to write.
-        checkpoint: the transformer.
+        path: the file to write; an existing file is replaced.
+        checkpoint: the transformer, not quantised.
         dtype: dtype of the weights that are not quantised; None keeps the dtype of each tensor. The null prompt always
             keeps its dtypes.
-        progress: called after each quantised layer. It may raise an exception to cancel.
+        progress: called after each quantised layer; None for no callback. It may raise an exception to cancel.
+
+    Returns:
+        The rounding errors and the sizes.
 
     Raises:
         CheckpointError: if a weight is not a finite number, or the disk has not enough room. No file is written.
@@ -162,8 +176,16 @@ def _squares(weight: Tensor, quantised: Tensor, scale: Tensor) -> tuple[float, f
 def quantise_file(source: str | Path, path: str | Path, progress: Progress | None = None) -> Quantised:
     """Read a model file in any known naming scheme and write its int8 version; see `save_quantised`.
 
+    Args:
+        source: the model file or diffusers folder.
+        path: the file to write.
+        progress: see `save_quantised`.
+
+    Returns:
+        The rounding errors and the sizes.
+
     Raises:
         CheckpointError: if the source cannot be read safely, is already quantised, is a LoRA, or is not a complete
-            transformer of a known family.
+            transformer of a known family; see `save_quantised` for the others.
     """
     return save_quantised(path, load_checkpoint(source), progress=progress)

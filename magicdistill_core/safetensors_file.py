@@ -32,7 +32,10 @@ class TensorInfo:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the safetensors metadata of a file without its tensors.
+    """Read the safetensors metadata (text by name) of a file without its tensors; empty if the file has none.
+
+    Args:
+        path: the file.
 
     Raises:
         CheckpointError: if the file does not exist, is a pickle, is truncated, or is not a safetensors file.
@@ -48,7 +51,10 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """Read the names, dtypes and shapes of a file's tensors without their data.
+    """Read the dtypes and shapes of a file's tensors, by tensor name, without their data.
+
+    Args:
+        path: the file.
 
     Raises:
         CheckpointError: see `read_metadata`.
@@ -65,7 +71,11 @@ def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 
     Args:
         path: the file.
-        device: where the tensors go. For `meta` only the header is read, and the tensors have no data.
+        device: the device of the tensors, as PyTorch spells it. For `meta` only the header is read, and the tensors
+            have no data.
+
+    Returns:
+        The tensors by name, and the metadata (text by name).
 
     Raises:
         CheckpointError: see `read_metadata`; also if memory is too small.
@@ -85,6 +95,9 @@ def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
 def explained_writing(path: str | Path) -> Iterator[None]:
     """Turn errors while writing `path` inside the block into a `CheckpointError` with advice.
 
+    Args:
+        path: the file that the block writes, for the message.
+
     Raises:
         CheckpointError: if the file cannot be written, for example to a full or read-only disk.
     """
@@ -98,6 +111,11 @@ def explained_writing(path: str | Path) -> Iterator[None]:
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file atomically (`atomic_file`).
+
+    Args:
+        path: the file to write; an existing file is replaced.
+        tensors: the tensors by name, on any device.
+        metadata: text entries of the file's header.
 
     Raises:
         CheckpointError: if the file cannot be written.

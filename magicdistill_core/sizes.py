@@ -1,4 +1,7 @@
-"""Video sizes: buckets of about equal area for all aspect ratios, and the usual size of each family."""
+"""Video sizes: buckets of about equal area for all aspect ratios, and the usual size of each architecture.
+
+A *bucket* is a frame size `(height, width)` for the videos of one aspect ratio.
+"""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -28,7 +31,7 @@ USUAL_SIZES = {
 def buckets(area: int, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
     """List the buckets `(height, width)` of about equal area: for each width, the largest height within the area.
 
-    Both sides are multiples of 16. HunyuanVideo and Magic 1-For-1 sort their training videos into such buckets.
+    Both sides are multiples of 16 pixels. HunyuanVideo and Magic 1-For-1 sort their training videos into such buckets.
 
     Args:
         area: largest number of pixels per frame, such as 960 * 544.
@@ -48,20 +51,26 @@ def buckets(area: int, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
 
 
 def kept_share(rows: int, columns: int, height: int, width: int) -> float:
-    """Return the share of a picture that remains after it is cropped to the aspect ratio of `height` and `width`.
+    """Return the share of a picture, from 0 to 1, that remains after it is cropped to another aspect ratio.
 
     Args:
-        rows, columns: height and width of the picture.
-        height, width: the size that sets the aspect ratio.
+        rows: height of the picture in pixels.
+        columns: width of the picture in pixels.
+        height: height of the size that sets the aspect ratio.
+        width: width of the size that sets the aspect ratio.
     """
     return min(width * rows, height * columns) / max(width * rows, height * columns)
 
 
 def best_bucket(rows: int, columns: int, area: int) -> tuple[int, int]:
-    """Return the bucket `(height, width)` with the largest product of kept share and number of pixels.
+    """Return the bucket `(height, width)` with the largest product of number of pixels and kept share of a picture.
 
     Args:
-        rows, columns: height and width of the picture.
+        rows: height of the picture in pixels.
+        columns: width of the picture in pixels.
         area: see `buckets`.
+
+    Raises:
+        ValueError: see `buckets`.
     """
     return max(buckets(area), key=lambda side: kept_share(rows, columns, *side) * side[0] * side[1])

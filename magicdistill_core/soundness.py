@@ -15,7 +15,7 @@ def check_number_types(state: Mapping[str, Tensor], source: str) -> None:
     """Refuse integer and boolean weights without a scale.
 
     Args:
-        state: the tensors of the file.
+        state: the tensors of the file, by name.
         source: the file's name for error messages.
 
     Raises:
@@ -42,9 +42,10 @@ def check_null_prompt(prompt: NullPrompt, source: str, text_dim: int | None, poo
     """Refuse a null prompt with a wrong shape, or with values that are not finite numbers.
 
     Args:
-        prompt: the null prompt.
+        prompt: the null prompt (the text conditioning in a model file).
         source: the file's name for error messages.
-        text_dim, pooled_dim: the widths that the network expects; None if unknown.
+        text_dim: the width of text states that the network expects; None if unknown.
+        pooled_dim: the width of pooled text that the network expects; None if unknown.
 
     Raises:
         CheckpointError: if a tensor's shape, dtype or values are wrong.

@@ -47,12 +47,18 @@ class Space:
 
     @property
     def bytes(self) -> int:
-        """Size in the file, in bytes."""
+        """The size of the tensor in the file, in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class StreamedFile:
-    """An open safetensors file with a reserved place for every tensor; see `streamed_file`."""
+    """An open safetensors file with a reserved place for every tensor; see `streamed_file`.
+
+    Args:
+        file: the empty file, open for writing.
+        spaces: dtype and shape of every tensor, by name.
+        metadata: text entries of the file's header.
+    """
 
     def __init__(self, file: BinaryIO, spaces: Mapping[str, Space], metadata: Mapping[str, str]) -> None:
         self._file = file
@@ -76,7 +82,12 @@ class StreamedFile:
         file.truncate(self._start + end)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor to its place. Its dtype and shape must be the announced ones."""
+        """Write a tensor to its place. Each tensor is written once.
+
+        Args:
+            name: a name in `spaces`.
+            tensor: its value, on any device, with the dtype and shape in `spaces`.
+        """
         assert Space.of(tensor) == self._spaces[name], name
         self._missing.remove(name)
         if tensor.numel():
@@ -84,7 +95,7 @@ class StreamedFile:
             tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(self._file)
 
     def finish(self) -> None:
-        """Check that every announced tensor was written."""
+        """Check with an assertion that every announced tensor was written."""
         assert not self._missing, f"not written: {sorted(self._missing)}"
 
 
@@ -95,9 +106,12 @@ def streamed_file(path: str | Path, spaces: Mapping[str, Space], metadata: Mappi
     The file appears under its name at the end of the block, when all tensors were written (`atomic_file`).
 
     Args:
-        path: the file to write.
+        path: the file to write; an existing file is replaced.
         spaces: dtype and shape of every tensor, by name.
         metadata: text entries of the file's header.
+
+    Yields:
+        The open file; call its `write` once per tensor.
 
     Raises:
         CheckpointError: if the disk has not enough room for the file.

@@ -30,7 +30,7 @@ _DECODER_WIDTHS = (256, 128, 64, 64)
 
 
 class TAEHVError(MagicDistillError):
-    """A tensor or a file that does not fit the TAEHV layout."""
+    """Raised when a tensor or a file does not fit the TAEHV layout."""
 
 
 def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -38,14 +38,19 @@ def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Co
 
 
 class SoftClamp(nn.Module):
-    """Limits latents smoothly to (-3, 3) before decoding: `3 tanh(x / 3)`."""
+    """A layer that limits latents smoothly to (-3, 3) before decoding: `3 tanh(x / 3)`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `3 tanh(x / 3)`, shaped as `x`."""
         return torch.tanh(x / 3) * 3
 
 
 class MemoryBlock(nn.Module):
-    """A residual block that also reads the previous frame: `relu(conv([x_t, x_{t-1}]) + x_t)`."""
+    """A residual block that also reads the previous frame: `relu(conv([x_t, x_{t-1}]) + x_t)`.
+
+    Args:
+        width: number of channels.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,7 +59,7 @@ class MemoryBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, batch: int, before: Tensor | None = None) -> Tensor:
-        """Run the block on all frames of a batch of clips.
+        """Run the block on all frames of a batch of clips; return a tensor shaped as `x`.
 
         Args:
             x: `[batch * T, C, H, W]`; the frames of one clip are consecutive.
@@ -73,7 +78,12 @@ class MemoryBlock(nn.Module):
 
 
 class TemporalPool(nn.Module):
-    """Merges `stride` consecutive frames into one with a 1 x 1 convolution."""
+    """A layer that merges `stride` consecutive frames into one with a 1 x 1 convolution.
+
+    Args:
+        width: number of channels.
+        stride: number of frames to merge; 1 keeps the number of frames.
+    """
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -81,11 +91,17 @@ class TemporalPool(nn.Module):
         self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `[T / stride, C, H, W]` for frames `x` `[T, C, H, W]`."""
         return self.conv(torch.cat([x[start :: self.stride] for start in range(self.stride)], dim=1))
 
 
 class TemporalGrow(nn.Module):
-    """Splits each frame into `stride` consecutive ones with a 1 x 1 convolution."""
+    """A layer that splits each frame into `stride` consecutive ones with a 1 x 1 convolution.
+
+    Args:
+        width: number of channels.
+        stride: number of frames per input frame; 1 keeps the number of frames.
+    """
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -93,6 +109,7 @@ class TemporalGrow(nn.Module):
         self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `[T * stride, C, H, W]` for frames `x` `[T, C, H, W]`."""
         return self.conv(x).reshape(-1, *x.shape[1:])
 
 
@@ -115,10 +132,10 @@ def _build_decoder() -> nn.Sequential:
 
 
 def run_stack(stack: nn.Module, clips: Tensor, memory: dict[int, Tensor] | None = None) -> Tensor:
-    """Run a stack of layers on all frames of clips `[B, T, C, H, W]` at once.
+    """Run a stack of layers on all frames of clips at once.
 
     Args:
-        stack: the encoder, the decoder, or a slice of one.
+        stack: the encoder, the decoder, or a slice of one (an `nn.Sequential`).
         clips: `[B, T, C, H, W]`.
         memory: the last input frame of each memory block, by its index in the stack. Pass an empty dict with the first
             part of a clip and the same dict with every further part; it is updated in place. None for complete clips.
@@ -165,7 +182,10 @@ class TAEHV(nn.Module):
         self.decoder = _build_decoder()
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode clips `[B, 4n + 1, 3, H, W]` in [0, 1] to latents `[B, 16, n + 1, H / 8, W / 8]`.
+        """Encode clips to latents `[B, 16, n + 1, H / 8, W / 8]` in the diffusion network's scale.
+
+        Args:
+            frames: `[B, 4n + 1, 3, H, W]` in [0, 1]; H and W are multiples of 16.
 
         Raises:
             TAEHVError: if the shape is not `[B, T, 3, H, W]`.
@@ -180,20 +200,41 @@ class TAEHV(nn.Module):
         return _run_in_parts(self.encoder, padded, _part(height, width)).transpose(1, 2)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode still images `[B, 3, H, W]` to `[B, 16, 1, H / 8, W / 8]`.
+        """Encode still images to latents `[B, 16, 1, H / 8, W / 8]`.
 
         The result equals latent frame 0 of a clip that starts with the image.
+
+        Args:
+            images: `[B, 3, H, W]` in [0, 1]; H and W are multiples of 16.
+
+        Raises:
+            TAEHVError: if the shape is not `[B, 3, H, W]`.
+            VideoError: unless H and W are multiples of 16.
         """
         if images.ndim != 4:
             raise TAEHVError(f"Expected images of shape [B, 3, H, W], got {list(images.shape)}.")
         return self.encode(images.unsqueeze(1))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode `[B, 16, n + 1, h, w]` to frames `[B, 4n + 1, 3, 8h, 8w]` clamped to [0, 1]."""
+        """Decode latents to frames `[B, 4n + 1, 3, 8h, 8w]`, clamped to [0, 1].
+
+        Args:
+            latents: `[B, 16, n + 1, h, w]` in the diffusion network's scale.
+
+        Raises:
+            TAEHVError: if the latents have another number of axes or channels.
+        """
         return self.decode_unclamped(latents).clamp(0, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """Like `decode`, but without the final clamp: beyond black and white its gradient is zero."""
+        """Decode latents as `decode` does, but without the final clamp, whose gradient is zero beyond black and white.
+
+        Args:
+            latents: see `decode`.
+
+        Raises:
+            TAEHVError: see `decode`.
+        """
         if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
             raise TAEHVError(
                 f"Expected latents of shape [B, {LATENT_CHANNELS}, t, h, w], got {list(latents.shape)}. "
@@ -206,7 +247,10 @@ class TAEHV(nn.Module):
 
 
 def load_taehv(path: str | Path) -> TAEHV:
-    """Load a TAEHV-layout safetensors file as an fp32 module in eval mode.
+    """Load a safetensors file in the TAEHV layout as a float32 module in eval mode, on the CPU.
+
+    Args:
+        path: the file.
 
     Raises:
         TAEHVError: if the file is missing or damaged, or has another layout.

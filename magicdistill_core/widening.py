@@ -17,10 +17,15 @@ _TIME, _GUIDANCE = "time_in.mlp", "guidance_in.mlp"
 
 
 def widen_to_image(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Add a start image input to a text-to-video network: widen its patch embedding from C to 2C + 1 input channels.
+    """Return a text-to-video network's weights with a start image input: 2C + 1 instead of C input channels.
 
-    The weights of the first C channels are copied, the new ones are zero (Magic 1-For-1, Sec. 3.1). The velocity
-    therefore does not depend on the image and the mask until training changes these weights.
+    Only the patch embedding is widened. The weights of the first C channels are copied, the new ones are zero (Magic
+    1-For-1, Sec. 3.1). The velocity therefore does not depend on the image and the mask until training changes these
+    weights.
+
+    Args:
+        state: the network's weights in the file layout of HunyuanVideo.
+        source: the file's name for error messages.
 
     Raises:
         CheckpointError: unless the patch embedding takes 16 channels.
@@ -36,14 +41,18 @@ def widen_to_image(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
 
 
 def add_guidance_embedding(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Add a guidance embedding, which makes the guidance scale an input next to the timestep.
+    """Return a network's weights with a guidance embedding: the guidance scale becomes an input next to the timestep.
 
-    A network that already has a guidance embedding is returned unchanged. The new embedding's first layer is a copy of
-    the timestep embedding's, which is trained for numbers of this range. Its output layer is zero, so it adds nothing
-    to the modulation until it is trained.
+    A network that already has a guidance embedding is returned unchanged (as a new dictionary). The new embedding's
+    first layer is a copy of the timestep embedding's, which is trained for numbers of this range. Its output layer is
+    zero, so it adds nothing to the modulation until it is trained.
+
+    Args:
+        state: the network's weights in the file layout.
+        source: the file's name for error messages.
 
     Raises:
-        CheckpointError: if the architecture has no guidance embedding.
+        CheckpointError: if the architecture has no guidance embedding (Wan).
     """
     if f"{_GUIDANCE}.0.weight" in state:
         return dict(state)

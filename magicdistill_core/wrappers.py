@@ -40,7 +40,7 @@ QUANTISATION_MARKS = (
 
 
 def is_pickle_name(path: Path) -> bool:
-    """Whether a file name has a suffix of PyTorch's pickles."""
+    """Return whether a file name has a suffix of PyTorch's pickles, such as `.pt` or `.ckpt`."""
     return path.suffix.lower() in PICKLE_SUFFIXES
 
 
@@ -49,6 +49,12 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
     Only tensors and plain values are unpickled (`weights_only`), so no code in the file runs. The tensors are mapped
     into memory, not copied, if the file's format allows it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by name, on the CPU.
 
     Raises:
         CheckpointError: if the file is damaged, holds other objects, or has no weights under a known key.
@@ -148,6 +154,10 @@ def _ends(key: str, mark: str) -> bool:
 
 def refuse_quantised(state: Mapping[str, Tensor], source: str) -> None:
     """Refuse quantised weights, because their precision is lost.
+
+    Args:
+        state: the tensors of the file, by name.
+        source: the file's name for error messages.
 
     Raises:
         CheckpointError: if any tensor is int8, uint8 or fp8, or is a quantiser's scale.

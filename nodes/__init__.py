@@ -1,4 +1,8 @@
-"""The ComfyUI nodes. They use ComfyUI's native types and leave everything independent of ComfyUI to the core."""
+"""The ComfyUI nodes. They use ComfyUI's native types and leave everything independent of ComfyUI to the core.
+
+Words in capitals (MODEL, LATENT, CONDITIONING) are ComfyUI's types. A *recipe* states how to sample from a model file;
+it is stored in the file. A *null prompt* is the text conditioning that replaces a prompt; it is stored there too.
+"""
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io

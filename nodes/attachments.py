@@ -1,4 +1,7 @@
-"""Facts about a MODEL other than its weights. They are attached to the MODEL and stay with its clones."""
+"""Facts about a MODEL other than its weights, such as the recipe of its file (how to sample from it).
+
+They are attached to the MODEL and stay with its clones.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,25 +42,35 @@ class Attached:
     loras: tuple[tuple[str, float], ...] = ()
 
     def sha256(self) -> str | None:
-        """Return the sha256 of the loaded file, waiting for it if needed; None if the file is unknown or unreadable."""
+        """Return the sha256 of the loaded file in hexadecimal; None if the file is unknown or unreadable.
+
+        Waits until it has been computed.
+        """
         return None if self.file_hash is None else self.file_hash.wait()
 
 
 def attach(model: ModelPatcher, attached: Attached) -> None:
-    """Attach these facts to a MODEL. Clones made by later nodes keep them."""
+    """Attach facts to a MODEL, which is changed in place. Clones made by later nodes keep them.
+
+    Args:
+        model: the MODEL.
+        attached: the facts; they replace earlier ones.
+    """
     model.set_attachments(_KEY, attached)
 
 
 def attached_to(model: ModelPatcher) -> Attached | None:
-    """Return the facts attached to this MODEL or to its original; None if another loader loaded it."""
+    """Return the facts attached to a MODEL or to its original; None if another loader loaded it."""
     return model.get_attachment(_KEY)
 
 
 def check_prompt_fits(model: ModelPatcher, prompt: NullPrompt, source: str) -> None:
-    """Check that a null prompt has the sizes that this MODEL expects.
+    """Check that a null prompt (the text conditioning in a model file) has the sizes that a MODEL expects.
 
     Args:
-        source: the file name for the error message.
+        model: the MODEL.
+        prompt: the null prompt.
+        source: the name of the null prompt's file for error messages.
 
     Raises:
         CheckpointError: if it does not; the message states the wrong size.
@@ -69,8 +82,12 @@ def check_prompt_fits(model: ModelPatcher, prompt: NullPrompt, source: str) -> N
 def known_family(model: ModelPatcher) -> Family | None:
     """Return the family of a MODEL from any loader: the attached one, or the one that follows from its network.
 
-    None if the network does not decide it. HunyuanVideo networks with 16 input channels do not: text-to-video and
-    token replacement have weights of the same shapes.
+    Args:
+        model: the MODEL.
+
+    Returns:
+        The architecture and how the start image enters it; None if the network does not decide it. HunyuanVideo
+        networks with 16 input channels do not: text-to-video and token replacement have weights of the same shapes.
     """
     attached = attached_to(model)
     if attached is not None:

@@ -13,10 +13,15 @@ Boxes = dict | list[dict] | list[list[dict]]
 def face_in(boxes: Boxes, rows: int, columns: int) -> tuple[Box | None, list[str]]:
     """Return the largest face of the first image, and notes about the choice.
 
-    Boxes labelled as faces are preferred to others (for example, persons). The face is None if there is no box.
+    Boxes labelled as faces are preferred to others (for example, persons).
 
     Args:
-        rows, columns: height and width of the image in pixels.
+        boxes: the output of a detection node, in pixels of the start image.
+        rows: height of the start image in pixels.
+        columns: width of the start image in pixels.
+
+    Returns:
+        The box, or None if there is no box, and the notes for the user.
 
     Raises:
         VideoError: if a box is malformed or outside the image.

@@ -17,10 +17,14 @@ LOGGER = logging.getLogger(__name__)
 
 
 def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
-    """Return size and time of change of a model file, so that its loader runs again when the file changes.
+    """Return the size in bytes and the time of change in nanoseconds of a model file; (0, 0) if there is no such file.
 
-    If the name comes from another node, it is still unknown (None) when ComfyUI calls this. Such a loader runs again
-    only when the name changes.
+    A loader returns this as its fingerprint, so ComfyUI runs it again when the file changes.
+
+    Args:
+        folder: ComfyUI's name of the folder, such as `loras`.
+        name: the file's name in the folder. None if it comes from another node: ComfyUI calls this before the name is
+            known, and such a loader runs again only when the name changes.
     """
     path = folder_paths.get_full_path(folder, name) if name is not None else None
     if path is None:
@@ -30,7 +34,11 @@ def file_stamp(folder: str, name: str | None) -> tuple[int, int]:
 
 
 class BackgroundHash:
-    """The sha256 of a file, computed in a thread that starts at once."""
+    """The sha256 of a file, computed in a thread that starts at once.
+
+    Args:
+        path: the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,7 +64,10 @@ class BackgroundHash:
 
 
 def background_hash(path: Path) -> BackgroundHash:
-    """Start to hash a file, or return the hash that was already started if the file has not changed since.
+    """Start to hash a file; return the hash that was already started if the file has not changed since.
+
+    Args:
+        path: the file.
 
     Raises:
         OSError: if the file does not exist.

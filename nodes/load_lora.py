@@ -45,13 +45,15 @@ class LoadLora(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="The base model that the LoRA was trained on, from Load few-step model, a stock loader or "
-                    "a GGUF loader; bf16, fp8 or int8. To apply several LoRAs, chain several of these nodes.",
+                    "a GGUF loader; its weights may be bf16, fp8 or int8. To apply several LoRAs, chain several of "
+                    "these nodes.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The LoRA file, from models/loras. Key names of MagicDistillation, diffusers, PEFT, "
-                    "kohya/musubi, diffusion-pipe and ComfyUI are read, with q, k and v fused or split.",
+                    tooltip="The LoRA file, from models/loras, with the key names of MagicDistillation, diffusers, "
+                    "PEFT, kohya/musubi, diffusion-pipe or ComfyUI; q, k and v may be fused or split. The fake LoRA "
+                    "of a distillation is refused: load it with Real/fake LoRA weights.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -60,7 +62,8 @@ class LoadLora(io.ComfyNode):
                     max=4.0,
                     step=0.05,
                     tooltip="How strongly the LoRA acts: a factor from -4 to 4 (no unit), multiplied with the file's "
-                    "own scale (alpha). Few-step LoRAs are trained for 1. Lower it if a style LoRA is too strong.",
+                    "own scale (alpha). 1 (default) is the value of training, 0 leaves the weights unchanged, and "
+                    "negative values reverse the effect. Lower it if a style LoRA is too strong.",
                 ),
             ],
             outputs=[

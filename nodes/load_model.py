@@ -45,9 +45,11 @@ def load_model(
 
     Args:
         path: a safetensors file, plain or quantised in ComfyUI's formats, or a pickle that contains only tensors.
-        model_options: passed on to ComfyUI's loader.
-        start_image_mode: how the start image enters, for weights that do not decide it.
-        disable_dynamic: passed on to ComfyUI's loader.
+        model_options: passed on to ComfyUI's loader; `{"dtype": ...}` sets the dtype of the weights, `{}` keeps the
+            file's.
+        start_image_mode: how the start image enters (`concat` or `token_replace`), for weights that do not decide it;
+            None takes it from the file.
+        disable_dynamic: passed on to ComfyUI's loader; True disables its dynamic memory management.
 
     Raises:
         CheckpointError: if the file cannot be read safely, is damaged, is a LoRA, is of another family, takes no
@@ -167,24 +169,28 @@ class LoadModel(io.ComfyNode):
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip="The model file, from models/diffusion_models: .safetensors in bf16, fp16, fp32, fp8 or "
                     "int8 (ComfyUI's formats), or .pt/.pth that contains only tensors. Files exported by "
-                    "MagicDistillation carry a recipe. Other files load too, and the sampler then uses defaults.",
+                    "MagicDistillation carry a recipe. For other files the sampler assumes 4 steps, shift 5 and "
+                    "euler.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(_DTYPES),
                     default="default",
                     advanced=True,
-                    tooltip="Number type of the weights in memory. default keeps the type of the file. fp8 halves the "
-                    "memory of a bf16 file and costs some quality: use it if the model does not fit into memory.",
+                    tooltip="Number type of the weights in GPU memory. default keeps the type of the file. The fp8 "
+                    "types need half the memory of a bf16 file and cost some quality: choose one if the model does "
+                    "not fit. fp8_e4m3fn_fast also computes in fp8, which is faster on NVIDIA GPUs that can (RTX 40 "
+                    "and newer).",
                 ),
                 io.Combo.Input(
                     "start_image_mode",
                     options=[_FROM_FILE, "concat", "token_replace"],
                     default=_FROM_FILE,
                     advanced=True,
-                    tooltip="How the start image enters the model. Keep 'from the file', unless the file is a "
-                    "HunyuanVideo with 16 input channels and no recipe. Such a file can also be text-to-video: choose "
-                    "token_replace if it is HunyuanVideo-I2V v2. A choice that contradicts the file is an error.",
+                    tooltip="How the start image enters the model. Keep 'from the file' (default), unless the file is "
+                    "a HunyuanVideo with 16 input channels and no recipe. Such a file can also be text-to-video: "
+                    "choose token_replace if it is HunyuanVideo-I2V v2. A choice that contradicts the file is an "
+                    "error.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with its recipe; its shift is set from the recipe.")],

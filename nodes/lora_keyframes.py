@@ -9,7 +9,7 @@ from ..magicdistill_core.lora_schedule import step_at, strength_at
 
 
 class StepKeyframes(HookKeyframeGroup):
-    """One keyframe per step, chosen by the current step.
+    """One keyframe (ComfyUI's record of a strength) per step, chosen by the current step.
 
     ComfyUI's own keyframes start at a fraction of the sampling, which ComfyUI converts to a noise level with the
     MODEL's shift. The schedule may use a different shift: every schedule that is not computed from the MODEL, and ours
@@ -29,7 +29,12 @@ class StepKeyframes(HookKeyframeGroup):
             self.add(HookKeyframe(strength_at(strengths, step), start, guarantee_steps=0))
 
     def prepare_current_keyframe(self, curr_t: Tensor, transformer_options: dict[str, Tensor]) -> bool:
-        """Select the keyframe of the step that starts at this noise level; return whether the strength changed."""
+        """Select the keyframe of the step that starts at a noise level; return whether the strength changed.
+
+        Args:
+            curr_t: the noise level of the current network call, a scalar.
+            transformer_options: ComfyUI's options of the call; `sample_sigmas` holds the schedule.
+        """
         step = step_at(float(curr_t), transformer_options["sample_sigmas"].tolist(), self._steps)
         if step is None:
             return super().prepare_current_keyframe(curr_t, transformer_options)

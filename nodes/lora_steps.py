@@ -57,17 +57,19 @@ class LoraSteps(io.ComfyNode):
                 io.String.Input(
                     "strengths",
                     default="1, 1, 0.5, 0",
-                    tooltip="One strength per step, separated by commas, each from -10 to 10 (a factor, no unit). The "
-                    "last number is repeated. Early steps decide motion and layout, late steps decide detail: use a "
-                    "lower number for the steps that the LoRA harms.",
+                    tooltip="One strength per step, separated by commas, each from -10 to 10 (a factor, no unit; 0 "
+                    "disables the LoRA in that step). The last number also holds for all further steps. Early steps "
+                    "decide motion and layout, late steps decide detail: use a lower number for the steps that the "
+                    "LoRA harms.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Number of sampling steps, up to 1000. 0 (default) uses the recipe's number or, without "
-                    "a recipe, one step per strength. Set it if the sampler makes another number of steps.",
+                    tooltip="Number of sampling steps of the full schedule, up to 1000. 0 (default) uses the recipe's "
+                    "number or, without a recipe, one step per strength. If you set another number of steps in the "
+                    "sampler, set the same number here.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="The conditioning with the LoRA attached, for the sampler.")],

@@ -39,12 +39,18 @@ class FittedLora:
     misses: tuple[str, ...]
 
     def summary(self) -> str:
-        """State how many modules matched, and whether the file contains alpha."""
+        """Return one line: how many modules matched, and a remark if the file contains no alpha."""
         alpha = "" if self.file.alpha_stated else ", no alpha in the file: the rank is used as alpha"
         return f"matched {self.matched}/{self.matched + len(self.misses)} modules{alpha}"
 
     def warnings(self, model: ModelPatcher) -> list[str]:
-        """Return notes about modules that were left out and about a base other than the one in the LoRA's recipe."""
+        """Return notes about modules that were left out and about a base other than the one in the LoRA's recipe.
+
+        Waits for the sha256 of the base if the recipe names one.
+
+        Args:
+            model: the MODEL that the LoRA was matched with.
+        """
         notes = []
         if self.misses:
             notes.append(
@@ -90,6 +96,10 @@ def network_weights(model: ModelPatcher) -> dict[str, Tensor]:
 def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
     """Read a LoRA and match it with a MODEL from any loader, plain or quantised.
 
+    Args:
+        model: the MODEL; it is not changed.
+        path: the LoRA file.
+
     Raises:
         CheckpointError: if the MODEL is of no known family, the file is not a LoRA, or none of its modules fits.
     """
@@ -130,7 +140,14 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
 
 
 def apply_lora(model: ModelPatcher, lora: FittedLora, weight: float) -> ModelPatcher:
-    """Return a clone of `model` with the weights `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6).
+    """Return a clone of a MODEL with the weights `theta + weight * zeta` (MagicDistillation, Eq. 5 and 6).
+
+    theta are the weights of the MODEL, zeta is the LoRA's change at strength 1.
+
+    Args:
+        model: the MODEL; it is not changed.
+        lora: the LoRA, matched with this MODEL.
+        weight: the strength; 0 changes nothing, and a negative one subtracts the LoRA.
 
     Raises:
         ConfigError: if the weight is not a finite number.

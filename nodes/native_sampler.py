@@ -11,9 +11,10 @@ from ..magicdistill_core.flow import SamplerState, sample_euler, sample_renoise,
 
 
 def few_step_sampler(name: str) -> KSAMPLER:
-    """Return one of the core's samplers, 'euler' or 'renoise', as a native SAMPLER.
+    """Return one of the core's samplers as a native SAMPLER.
 
-    'renoise' seeds its noise with the seed of the run's starting noise.
+    Args:
+        name: `euler` or `renoise`. `renoise` seeds its noise with the seed of the run's starting noise.
     """
 
     def magicdistill_sampler(

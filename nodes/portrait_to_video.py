@@ -43,19 +43,20 @@ class PortraitToVideo(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that will be sampled, from Load few-step model. Its recipe and null prompt are "
-                    "used here. Image-to-video models from other loaders (also GGUF) need text connected to positive.",
+                    tooltip="The model that will be sampled, from Load few-step model. Its recipe (size, length, "
+                    "frame rate) and its null prompt (text conditioning in the file) are used here. Image-to-video "
+                    "models from other loaders (also GGUF) need text connected to positive.",
                 ),
                 io.Vae.Input(
                     "vae",
-                    tooltip="The VAE that belongs to the model: HunyuanVideo's or Wan 2.1's, both with 16 latent "
-                    "channels. The VAE of the other model is refused.",
+                    tooltip="The VAE that belongs to the model, from Load VAE: HunyuanVideo's or Wan 2.1's, both with "
+                    "16 latent channels. The VAE of the other model is refused.",
                 ),
                 io.Image.Input(
                     "start_image",
                     tooltip="The portrait that becomes the first frame. Only the first image of a batch is used. An "
-                    "image of another shape than the video is scaled and cropped: the sides of a wide one equally, "
-                    "less at the top of a tall one than at the bottom.",
+                    "image with another aspect ratio than the video is scaled and cropped: a wide one equally on the "
+                    "left and right, a tall one less at the top than at the bottom.",
                 ),
                 io.Int.Input(
                     "width",
@@ -63,8 +64,9 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=SIDE_MULTIPLE,
-                    tooltip="Width of the video in pixels, a multiple of 16, up to 8192. 0 (default) uses the setting "
-                    "resolution. Set it for another aspect ratio; faces get worse far from the training size.",
+                    tooltip="Width of the video in pixels, a multiple of 16, up to 8192; other numbers are an error. "
+                    "0 (default): the input resolution determines the width. Set width and height for another aspect "
+                    "ratio; faces get worse far from the training size.",
                 ),
                 io.Int.Input(
                     "height",
@@ -72,16 +74,17 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=SIDE_MULTIPLE,
-                    tooltip="Height of the video in pixels, a multiple of 16, up to 8192. 0 (default) uses the setting "
-                    "resolution. Set it together with width.",
+                    tooltip="Height of the video in pixels, a multiple of 16, up to 8192; other numbers are an error. "
+                    "0 (default): the input resolution determines the height.",
                 ),
                 io.Int.Input(
                     "length",
                     default=0,
                     min=0,
                     max=8193,
-                    tooltip="Length of the video in frames, 4n + 1 (17, 81, 129), up to 8193. 0 (default) uses the "
-                    "recipe's length. Fewer frames need less memory and time.",
+                    tooltip="Length of the video in frames: 4n + 1, such as 17, 81 or 129, up to 8193. Other numbers "
+                    "are an error: for 80 it suggests 77 and 81. 0 (default) uses the recipe's length. To set the "
+                    "length in seconds, use the input seconds. Fewer frames need less memory and time.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -95,30 +98,34 @@ class PortraitToVideo(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="Text conditioning that replaces the model's null prompt. Connect it if the model was "
-                    "trained with text or if its file contains no null prompt.",
+                    tooltip="Text conditioning that replaces the null prompt in the model file. Not connected: the "
+                    "null prompt is used, and a file without one is an error. Original releases have none: connect "
+                    "CLIP Text Encode (Wan 2.1), Text Encode HunyuanVideo Image To Video, or Magic 1-For-1 text + "
+                    "image encode.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
-                    tooltip="Only for Wan 2.1, which needs it: the start image encoded by CLIP Vision Encode (ViT-H). "
-                    "HunyuanVideo does not use it.",
+                    tooltip="Only for Wan 2.1: the start image encoded by CLIP Vision Encode (ViT-H). Not connected: "
+                    "Wan 2.1 still runs, but faces drift. HunyuanVideo ignores it.",
                 ),
                 io.MultiType.Input(
                     "face",
                     [io.BoundingBox, io.BoundingBoxes],
                     optional=True,
                     tooltip="Position of the face in start_image, in pixels: the output bboxes of Detect Face "
-                    "Landmarks or another detection node. Connect it if the crop cuts the face or moves it off centre.",
+                    "Landmarks or another detection node. The crop then follows the face. Not connected: the crop is "
+                    "as described at start_image. Connect it if that crop cuts the face or moves it off centre.",
                 ),
                 io.Combo.Input(
                     "resolution",
                     options=[FROM_RECIPE, FIT_IMAGE],
                     default=FROM_RECIPE,
                     optional=True,
-                    tooltip="Size of the video where width or height is 0. recipe: the size of the training videos. "
-                    "fit the image: the same area in the aspect ratio of the image, so little is cropped. Choose it "
-                    "for a portrait of another shape.",
+                    tooltip="Size of the video where width or height is 0. recipe (default): that side of the "
+                    "training videos. fit the image: the aspect ratio of start_image with the area of the training "
+                    "videos, so little is cropped; if only one side is 0, it follows from the other one and the "
+                    "image.",
                 ),
                 io.Float.Input(
                     "seconds",
@@ -128,13 +135,15 @@ class PortraitToVideo(io.ComfyNode):
                     step=0.1,
                     optional=True,
                     tooltip="Length of the video in seconds, up to 600, at the recipe's frame rate, rounded to the "
-                    "nearest 4n + 1 frames. 0 (default) uses the setting length instead.",
+                    "nearest 4n + 1 frames. It replaces the input length. 0 (default) uses length instead. Without a "
+                    "recipe the rate is 24 frames per second for HunyuanVideo and 16 for Wan 2.1.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(tooltip="The text or null prompt, with the start image."),
                 io.Latent.Output(
-                    tooltip="A latent of the video's size: empty, or with the start image as its first frame."
+                    tooltip="A latent of the video's size: empty, or for token-replace models with the start image as "
+                    "its first frame."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

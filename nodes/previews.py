@@ -37,6 +37,10 @@ class AnimatedPreview(Image.Image):
 
     ComfyUI sends a preview by saving a PIL image. Browsers recognise the content, so the saved animation plays in the
     node.
+
+    Args:
+        frames: the frames, at least one.
+        milliseconds: how long each frame is shown.
     """
 
     def __init__(self, frames: list[Image.Image], milliseconds: int) -> None:
@@ -46,7 +50,12 @@ class AnimatedPreview(Image.Image):
         self._milliseconds = milliseconds
 
     def save(self, fp: Any, format: str | None = None, **_: object) -> None:
-        """Write all frames as a looping animation; ignore the format and options, which are for still pictures."""
+        """Write all frames as a looping WebP animation.
+
+        Args:
+            fp: a file's path, or an open file.
+            format: ignored, like all other options: they are for still pictures.
+        """
         self._frames[0].save(
             fp,
             format=_FORMAT,
@@ -60,7 +69,12 @@ class AnimatedPreview(Image.Image):
 
 
 def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
-    """Return a sampling callback that moves the progress bar and, if previews are on, sends an animation."""
+    """Return a sampling callback that moves the progress bar and, if previews are on, sends an animation.
+
+    Args:
+        model: the MODEL that is sampled.
+        steps: number of sampling steps.
+    """
     frames_of = _frame_maker(model)
     progress = comfy.utils.ProgressBar(steps)
     fps = _frame_rate(model)

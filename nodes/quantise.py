@@ -35,8 +35,8 @@ class Quantise(io.ComfyNode):
                     "unet_name",
                     options=folder_paths.get_filename_list(_FOLDER),
                     tooltip="The model file, from models/diffusion_models: a HunyuanVideo or Wan 2.1 transformer in "
-                    "bf16, fp16 or fp32. The result is output/diffusion_models/<name>_int8.safetensors and replaces an "
-                    "older file of that name. Press R, and all loaders list it.",
+                    "bf16, fp16 or fp32. The result is output/diffusion_models/<name>_int8.safetensors and replaces "
+                    "an older file of that name. Press R to refresh the lists; then all loaders list it.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

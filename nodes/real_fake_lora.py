@@ -1,4 +1,8 @@
-"""Real/fake LoRA weights: build the two score models of weak-to-strong distribution matching from a base and a LoRA."""
+"""Real/fake LoRA weights: build the two score models of weak-to-strong distribution matching from a base and a LoRA.
+
+A distillation trains the generator with the difference of two score models. Both are the teacher plus one LoRA: at a
+weak weight for the real score, at a strong weight for the fake score (MagicDistillation, Eq. 5 and 6).
+"""
 
 from dataclasses import replace
 
@@ -28,7 +32,8 @@ class RealFakeLora(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The base that the fake LoRA was trained on. Connect the teacher, not the generator.",
+                    tooltip="The base that the fake LoRA was trained on, from Load few-step model or another loader. "
+                    "Connect the teacher, not the generator.",
                 ),
                 io.Combo.Input(
                     "lora_name",

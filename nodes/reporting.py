@@ -11,7 +11,13 @@ LOGGER = logging.getLogger(__name__)
 
 
 def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.PreviewText:
-    """Show a text and its warnings in the log, under the node and in the run's history."""
+    """Show a text and its warnings in the log and under the node; return them for the run's history.
+
+    Args:
+        node: the class of the node that is running.
+        text: what the node did.
+        warnings: notes about anything unexpected, each a sentence; an empty list for none.
+    """
     LOGGER.info("MagicDistillation: %s", text)
     for warning in warnings:
         LOGGER.warning("MagicDistillation: %s", warning)
@@ -22,7 +28,7 @@ def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.Previ
 
 
 def recipe_line(recipe: Recipe) -> str:
-    """Format a recipe as one line."""
+    """Return a recipe's kind, sampling settings and video size as one line."""
     return (
         f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}, {recipe.width} x "
         f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"

@@ -19,12 +19,18 @@ _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 @cache
 def pack_version() -> str:
-    """Return the version of this pack."""
+    """Return the version of this pack, from pyproject.toml."""
     return tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 
 def note_lora(conditioning: list[list], name: str, strengths: list[float]) -> list[list]:
-    """Return the CONDITIONING with the name and the strengths (the last is repeated) of a LoRA attached to it."""
+    """Return a CONDITIONING that also states which LoRA is attached to it, for `run_record`.
+
+    Args:
+        conditioning: the CONDITIONING with the LoRA; it is not changed.
+        name: the LoRA's file name.
+        strengths: one strength per step; the last one is repeated.
+    """
     return node_helpers.conditioning_set_values(conditioning, {_LORAS: ((name, tuple(strengths)),)}, append=True)
 
 

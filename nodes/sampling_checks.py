@@ -12,6 +12,12 @@ def check_start_image(model: ModelPatcher, conditioning: list[list], latent: dic
 
     ComfyUI would silently replace a missing image by zeros and rescale one of a wrong size.
 
+    Args:
+        model: the MODEL; one of an unknown family is not checked.
+        conditioning: the CONDITIONING for the sampler.
+        latent: the LATENT for the sampler.
+        samples: its samples `[B, 16, T, H, W]`.
+
     Raises:
         VideoError: if an image-to-video model gets no start image, or one of another size than the latent.
     """
@@ -51,7 +57,13 @@ def check_start_image(model: ModelPatcher, conditioning: list[list], latent: dic
 def embedded_guidance(model: ModelPatcher, conditioning: list[list]) -> tuple[float | None, list[str]]:
     """Return the input of the network's guidance embedding, and notes if it differs from the recipe.
 
-    None for networks without such an embedding; they ignore the guidance in a conditioning.
+    Args:
+        model: the MODEL.
+        conditioning: the CONDITIONING, which may set the guidance.
+
+    Returns:
+        The guidance; None for networks without such an embedding, which ignore the guidance in a conditioning, and if
+        the conditioning sets none. If it sets several, the smallest.
     """
     if not model.model.model_config.unet_config.get("guidance_embed"):
         return None, []

@@ -16,46 +16,52 @@ _SHOWN = 8
 
 
 def steps_input() -> io.Int.Input:
-    """Return the input `steps`, the number of model calls."""
+    """Return the definition of the input `steps`, the number of model calls."""
     return io.Int.Input(
         "steps",
         default=0,
         min=0,
         max=1000,
-        tooltip="Number of model calls, up to 1000. 0 (default) uses the recipe's number. A few-step model loses "
-        "quality with more steps as well as with fewer. A teacher needs about 28.",
+        tooltip="Number of model calls, up to 1000. 0 (default) uses the recipe's number, also for a teacher (about "
+        "28); without a recipe it means 4. A few-step model loses quality with more steps as well as with fewer.",
     )
 
 
 def shift_input() -> io.Float.Input:
-    """Return the input `shift`, which spreads the steps over the noise levels."""
+    """Return the definition of the input `shift`, which spreads the steps over the noise levels."""
     return io.Float.Input(
         "shift",
         default=0.0,
         min=0.0,
         max=100.0,
         step=0.1,
-        tooltip="Timestep shift, up to 100 (no unit), usually 1 to 17. 0 (default) uses the recipe's shift. A higher "
-        "shift spends more steps on high noise, where coarse motion forms. Set it only if the model was trained for "
-        "another value.",
+        tooltip="Timestep shift, up to 100 (no unit), usually 1 to 17. 0 (default) uses the recipe's shift; without a "
+        "recipe the shift that another node set on the MODEL, or 5. A higher shift spends more steps on high noise, "
+        "where coarse motion forms. Set it only if the model was trained for another value.",
     )
 
 
 def sampler_input() -> io.Combo.Input:
-    """Return the input `sampler`, the rule for one step."""
+    """Return the definition of the input `sampler`, the rule for one step."""
     return io.Combo.Input(
         "sampler",
         options=[FROM_RECIPE, "euler", "renoise"],
         default=FROM_RECIPE,
-        tooltip="How each step is computed. recipe (default): as in distillation. euler: follows the flow "
-        "deterministically. renoise: at each step predicts the clean video and adds new noise. Choose another one only "
-        "to compare.",
+        tooltip="Rule for one step. recipe (default): the sampler that the recipe names; without a recipe euler. "
+        "euler: moves along the predicted flow and adds no noise. renoise: predicts the clean video, then adds new "
+        "noise for the next step; the last step adds none. Choose euler or renoise only to compare.",
     )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Number of model calls, timestep shift, and the name of the core's sampler."""
+    """The settings of a sampling.
+
+    Attributes:
+        steps: number of model calls.
+        shift: timestep shift; 1 spreads the steps evenly over the noise levels.
+        sampler: the core's sampler, `euler` or `renoise`.
+    """
 
     steps: int
     shift: float
@@ -65,7 +71,16 @@ class Settings:
 def settings_for(
     model: ModelPatcher, steps: int = 0, shift: float = 0.0, sampler: str = FROM_RECIPE
 ) -> tuple[Settings, list[str]]:
-    """Complete the settings from the MODEL's recipe, where they are 0 or 'recipe', and return them with notes."""
+    """Return complete settings for a MODEL, and notes for the user. The MODEL's recipe sets what the user leaves open.
+
+    Without a recipe, these are 4 steps, the shift that another node set on the MODEL, or 5, and `euler`.
+
+    Args:
+        model: the MODEL.
+        steps: number of model calls; 0 leaves it open.
+        shift: timestep shift; 0 leaves it open.
+        sampler: `euler` or `renoise`; `recipe` leaves it open.
+    """
     attached = attached_to(model)
     recipe = attached.recipe if attached is not None else None
     patched = _patched_shift(model)
@@ -108,7 +123,12 @@ def _patched_shift(model: ModelPatcher) -> float | None:
 
 
 def settings_line(settings: Settings, sigmas: Tensor) -> str:
-    """Format steps, shift, sampler and the first timesteps of the schedule."""
+    """Return steps, shift, sampler and the first timesteps of the schedule as two lines of text.
+
+    Args:
+        settings: the settings.
+        sigmas: the noise levels, `[steps + 1]`.
+    """
     shown = ", ".join(f"{TIMESTEPS * float(sigma):.1f}".removesuffix(".0") for sigma in sigmas[:-1][:_SHOWN])
     more = ", ..." if settings.steps > _SHOWN else ""
     return f"{settings.steps} steps, shift {settings.shift:g}, {settings.sampler}\ntimesteps {shown}{more}"

@@ -108,16 +108,18 @@ class SaveVideo(io.ComfyNode):
                 io.Audio.Input(
                     "audio",
                     optional=True,
-                    tooltip="The sound of the video, with 1, 2 or 6 channels. It replaces the sound of a VIDEO and is "
-                    "cut at the end of the video.",
+                    tooltip="Sound with 1, 2 or 6 channels, for example from Load Audio. It replaces the sound of a "
+                    "VIDEO that is connected to the input video. Longer sound is cut at the end of the video; after "
+                    "shorter sound the rest is silent. Not connected: a VIDEO keeps its own sound, and an IMAGE has "
+                    "none.",
                 ),
                 io.String.Input(
                     "record",
                     optional=True,
                     force_input=True,
-                    tooltip="The output record of Few-step flow sampler: seed, sigmas, settings and the hash of the "
-                    "model file. It is stored in the video file as the tag magicdistill. Connect it to look up later "
-                    "how the video was made.",
+                    tooltip="The output named record of Few-step flow sampler: seed, sigmas, settings and the hash of "
+                    "the model file, as text. It is stored in the video file as the tag magicdistill. Connect it to "
+                    "look up later how the video was made. Not connected: the tag is left out.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],

@@ -26,7 +26,12 @@ _GRAY = 0.5
 
 @dataclass(frozen=True)
 class Start:
-    """An encoded start image: values to add to every conditioning, and the latent that sampling starts from."""
+    """An encoded start image.
+
+    Attributes:
+        values: the entries to add to every conditioning.
+        latent: the LATENT that sampling starts from.
+    """
 
     values: dict[str, object]
     latent: dict[str, Tensor]
@@ -34,6 +39,9 @@ class Start:
 
 def family_taking_images(model: ModelPatcher) -> tuple[Family, list[str]]:
     """Return the family of a MODEL that takes a start image, and notes about assumptions.
+
+    Args:
+        model: the MODEL, from any loader.
 
     Raises:
         CheckpointError: if the MODEL takes no start image.
@@ -60,8 +68,12 @@ def check_vae(vae: VAE, architecture: Architecture) -> list[str]:
 
     HunyuanVideo's and Wan's VAEs have the same number of channels, so a wrong one would run and produce noise.
 
+    Args:
+        vae: the VAE.
+        architecture: the transformer of the MODEL.
+
     Returns:
-        A note if the VAE's class comes from another pack; such a VAE is trusted.
+        A note if the VAE's class comes from another pack; such a VAE is trusted. Else an empty list.
 
     Raises:
         CheckpointError: if the VAE belongs to another family, or is not a video VAE with 16 channels.
@@ -102,12 +114,12 @@ def encode_start(
     """Encode a start image that already has the video's width and height.
 
     Args:
-        family: how the image enters.
+        family: how the image enters the network.
         vae: the VAE that belongs to the family.
         image: `[1, H, W, 3]` in [0, 1].
         size: width, height and frames of the video.
         batch: number of videos in one run.
-        features: CLIP vision features of the image, for families that use them.
+        features: CLIP vision features of the image, for families that use them; None if none are connected.
     """
     shape = latent_shape(size.frames, size.height, size.width, batch)
     samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
@@ -131,7 +143,13 @@ def encode_start(
 
 
 def null_prompt(model: ModelPatcher, family: Family) -> list[list]:
-    """Return the model's own null prompt as CONDITIONING, padded if the network expects padding.
+    """Return the model's own null prompt as CONDITIONING, padded if the network expects padding (Wan).
+
+    The null prompt is the text conditioning in the model file, for use without a prompt.
+
+    Args:
+        model: the MODEL.
+        family: its family.
 
     Raises:
         CheckpointError: if the model carries no null prompt.

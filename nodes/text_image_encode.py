@@ -125,6 +125,7 @@ def image_states(clip: CLIP, tokens: Tokens) -> Tensor:
     """Return Llama's last hidden states of an image inside the template, after the user header: `[1, L, width]`.
 
     Args:
+        clip: HunyuanVideo's pair of text encoders, Llama and CLIP-L.
         tokens: the tokens of `TEMPLATE`, with the output of the vision model's projector instead of `<image>`.
     """
     states = _last_states(clip, tokens)

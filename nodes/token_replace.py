@@ -18,7 +18,13 @@ _GUIDANCE = "diffusion_model.guidance_in"
 
 
 def apply_release(model: ModelPatcher, single_blocks: int, guidance_embed: bool) -> None:
-    """Patch a MODEL in place so that its velocities equal those of the release and of the trainer."""
+    """Patch a MODEL in place so that its velocities equal those of the release and of the trainer.
+
+    Args:
+        model: a token-replace HunyuanVideo MODEL.
+        single_blocks: number of its single blocks.
+        guidance_embed: whether its network has a guidance embedding.
+    """
     for number in range(single_blocks):
         model.set_model_patch_replace(_single_block, "dit", "single_block", number)
     if guidance_embed:

@@ -1,7 +1,7 @@
 """An unmerged LoRA, for weights that ComfyUI's weight hooks cannot change (quantised ones).
 
-The LoRA is added to the output of each linear layer: `y = W x + strength * alpha / rank * up (down x)`. The strength is
-read from the hook's keyframes at every call.
+Instead of changing the weights, the LoRA is added to the output of each linear layer:
+`y = W x + strength * alpha / rank * up (down x)`. The strength is read from the hook's keyframes at every call.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,12 @@ _WEIGHT = ".weight"
 
 
 def weights_are_fixed(model: ModelPatcher) -> bool:
-    """Return whether a MODEL has weights that hooks cannot patch.
+    """Return whether a MODEL has weights that ComfyUI's weight hooks cannot change.
 
     These are weights in ComfyUI's quantised formats and weights of other packs (GGUF). Both are subclasses of Tensor.
+
+    Args:
+        model: the MODEL.
     """
     plain = (Tensor, torch.nn.Parameter)
     return any(type(weight) not in plain for weight in network_weights(model).values())
@@ -33,7 +36,21 @@ def weights_are_fixed(model: ModelPatcher) -> bool:
 def unmerged_hook(
     model: ModelPatcher, lora: FittedLora, frames: comfy.hooks.HookKeyframeGroup
 ) -> tuple[comfy.hooks.TransformerOptionsHook, int]:
-    """Return a hook that adds a LoRA to the outputs of linear layers, and how many of its changes cannot be applied."""
+    """Return a ComfyUI hook that adds a LoRA to the outputs of the linear layers, and the number of changes left out.
+
+    A change is left out if it is not a low-rank pair for a linear layer: full weight differences, convolutions and bare
+    parameters. Use this hook only if `weights_are_fixed`. ComfyUI's weight hook leaves out only bare parameters, and
+    adds no computation to the layers.
+
+    Args:
+        model: the MODEL that will be sampled; it is not changed.
+        lora: the LoRA, matched with this MODEL.
+        frames: the keyframes, which hold the strength of the current step.
+
+    Returns:
+        A hook that wraps the network's calls, for a CONDITIONING, and the number of changes of the LoRA that it does
+        not apply.
+    """
     branches = {}
     for key, patch in lora.patches.items():
         name = key.removeprefix(NETWORK).removesuffix(_WEIGHT)

@@ -14,7 +14,15 @@ FROM_RECIPE, FIT_IMAGE = "recipe", "fit the image"
 
 @dataclass(frozen=True)
 class SizeInputs:
-    """The size inputs of the node. 0 means: use the recipe, or fit the image if `resolution` is `FIT_IMAGE`."""
+    """The size inputs of the node *Portrait to video*.
+
+    Attributes:
+        width: in pixels; 0 follows `resolution`.
+        height: in pixels; 0 follows `resolution`.
+        length: number of frames, 4n + 1; 0 uses the recipe's.
+        seconds: length in seconds, which replaces `length`; 0 uses `length`.
+        resolution: `FROM_RECIPE` or `FIT_IMAGE`.
+    """
 
     width: int
     height: int
@@ -30,9 +38,10 @@ def choose_size(
 
     Args:
         inputs: the values set on the node.
-        recipe: the model's recipe, if it has one.
+        recipe: the model's recipe; None if it has none.
         family: determines the usual size if there is no recipe.
-        rows, columns: height and width of the start image in pixels.
+        rows: height of the start image in pixels.
+        columns: width of the start image in pixels.
 
     Raises:
         VideoError: if a value is missing and there is no recipe, or if the model cannot generate the size.

@@ -1,6 +1,7 @@
 """The differences between model families: latent geometry, conditioning, names.
 
-There is one module per architecture. The functions here find these modules themselves.
+A *family* is a transformer architecture with one way in which the start image enters it (its `i2v_mode`). There is one
+module per architecture. The functions here find these modules themselves.
 """
 
 import importlib
@@ -26,9 +27,10 @@ def all_architectures() -> tuple[Architecture, ...]:
 
 
 def architecture_of(keys: Collection[str]) -> Architecture | None:
-    """Return the transformer with these tensor names, in the file layout or in diffusers' layout.
+    """Return the transformer with these tensor names; None if no family has such a transformer.
 
-    None if no family has such a transformer.
+    Args:
+        keys: tensor names, in the file layout or in diffusers' layout.
     """
     for architecture in all_architectures():
         if architecture.file_mark in keys or architecture.diffusers_mark in keys:
@@ -37,12 +39,22 @@ def architecture_of(keys: Collection[str]) -> Architecture | None:
 
 
 def architecture_knowing(modules: Collection[str]) -> Architecture:
-    """Return the transformer that knows most of these module names, in either layout: the base model of a LoRA."""
+    """Return the transformer that knows most of these module names, in either layout: the base model of a LoRA.
+
+    Args:
+        modules: module names of a LoRA, without prefixes. If no transformer knows any of them, the first one is
+            returned.
+    """
     return max(all_architectures(), key=lambda architecture: known_modules(architecture.layout, modules))
 
 
 def family_named(architecture: str, i2v_mode: str) -> Family | None:
-    """Return the family that a recipe names; None if there is no such family."""
+    """Return the family that a recipe names; None if there is no such family.
+
+    Args:
+        architecture: `Recipe.family`, such as `hunyuan_video`.
+        i2v_mode: `Recipe.i2v_mode`, such as `concat`.
+    """
     found = (f for f in all_families() if (f.architecture.name, f.i2v_mode) == (architecture, i2v_mode))
     return next(found, None)
 
@@ -50,14 +62,14 @@ def family_named(architecture: str, i2v_mode: str) -> Family | None:
 def choose_family(
     architecture: Architecture, in_channels: int, stated: str | None, chosen: str | None, source: str
 ) -> Family:
-    """Choose the family of a network from its weights, its file and the user's setting, without guessing.
+    """Return the family of a network, chosen from its weights, its file and the user's setting without guessing.
 
     Args:
         architecture: the transformer.
         in_channels: input channels of its patch embedding.
-        stated: the image-to-video mode that the file states (recipe or diffusers' configuration), if any.
-        chosen: the image-to-video mode that the user sets, if any.
-        source: the file, for the error message.
+        stated: the `i2v_mode` that the file states (recipe or diffusers' configuration); None if it states none.
+        chosen: the `i2v_mode` that the user sets; None if the user sets none.
+        source: the file's name for error messages.
 
     Raises:
         CheckpointError: if no family has these weights; if several families have them and neither file nor user

@@ -18,7 +18,14 @@ Condition = Tensor | tuple[Tensor, ...]
 
 
 class Shape(Protocol):
-    """The sizes of a transformer, read from its weights."""
+    """The sizes of a transformer, read from its weights.
+
+    Attributes:
+        in_channels: input channels of the patch embedding.
+        hidden: hidden size, the width of the tokens.
+        heads: number of attention heads.
+        guidance_embed: whether the guidance scale is an input of the network.
+    """
 
     @property
     def in_channels(self) -> int: ...
@@ -33,7 +40,7 @@ class Shape(Protocol):
     def guidance_embed(self) -> bool: ...
 
     def facts(self) -> dict[str, str]:
-        """The sizes as text, by label."""
+        """Return the sizes as text for people, by label."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,11 @@ class StartImage:
         return self.map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "StartImage":
-        """Return the images on a device."""
+        """Return the images on a device, as a new object."""
         return self.map(lambda tensor: tensor.to(device))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "StartImage":
-        """Apply a function to each tensor of the images."""
+        """Apply a function to `latents` and, if there are any, to `features`; return the results as a new object."""
         features = None if self.features is None else function(self.features)
         return StartImage(function(self.latents), features)
 
@@ -87,9 +94,11 @@ class Architecture:
         name: its name in recipes (`Recipe.family`).
         title: its name in texts for people.
         layout: the map between diffusers' names and the names in single files.
-        file_mark, diffusers_mark: names of tensors that exist only in the file layout and only in diffusers' layout.
+        file_mark: the name of a tensor that exists only in the file layout.
+        diffusers_mark: the name of a tensor that exists only in diffusers' layout.
         file_spelling: who defined the names of the file layout.
-        shape: reads the sizes from a state dict in the file layout; CheckpointError if the weights are of another kind.
+        shape: reads the sizes (a `Shape`) from a state dict in the file layout; it raises CheckpointError if the
+            weights are of another kind.
         prompt_has_pooled: whether the text conditioning has a pooled part.
     """
 
@@ -133,7 +142,13 @@ class Family:
     takes_image: bool = True
 
     def free(self, latents_BCTHW: Tensor) -> Tensor:
-        """Return the generated frames of a clean latent. Noise, losses and samplers apply to these frames only."""
+        """Return the generated frames of a clean latent: all frames except the first `kept_frames`.
+
+        Noise, losses and samplers apply to these frames only.
+
+        Args:
+            latents_BCTHW: full latents, including the start image's frames.
+        """
         return latents_BCTHW[:, :, self.kept_frames :]
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -141,7 +156,12 @@ class Family:
         return (*shape[:-3], shape[-3] - self.kept_frames, *shape[-2:])
 
     def whole(self, free_BCTHW: Tensor, image: StartImage) -> Tensor:
-        """Return the full latent: the kept frames of the start image, followed by the generated frames."""
+        """Return the full latent: the kept frames of the start image, then the generated frames. The inverse of `free`.
+
+        Args:
+            free_BCTHW: the generated frames.
+            image: the start images of the same batch.
+        """
         if not self.kept_frames:
             return free_BCTHW
         return torch.cat([image.latents[:, :, : self.kept_frames].to(free_BCTHW), free_BCTHW], dim=2)
@@ -152,7 +172,7 @@ class Family:
 
 
 def map_condition(function: Callable[[Tensor], Tensor], condition: Condition) -> Condition:
-    """Apply a function to each tensor of a condition."""
+    """Apply a function to each tensor of a condition; return the results in the same form."""
     if isinstance(condition, tuple):
         return tuple(function(tensor) for tensor in condition)
     return function(condition)

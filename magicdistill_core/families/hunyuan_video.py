@@ -28,7 +28,18 @@ EMBEDDED_GUIDANCE = 6.0
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """The sizes of a HunyuanVideo transformer, read from its weights."""
+    """The sizes of a HunyuanVideo transformer, read from its weights.
+
+    Attributes:
+        in_channels: input channels of the patch embedding: 16, or 33 for concat.
+        hidden: hidden size, the width of the tokens.
+        double_blocks: number of blocks with separate weights for video and text.
+        single_blocks: number of blocks with common weights.
+        refiner_blocks: number of blocks that process the text first.
+        text_dim: width of the text states.
+        pooled_dim: width of the pooled text.
+        guidance_embed: whether the guidance scale is an input of the network.
+    """
 
     in_channels: int
     hidden: int
@@ -41,10 +52,11 @@ class NetworkShape:
 
     @property
     def heads(self) -> int:
+        """The number of attention heads."""
         return self.hidden // HEAD_DIM
 
     def facts(self) -> dict[str, str]:
-        """The sizes as text, by label."""
+        """Return the sizes as text for people, by label."""
         return {
             "width": f"{self.hidden} ({self.heads} x {HEAD_DIM})",
             "blocks": f"{self.double_blocks} double + {self.single_blocks} single, {self.refiner_blocks} text refiner",
@@ -56,11 +68,12 @@ class NetworkShape:
 def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
     """Return the 17 channels that follow the noisy latent: image latent, then mask (Magic 1-For-1, Sec. 3).
 
-    The image is encoded as one frame and padded with zeros along time in latent space. The mask is 1 on latent frame 0.
+    The image is encoded as one frame and padded with zeros along time in latent space. The mask is 1 on latent frame 0
+    and 0 on the others.
 
     Args:
         image_latent_BC1HW: `[B, 16, 1, H, W]` in the network's scale.
-        latent_frames: latent frames of the video.
+        latent_frames: number of latent frames of the video.
 
     Returns:
         `[B, 17, latent_frames, H, W]`.
@@ -74,7 +87,10 @@ def concat_condition(image_latent_BC1HW: Tensor, latent_frames: int) -> Tensor:
 
 
 def network_shape(state: Mapping[str, Tensor]) -> NetworkShape:
-    """Read the sizes from a state dict in the file layout (canonical names).
+    """Read the sizes from the weights.
+
+    Args:
+        state: the weights in the file layout with Tencent's names.
 
     Raises:
         CheckpointError: if the weights are not those of a HunyuanVideo transformer.

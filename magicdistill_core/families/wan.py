@@ -29,7 +29,17 @@ LATENT_STD = (
 
 @dataclass(frozen=True)
 class WanShape:
-    """The sizes of a Wan transformer, read from its weights."""
+    """The sizes of a Wan transformer, read from its weights.
+
+    Attributes:
+        in_channels: input channels of the patch embedding.
+        hidden: hidden size, the width of the tokens.
+        mlp: width of the hidden layer of each block's MLP.
+        blocks: number of blocks.
+        text_dim: width of the text states.
+        frequencies: width of the timestep's sinusoidal embedding.
+        guidance_embed: False, because Wan has no guidance input.
+    """
 
     in_channels: int
     hidden: int
@@ -41,10 +51,11 @@ class WanShape:
 
     @property
     def heads(self) -> int:
+        """The number of attention heads."""
         return self.hidden // HEAD_DIM
 
     def facts(self) -> dict[str, str]:
-        """The sizes as text, by label."""
+        """Return the sizes as text for people, by label."""
         return {
             "width": f"{self.hidden} ({self.heads} x {HEAD_DIM}), mlp {self.mlp}",
             "blocks": f"{self.blocks}",
@@ -53,7 +64,10 @@ class WanShape:
 
 
 def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
-    """Read the sizes from a state dict in the file layout.
+    """Read the sizes from the weights.
+
+    Args:
+        state: the weights in the file layout with Wan's names.
 
     Raises:
         CheckpointError: if the weights are not those of a Wan 2.1 image-to-video transformer.
@@ -88,13 +102,21 @@ def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
 
 
 def normalised(latents_BCTHW: Tensor) -> Tensor:
-    """Return the VAE's latents in the network's scale: `(latent - mean) / std` per channel."""
+    """Convert latents from the VAE's scale to the network's: return `(latent - mean) / std` per channel.
+
+    Args:
+        latents_BCTHW: `[B, 16, T, H, W]`.
+    """
     mean = latents_BCTHW.new_tensor(LATENT_MEAN).reshape(1, -1, 1, 1, 1)
     return (latents_BCTHW - mean) / latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1)
 
 
 def denormalised(latents_BCTHW: Tensor) -> Tensor:
-    """Return latents in the VAE's scale, which its decoder expects: the inverse of `normalised`."""
+    """Convert latents from the network's scale to the VAE's, which its decoder expects. The inverse of `normalised`.
+
+    Args:
+        latents_BCTHW: `[B, 16, T, H, W]`.
+    """
     mean = latents_BCTHW.new_tensor(LATENT_MEAN).reshape(1, -1, 1, 1, 1)
     return latents_BCTHW * latents_BCTHW.new_tensor(LATENT_STD).reshape(1, -1, 1, 1, 1) + mean
 
@@ -107,7 +129,7 @@ def image_condition(image: StartImage, latent_frames: int) -> tuple[Tensor, Tens
 
     Args:
         image: latents `[B, 16, T, H, W]` of image and gray frames in the network's scale, and CLIP features.
-        latent_frames: latent frames of the video.
+        latent_frames: number of latent frames of the video; must equal T.
 
     Returns:
         Channels `[B, 20, T, H, W]` and features `[B, 257, 1280]`.

@@ -1,6 +1,6 @@
 """Naming dialects of LoRA files: translate their module names into the names of a layout map.
 
-LoRA files differ in three ways:
+A *dialect* is the way in which a trainer names the tensors of a LoRA file. Dialects differ in three ways:
 
 - the prefix before a module's name: `diffusion_model.`, `transformer.`, `base_model.model.`, or `lora_unet_` before a
   name with underscores instead of dots;
@@ -53,8 +53,12 @@ _ADAPTER_METADATA = "lora_adapter_metadata"
 def lora_part(key: str) -> tuple[str, str, str] | None:
     """Split a tensor's name in a LoRA file into prefix, module and part; None if it is no LoRA name.
 
-    The parts of a pair are `down`, `up` and `alpha`. The parts of full differences are `weight`, `bias` and
-    `modulation`.
+    Args:
+        key: the tensor's name, such as `diffusion_model.img_in.proj.lora_A.weight`.
+
+    Returns:
+        The prefix (may be empty), the module's name, and the part. The parts of a pair are `down`, `up` and `alpha`.
+        The parts of full differences are `weight`, `bias` and `modulation`.
     """
     for pattern, part in _PARTS:
         if (end := pattern.search(key)) is not None:
@@ -66,13 +70,25 @@ def lora_part(key: str) -> tuple[str, str, str] | None:
 
 
 def other_kind(key: str) -> str | None:
-    """Return the kind of adapter that this tensor name belongs to, if it is not LoRA; else None."""
+    """Return the kind of adapter that a tensor name belongs to, such as `DoRA`; None if it may be a plain LoRA.
+
+    Args:
+        key: the tensor's name in the file.
+    """
     last = key.rpartition(".")[2] if not key.endswith(".weight") else key.removesuffix(".weight").rpartition(".")[2]
     return next((kind for mark, kind in _OTHER_KINDS.items() if last.startswith(mark)), None)
 
 
 def dotted(layout: LayoutMap, name: str) -> str:
-    """Restore the dots in a module's name that a dialect wrote with underscores; return other names unchanged."""
+    """Restore the dots in a module's name that a dialect wrote with underscores.
+
+    Args:
+        layout: the map that contains the names with dots.
+        name: the module's name without prefix.
+
+    Returns:
+        The name with dots. A name that already has dots, or that the map does not contain, is returned unchanged.
+    """
     if "." in name:
         return name
     names = _flat_names(layout)
@@ -102,9 +118,15 @@ def _flat_names(layout: LayoutMap) -> dict[str, str]:
 
 
 def pieces_of(layout: LayoutMap, name: str) -> tuple[str, ...] | None:
-    """Return the modules that a fused projection of diffusers (such as `attn.to_qkv`) consists of, in row order.
+    """Return the modules that a fused projection of diffusers consists of, in the order of its rows.
 
-    None if the name is not a fused projection.
+    Args:
+        layout: the map that contains the modules.
+        name: a module's name in diffusers' layout, such as `transformer_blocks.0.attn.to_qkv`.
+
+    Returns:
+        The names in diffusers' layout (here those ending in `to_q`, `to_k` and `to_v`); None if the name is not a
+        fused projection.
     """
     stem, _, last = name.rpartition(".")
     pieces = tuple(f"{stem}.{piece}" for piece in _FUSED.get(last, ()))
@@ -117,6 +139,10 @@ def stated_alpha(metadata: Mapping[str, str] | None, source: str) -> Callable[[s
 
     It uses peft's `alpha_pattern` and the rank-stabilised scale `alpha / sqrt(rank)`. It returns None where the
     metadata states no alpha.
+
+    Args:
+        metadata: the file's text entries; None for a file without metadata.
+        source: the file's name for error messages.
 
     Raises:
         CheckpointError: if the metadata exists but cannot be understood.

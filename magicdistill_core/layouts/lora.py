@@ -1,4 +1,7 @@
-"""LoRA files: read them, and convert their branches between diffusers' split modules and the file's fused ones."""
+"""LoRA files: read them, and convert their branches between diffusers' split modules and the file's fused ones.
+
+A *branch* is the low-rank pair of one module (`branch.LowRank`). The layouts are described in `modules`.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,9 +56,14 @@ class PlacedLora:
 def read_lora(
     state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, source: str = "This file"
 ) -> ParsedLora:
-    """Read a LoRA file in any known dialect.
+    """Read the contents of a LoRA file in any known dialect.
 
     The alpha of a pair is its `.alpha` tensor; else the alpha in diffusers' metadata; else its rank (scale 1).
+
+    Args:
+        state: the file's tensors by name.
+        metadata: the file's text entries; None for a file without metadata.
+        source: the file's name for error messages.
 
     Raises:
         CheckpointError: if there is no pair, half of a pair is missing, a module has two pairs, or the adapter is not a
@@ -144,6 +152,11 @@ def parse_lora(
 ) -> dict[str, LowRank]:
     """Return the branches of a file that contains only pairs, by module name without prefix.
 
+    Args:
+        state: see `read_lora`.
+        metadata: see `read_lora`.
+        source: see `read_lora`.
+
     Raises:
         CheckpointError: as `read_lora`; also if the file contains other tensors.
     """
@@ -158,12 +171,22 @@ def parse_lora(
 
 
 def known_modules(layout: LayoutMap, names: Iterable[str]) -> int:
-    """Count the module names that the family has, in either layout and any dialect."""
+    """Return how many of the module names the family has, in either layout and any dialect.
+
+    Args:
+        layout: the family's map.
+        names: module names of a LoRA, without prefixes.
+    """
     return sum(_diffusers_names(layout, name) is not None or file_name(layout, name) is not None for name in names)
 
 
 def file_name(layout: LayoutMap, name: str) -> str | None:
-    """Return a module's name in the file layout if it is one of the known file names; None for other names."""
+    """Return a module's canonical name in the file layout; None if the map does not contain it.
+
+    Args:
+        layout: the family's map.
+        name: the module's name without prefix: canonical, an alias, or with underscores instead of dots.
+    """
     canonical = layout.canonical(f"{dotted(layout, name)}.weight").removesuffix(".weight")
     return canonical if layout.file_module(canonical) is not None else None
 
@@ -178,9 +201,12 @@ def to_file_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: i
     """Convert branches of either layout to branches of the file layout's modules. Split q, k, v are fused exactly.
 
     Args:
-        layout: the map.
-        branches: by module name of either layout.
+        layout: the family's map.
+        branches: by module name of either layout, without prefix.
         hidden: hidden size of the network, which determines the rows of parts without a branch.
+
+    Returns:
+        The branches by canonical module name of the file layout.
 
     Raises:
         CheckpointError: if the family does not have some modules, or a branch does not fit. It lists them.
@@ -200,9 +226,9 @@ def place_lora(layout: LayoutMap, lora: ParsedLora, hidden: int) -> PlacedLora:
     """Rename a LoRA's contents to the file layout, and collect the modules that are unknown or do not fit.
 
     Args:
-        layout: the map.
+        layout: the family's map.
         lora: the contents of the LoRA file.
-        hidden: as for `to_file_layout`.
+        hidden: hidden size of the network, which determines the rows of parts without a branch.
 
     Raises:
         CheckpointError: if two modules of the LoRA are the same module of the family.
@@ -287,7 +313,19 @@ def _place_differences(layout: LayoutMap, lora: ParsedLora, placed: PlacedLora) 
 
 
 def to_diffusers_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: int) -> dict[str, LowRank]:
-    """Convert branches of file-layout modules (from `to_file_layout`) exactly to branches of diffusers modules."""
+    """Convert branches of the file layout exactly to branches of diffusers' modules. The inverse of `to_file_layout`.
+
+    Args:
+        layout: the family's map.
+        branches: by canonical module name of the file layout.
+        hidden: hidden size of the network, which determines where fused rows are split.
+
+    Returns:
+        The branches by module name of diffusers' layout.
+
+    Raises:
+        CheckpointError: if the family does not have a module, or its rows cannot be split.
+    """
     out = {}
     for name, branch in branches.items():
         hit = layout.file_module(name)
@@ -306,8 +344,12 @@ def to_diffusers_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidd
 def lora_state(branches: Mapping[str, LowRank], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
     """Return a LoRA file's tensors: `<prefix><module>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
 
-    ComfyUI's stock loader reads file-layout names with the prefix `diffusion_model.`. diffusers expects its own names
-    with the prefix `transformer.`. Alpha is always written, because readers assume different defaults.
+    Alpha is always written, because readers assume different defaults.
+
+    Args:
+        branches: by module name, in the layout that the reader expects.
+        prefix: ComfyUI's stock loader reads file-layout names with the prefix `diffusion_model.`. diffusers expects its
+            own names with the prefix `transformer.`.
     """
     state = {}
     for name, branch in branches.items():

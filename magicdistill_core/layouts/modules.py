@@ -35,13 +35,23 @@ class Module:
 
 @dataclass(frozen=True)
 class LayoutMap:
-    """All modules of a transformer in both layouts, and aliases: other accepted names of the file layout."""
+    """All modules of a transformer in both layouts.
+
+    Attributes:
+        modules: the modules.
+        aliases: pairs (regular expression, replacement) that turn other accepted names of the file layout into the
+            canonical ones. They are applied to the full key, in order.
+        optional: file modules that some models of the family do not have.
+        parameters: parameters outside a module, as pairs (file key, diffusers key).
+        ignored: suffixes of diffusers keys of old releases that no network reads.
+        leaves: the last part of the tensor names of a module.
+    """
 
     modules: tuple[Module, ...]
-    aliases: tuple[tuple[str, str], ...] = ()  # regular expression -> replacement, applied to the full key, in order
-    optional: tuple[str, ...] = ()  # file modules that some models of the family do not have
-    parameters: tuple[tuple[str, str], ...] = ()  # parameters outside a module: file key, diffusers key
-    ignored: tuple[str, ...] = ()  # suffixes of diffusers keys of old releases that no network reads
+    aliases: tuple[tuple[str, str], ...] = ()
+    optional: tuple[str, ...] = ()
+    parameters: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ("weight", "bias")
     _by_file: dict[str, Module] = field(init=False, repr=False, compare=False)
     _by_part: dict[str, tuple[Module, int]] = field(init=False, repr=False, compare=False)
@@ -51,13 +61,20 @@ class LayoutMap:
         object.__setattr__(self, "_by_part", {p: (m, n) for m in self.modules for n, p in enumerate(m.parts)})
 
     def canonical(self, key: str) -> str:
-        """Return the file-layout name of a key that may have one of the aliases."""
+        """Return the canonical name in the file layout of a tensor name that may be an alias."""
         for pattern, replacement in self.aliases:
             key = re.sub(pattern, replacement, key)
         return key
 
     def file_module(self, name: str) -> tuple[Module, str] | None:
-        """Return the map entry and the block number ("" if none) of a module of the file layout; None if unknown."""
+        """Return the map entry and the block number of a module of the file layout; None if unknown.
+
+        Args:
+            name: the module's canonical name, such as `double_blocks.3.img_mod.linear`.
+
+        Returns:
+            The entry, and the block number as text, such as "3"; "" for a module outside the blocks.
+        """
         template, block = _template(name)
         module = self._by_file.get(template)
         return None if module is None else (module, block)
@@ -73,13 +90,21 @@ class LayoutMap:
         return next((fill(file, block) for file, other in self.parameters if other == template), None)
 
     def knows(self, key: str) -> bool:
-        """Return whether the map contains this tensor name of the file layout."""
+        """Return whether the map contains this canonical tensor name of the file layout, such as `img_in.proj.bias`."""
         name, _, leaf = key.rpartition(".")
         known = self.file_module(name) is not None and leaf in self.leaves
         return known or self.file_parameter(key) is not None
 
     def diffusers_module(self, name: str) -> tuple[Module, int, str] | None:
-        """Return the map entry, the part number and the block number of a diffusers module; None if unknown."""
+        """Return the map entry, the part number and the block number of a diffusers module; None if unknown.
+
+        Args:
+            name: the module's name, such as `transformer_blocks.3.attn.to_q`.
+
+        Returns:
+            The entry of the file module, the place of the module among its parts (from 0), and the block number as text
+            ("" for a module outside the blocks).
+        """
         template, block = _template(name)
         hit = self._by_part.get(template)
         return None if hit is None else (*hit, block)
@@ -94,12 +119,17 @@ def _template(name: str) -> tuple[str, str]:
 
 
 def fill(template: str, block: str) -> str:
-    """Insert the block number into a module template."""
+    """Return a module template with its `{i}` replaced by a block number.
+
+    Args:
+        template: a module's name, with or without `{i}`.
+        block: the block number as text; unused (such as "") for a template without `{i}`.
+    """
     return template.replace("{i}", block)
 
 
 def swap_halves(rows: Tensor) -> Tensor:
-    """Exchange the two halves of a tensor's rows. Applied twice, it restores the tensor."""
+    """Exchange the two halves of a tensor's rows; return a new tensor. Applied twice, it restores the tensor."""
     first, second = rows.chunk(2, dim=0)
     return torch.cat([second, first], dim=0)
 
@@ -109,7 +139,7 @@ def part_rows(module: Module, total: int, hidden: int) -> list[int]:
 
     Args:
         module: the fused module.
-        total: rows of the fused module.
+        total: number of rows of the fused module.
         hidden: the network's hidden size.
 
     Raises:
@@ -127,13 +157,26 @@ def part_rows(module: Module, total: int, hidden: int) -> list[int]:
 
 
 def listing(keys: list[str], limit: int = 8) -> str:
-    """Format the first `limit` keys for an error message."""
+    """Format names for an error message: the first ones in alphabetical order, and the number of the others.
+
+    Args:
+        keys: the names.
+        limit: how many are shown.
+    """
     rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return ", ".join(sorted(keys)[:limit]) + rest
 
 
 def diffusers_to_file(layout: LayoutMap, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename full weights from diffusers names to file names and fuse q, k, v (and an MLP).
+
+    Args:
+        layout: the family's map.
+        state: the weights by diffusers' names.
+
+    Returns:
+        The weights by canonical names of the file layout. Tensors are copied only where they are fused or
+        their halves are swapped.
 
     Raises:
         CheckpointError: if the map does not know some keys, or parts of a fused module are missing. It lists them.
@@ -179,9 +222,12 @@ def file_to_diffusers(layout: LayoutMap, state: Mapping[str, Tensor], hidden: in
     """Rename full weights from canonical file names to diffusers names and split fused modules into views.
 
     Args:
-        layout: the map.
-        state: the weights.
+        layout: the family's map.
+        state: the weights by canonical names of the file layout.
         hidden: the network's hidden size, which determines where fused rows are split.
+
+    Returns:
+        The weights by diffusers' names.
 
     Raises:
         CheckpointError: if the map does not know some keys. It lists them.
@@ -211,7 +257,12 @@ def file_to_diffusers(layout: LayoutMap, state: Mapping[str, Tensor], hidden: in
 
 
 def missing_keys(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str]:
-    """Return the file-layout keys that are missing in `state`, compared with a complete model of as many blocks."""
+    """Return the file-layout keys that are missing in `state`, compared with a complete model of as many blocks.
+
+    Args:
+        layout: the family's map.
+        state: the weights by canonical names of the file layout.
+    """
     blocks: dict[str, int] = {}
     for key in state:
         match = _BLOCK.search(key)

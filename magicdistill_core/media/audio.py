@@ -20,7 +20,13 @@ _CHUNK = 4096
 
 
 def medium(source: Source) -> str | io.BytesIO:
-    """Return what PyAV can open. Bytes get a new reader per call, so several readers can be at different positions."""
+    """Return what PyAV can open: the path as text, or a new reader of the bytes.
+
+    Each call makes a new reader, so several readers can be at different positions.
+
+    Args:
+        source: a file's path, or its bytes.
+    """
     return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else str(source)
 
 
@@ -40,7 +46,7 @@ class Audio:
 
 
 def waveform_audio(waveform: Tensor, rate: int) -> Audio:
-    """Make sound from samples in [-1, 1].
+    """Return samples in [-1, 1] as the sound of a video.
 
     Args:
         waveform: `[channels, T]`, or a batch `[B, channels, T]` of which the first is used.
@@ -66,8 +72,10 @@ def waveform_audio(waveform: Tensor, rate: int) -> Audio:
 def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Audio | None:
     """Open the sound of a file for streaming; None if the file has no sound that can be decoded.
 
+    Other numbers of channels than 1, 2 and 6 are mixed to stereo.
+
     Args:
-        source: a file, or the bytes of one.
+        source: a file's path, or its bytes.
         start: where the sound begins, in seconds on the file's own clock. A file's clock may start at any time. To read
             the sound of a video, pass `Video.start`, the time of its first frame.
         duration: seconds to read; 0 reads to the end.

@@ -67,7 +67,7 @@ def read_video(
     """Open a video for streaming. Its rotation metadata is applied to the frames.
 
     Args:
-        source: a file, or the bytes of one.
+        source: a file's path, or its bytes.
         fps: frame rate to resample to; each new frame is the source frame nearest in time. None keeps the file's own
             frames and average rate.
         start: seconds to skip at the beginning.
@@ -172,7 +172,10 @@ def _resample(timed: Iterator[tuple[float, Tensor]], duration: float, fps: float
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Read a still image as uint8 `[H, W, 3]`, with its EXIF orientation applied and a white background.
+    """Read a still image as uint8 RGB `[H, W, 3]`, with its EXIF orientation applied and a white background.
+
+    Args:
+        path: a PNG, JPEG or WebP file, or another format that Pillow reads.
 
     Raises:
         VideoError: if the file does not exist, is empty, is damaged or is not an image.
@@ -196,7 +199,12 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
-    """Read the metadata tags of a video file. WebM stores tag names in capitals; they are returned in lower case.
+    """Read the metadata tags of a video file, as text by name.
+
+    WebM stores tag names in capitals; they are returned in lower case.
+
+    Args:
+        path: a video file, also an animated WebP file.
 
     Raises:
         VideoError: if the file does not exist or is not a video.
@@ -216,7 +224,14 @@ def read_tags(path: str | Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in an image: x and y of its upper left corner, width and height, in pixels."""
+    """A rectangle in an image, in pixels.
+
+    Attributes:
+        x: column of the left edge.
+        y: row of the upper edge.
+        width: extent to the right.
+        height: extent downwards.
+    """
 
     x: float
     y: float
@@ -225,6 +240,7 @@ class Box:
 
     @property
     def centre(self) -> tuple[float, float]:
+        """The x and y of the centre."""
         return self.x + self.width / 2, self.y + self.height / 2
 
 
@@ -237,9 +253,10 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
 
     Args:
         frames: `[..., H, W, 3]`, uint8, or floating point in [0, 1].
-        height, width: size of the result in pixels.
-        face: the rectangle of the face, or None. The face's centre is placed in the middle of the region's width and at
-            2/5 of its height, as far as the borders of the frame allow.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
+        face: the rectangle of the face in the frames, or None. The face's centre is placed in the middle of the
+            region's width and at 2/5 of its height, as far as the borders of the frame allow.
 
     Returns:
         `[..., height, width, 3]` of the same dtype.
@@ -271,11 +288,13 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
 
 
 def crop_note(rows: int, columns: int, height: int, width: int) -> str | None:
-    """Return a note about how much `resize_crop` cuts off an image; None if it cuts off less than 5 %.
+    """Return a sentence that tells how much `resize_crop` cuts off an image; None if it cuts off less than 5 %.
 
     Args:
-        rows, columns: height and width of the image.
-        height, width: size of the result of `resize_crop`.
+        rows: height of the image in pixels.
+        columns: width of the image in pixels.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
     """
     kept = kept_share(rows, columns, height, width)
     if kept > _KEPT_WITHOUT_NOTE:
@@ -284,7 +303,7 @@ def crop_note(rows: int, columns: int, height: int, width: int) -> str | None:
 
 
 def contact_sheet(rows: Sequence[Tensor], labels: Sequence[str], columns: int) -> Image.Image:
-    """Draw clips as labelled rows of frames.
+    """Draw clips as labelled rows of frames on one picture.
 
     Args:
         rows: uint8 clips `[T, H, W, 3]` of one frame size; a still image is a clip of one frame.

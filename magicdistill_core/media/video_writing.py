@@ -68,7 +68,12 @@ class VideoFormat:
         return self.codec in av.codecs_available
 
     def options(self, crf: float) -> dict[str, str]:
-        """Return the encoder's options for a quality `crf` on x264's scale, from 0 (best) to 51."""
+        """Return the video encoder's options for a quality.
+
+        Args:
+            crf: quality on x264's scale, from 0 (best) to 51; it is converted to the encoder's own scale. ProRes
+                ignores it.
+        """
         match self.codec:
             case "libx265":
                 return {"crf": f"{crf:g}", "x265-params": "log-level=error" + (":lossless=1" if crf == 0 else "")}
@@ -94,7 +99,10 @@ FORMATS = (MP4, MP4_10_BIT, HEVC_10_BIT, WEBM, PRORES, WEBP)
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """Return the exact fraction of a rounded frame rate: 29.97 is 30000/1001.
+    """Return the exact fraction of a rounded frame rate, in frames per second: 29.97 is 30000/1001.
+
+    Args:
+        fps: the frame rate; a number near an NTSC rate (23.976, 29.97, 59.94) becomes that rate.
 
     Raises:
         VideoError: if it is not a positive number.
@@ -112,7 +120,11 @@ def frame_rate(fps: float | Fraction) -> Fraction:
 
 
 class VideoWriter:
-    """An open video file to which frames are added; see `video_writer`."""
+    """An open video file to which frames are added; see `video_writer`.
+
+    Attributes:
+        frames: number of frames added so far.
+    """
 
     def __init__(
         self,
@@ -204,7 +216,7 @@ class VideoWriter:
         return np.ascontiguousarray(plain), name
 
     def finish(self) -> None:
-        """Write the frames and samples that the encoders still buffer.
+        """Write what the encoders still buffer: the last frames and sound samples. Call it once, after the last `add`.
 
         Raises:
             VideoError: if no frame was added.
@@ -228,7 +240,7 @@ class VideoWriter:
             self._container.mux(packet)
 
     def close(self) -> None:
-        """Close the file, even if it is incomplete."""
+        """Close the file. Without `finish` before it, the file is incomplete."""
         self._container.close()
 
 
@@ -277,12 +289,16 @@ def video_writer(
     """Open a video file to which frames are added. It appears under its name only if the block ends without error.
 
     Args:
-        path: the file to write.
+        path: the file to write; an existing file is replaced.
         fps: frames per second; the file stores the exact fraction (`frame_rate`).
-        tags: text entries that are stored in the file; `read_tags` reads them.
+        tags: text entries that are stored in the file; `read_tags` reads them. None stores none.
         crf: quality on x264's scale, from 0 (best) to 51; ignored by ProRes, which has only one quality.
         format: the file format.
-        audio: the sound. It is cut at the end of the video; WebP files have no sound and ignore it.
+        audio: the sound; None for a silent file. Longer sound is cut at the end of the video. Shorter sound leaves the
+            rest of the video silent. WebP files have no sound and ignore it.
+
+    Yields:
+        The writer; call its `add` once per frame.
 
     Raises:
         VideoError: see `VideoWriter.add`; also if no frame was added, or the encoder fails.
@@ -313,13 +329,19 @@ def write_video(
     format: VideoFormat = MP4,
     audio: Audio | None = None,
 ) -> int:
-    """Write frames as a video file; see `video_writer` for the arguments and errors.
+    """Write frames as a video file; return the number of frames written.
 
     Args:
-        frames: a clip `[T, H, W, 3]`, or an iterable of frames `[H, W, 3]`.
+        path: the file to write; an existing file is replaced.
+        frames: a clip `[T, H, W, 3]`, or an iterable of frames `[H, W, 3]`; RGB, uint8 or floating point in [0, 1].
+        fps: see `video_writer`.
+        tags: see `video_writer`.
+        crf: see `video_writer`.
+        format: see `video_writer`.
+        audio: see `video_writer`.
 
-    Returns:
-        The number of frames written.
+    Raises:
+        VideoError: see `video_writer`.
     """
     with video_writer(path, fps, tags, crf, format, audio) as writer:
         for pixels in frames:

@@ -15,7 +15,12 @@ _RIFF_HEADER = 12
 
 
 def write_webp_tags(path: Path, tags: Mapping[str, str]) -> None:
-    """Add tags to an existing WebP file that has none."""
+    """Add tags to an existing WebP file that has none; the file is rewritten in place.
+
+    Args:
+        path: the file.
+        tags: text by name; a name must not contain a colon.
+    """
     content = path.read_bytes()
     body = content[_RIFF_HEADER:]
     if body[:4] != b"VP8X":
@@ -31,7 +36,14 @@ def write_webp_tags(path: Path, tags: Mapping[str, str]) -> None:
 
 
 def read_webp_tags(path: Path) -> dict[str, str]:
-    """Read the tags that `write_webp_tags` or ComfyUI's own nodes wrote."""
+    """Read the tags of a WebP file that `write_webp_tags` or ComfyUI's own nodes wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The text of each tag by its name; empty if the file has no such tags.
+    """
     with Image.open(path) as image:
         values = [value for value in image.getexif().values() if isinstance(value, str)]
     # Pillow reads bytes as Latin-1.

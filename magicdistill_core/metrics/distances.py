@@ -15,13 +15,14 @@ def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """`2 E|x - y| - E|x - x'| - E|y - y'|` (Szekely and Rizzo), without pairs of a sample with itself.
+    """Return the energy distance of two sets: `2 E|x - y| - E|x - x'| - E|y - y'|` (Szekely and Rizzo).
 
-    The estimate is unbiased. For two sets of the same distribution its mean is 0, so single values may be slightly
-    negative.
+    Pairs of a sample with itself are left out. The estimate is unbiased. For two sets of the same distribution its mean
+    is 0, so single values may be slightly negative.
 
     Args:
-        x, y: `[N, D]` and `[M, D]`.
+        x: feature vectors `[N, D]`, N of at least 2.
+        y: feature vectors `[M, D]`, M of at least 2.
 
     Raises:
         ValueError: if the shapes do not fit or a set has fewer than two samples.
@@ -32,13 +33,14 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Frechet distance of Gaussians fitted to both sets: `|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`.
+    """Return the Frechet distance of Gaussians that are fitted to both sets, with means m and covariances C.
 
-    It is FID only if the features are Inception's. It is biased upwards if the number of samples is small compared with
-    the dimension D.
+    It is `|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`. It is FID only if the features are Inception's. It is
+    biased upwards if the number of samples is small compared with the dimension D.
 
     Args:
-        x, y: `[N, D]` and `[M, D]`.
+        x: feature vectors `[N, D]`, N of at least 2.
+        y: feature vectors `[M, D]`, M of at least 2.
 
     Raises:
         ValueError: if the shapes do not fit or a set has fewer than two samples.

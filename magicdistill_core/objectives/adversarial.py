@@ -1,6 +1,7 @@
-"""The adversarial losses of DMD2 on noised latents, with an approximate R1 penalty (MagicDistillation, Sec. 3.4).
+"""The adversarial losses of DMD2 on noised latents, with an approximate R1 penalty (MD Sec. 3.4).
 
-A *discriminator* is a callable `(x_sigma, sigma) -> logits [B]`: high for data, low for the generator's samples.
+A *discriminator* D is a callable `(x_sigma, sigma) -> logits [B]`: high for data, low for the generator's samples.
+MD: MagicDistillation (arXiv 2503.13319). DMD2: arXiv 2405.14867.
 """
 
 from collections.abc import Callable
@@ -19,10 +20,10 @@ class DiscriminatorLoss(NamedTuple):
     """The discriminator's loss, and scalars that show how well it separates data from samples.
 
     Attributes:
-        loss: the loss, with its graph.
-        real_logit: mean logit of the data.
-        fake_logit: mean logit of the generator's samples.
-        penalty: `mean (D(z) - D(z + perturbation))^2`, before its weight `r1`.
+        loss: the loss, a scalar with its graph.
+        real_logit: mean logit of the data, without graph.
+        fake_logit: mean logit of the generator's samples, without graph.
+        penalty: `mean (D(z) - D(z + perturbation))^2`, before its weight `r1`, without graph; 0 if `r1` is 0.
     """
 
     loss: Tensor
@@ -41,16 +42,17 @@ def discriminator_loss(
     r1: float,
     perturbation: Tensor | None,
 ) -> DiscriminatorLoss:
-    """Return `mean softplus(-D(z)) + softplus(D(sg x_hat)) + r1 * (D(z) - D(z + perturbation))^2`.
+    """Return the discriminator's loss: softplus losses on data and samples, plus a penalty on its slope.
 
-    D reads noised latents; all of its inputs get the same noise and level. The last term is the R1 penalty with a
-    finite difference instead of the gradient, because flash attention cannot be differentiated twice.
+    The loss is `mean(softplus(-D(z)) + softplus(D(x_hat)) + r1 * (D(z) - D(z + perturbation))^2)`. D reads noised
+    latents; all of its inputs get the same noise and level. The last term is the R1 penalty with a finite difference
+    instead of the gradient, because flash attention cannot be differentiated twice.
 
     Args:
-        discriminator: D, called with noised latents.
+        discriminator: D, a callable `(x_sigma, sigma) -> logits [B]`.
         z: clean latents of the data `[B, ...]`.
         x_hat: the generator's samples `[B, ...]`; no gradient flows to them.
-        eps: noise shaped as `z`.
+        eps: standard normal noise shaped as `z`.
         sigma: noise levels `[B]`.
         r1: weight of the penalty; 0 skips its discriminator call.
         perturbation: small noise shaped as `z`, already scaled; None if `r1` is 0.
@@ -75,13 +77,13 @@ def adversarial_gradient(discriminator: Logits, x_hat: Tensor, eps: Tensor, sigm
     `weight * (x_hat * gradient).sum()` to the generator's loss.
 
     Args:
-        discriminator: D, called with noised latents.
+        discriminator: D, a callable `(x_sigma, sigma) -> logits [B]`.
         x_hat: the generator's samples `[B, ...]`.
-        eps: noise shaped as `x_hat`.
+        eps: standard normal noise shaped as `x_hat`.
         sigma: noise levels `[B]`.
 
     Returns:
-        The loss without its graph, and the gradient `[B, ...]`.
+        The loss (a scalar without its graph), and the gradient `[B, ...]`.
     """
     with torch.enable_grad():
         leaf = x_hat.detach().requires_grad_()

@@ -1,4 +1,7 @@
-"""Flow matching: the loss for training and fine-tuning of teachers, and the noise on their start images."""
+"""Flow matching: the loss for training and fine-tuning of teachers, and the noise on their start images.
+
+MD: MagicDistillation (arXiv 2503.13319). M141: Magic 1-For-1 (arXiv 2502.07701).
+"""
 
 import torch
 from torch import Tensor
@@ -9,17 +12,18 @@ from ..flow import Velocity, add_noise, expand_sigma
 def flow_matching_loss(
     velocity: Velocity, z: Tensor, eps: Tensor, sigma: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Return `mean weight * (v(x_s, s) - (eps - z))^2` with `x_s = (1 - s) z + s eps` (M141 Eq. 9; MD Eq. 3).
+    """Return `mean(weight * (velocity(x_s, s) - (eps - z))^2)`, a scalar (M141 Eq. 9; MD Eq. 3).
 
-    The optimal velocity is the same for every positive weight. A small network is more accurate where the weight is
-    larger.
+    s is `sigma`, and `x_s = (1 - s) z + s eps`. A weight does not change the optimal velocity. It only decides where a
+    network of limited size is most accurate: at the entries with the largest weights.
 
     Args:
-        velocity: the trained network, v.
+        velocity: the trained network, a callable `(x, sigma) -> velocity`.
         z: clean samples `[B, ...]`; no gradient flows to them.
-        eps: noise shaped as `z`.
-        sigma: noise levels `[B]`, s.
-        weight: broadcasts over `z`, such as `[C, 1, 1, 1]` for weights per channel; None for equal weights.
+        eps: standard normal noise shaped as `z`.
+        sigma: noise levels `[B]`.
+        weight: positive weights that broadcast over `z`, such as `[C, 1, 1, 1]` for one weight per channel; None for
+            equal weights.
 
     Returns:
         A scalar, computed in float32 or a higher precision.
@@ -31,13 +35,13 @@ def flow_matching_loss(
 
 
 def noise_reference(image_latent: Tensor, log_std: Tensor, eps: Tensor) -> Tensor:
-    """Add noise of standard deviation `exp(log_std)` to the start image's latent (reference-image noise of M141).
+    """Return the start image's latent with noise of standard deviation `exp(log_std)` (M141, reference-image noise).
 
     A network that is trained with slightly noisy start images depends less on their details. Its videos move more.
 
     Args:
         image_latent: the latent of the start image `[B, ...]`.
-        log_std: `[B]`; Magic 1-For-1 draws it from N(-3, 0.5).
+        log_std: natural logarithm of the standard deviation, `[B]`; Magic 1-For-1 draws it from N(-3, 0.5).
         eps: standard normal noise shaped as `image_latent`.
     """
     return image_latent + expand_sigma(log_std.exp(), image_latent) * eps

@@ -1,7 +1,8 @@
 """Classifier-free guidance, and its distillation into a network with the scale as an input.
 
-Everywhere `scale` multiplies the difference: `v = v(none) + scale * (v(c) - v(none))`, so 1 means no guidance. The w in
-the papers' `(1 + w) v(c) - w v(none)` (M141 Eq. 7) is `scale - 1`.
+Everywhere `scale` multiplies the difference: `v = v(none) + scale * (v(c) - v(none))`, so 1 means no guidance. v(c) is
+the velocity with its conditioning, v(none) the one without. The w in the papers' `(1 + w) v(c) - w v(none)` (M141 Eq.
+7) is `scale - 1`. M141: Magic 1-For-1 (arXiv 2502.07701).
 """
 
 import torch
@@ -12,11 +13,12 @@ from ..flow import Velocity, add_noise, expand_sigma
 
 
 def guided_velocity(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """Return `v(none) + scale * (v(c) - v(none))` (M141 Eq. 7 with w = scale - 1).
+    """Return the guided velocity `v(none) + scale * (v(c) - v(none))`, `[B, ...]` (M141 Eq. 7 with w = scale - 1).
 
     Args:
-        conditional, unconditional: the velocities v(c) and v(none), `[B, ...]`.
-        scale: one number, or one per sample `[B]`.
+        conditional: the velocity v(c), `[B, ...]`.
+        unconditional: the velocity v(none), `[B, ...]`.
+        scale: one number, or one per sample `[B]`; 1 returns v(c).
     """
     factor = expand_sigma(scale, conditional) if isinstance(scale, Tensor) else scale
     return unconditional + factor * (conditional - unconditional)
@@ -31,17 +33,20 @@ def cfg_distillation_loss(
     sigma: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """Return `mean (v_hat - v_s(x_t, t, scale))^2`, the squared error to the guided teacher v_hat (M141 Eq. 6 and 7).
+    """Return the student's mean squared error to the guided teacher, a scalar (M141 Eq. 6 and 7).
 
-    The other term of M141's loss (Eq. 8) is the `flow_matching_loss` of the student with guidance input 1 (Eq. 9).
+    With s = `sigma`, the noised sample is `x_s = (1 - s) z + s eps`. The goal is the teacher's `guided_velocity` at
+    `x_s`. The other term of M141's loss (Eq. 8) is the `flow_matching_loss` of the student with guidance input 1 (Eq.
+    9).
 
     Args:
-        student: the student v_s, already bound to `scale` as its guidance input.
-        conditional, unconditional: the teacher with and without its conditioning; called without gradient.
+        student: the student, a callable `(x, sigma) -> velocity` that already has `scale` as its guidance input.
+        conditional: the teacher's velocity v(c), with conditioning; called without gradient.
+        unconditional: the teacher's velocity v(none), without conditioning; called without gradient.
         z: clean samples `[B, ...]`.
-        eps: noise shaped as `z`.
+        eps: standard normal noise shaped as `z`.
         sigma: noise levels `[B]`.
-        scale: guidance scales `[B]`, one per sample.
+        scale: guidance scales `[B]`, one per sample; 1 means no guidance.
     """
     x = add_noise(z, eps, sigma)
     with torch.no_grad():

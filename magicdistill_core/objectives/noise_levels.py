@@ -1,4 +1,7 @@
-"""Random noise levels at which the losses are evaluated."""
+"""Random noise levels at which the losses are evaluated.
+
+M141: Magic 1-For-1 (arXiv 2502.07701).
+"""
 
 import torch
 from torch import Tensor
@@ -9,7 +12,16 @@ SIGMA_MIN, SIGMA_MAX = 0.02, 0.98
 
 
 def sample_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Draw `sigma = shift_s(U(0, 1))`, clamped to [0.02, 0.98]: `[batch]` float32. The losses use it by default."""
+    """Draw noise levels from a uniform distribution after the timestep shift. The losses use them by default.
+
+    Args:
+        batch: how many levels to draw.
+        shift: the timestep shift, see `shift_sigma`; 1 keeps the distribution uniform.
+        generator: the source of the random numbers.
+
+    Returns:
+        `[batch]` float32 on the generator's device, clamped to [0.02, 0.98].
+    """
     uniform = torch.rand(batch, generator=generator, device=generator.device)
     return shift_sigma(uniform, shift).clamp(SIGMA_MIN, SIGMA_MAX)
 
@@ -17,9 +29,19 @@ def sample_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor
 def logit_normal_sigma(
     batch: int, shift: float, generator: torch.Generator, mean: float = 0.0, std: float = 1.0
 ) -> Tensor:
-    """Draw `sigma = shift_s(sigmoid(N(mean, std^2)))`, `[batch]` float32.
+    """Draw noise levels `shift_sigma(sigmoid(n), shift)`, where n has a normal distribution.
 
     M141 trains its teacher with mean 0, std 1 and shift 5.
+
+    Args:
+        batch: how many levels to draw.
+        shift: the timestep shift, see `shift_sigma`; 1 changes nothing.
+        generator: the source of the random numbers.
+        mean: mean of n; a larger mean draws more noise.
+        std: standard deviation of n.
+
+    Returns:
+        `[batch]` float32 in (0, 1) on the generator's device.
     """
     normal = torch.randn(batch, generator=generator, device=generator.device)
     return shift_sigma((mean + std * normal).sigmoid(), shift)

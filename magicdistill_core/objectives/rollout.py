@@ -1,4 +1,7 @@
-"""The generator's rollout: few-step sampling down to a random level; only the last model call has a gradient."""
+"""The generator's rollout: few-step sampling down to a random level; only the last model call has a gradient.
+
+x0 is the generator's estimate of the clean latent. DMD2: arXiv 2405.14867.
+"""
 
 import torch
 from torch import Tensor
@@ -15,18 +18,20 @@ def rollout(
     sampler: Sampler,
     fresh_noise: list[Tensor],
 ) -> Tensor:
-    """Return `x_hat = x_k - sigma_k * G(x_k, sigma_k)`, where x_k is sampled from pure noise without gradient.
+    """Return the generator's samples: its x0 estimates at level k of the schedule.
 
+    The samples are `x_hat = x_k - sigma_k * G(x_k, sigma_k)`, where x_k is sampled from pure noise without gradient.
     Sampling stops at level k after `exit_index + 1` model calls. All processes with the same k make the same number of
     calls.
 
     Args:
-        generator: the few-step generator G.
-        noise_BCTHW: pure noise, the latent at `sigmas[0]`.
-        sigmas: the schedule `[N + 1]`, ending in 0.
+        generator: the few-step generator G, a callable `(x, sigma) -> velocity`.
+        noise_BCTHW: standard normal noise, the latent at `sigmas[0]`.
+        sigmas: the noise levels `[N + 1]` of the schedule, decreasing to 0.
         exit_index: k, in `[0, N)`; the last model call is at `sigmas[k]`.
         sampler: `euler` integrates to level k; `renoise` adds fresh noise to x0 at every level (DMD2).
-        fresh_noise: for `renoise`, the noise of the k steps before level k; unused by `euler`.
+        fresh_noise: for `renoise`, the noise of the k steps before level k, each shaped as `noise_BCTHW`; unused by
+            `euler`.
 
     Returns:
         `x_hat`, shaped as `noise_BCTHW`, with a gradient to G if gradients are enabled.

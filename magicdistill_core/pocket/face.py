@@ -16,13 +16,15 @@ _EYE_WHITE = (0.97, 0.96, 0.95)
 
 @dataclass(frozen=True)
 class Patch:
-    """A window of the canvas with the head coordinates of every pixel. All arrays are `[T, h, w]`.
+    """A window of the canvas with the head coordinates of every pixel (units as in `portrait`).
+
+    All arrays are `[T, h, w]`.
 
     Attributes:
         u, v: head coordinates.
         fu, fv: face coordinates: the position on the face before it turns (yaw and pitch).
         radius: the head's radius function `r - 1`, see `head_outline`.
-        skin: coverage of the head.
+        skin: coverage of the head, from 0 to 1.
         px: side of a pixel in head units.
         window: rows and columns of the canvas.
     """
@@ -37,7 +39,13 @@ class Patch:
     window: Window
 
     def band(self, low: float, high: float, half_width: float) -> "Patch":
-        """Return the smaller patch with the face between heights `low` and `high`, with a margin for the pitch."""
+        """Return the smaller patch with the part of the face between two heights, with a margin for the pitch.
+
+        Args:
+            low: the upper border, as head coordinate v.
+            high: the lower border, as head coordinate v; larger than `low`, because v grows downwards.
+            half_width: the patch covers u from `-half_width` to `half_width`.
+        """
         margin = 0.18
         rows = _covered(self.v, (0, 2), low - margin, high + margin)
         columns = _covered(self.u, (0, 1), -half_width, half_width)
@@ -60,9 +68,19 @@ def _covered(values: Array, axes: tuple[int, int], low: float, high: float) -> s
 
 
 def head_outline(spec: PortraitSpec, pose: Pose, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Return the head's radius function `r - 1` (negative inside) and the normalised coordinates (nu, nv) of radius r.
+    """Return the radius function of the head and the coordinates that it is computed from.
 
     The jaw makes the lower half narrower or wider. An open mouth moves the chin down.
+
+    Args:
+        spec: the person.
+        pose: the pose in every frame.
+        u: head coordinates of the pixels, `[T, h, w]`.
+        v: head coordinates of the pixels, `[T, h, w]`.
+
+    Returns:
+        `r - 1`, which is negative inside the head and 0 on its outline, and the normalised coordinates nu and nv with
+        `r = sqrt(nu^2 + nv^2)`. Each is `[T, h, w]`.
     """
     lower = np.clip(v, 0, None)
     width = spec.head_width * (1 - spec.jaw * np.minimum(lower, 1.2) ** 2)
@@ -75,10 +93,10 @@ def draw_face(canvas: Canvas, spec: PortraitSpec, pose: Pose, head: tuple[Array,
     """Paint the head in front of the body.
 
     Args:
-        canvas: the frames.
+        canvas: the frames; changed in place.
         spec: the person.
         pose: the pose in every frame.
-        head: head coordinates of the full canvas, from `in_head`.
+        head: head coordinates (u, v) of the full canvas, from `in_head`.
     """
     reach = 1.3 * spec.head_size
     window = canvas.window(_spread(pose.y, reach, 1.35 * spec.head_size), _spread(pose.x, reach, reach))

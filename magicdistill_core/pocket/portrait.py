@@ -48,7 +48,16 @@ COLLARS = ("crew", "vee", "shirt")
 
 @dataclass(frozen=True)
 class Wave:
-    """A smooth pseudo-random signal: a sum of two sine waves with a peak of about `amplitude`. Time is in seconds."""
+    """A smooth pseudo-random signal: a sum of two sine waves.
+
+    Attributes:
+        amplitude: about the largest distance from `offset`.
+        hertz: frequency of the first wave.
+        phase: phase of the first wave in periods, from 0 to 1.
+        second_ratio: frequency of the second wave divided by that of the first.
+        second_phase: phase of the second wave in periods.
+        offset: the value around which the signal moves.
+    """
 
     amplitude: float
     hertz: float
@@ -58,6 +67,7 @@ class Wave:
     offset: float = 0.0
 
     def at(self, t: np.ndarray) -> np.ndarray:
+        """Return the signal at times `t` in seconds, shaped as `t`."""
         first = np.sin(2 * np.pi * (self.hertz * t + self.phase))
         second = np.sin(2 * np.pi * (self.hertz * self.second_ratio * t + self.second_phase))
         return self.offset + self.amplitude * (0.72 * first + 0.28 * second)
@@ -225,7 +235,7 @@ def _sample_place(rng: np.random.Generator) -> Place:
 
 
 def sample_portrait(generator: np.random.Generator) -> PortraitSpec:
-    """Draw a person, a background, a light and a motion.
+    """Draw the random parameters of a person, a background, a light and a motion.
 
     Args:
         generator: numpy's generator. The same seed produces the same portrait in every process.

@@ -29,6 +29,11 @@ def in_head(canvas: Canvas, pose: Pose, spec: PortraitSpec) -> tuple[Array, Arra
     """Return the head coordinates (u, v) of every pixel in every frame, each `[T, H, W]`.
 
     They follow position, roll and size of the head, but not yaw and pitch.
+
+    Args:
+        canvas: the frames.
+        pose: the pose in every frame.
+        spec: the person, whose head size is the unit.
     """
     dx, dy = canvas.shifted(pose.x, pose.y)
     cosine, sine = np.cos(pose.roll) / spec.head_size, np.sin(pose.roll) / spec.head_size

@@ -22,12 +22,26 @@ DEFAULT_SIZE = SIZE
 
 
 def portrait_clip(seed: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """Render the clip of a seed: uint8 `[frames, size, size, 3]`, RGB."""
+    """Render the clip of a seed: uint8 `[frames, size, size, 3]`, RGB.
+
+    Args:
+        seed: determines the person, the background, the light and the motion; a whole number from 0 on.
+        frames: number of frames at 24 frames per second.
+        size: width and height in pixels.
+
+    Raises:
+        ValueError: see `render_portrait`.
+    """
     return render_portrait(sample_portrait(np.random.default_rng(seed)), frames, size)
 
 
 def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
-    """Render `frames` consecutive frames of a portrait: uint8 `[frames, size, size, 3]`, RGB.
+    """Render consecutive frames of a portrait: uint8 `[frames, size, size, 3]`, RGB.
+
+    Args:
+        spec: the person, from `sample_portrait`.
+        frames: number of frames at 24 frames per second, at least 1.
+        size: width and height in pixels, at least 16.
 
     Raises:
         ValueError: if `frames` or `size` is too small to show a face.
