@@ -41,7 +41,9 @@ def bare_attention(name: str, query: Tensor, key: Tensor, value: Tensor, mask: T
 
     Args:
         name: a key of `KERNELS`, or `FLASH_PACKAGE`.
-        query, key, value: `[1, S, heads, 128]`.
+        query: `[1, S, heads, 128]`.
+        key: shaped as `query`.
+        value: shaped as `query`.
         mask: `[1, 1, 1, S]` of True; only the masked back-ends use it.
     """
     if name == FLASH_PACKAGE:

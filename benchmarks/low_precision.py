@@ -87,6 +87,7 @@ def with_linears(transformer: nn.Module, replace: Callable[[nn.Linear], nn.Modul
     The copy shares all other parameters and buffers with the original.
 
     Args:
+        transformer: stays as it is.
         replace: makes the new module from a linear.
     """
     # deepcopy copies the modules only: the memo marks parameters and buffers as already copied.

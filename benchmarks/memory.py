@@ -129,6 +129,7 @@ def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
     """Compute one row of the page.
 
     Args:
+        config: the training.
         clip: the size of the training clips.
         gpus: the number of GPUs that DeepSpeed divides the state over.
 

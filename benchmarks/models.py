@@ -21,6 +21,9 @@ def random_network(
     It is made on the device in its final dtype, so no second copy takes memory.
 
     Args:
+        shape: the sizes of the transformer.
+        device: where it is made.
+        dtype: of its weights.
         generator: a generator on `device`.
     """
     with init_empty_weights():

@@ -110,7 +110,8 @@ class Network(nn.Module):
         Args:
             x: points `[B, 2]`.
             sigma: noise levels `[B]`.
-            branch: is added to every layer, multiplied by `weight`.
+            branch: is added to every layer; None adds nothing.
+            weight: the factor of the branch.
         """
         phases = 2 * pi * sigma[:, None].to(x) * torch.tensor(_WAVES)
         x = torch.cat([x, phases.sin(), phases.cos()], dim=1)

@@ -110,6 +110,7 @@ def forward_flops(shape: NetworkShape, tokens: int, text_tokens: int) -> int:
     """Count the multiplications and additions of one forward of one sample: matrix products, convolution, attention.
 
     Args:
+        shape: the sizes of the transformer.
         tokens: video tokens, as in `Clip.tokens`.
         text_tokens: tokens of the prompt, padding included.
     """

@@ -150,11 +150,6 @@ class Subject:
         return Role(FAKE, self._method.a_strong)
 
     @property
-    def fake_updates(self) -> int:
-        """Fake updates in one round."""
-        return self._method.fake_updates
-
-    @property
     def _method(self) -> W2SConfig:
         assert isinstance(self.config.method, W2SConfig)
         return self.config.method

@@ -63,6 +63,7 @@ def rate(bench: Bench, flops: int, seconds: float) -> Row:
     """Return the columns of a speed: TFLOP/s, and its ratio to the speed of a plain matrix product.
 
     Args:
+        bench: states the speed of a plain matrix product, if it was measured.
         flops: the work.
         seconds: the time it took.
     """

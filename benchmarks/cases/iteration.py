@@ -264,9 +264,13 @@ def measure_choice(bench: Bench, subject: "Subject", clip: Clip, choice: str, re
     The row's `ratio` is the time of the variant divided by the time of the usual call.
 
     Args:
+        bench: measures and records.
+        subject: the networks and engines of a training.
+        clip: the size of the training clips.
         choice: the variant. `forward without a branch` shows what a branch costs. `backward, attention kept` shows what
             keeping attention's outputs instead of recomputing them saves.
-        repeats, warmup: as in `Bench.compare`.
+        repeats: timed calls of each variant.
+        warmup: calls of each variant before the timed ones.
     """
     from ..w2s import Course, FixedExit
 
@@ -290,8 +294,10 @@ def iteration_seconds(
     """Compute the time of one iteration at the average exit level, and the time of the bare calls in it.
 
     Args:
-        fake, generator: updates with exit level 0.
-        forward, backward: the bare call without gradient, and the bare call with gradient and its backward.
+        fake: one update of the fake branch with exit level 0.
+        generator: one update of the generator with exit level 0.
+        forward: the bare call without gradient.
+        backward: the bare call with gradient, and its backward.
         fake_updates: fake updates per generator update.
         steps: number of levels in the schedule; each is equally often the exit level.
 

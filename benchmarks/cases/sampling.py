@@ -124,6 +124,12 @@ def measure_samplers(
     the case is recorded as not run.
 
     Args:
+        bench: measures and records.
+        network: the transformer.
+        prompt: its text conditioning.
+        clip: the size of the sample.
+        steps: model calls of a sample.
+        repeats: timed samples of each loop.
         peer: whether to measure diffusers' loop too.
 
     Returns:
