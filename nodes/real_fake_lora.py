@@ -38,7 +38,8 @@ class RealFakeLora(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The fake LoRA that a distillation run exported, from models/loras.",
+                    tooltip="The fake LoRA of a distillation, from models/loras. Each checkpoint of the run contains it "
+                    "as fake_lora.safetensors.",
                 ),
                 io.Float.Input(
                     "weight_real",
