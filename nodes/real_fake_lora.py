@@ -38,8 +38,8 @@ class RealFakeLora(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The fake LoRA of a distillation, from models/loras. Each checkpoint of the run contains it "
-                    "as fake_lora.safetensors.",
+                    tooltip="The fake LoRA of a distillation, from models/loras. Each checkpoint of the run contains "
+                    "it as fake_lora.safetensors.",
                 ),
                 io.Float.Input(
                     "weight_real",

@@ -134,7 +134,7 @@ def evaluate(
     """Compare contenders with held-out portraits. Write JSON to `out` and return a Markdown table.
 
     The start images come from one half of the held-out portraits. The other half is the data for all comparisons. The
-    row `data` compares the two halves and is the best possible result with this number of clips.
+    row `data` compares the two halves: it is the distance between clips of the same kind, at this number of clips.
 
     Args:
         contenders: model files with their steps.
