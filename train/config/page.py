@@ -55,9 +55,9 @@ generator_optimizer: {lr: 1.0e-5}
 An unknown name or a wrong value ends the command with an error that names the setting, before anything is loaded. Each
 run saves its complete configuration, with all defaults filled in, as `config.yaml` in its folder.
 
-Paths are relative to the folder in which you start the command; only `extends` is relative to its file. A resumed run may
-change every setting except those that decide what was trained so far: teacher, dataset, `model.mode`, `method.name`, and
-the number of samples in an update.
+Paths are relative to the folder in which you start the command; only `extends` is relative to its file. A resumed run
+may change every setting except those that decide what was trained so far: teacher, dataset, `model.mode`,
+`method.name`, and the number of samples in an update.
 
 In the tables, *required* settings have no default, and `null` means "not set". The defaults are those of the trainer; a
 preset may set other values. MD is the [MagicDistillation](https://arxiv.org/abs/2503.13319) paper, M141 is
