@@ -1,6 +1,7 @@
 """int8 files in a real ComfyUI: both loaders read them, with half the memory and velocities within the error."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,9 +127,8 @@ def test_node_writes_the_copy_that_the_loaders_list_and_run(server: Any) -> None
     quantise = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny.safetensors"}}}
     (text,) = server.run(quantise)["q"]["text"]
     written = server.directory / "output" / "diffusion_models" / "tiny_int8.safetensors"
-    assert text.startswith("tiny_int8.safetensors: ")
-    assert "layers in int8" in text
     layers = json.loads(read_metadata(written)[QUANTISATION_KEY])["layers"]
+    assert text.startswith(f"tiny_int8.safetensors: {len(layers)} layers ")
     assert len(layers) == len([key for key in load_checkpoint(source).state if is_matrix(key)])
     nodes = server.get("/object_info")
     for loader in ("UNETLoader", "MagicDistillLoadModel"):
@@ -136,7 +136,7 @@ def test_node_writes_the_copy_that_the_loaders_list_and_run(server: Any) -> None
         assert "tiny_int8.safetensors" in (kind[0] if isinstance(kind[0], list) else kind[1]["options"])
     again = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny_int8.safetensors"}}}
     error = server.error_of(again)
-    assert "holds quantised weights" in error["exception_message"]
+    assert re.search(r"tiny_int8\.safetensors .*quantised.*int8", error["exception_message"])
     assert not (written.parent / "tiny_int8_int8.safetensors").exists()
 
 
@@ -159,19 +159,19 @@ def is_matrix(key: str) -> bool:
     [
         ("truncated.safetensors", "truncated or damaged"),
         ("lora_as_model.safetensors", "is a LoRA"),
-        ("other_family.safetensors", "not the weights of a transformer"),
-        ("incomplete.safetensors", "tensors are missing"),
+        ("other_family.safetensors", r"HunyuanVideo, Wan 2\.1"),
+        ("incomplete.safetensors", r"missing .*double_blocks\.1\.img_attn_qkv"),
         ("renamed_pickle.safetensors", "is a pickle"),
     ],
 )
 def test_bad_files_are_explained_and_nothing_is_written(file: str, part: str, server: Any) -> None:
     prompt = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": file}}}
-    assert part in server.error_of(prompt)["exception_message"]
+    assert re.search(f"{re.escape(file)}.*{part}", server.error_of(prompt)["exception_message"])
     folder = server.directory / "output" / "diffusion_models"
     assert not list(folder.glob(f"*{Path(file).stem}*"))
 
 
-def test_a_subfolder_stays_one(server: Any) -> None:
+def test_a_subfolder_is_kept(server: Any) -> None:
     folder = server.directory / "models" / "diffusion_models"
     (folder / "deep").mkdir(exist_ok=True)
     shutil.copy(folder / "tiny.safetensors", folder / "deep" / "tiny.safetensors")

@@ -129,11 +129,11 @@ def test_one_step_starts_from_the_few_step_generator_and_anneals(
 
     few_checkpoint, few_recipe = load_pair_generator(file, load_checkpoint(one["model"]["teacher"]))
     assert few_recipe.steps == 4
-    with pytest.raises(ConfigError, match="recipe of a teacher"):
+    with pytest.raises(ConfigError, match="teacher of 28 steps"):
         load_pair_generator(Path(one["model"]["teacher"]), few_checkpoint)
 
 
-def test_weights_are_annealed_in_a_straight_line() -> None:
+def test_weights_are_annealed_linearly() -> None:
     assert [annealed((1.0, 0.25), done) for done in (0.0, 0.5, 1.0)] == [1.0, 0.625, 0.25]
     assert annealed((0.25, 1.0), 1.0) == 1.0
 
@@ -141,28 +141,28 @@ def test_weights_are_annealed_in_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("sections", "match"),
     [
-        ({"method": {"guidance_scale": 3.0}}, "w2s needs model.negative_prompt"),
-        ({"method": {"name": "dmd", "a_weak": 0.25}}, r"method\.dmd\.a_weak: Input should be 0"),
-        ({"method": {"name": "dmd2"}}, r"method\.dmd2\.discriminator: Field required"),
+        ({"method": {"guidance_scale": 3.0}}, r"w2s .*model\.negative_prompt"),
+        ({"method": {"name": "dmd", "a_weak": 0.25}}, r"method\.dmd\.a_weak: .* 0"),
+        ({"method": {"name": "dmd2"}}, r"method\.dmd2\.discriminator: .*required"),
         ({"method": {"name": "w2ss"}}, "method: .*w2ss"),
         ({"method": {"name": "one_step", "few_step_generator": "x"}}, r"schedule\.steps=1"),
-        ({"fake_optimizer": None}, "needs fake_optimizer"),
+        ({"fake_optimizer": None}, r"w2s .*fake_optimizer\.lr"),
         ({"method": {"guidance_scale": 0.5}}, "guidance_scale"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(
+def test_contradictory_settings_are_refused(
     tmp_path: Path, tiny_config: Callable[..., dict], sections: dict, match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         parse_config(tiny_config(tmp_path, **sections), "x.yaml")
 
 
-def test_a_second_prompt_without_use_is_refused(
+def test_an_unused_negative_prompt_is_refused(
     tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path
 ) -> None:
     tree = tiny_config(tmp_path)
     tree["model"]["negative_prompt"] = str(negative_prompt)
-    with pytest.raises(ConfigError, match=r"does not use model\.negative_prompt"):
+    with pytest.raises(ConfigError, match=r"w2s .*model\.negative_prompt.*method\.guidance_scale"):
         parse_config(tree, "x.yaml")
     tree["method"]["guidance_scale"] = 3.0
     assert parse_config(tree, "x.yaml").method.uses_negative_prompt

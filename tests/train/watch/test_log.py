@@ -34,7 +34,7 @@ def open_log(config: TrainConfig, done: int) -> RunLog:
     return RunLog(config.run, "w2s", config.updates, done, HEADLINE, wandb_tracker(config))
 
 
-def test_rounds_that_were_lost_are_taken_out(tmp_path: Path) -> None:
+def test_lost_rounds_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     drop_after(tmp_path, 3)
     assert not path.exists()
@@ -118,9 +118,9 @@ def test_wandb_gets_every_round_of_one_run(config: TrainConfig, monkeypatch: pyt
     assert wandb.finished == 2
 
 
-def test_wandb_that_is_not_installed_is_said_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wandb_is_reported_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     check_trackers(config)
     monkeypatch.setattr("train.watch.log.find_spec", lambda name: None)
     config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match=r"logging\.wandb is 'portraits'.*pip install wandb"):
         check_trackers(config)
