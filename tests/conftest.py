@@ -18,7 +18,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from magicdistill_core.taehv import TAEHV
 from train.comfyui.server import ComfyUIError, find_comfyui
@@ -104,15 +105,20 @@ def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stock_side(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], None]:
+def stock_side(
+    comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
     """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side/`."""
 
-    def run(jobs: list[dict]) -> None:
+    def run(jobs: list[dict]) -> list[dict[str, Tensor]]:
         folder = tmp_path_factory.mktemp("stock")
+        files = [folder / f"{number}.safetensors" for number in range(len(jobs))]
+        jobs = [job | {"out": str(file)} for job, file in zip(jobs, files, strict=True)]
         (folder / "jobs.json").write_text(json.dumps(jobs))
         script = Path(__file__).parent / "comfyui" / "stock_side"
         command = [sys.executable, str(script), str(comfyui_dir), str(folder / "jobs.json")]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
+        return [load_file(file) for file in files]
 
     return run

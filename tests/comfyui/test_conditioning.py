@@ -1,14 +1,13 @@
 """Portrait to video and text + image encode, compared with ComfyUI's own nodes, the core, and transformers' Llama."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -20,6 +19,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.media.video import Box, resize_crop
 from magicdistill_core.taehv import TAEHV, load_taehv
+from tests.makers import StockSide
 
 from .batches import WAN_SHAPE
 
@@ -50,9 +50,7 @@ class Exchange:
 
 
 @pytest.fixture(scope="module")
-def exchange(
-    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Exchange:
+def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("conditioning")
     generator = torch.Generator().manual_seed(5)
@@ -113,12 +111,7 @@ def exchange(
         "stock token replace": with_text | {"model": str(replace), "settings": SIZES},
         "token replace": hunyuan | {"model": str(replace), "settings": {}},
     }
-    jobs = {
-        name: job | {"run": "portrait", "out": str(folder / f"{number}.out")}
-        for number, (name, job) in enumerate(jobs.items())
-    }
-    stock_side(list(jobs.values()))
-    answers = {name: load_file(job["out"]) for name, job in jobs.items()}
+    answers = dict(zip(jobs, stock_side([job | {"run": "portrait"} for job in jobs.values()]), strict=True))
     return Exchange(answers, photo, inputs, null_text, hunyuan_vae)
 
 
@@ -264,9 +257,7 @@ class Encoded:
 
 
 @pytest.fixture(scope="module")
-def encoded(
-    comfyui_dir: Path, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Encoded:
+def encoded(comfyui_dir: Path, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     """Write a tiny Llama and CLIP-L with random weights under the key names that ComfyUI expects."""
     folder = tmp_path_factory.mktemp("encoders")
     with torch.random.fork_rng(devices=[]):
@@ -288,8 +279,8 @@ def encoded(
     }
     (folder / "lossy.json").write_text(json.dumps(lossy))
     job |= {"tokenizer": str(rules), "lossy_tokenizer": str(folder / "lossy.json")}
-    stock_side([job | {"prompts": PROMPTS, "out": str(folder / "out.st")}])
-    return Encoded(load_file(folder / "out.st"), llama, clip_l, projected, tokenizer)
+    (answer,) = stock_side([job | {"prompts": PROMPTS}])
+    return Encoded(answer, llama, clip_l, projected, tokenizer)
 
 
 @pytest.mark.parametrize("number", range(len(PROMPTS)))

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
@@ -21,6 +20,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.quantise import QUANTISATION_KEY, Quantised, quantise_file
 from magicdistill_core.safetensors_file import read_metadata
+from tests.makers import StockSide
 
 pytestmark = pytest.mark.slow
 
@@ -40,9 +40,7 @@ class Exchange:
 
 
 @pytest.fixture(scope="module")
-def exchange(
-    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Exchange:
+def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     folder = tmp_path_factory.mktemp("quantised")
     prompt = tiny.prompt()
     hunyuan, wan = tiny.network(SHAPE), tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
@@ -81,9 +79,8 @@ def exchange(
     for name, file in files.items():
         wanted = {"inputs": str(folder / ("wan_inputs.st" if "wan" in name else "inputs.st"))}
         loras = {} if "wan" in name else {"lora": str(lora)}
-        jobs.append({"run": "quantised", "model": str(file), "out": str(folder / f"{name}.out")} | wanted | loras)
-    stock_side(jobs)
-    return Exchange({name: load_file(folder / f"{name}.out") for name in files}, done, files)
+        jobs.append({"run": "quantised", "model": str(file)} | wanted | loras)
+    return Exchange(dict(zip(files, stock_side(jobs), strict=True)), done, files)
 
 
 def apart(got: Tensor, expected: Tensor) -> float:

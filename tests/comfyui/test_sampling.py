@@ -15,12 +15,12 @@ import aiohttp
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.hashes import file_sha256
-from tests.makers import write_half_taehv
+from tests.makers import StockSide, write_half_taehv
 
 from .prompts import SAMPLED, Prompt, changed
 
@@ -40,7 +40,7 @@ def model_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[dict]], None]) -> dict[str, Tensor]:
+def answer(tiny: SimpleNamespace, model_file: Path, stock_side: StockSide) -> dict[str, Tensor]:
     """Return ComfyUI's answers for the same run, sampled in all ways."""
     folder = model_file.parent
     write_half_taehv(folder / "vae.safetensors")
@@ -48,9 +48,8 @@ def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[d
     tiny.write_lora(folder / "lora.safetensors", tiny.branches(tiny.network(tiny.shape(128, True))), 128)
     job = {"model": str(model_file), "vae": str(folder / "vae.safetensors"), "inputs": str(folder / "in.st")}
     run = job | {"run": "parts", "seed": SEED, "lora": str(folder / "lora.safetensors")}
-    jobs = [run | {"out": str(folder / "out.st")}, job | {"run": "previews", "out": str(folder / "previews.st")}]
-    stock_side(jobs)
-    return load_file(folder / "out.st") | load_file(folder / "previews.st")
+    samples, previews = stock_side([run, job | {"run": "previews"}])
+    return samples | previews
 
 
 def text(answer: dict[str, Tensor], name: str) -> str:

@@ -1,4 +1,3 @@
-import resource
 import struct
 from pathlib import Path
 
@@ -8,19 +7,15 @@ from safetensors.torch import save_file
 
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.safetensors_file import read_metadata, read_tensors, write_safetensors
+from tests.makers import file_size_limit
 
 
 def test_a_full_disk_is_reported_and_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_safetensors(path, {"a": torch.zeros(4)}, {})
     before = path.read_bytes()
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"a\.safetensors .*written .*disk"):
-            write_safetensors(path, {"a": torch.zeros(4000)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(1000), pytest.raises(CheckpointError, match=r"a\.safetensors .*written .*disk"):
+        write_safetensors(path, {"a": torch.zeros(4000)}, {})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     (tmp_path / "file").touch()

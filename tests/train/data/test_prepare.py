@@ -1,6 +1,5 @@
 import io
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from magicdistill_core.errors import CheckpointError, MagicDistillError, VideoEr
 from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.media.video import read_video, resize_crop
 from magicdistill_core.media.video_writing import write_video
+from tests.makers import file_size_limit
 from train.data.dataset import DatasetError, DatasetIndex, LatentDataset
 from train.data.prepare import prepare
 from train.data.vae import load_vae
@@ -62,13 +62,11 @@ def test_a_full_disk_ends_the_command(
     if limit > 1000:
         # A file larger than the limit does not fit on the disk.
         monkeypatch.setattr(DatasetIndex, "model_dump_json", lambda *_, **__: "x" * 200_000)
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"(shard-00000\.safetensors|dataset\.json) .*written .*disk"):
-            run(tmp_path / "in", tmp_path / "out", taehv_file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        file_size_limit(limit),
+        pytest.raises(CheckpointError, match=r"(shard-00000\.safetensors|dataset\.json) .*written .*disk"),
+    ):
+        run(tmp_path / "in", tmp_path / "out", taehv_file)
     assert "skipped" not in caplog.text
 
 
@@ -130,7 +128,7 @@ def test_an_input_without_usable_videos_is_an_error(tmp_path: Path, taehv_file: 
         ({"frames": 6}, "4n \\+ 1"),
         ({"height": 17}, "multiples of 16"),
         ({"stride": 0}, "stride is 0"),
-        ({"fps": 0.0}, "positive rate"),
+        ({"fps": 0.0}, "fps is 0.0"),
     ],
 )
 def test_impossible_geometry_is_refused(

@@ -11,6 +11,7 @@ import torch
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.safetensors_file import read_tensors
+from tests.makers import json_lines, metrics_of
 from train.config.reading import parse_config
 from train.run.checkpoints import verified
 from train.run.trainer import train
@@ -33,18 +34,13 @@ def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def lines(run: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
 def assert_same_run(found: Path, expected: Path, step: int) -> None:
     """Bit for bit: weights, masters, moments, and the metrics of every round."""
     left, right = tensors(found, step), tensors(expected, step)
     assert left.keys() == right.keys()
     assert any("exp_avg:" in name for name in left)
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert lines(found) == lines(expected)
+    assert metrics_of(found) == metrics_of(expected)
 
 
 def branch(whole: Path, parts: Path, step: int) -> None:
@@ -139,7 +135,7 @@ def run(finished: Path, tmp_path: Path, tiny_config: Callable, live: Callable) -
 
 def test_while_the_fake_branch_is_new_the_newest_is_the_best(run: Path) -> None:
     """Its distance is lowest at first, because it is zero then; see `watch/test_best.py` for later updates."""
-    values = {row["step"]: row["generator/real_fake_distance"] for row in lines(run)}
+    values = {row["step"]: row["generator/real_fake_distance"] for row in metrics_of(run)}
     assert values[1] < min(values[2], values[3])
     assert checkpoint_folder(run, best=True).name == "step-000003"
     assert checkpoint_updates(run / "checkpoints") == [3]
@@ -164,7 +160,7 @@ def test_another_method_is_refused_and_changed_settings_are_reported(
     config = tiny_config(run, updates=4, generator_optimizer={"lr": 2e-3, "clip": 0.5})
     done = live(config, "--resume", report=True)
     assert done.codes == [0], done.said
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = json_lines(run / "events.jsonl")
     resumed = next(event for event in events if event["event"] == "resumed")
     # The checkpoint is of the run that this one was copied from.
     assert resumed["changed"].pop("run")[1] == str(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from tests.makers import json_lines, metrics_of
 from train.run.checkpoints import verified
 
 UPDATES = 5
@@ -25,14 +26,13 @@ def small(tiny_config: Callable[..., dict], run: Path, **sections: object) -> di
 
 def contents(run: Path) -> tuple[list[dict], dict[str, bytes]]:
     """The metrics of every round, and all tensors of the last checkpoint as bytes."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = {}
     folder = verified(run)
     for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dictionary
                 found[f"{file.relative_to(folder)}/{name}"] = opened.get_tensor(name).numpy().tobytes()
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows], found
+    return metrics_of(run), found
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +201,12 @@ def test_a_run_rolls_back_by_itself(tmp_path: Path, tiny_config: Callable, live:
     wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
     life = live(wild, "--resume")
     assert life.codes == [2]
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = json_lines(run / "events.jsonl")
     went_back = [event for event in events if event["event"] == "went back"]
     assert [(event["step"], event["failed"]) for event in went_back] == [(2, 4)]
     assert events[-1]["event"] == "ended by the guard"
     assert json.loads((run / "checkpoints" / "rollback.json").read_text()) == {"step": 2, "attempt": 1}
-    abandoned = (run / "metrics-abandoned.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in abandoned] == [3, 4]
+    assert [row["step"] for row in json_lines(run / "metrics-abandoned.jsonl")] == [3, 4]
     mended = wild | {"generator_optimizer": config["generator_optimizer"]}
     assert live(mended, "--resume").codes == [0]
     shutil.rmtree(run / "tensorboard")
@@ -225,8 +224,7 @@ def test_a_killed_run_still_counts_its_rollback(tmp_path: Path, tiny_config: Cal
     life = live(wild, "--resume")
     assert life.codes == [2]
     assert "stopped at update 4" in life.said
-    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
-    assert "went back" not in events
+    assert "went back" not in [event["event"] for event in json_lines(run / "events.jsonl")]
 
 
 @pytest.mark.timeout(600)
@@ -239,7 +237,7 @@ def test_an_unfinished_rollback_is_finished_on_resume(tmp_path: Path, tiny_confi
     life = live(config | {"updates": 2}, "--resume")
     assert life.codes == [0], life.said
     assert "multiplied by 0.5" in life.said
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = json_lines(run / "events.jsonl")
     assert [event["step"] for event in events if event["event"] == "resumed"] == [1]
     assert json.loads((verified(run) / "manifest.json").read_text())["notes"]["attempt"] == 1
     # The rollback happens only once: the next resume starts from the checkpoint that this one saved.
@@ -259,7 +257,7 @@ def test_a_time_limit_saves_and_changes_nothing(
     checkpoint = {"every": 100, "keep": 2, "minutes": 1e-6}
     life = live(small(tiny_config, run, checkpoint=checkpoint, validation={"every": 3, "samples": 1}), processes=2)
     assert life.codes == [0, 0], life.said
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = json_lines(run / "events.jsonl")
     assert [event["step"] for event in events if event["event"] == "saved"] == list(range(1, UPDATES + 1))
     shown = [(event["event"], event["step"]) for event in events if event["step"] == 3]
     assert shown == [("saved", 3), ("warning", 3)]

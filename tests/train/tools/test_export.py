@@ -1,5 +1,4 @@
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from magicdistill_core.hashes import file_sha256
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
+from tests.makers import file_size_limit
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
@@ -94,13 +94,8 @@ def test_the_file_has_the_requested_dtype(tmp_path: Path, run: Path) -> None:
 def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path: Path, run: Path, format: ExportFormat) -> None:
     out = tmp_path / "out" / "g.safetensors"
     out.parent.mkdir()
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"g\.safetensors .*written .*disk"):
-            export_run(run, out, format)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(100_000), pytest.raises(CheckpointError, match=r"g\.safetensors .*written .*disk"):
+        export_run(run, out, format)
     assert not list(out.parent.iterdir())
 
 
