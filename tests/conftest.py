@@ -2,8 +2,8 @@
 
 import os
 
-# Two test processes share the machine, and some tests start more: threads that wait for each other would stall all.
-# Read when PyTorch is first imported, here and in every process that a test starts.
+# Several test processes share the machine. With more threads than cores they would wait for each other. PyTorch reads
+# the variable when it is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
@@ -18,7 +18,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from magicdistill_core.taehv import TAEHV
 from train.comfyui.server import ComfyUIError, find_comfyui
@@ -28,10 +29,10 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def lacking() -> Callable[[str, str], NoReturn]:
-    """Skip for a developer who lacks a piece of equipment, and fail where it has to be: `lacking(what, why)`.
+    """Skips a test whose tool is missing, or fails it if the tool is required: `lacking(what, why)`.
 
-    The environment variable MAGICDISTILL_REQUIRE names what has to be there, such as `comfyui,chromium`; `.ci/run` sets
-    it, so that the checks cannot pass by leaving out what they are for.
+    The environment variable MAGICDISTILL_REQUIRE names the required tools, such as `comfyui,chromium`. `.ci/run` sets
+    it, because there a skipped test would be an unnoticed failure.
     """
 
     def skip_or_fail(what: str, why: str) -> NoReturn:
@@ -44,7 +45,7 @@ def lacking() -> Callable[[str, str], NoReturn]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real clips, stills and weights beside the repository; tests that need it skip without it."""
+    """The folder of real clips, stills and weights next to the repository; tests skip without it."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real test inputs are not there ({SHARED_DATA})")
     return SHARED_DATA
@@ -68,7 +69,7 @@ def taehv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_late_clip() -> Callable[[Path, float, float], None]:
     """Writes a clip that does not begin at 0: `write(path, picture, sound)`, the times at which its streams begin.
 
-    For one second from the picture's beginning it is black and silent, for another one white with a loud tone.
+    For one second from the picture's beginning it is black and silent, for another second white with a loud tone.
     """
     fps, rate, step = 25, 48000, 480
 
@@ -104,15 +105,20 @@ def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stock_side(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], None]:
+def stock_side(
+    comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
     """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side/`."""
 
-    def run(jobs: list[dict]) -> None:
+    def run(jobs: list[dict]) -> list[dict[str, Tensor]]:
         folder = tmp_path_factory.mktemp("stock")
+        files = [folder / f"{number}.safetensors" for number in range(len(jobs))]
+        jobs = [job | {"out": str(file)} for job, file in zip(jobs, files, strict=True)]
         (folder / "jobs.json").write_text(json.dumps(jobs))
         script = Path(__file__).parent / "comfyui" / "stock_side"
         command = [sys.executable, str(script), str(comfyui_dir), str(folder / "jobs.json")]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
+        return [load_file(file) for file in files]
 
     return run

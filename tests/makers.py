@@ -1,5 +1,10 @@
-"""Makers of tiny networks, prompts and files that tests of several rooms need."""
+"""Makers of tiny networks, prompts and files, and other helpers that tests of several rooms need."""
 
+import copy
+import json
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +12,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magicdistill_core.branch import LowRank
 from magicdistill_core.families.base import Family, NullPrompt
 from magicdistill_core.families.hunyuan_video import CONCAT, NetworkShape
 from magicdistill_core.families.wan import WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.taehv import TAEHV
 from train.networks.network import build_network
+
+# Runs jobs in a real ComfyUI and returns the tensors of each; the type of the fixture `stock_side`.
+StockSide = Callable[[list[dict]], list[dict[str, Tensor]]]
 
 
 def hunyuan_shape(**changes: Any) -> NetworkShape:
@@ -52,3 +61,36 @@ def write_half_taehv(path: Path, seed: int = 1) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         save_file({key: value.half() for key, value in TAEHV().state_dict().items()}, path)
+
+
+def merged_network(network: torch.nn.Module, branches: Mapping[str, LowRank], weight: float) -> torch.nn.Module:
+    """A copy of the network with `theta + weight * alpha / rank * up @ down` merged into its split modules."""
+    merged = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, branch in branches.items():
+            scale = weight * branch.alpha / len(branch.down)
+            merged.get_submodule(name).weight += scale * (branch.up @ branch.down)
+    return merged
+
+
+def json_lines(path: Path) -> list[dict]:
+    """The objects of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """The logged metrics of a run, without the clock."""
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in json_lines(run / "metrics.jsonl")
+    ]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let this process write no file of more than `size` bytes, as on a full disk."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -18,7 +18,7 @@ ABSOLUTE = {
     "magicdistill_core": INSTALLED_WITH_COMFYUI,
 }
 PACKAGES = ("magicdistill_core", "nodes", "train")
-# What train/ holds besides its rooms.
+# The files of train/ outside its rooms.
 TOP_OF_TRAIN = {"__init__.py", "__main__.py", "cli.py", "distributed.py", "run_folder.py"}
 ROOMS = {
     *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "comfyui", "pocket"),
@@ -56,7 +56,7 @@ def test_absolute_imports_are_ones_that_comfyui_has(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["nodes", "magicdistill_core"])
-def test_relative_imports_stay_where_they_may(package: str) -> None:
+def test_relative_imports_stay_inside_their_package(package: str) -> None:
     wrong = []
     for file in files(package):
         folder = file.relative_to(ROOT).parent.parts

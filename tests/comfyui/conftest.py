@@ -107,7 +107,6 @@ def tiny() -> SimpleNamespace:
         shape=tiny_shape,
         write_lora=write_lora,
         write_model=write_model,
-        scale=ALPHA / RANK,
     )
 
 

@@ -1,7 +1,5 @@
 """A real ComfyUI computes the same as the trainer from the trainer's files: weights, LoRAs and sampling."""
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,7 @@ from torch import Tensor
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise, seeded_noise
 from magicdistill_core.taehv import load_taehv
-from tests.makers import write_half_taehv
+from tests.makers import StockSide, merged_network, write_half_taehv
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import network_velocity
 
@@ -39,9 +37,7 @@ class Exchange:
 
 
 @pytest.fixture(scope="module")
-def exchange(
-    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Exchange:
+def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
@@ -71,9 +67,7 @@ def exchange(
         {"run": "sample", "name": "sample", "model": file, "vae": str(vae), "inputs": str(folder / "image.st")}
         | {"seed": SEED}
     )
-    jobs = [job | {"out": str(folder / f"{job['name']}.out")} for job in jobs]
-    stock_side(jobs)
-    answers = {job["name"]: load_file(job["out"]) for job in jobs}
+    answers = dict(zip((job["name"] for job in jobs), stock_side(jobs), strict=True))
     return Exchange(answers, networks, load_file(folder / "image.st")["image"], vae)
 
 
@@ -84,15 +78,6 @@ def _velocity(network: torch.nn.Module, inputs: dict[str, Tensor], prompt: objec
         call["guidance"] = torch.full((2,), 1000 * GUIDANCE)
     with torch.no_grad():
         return network(**call, return_dict=False)[0]
-
-
-def _merged(network: torch.nn.Module, tiny: SimpleNamespace, weight: float) -> torch.nn.Module:
-    """Return the trainer's network with `theta + weight * alpha / rank * up @ down` merged into its split modules."""
-    merged = copy.deepcopy(network)
-    with torch.no_grad():
-        for name, branch in tiny.branches(network).items():
-            merged.get_submodule(name).weight += weight * tiny.scale * (branch.up @ branch.down)
-    return merged
 
 
 @pytest.fixture
@@ -118,7 +103,8 @@ def test_stock_lora_loader_equals_the_merged_network(
     name: str, weight: float, exchange: Exchange, batch: dict[str, Tensor], tiny: SimpleNamespace
 ) -> None:
     answer = exchange.answers[f"{name}-lora-{weight}"]["velocity"]
-    expected = _velocity(_merged(exchange.networks[name], tiny, weight), batch, tiny.prompt())
+    network = exchange.networks[name]
+    expected = _velocity(merged_network(network, tiny.branches(network), weight), batch, tiny.prompt())
     assert (expected - exchange.answers[name]["velocity"]).std() > 1e-2, "the LoRA changes next to nothing"
     torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-5)
 
@@ -127,7 +113,8 @@ def test_stock_lora_loader_equals_the_merged_network(
 def test_real_fake_node_equals_the_trainers_roles(
     role: str, weight: float, exchange: Exchange, batch: dict[str, Tensor], tiny: SimpleNamespace
 ) -> None:
-    expected = _velocity(_merged(exchange.networks["hidden128"], tiny, weight), batch, tiny.prompt())
+    network = exchange.networks["hidden128"]
+    expected = _velocity(merged_network(network, tiny.branches(network), weight), batch, tiny.prompt())
     torch.testing.assert_close(exchange.answers["real_fake"][role], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -1,12 +1,11 @@
 """A network with distilled guidance: the nodes use its recipe's scale, unless the conditioning sets another."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint
@@ -15,7 +14,7 @@ from magicdistill_core.flow import few_step_sigmas, sample_euler
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
 from magicdistill_core.widening import add_guidance_embedding
-from tests.makers import write_half_taehv
+from tests.makers import StockSide, write_half_taehv
 from train.networks.network import load_network, network_velocity
 
 pytestmark = pytest.mark.slow
@@ -25,7 +24,7 @@ SCALE, OTHER, SEED = 2.5, 4.0, 77
 
 @pytest.fixture(scope="module")
 def exchange(
-    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
+    tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, dict[str, Tensor]]]:
     """Build a network with an added guidance embedding (random here) and run the pack's chain on it."""
     folder = tmp_path_factory.mktemp("guided")
@@ -42,12 +41,8 @@ def exchange(
     write_half_taehv(vae)
     save_file({"image": torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(2))}, folder / "image.st")
     job = {"run": "sample", "model": str(file), "vae": str(vae), "inputs": str(folder / "image.st"), "seed": SEED}
-    jobs = [
-        job | {"out": str(folder / "recipe.out")},
-        job | {"out": str(folder / "other.out"), "guidance": OTHER},
-    ]
-    stock_side(jobs)
-    return file, {Path(j["out"]).stem: load_file(j["out"]) for j in jobs}
+    recipe_scale, other_scale = stock_side([job, job | {"guidance": OTHER}])
+    return file, {"recipe": recipe_scale, "other": other_scale}
 
 
 @pytest.mark.parametrize(("name", "scale"), [("recipe", SCALE), ("other", OTHER)])

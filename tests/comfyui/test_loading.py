@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -108,7 +109,7 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
         ),
         (loader("replace.safetensors"), "HunyuanVideo image-to-video (token_replace)"),
         (loader("wan.safetensors"), "Wan 2.1 image-to-video (concat)"),
-        (loader("wan_fp8.safetensors"), "float8_e4m3fn; no recipe\nNote: wan_fp8.safetensors carries no recipe"),
+        (loader("wan_fp8.safetensors"), "float8_e4m3fn; no recipe\nNote: wan_fp8.safetensors "),
         (loader("mp_rank_00_model_states.pt"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, float32; no"),
         (loader("dmd_4_step_i2v.pth"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, bfloat16; no recipe"),
         (loader("open.safetensors", "token_replace"), "HunyuanVideo image-to-video (token_replace)"),
@@ -124,24 +125,24 @@ def test_one_line_describes_the_loaded_file(prompt: Prompt, said: str, files: An
 @pytest.mark.parametrize(
     ("prompt", "part"),
     [
-        (loader("open.safetensors"), "In this node i2v_mode is the input start_image_mode"),
-        (loader("open.safetensors", "concat"), "does not go with i2v_mode 'concat'"),
-        (loader("tiny.safetensors", "token_replace"), "but i2v_mode is set to 'token_replace'"),
-        (loader("wan_fp8.safetensors", "token_replace"), "does not go with i2v_mode 'token_replace'"),
-        (with_lora("tiny_fake.safetensors", loader("tiny.safetensors")), "is the fake branch of a distillation"),
-        (with_lora("stranger.safetensors", loader("tiny.safetensors")), "matches 0/1 modules"),
-        (with_lora("generator.safetensors", loader("wan.safetensors")), "It is a LoRA for HunyuanVideo"),
-        (with_lora("wide.safetensors", loader("tiny.safetensors")), "matches 0/8 modules"),
-        (with_lora("replaced.safetensors", loader("tiny.safetensors")), "start image token_replace, but the model is"),
-        (with_lora("generator.safetensors", stock_loader("open.safetensors")), "not known to take a start image"),
-        (with_lora("code.pt", loader("tiny.safetensors")), "holds more than tensors"),
+        (loader("open.safetensors"), r"open\.safetensors .*i2v_mode=token_replace or none.*start_image_mode"),
+        (loader("open.safetensors", "concat"), r"open\.safetensors .* 16 .*i2v_mode 'concat'.*start_image_mode"),
+        (loader("tiny.safetensors", "token_replace"), r"tiny\.safetensors .*'concat'.*i2v_mode .*'token_replace'"),
+        (loader("wan_fp8.safetensors", "token_replace"), r"wan_fp8\.safetensors .* 36 .*i2v_mode 'token_replace'"),
+        (with_lora("tiny_fake.safetensors", loader("tiny.safetensors")), "fake branch .*Real/fake LoRA weights"),
+        (with_lora("stranger.safetensors", loader("tiny.safetensors")), r"stranger\.safetensors .*0/1 "),
+        (with_lora("generator.safetensors", loader("wan.safetensors")), "0/8 .*Wan 2.1 .*LoRA for HunyuanVideo"),
+        (with_lora("wide.safetensors", loader("tiny.safetensors")), r"wide\.safetensors .*0/8 "),
+        (with_lora("replaced.safetensors", loader("tiny.safetensors")), "start image token_replace, .*concat"),
+        (with_lora("generator.safetensors", stock_loader("open.safetensors")), "start image concat, .* not known"),
+        (with_lora("code.pt", loader("tiny.safetensors")), r"code\.pt .*pickle.*\.safetensors"),
         (with_lora("lokr.safetensors", loader("tiny.safetensors")), "is a LoKr adapter"),
     ],
 )
 def test_refusals_are_one_paragraph(prompt: Prompt, part: str, files: Any) -> None:
     last = "lora" if "lora" in prompt else "load"
     error = files.error_of(shown(prompt, last))
-    assert part in error["exception_message"]
+    assert re.search(part, error["exception_message"])
     assert error["node_type"].startswith("MagicDistill")
     assert "\n\n" not in error["exception_message"].strip()
 
@@ -158,16 +159,15 @@ def test_a_generator_lora_passes_on_its_recipe(files: Any) -> None:
 
 def test_another_base_and_partial_matches_are_reported(files: Any) -> None:
     (text,) = files.run(shown(with_lora("elsewhere.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
-    assert "Note: elsewhere.safetensors was trained on a base with sha256 000000000000..., but tiny.safetensors" in text
+    assert re.search(r"Note: elsewhere\.safetensors .*sha256 0{12}\.\.\..* tiny\.safetensors", text)
     # A folder's hash cannot be compared with a file's.
     (text,) = files.run(shown(with_lora("of_folder.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
     assert "sha256" not in text
     for base in (loader("no_recipe.safetensors"), stock_loader("no_recipe.safetensors")):
         (text,) = files.run(shown(with_lora("partly.safetensors", base), "lora"))["lora"]["text"]
-        assert text.startswith("matched 8/10 modules, no alpha in the file: the rank is used as alpha; strength 1")
-        assert "2 modules of partly.safetensors do not fit this model and were left out: img_in.proj" in text
-        assert "lora_te1_mlp_fc1" in text
-        assert "neither partly.safetensors nor the model carries a recipe" in text
+        assert re.match(r"matched 8/10 modules, no alpha .*; strength 1", text)
+        assert re.search(r"2 modules of partly\.safetensors .*: img_in\.proj.*lora_te1_mlp_fc1", text)
+        assert re.search(r"neither partly\.safetensors .*recipe", text)
 
 
 @pytest.mark.parametrize("load", [loader, stock_loader])
@@ -181,7 +181,7 @@ def test_a_lora_provides_the_null_prompt_that_its_base_does_not_have(load: Any, 
     assert outputs["lora"]["text"][0].startswith("matched 8/8 modules; strength 1\ngenerator_lora: 4 steps")
     assert ", null prompt" in outputs["video"]["text"][0]
     prompt["lora"]["inputs"]["lora_name"] = "generator.safetensors"
-    assert "carries no null prompt" in files.error_of(prompt)["exception_message"]
+    assert re.search("no null prompt.*positive", files.error_of(prompt)["exception_message"])
 
 
 def test_a_lora_decides_the_image_mode_of_a_stock_model(files: Any) -> None:
@@ -192,16 +192,17 @@ def test_a_lora_decides_the_image_mode_of_a_stock_model(files: Any) -> None:
 def test_strengths_are_checked_before_anything_runs(files: Any) -> None:
     prompt = _steps(files, "1, x")
     (error,) = files.refusal_of(prompt)["node_errors"]["steps"]["errors"]
-    assert "expected one number per step" in error["details"]
+    assert re.search("'1, x'.* -10 to 10", error["details"])
 
 
 def test_strengths_per_step_are_reported(files: Any) -> None:
     (text,) = files.run(_steps(files, "1, 0.5"))["steps"]["text"]
     assert text == "matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5"
     (text,) = files.run(_steps(files, "1, 0.5", "quantised.safetensors"))["steps"]["text"]
-    assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors was trained on")
+    assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors ")
+    assert "sha256" in text
     (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
-    assert "5 strengths for 4 steps: the last 1 apply only" in text
+    assert "5 strengths for 4 steps: " in text
 
 
 def test_loras_tied_to_the_conditioning_are_in_the_record(files: Any) -> None:

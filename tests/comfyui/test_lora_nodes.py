@@ -24,6 +24,7 @@ from magicdistill_core.layouts.lora import lora_state, to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file, file_to_diffusers
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import save_lora
+from tests.makers import StockSide, merged_network
 from train.networks.network import network_velocity
 
 from .batches import WAN_SHAPE, hunyuan_batch, wan_batch, wan_branches, wan_text
@@ -114,9 +115,7 @@ def _quantised(state: dict[str, Tensor], kind: str) -> tuple[dict[str, Tensor], 
 
 
 @pytest.fixture(scope="module")
-def exchange(
-    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Exchange:
+def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     """Write all files, run all jobs in one ComfyUI process, and read the answers."""
     folder = tmp_path_factory.mktemp("exchange")
     prompt = tiny.prompt()
@@ -169,18 +168,8 @@ def exchange(
     jobs.append(
         {"run": "packed", "name": "packed", "model": str(folder / "hunyuan.safetensors"), "lora": steps["lora"]}
     )
-    jobs = [job | {"out": str(folder / f"{job['name']}.out")} for job in jobs]
-    stock_side(jobs)
-    return Exchange({job["name"]: load_file(job["out"]) for job in jobs}, network, wan)
-
-
-def _merged(network: torch.nn.Module, branches: dict[str, LowRank], weight: float) -> torch.nn.Module:
-    """Return the trainer's network with `theta + weight * alpha / rank * up @ down` merged into its split modules."""
-    merged = copy.deepcopy(network)
-    with torch.no_grad():
-        for name, branch in branches.items():
-            merged.get_submodule(name).weight += weight * 2.0 * (branch.up @ branch.down)
-    return merged
+    answers = dict(zip((job["name"] for job in jobs), stock_side(jobs), strict=True))
+    return Exchange(answers, network, wan)
 
 
 def _hunyuan_velocity(network: torch.nn.Module, tiny: SimpleNamespace) -> Callable[[Tensor, Tensor], Tensor]:
@@ -197,8 +186,8 @@ def _wan_velocity(network: torch.nn.Module) -> Tensor:
 
 def _expected(kind: str, exchange: Exchange, tiny: SimpleNamespace, weight: float) -> Tensor:
     if kind == "wan":
-        return _wan_velocity(_merged(exchange.wan, wan_branches(exchange.wan), weight))
-    network = _merged(exchange.hunyuan, tiny.branches(exchange.hunyuan), weight)
+        return _wan_velocity(merged_network(exchange.wan, wan_branches(exchange.wan), weight))
+    network = merged_network(exchange.hunyuan, tiny.branches(exchange.hunyuan), weight)
     with torch.no_grad():
         return _hunyuan_velocity(network, tiny)(_inputs()["x"], _inputs()["sigma"])
 
@@ -258,7 +247,7 @@ def test_loras_on_quantised_weights_are_the_stock_loaders(precision: str, exchan
 @pytest.mark.parametrize("base", ["ours", "stock"])
 def test_full_differences_are_applied(base: str, exchange: Exchange) -> None:
     answer = exchange.answers["wan"]
-    network = _merged(exchange.wan, wan_branches(exchange.wan), 0.5)
+    network = merged_network(exchange.wan, wan_branches(exchange.wan), 0.5)
     with torch.no_grad():
         network.blocks[0].scale_shift_table += 0.5 * 0.3
         network.blocks[1].attn1.to_q.bias += 0.5 * 0.2
@@ -286,7 +275,7 @@ def _sampled_by_steps(
     strengths = strengths[{"last sigmas": 2, "middle sigmas": 1}.get(schedule, 0) :]
     branches = tiny.branches(network)
     stages = {
-        float(sigma): _hunyuan_velocity(_merged(network, branches, strength), tiny)
+        float(sigma): _hunyuan_velocity(merged_network(network, branches, strength), tiny)
         for sigma, strength in zip(nodes, strengths, strict=False)
     }
 

@@ -56,7 +56,7 @@ def test_older_pythons_get_an_error_before_anything_is_imported(monkeypatch: pyt
     loaded = set(sys.modules)
     assert runpy.run_path(str(entry))["WEB_DIRECTORY"]
     monkeypatch.setattr(sys, "version_info", (3, 10, 14, "final", 0))
-    with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, .* runs on Python 3\.10\.14"):
+    with pytest.raises(ImportError, match=r"Python 3\.11 .*Python 3\.10\.14"):
         runpy.run_path(str(entry))
     assert set(sys.modules) <= loaded
     assert PROJECT["requires-python"] == ">=3.11"

@@ -1,8 +1,8 @@
 """int8 files in a real ComfyUI: both loaders read them, with half the memory and velocities within the error."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
@@ -20,6 +20,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.quantise import QUANTISATION_KEY, Quantised, quantise_file
 from magicdistill_core.safetensors_file import read_metadata
+from tests.makers import StockSide
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +40,7 @@ class Exchange:
 
 
 @pytest.fixture(scope="module")
-def exchange(
-    tiny: SimpleNamespace, stock_side: Callable[[list[dict]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Exchange:
+def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     folder = tmp_path_factory.mktemp("quantised")
     prompt = tiny.prompt()
     hunyuan, wan = tiny.network(SHAPE), tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO)
@@ -80,9 +79,8 @@ def exchange(
     for name, file in files.items():
         wanted = {"inputs": str(folder / ("wan_inputs.st" if "wan" in name else "inputs.st"))}
         loras = {} if "wan" in name else {"lora": str(lora)}
-        jobs.append({"run": "quantised", "model": str(file), "out": str(folder / f"{name}.out")} | wanted | loras)
-    stock_side(jobs)
-    return Exchange({name: load_file(folder / f"{name}.out") for name in files}, done, files)
+        jobs.append({"run": "quantised", "model": str(file)} | wanted | loras)
+    return Exchange(dict(zip(files, stock_side(jobs), strict=True)), done, files)
 
 
 def apart(got: Tensor, expected: Tensor) -> float:
@@ -126,9 +124,8 @@ def test_node_writes_the_copy_that_the_loaders_list_and_run(server: Any) -> None
     quantise = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny.safetensors"}}}
     (text,) = server.run(quantise)["q"]["text"]
     written = server.directory / "output" / "diffusion_models" / "tiny_int8.safetensors"
-    assert text.startswith("tiny_int8.safetensors: ")
-    assert "layers in int8" in text
     layers = json.loads(read_metadata(written)[QUANTISATION_KEY])["layers"]
+    assert text.startswith(f"tiny_int8.safetensors: {len(layers)} layers ")
     assert len(layers) == len([key for key in load_checkpoint(source).state if is_matrix(key)])
     nodes = server.get("/object_info")
     for loader in ("UNETLoader", "MagicDistillLoadModel"):
@@ -136,7 +133,7 @@ def test_node_writes_the_copy_that_the_loaders_list_and_run(server: Any) -> None
         assert "tiny_int8.safetensors" in (kind[0] if isinstance(kind[0], list) else kind[1]["options"])
     again = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": "tiny_int8.safetensors"}}}
     error = server.error_of(again)
-    assert "holds quantised weights" in error["exception_message"]
+    assert re.search(r"tiny_int8\.safetensors .*quantised.*int8", error["exception_message"])
     assert not (written.parent / "tiny_int8_int8.safetensors").exists()
 
 
@@ -159,19 +156,19 @@ def is_matrix(key: str) -> bool:
     [
         ("truncated.safetensors", "truncated or damaged"),
         ("lora_as_model.safetensors", "is a LoRA"),
-        ("other_family.safetensors", "not the weights of a transformer"),
-        ("incomplete.safetensors", "tensors are missing"),
+        ("other_family.safetensors", r"HunyuanVideo, Wan 2\.1"),
+        ("incomplete.safetensors", r"missing .*double_blocks\.1\.img_attn_qkv"),
         ("renamed_pickle.safetensors", "is a pickle"),
     ],
 )
 def test_bad_files_are_explained_and_nothing_is_written(file: str, part: str, server: Any) -> None:
     prompt = {"q": {"class_type": "MagicDistillQuantise", "inputs": {"unet_name": file}}}
-    assert part in server.error_of(prompt)["exception_message"]
+    assert re.search(f"{re.escape(file)}.*{part}", server.error_of(prompt)["exception_message"])
     folder = server.directory / "output" / "diffusion_models"
     assert not list(folder.glob(f"*{Path(file).stem}*"))
 
 
-def test_a_subfolder_stays_one(server: Any) -> None:
+def test_a_subfolder_is_kept(server: Any) -> None:
     folder = server.directory / "models" / "diffusion_models"
     (folder / "deep").mkdir(exist_ok=True)
     shutil.copy(folder / "tiny.safetensors", folder / "deep" / "tiny.safetensors")

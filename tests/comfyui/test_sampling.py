@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,12 @@ import aiohttp
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.hashes import file_sha256
-from tests.makers import write_half_taehv
+from tests.makers import StockSide, write_half_taehv
 
 from .prompts import SAMPLED, Prompt, changed
 
@@ -39,7 +40,7 @@ def model_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[dict]], None]) -> dict[str, Tensor]:
+def answer(tiny: SimpleNamespace, model_file: Path, stock_side: StockSide) -> dict[str, Tensor]:
     """Return ComfyUI's answers for the same run, sampled in all ways."""
     folder = model_file.parent
     write_half_taehv(folder / "vae.safetensors")
@@ -47,9 +48,8 @@ def answer(tiny: SimpleNamespace, model_file: Path, stock_side: Callable[[list[d
     tiny.write_lora(folder / "lora.safetensors", tiny.branches(tiny.network(tiny.shape(128, True))), 128)
     job = {"model": str(model_file), "vae": str(folder / "vae.safetensors"), "inputs": str(folder / "in.st")}
     run = job | {"run": "parts", "seed": SEED, "lora": str(folder / "lora.safetensors")}
-    jobs = [run | {"out": str(folder / "out.st")}, job | {"run": "previews", "out": str(folder / "previews.st")}]
-    stock_side(jobs)
-    return load_file(folder / "out.st") | load_file(folder / "previews.st")
+    samples, previews = stock_side([run, job | {"run": "previews"}])
+    return samples | previews
 
 
 def text(answer: dict[str, Tensor], name: str) -> str:
@@ -59,7 +59,7 @@ def text(answer: dict[str, Tensor], name: str) -> str:
 
 @pytest.mark.parametrize("sampler", ["euler", "renoise"])
 @pytest.mark.parametrize("guider", ["parts", "cfg"])
-def test_parts_give_the_same_bits_as_the_whole(guider: str, sampler: str, answer: dict[str, Tensor]) -> None:
+def test_the_parts_sample_bit_equal_to_the_sampler_node(guider: str, sampler: str, answer: dict[str, Tensor]) -> None:
     assert answer[f"whole {sampler}"].std() > 0.1
     assert torch.equal(answer[f"{guider} {sampler}"], answer[f"whole {sampler}"])
 
@@ -73,7 +73,7 @@ def test_sigmas_serve_comfyuis_own_samplers(answer: dict[str, Tensor]) -> None:
     torch.testing.assert_close(answer["stock euler"], answer["whole euler"], atol=1e-3, rtol=1e-3)
 
 
-def test_a_compiled_model_gives_the_same(answer: dict[str, Tensor]) -> None:
+def test_a_compiled_model_samples_the_same(answer: dict[str, Tensor]) -> None:
     torch.testing.assert_close(answer["compiled"], answer["whole euler"], atol=1e-4, rtol=1e-4)
 
 
@@ -86,21 +86,21 @@ def test_hooks_reach_the_model_and_leave_it_again(answer: dict[str, Tensor]) -> 
 def test_a_shift_set_by_another_node_is_reported(answer: dict[str, Tensor]) -> None:
     said = text(answer, "moved said")
     assert said.startswith("4 steps, shift 5, euler")
-    assert "another node set the MODEL's own shift to 9" in said
-    assert "shift is 9.0, but the model was made for 5.0" in text(answer, "moved back said")
+    assert re.search("another node .*MODEL's own shift .* 9", said)
+    assert re.search(r"shift is 9\.0.* 5\.0", text(answer, "moved back said"))
     assert "another node" not in text(answer, "moved back said")
 
 
 def test_settings_that_differ_are_reported(answer: dict[str, Tensor]) -> None:
     said = text(answer, "steps said")
-    assert "steps is 2, but the model was made for 4" in said
-    assert "shift is 3.0, but the model was made for 5.0" in said
-    assert "guidance is 3, but the model was made for 6" in text(answer, "guided said")
+    assert re.search(r"steps is 2.* 4\b", said)
+    assert re.search(r"shift is 3\.0.* 5\.0", said)
+    assert re.search(r"guidance is 3.* 6\b", text(answer, "guided said"))
 
 
 def test_without_a_recipe_the_models_own_shift_is_used(answer: dict[str, Tensor]) -> None:
-    assert "4 steps, shift 5 and euler are assumed" in text(answer, "bare said")
-    assert "shift 9 (set on the MODEL) and euler are assumed" in text(answer, "bare moved said")
+    assert "4 steps, shift 5 and euler" in text(answer, "bare said")
+    assert "shift 9 (set on the MODEL) and euler" in text(answer, "bare moved said")
 
 
 def test_the_record_repeats_the_run(answer: dict[str, Tensor], model_file: Path) -> None:
@@ -201,7 +201,7 @@ def test_every_step_sends_the_current_video(method: str, frames: int, server: An
     assert first.tobytes() != last.tobytes()
 
 
-def test_previews_take_no_memory_from_the_model_and_end_no_run(answer: dict[str, Tensor]) -> None:
+def test_previews_take_no_memory_from_the_model_and_a_failed_one_ends_no_run(answer: dict[str, Tensor]) -> None:
     assert text(answer, "decoded").split() == ["decoded"] * 4 + ["lacking"] * 4
     # One request per run, for the sampled model. Any other request could take that model's memory.
     assert text(answer, "loaded").split() == ["HunyuanVideoI2V"] * 3

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_every_format_keeps_tags_next_to_the_sound_and_is_shown(format: Any, ser
     preview = server.directory / folder / shown["subfolder"] / shown["filename"]
     (text,) = outputs["save"]["text"]
     assert f"{path.name}: 1 frame of 64 x 64, 8 fps" in text
-    assert ("holds no sound" in text) == (format is WEBP)
+    assert ("no sound" in text) == (format is WEBP)
     if format is WEBP:
         with Image.open(path) as image:
             assert image.size == (64, 64)
@@ -153,7 +154,7 @@ def test_a_video_of_tensors_is_saved_with_its_rate_and_sound(server: Any) -> Non
         assert len(container.streams.audio) == 1
 
 
-def test_colours_of_a_file_stay_what_they_are(server: Any) -> None:
+def test_colours_of_a_file_are_kept(server: Any) -> None:
     clip = portrait_clip(11, 3, 96)
     write_video(server.directory / "input" / "colours.mp4", clip, 12, crf=0)
     path = saved(server, server.run(with_video("colours.mp4", crf=0.0)))
@@ -163,8 +164,8 @@ def test_colours_of_a_file_stay_what_they_are(server: Any) -> None:
 
 
 BAD_VIDEOS = {
-    "empty": (b"", "is empty"),
-    "no video": (b"no video at all", "cannot be read as a video"),
+    "empty": (b"", r"empty\.mp4 is empty"),
+    "no video": (b"no video at all", r"no video\.mp4 .*h264"),
 }
 
 
@@ -175,7 +176,7 @@ def test_bad_videos_are_explained(case: str, server: Any) -> None:
     before = written(server)
     error = server.error_of(with_video(f"{case}.mp4"))
     assert error["node_type"] == "MagicDistillSaveVideo"
-    assert part in error["exception_message"]
+    assert re.search(part, error["exception_message"])
     assert written(server) == before
 
 
@@ -217,32 +218,33 @@ NAMES = [
 def test_names_outside_the_folder_are_refused_before_anything_runs(name: str, server: Any) -> None:
     before = written(server)
     (error,) = server.refusal_of(prompt(filename_prefix=name))["node_errors"]["save"]["errors"]
-    assert "does not stay inside ComfyUI's output folder" in error["details"]
+    assert "filename prefix " in error["details"]
+    assert "output folder" in error["details"]
     assert written(server) == before
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "save/" + "y/" * 3000 + "z"])
-def test_names_that_no_disk_takes_are_explained(name: str, server: Any) -> None:
+def test_names_that_are_too_long_are_explained(name: str, server: Any) -> None:
     error = server.error_of(prompt(filename_prefix=name))
-    assert "cannot be saved under" in error["exception_message"]
+    assert f"saved under '{name[:20]}" in error["exception_message"]
     assert "too long" in error["exception_message"]
 
 
 @pytest.mark.parametrize("name", ["save/ünï 中文", "save/%width%x%height%", "save/a.b", "save/with space/"])
-def test_other_names_are_taken(name: str, server: Any) -> None:
+def test_unusual_names_are_accepted(name: str, server: Any) -> None:
     path = saved(server, server.run(prompt(filename_prefix=name)))
     assert path.is_file()
     assert (server.directory / "output").resolve() in path.resolve().parents
     assert "64x64" in path.name or "%" not in name
 
 
-def test_odd_sides_are_for_webp_alone(server: Any) -> None:
+def test_only_webp_accepts_odd_sides(server: Any) -> None:
     asked = prompt(format=WEBP.title)
     asked["portrait"]["inputs"]["size"] = 65
     with Image.open(saved(server, server.run(asked))) as image:
         assert image.size == (65, 65)
     asked["save"]["inputs"]["format"] = WEBM.title
-    assert "needs even sides" in server.error_of(asked)["exception_message"]
+    assert re.search(f"65 x 65.*{re.escape(WEBM.title)}.*even", server.error_of(asked)["exception_message"])
 
 
 def test_memory_of_the_server_does_not_grow_with_the_length_of_a_video(server: Any) -> None:

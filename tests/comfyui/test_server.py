@@ -1,5 +1,6 @@
 """A running ComfyUI with the pack: the workflow through the API, bad inputs, other settings, cancelling."""
 
+import re
 import shutil
 import time
 from copy import deepcopy
@@ -81,8 +82,8 @@ def test_files_without_recipe_report_the_assumed_settings(server: Any) -> None:
     prompt["video2"]["inputs"]["model"] = ["load2", 0]
     prompt["video"]["inputs"]["positive"] = ["video2", 0]
     (text,) = server.run(prompt)["sample"]["text"]
-    assert "carries no recipe" in text
-    assert "4 steps, shift 5 and euler are assumed" in text
+    assert "no recipe" in text
+    assert "4 steps, shift 5 and euler" in text
 
 
 def test_real_and_fake_report_what_they_matched(server: Any) -> None:
@@ -90,7 +91,7 @@ def test_real_and_fake_report_what_they_matched(server: Any) -> None:
     assert text.startswith("matched 8/8 modules; real 0.25, fake 1")
     assert "Note" not in text
     (text,) = server.run(roles(lora="other_base.safetensors"))["roles"]["text"]
-    assert "was trained on a base with sha256" in text
+    assert re.search(r"Note: other_base\.safetensors .*sha256.* tiny\.safetensors", text)
 
 
 def frames(server: Any, prompt: dict[str, Any]) -> np.ndarray:
@@ -138,31 +139,46 @@ def test_cropping_a_photograph_is_reported(server: Any, shared_data: Path) -> No
     prompt = chain(video={"start_image": ["photo", 0], "width": 96, "height": 48})
     prompt["photo"] = {"class_type": "LoadImage", "inputs": {"image": "still.jpg"}}
     outputs = server.run(prompt)
-    assert "is cropped to fit 96 x 48" in outputs["video"]["text"][0]
+    assert re.search(r"\d+% .*cropped .*96 x 48", outputs["video"]["text"][0])
     with av.open(str(saved_video(server, outputs, "save"))) as video:
         assert [(frame.width, frame.height) for frame in video.decode(video=0)] == [(96, 48)] * 17
 
 
 BAD = {
-    "wrong family": (chain(load={"unet_name": "other_family.safetensors"}), "not the weights of a transformer"),
-    "16 channels": (chain(load={"unet_name": "channels16.safetensors"}), "has 16 input channels"),
-    "incomplete": (chain(load={"unet_name": "incomplete.safetensors"}), "tensors are missing"),
-    "truncated": (chain(load={"unet_name": "truncated.safetensors"}), "truncated or damaged"),
-    "pickle with code": (chain(load={"unet_name": "pickle.pt"}), "holds more than tensors and plain values"),
-    "renamed pickle": (chain(load={"unet_name": "renamed_pickle.safetensors"}), "is a pickle"),
-    "LoRA as model": (chain(load={"unet_name": "lora_as_model.safetensors"}), "is a LoRA, expected a complete"),
-    "strange recipe": (chain(load={"unet_name": "strange_recipe.safetensors"}), "cannot be understood"),
-    "LoRA of another family": (roles(lora="stranger.safetensors"), "matches 0/1 modules"),
-    "LoRA of another width": (roles(lora="wide.safetensors"), "matches 0/8 modules of this model"),
-    "odd width": (chain(video={"width": 50}), "A width of 50 pixels does not fit"),
+    "wrong family": (
+        chain(load={"unet_name": "other_family.safetensors"}),
+        r"other_family\.safetensors.*HunyuanVideo, Wan 2\.1",
+    ),
+    "16 channels": (chain(load={"unet_name": "channels16.safetensors"}), "16 input channels"),
+    "incomplete": (
+        chain(load={"unet_name": "incomplete.safetensors"}),
+        r"incomplete\.safetensors .*missing .*double_blocks\.1\.img_attn_qkv",
+    ),
+    "truncated": (chain(load={"unet_name": "truncated.safetensors"}), r"truncated\.safetensors .*truncated or damaged"),
+    "pickle with code": (chain(load={"unet_name": "pickle.pt"}), r"pickle\.pt .*pickle.*\.safetensors"),
+    "renamed pickle": (
+        chain(load={"unet_name": "renamed_pickle.safetensors"}),
+        r"renamed_pickle\.safetensors is a pickle",
+    ),
+    "LoRA as model": (
+        chain(load={"unet_name": "lora_as_model.safetensors"}),
+        r"lora_as_model\.safetensors is a LoRA.*transformer",
+    ),
+    "strange recipe": (
+        chain(load={"unet_name": "strange_recipe.safetensors"}),
+        r"strange_recipe\.safetensors .*flux.*MagicDistillation",
+    ),
+    "LoRA of another family": (roles(lora="stranger.safetensors"), r"stranger\.safetensors .*0/1 "),
+    "LoRA of another width": (roles(lora="wide.safetensors"), r"wide\.safetensors .*0/8 "),
+    "odd width": (chain(video={"width": 50}), r"width of 50 .* 48\."),
     "odd length": (chain(video={"length": 16}), "Use 13 or 17"),
-    "no recipe, no size": (chain(load={"unet_name": "no_recipe.safetensors"}), "carries no recipe"),
+    "no recipe, no size": (chain(load={"unet_name": "no_recipe.safetensors"}), "no recipe.* 960, 544 and 129"),
     "no null prompt": (
         chain(load={"unet_name": "no_recipe.safetensors"}, video={"width": 64, "height": 48, "length": 5}),
-        "carries no null prompt",
+        "no null prompt.*positive",
     ),
-    "wrong VAE": (chain(vae={"vae_name": "channels48.safetensors"}), "has 48 latent channels"),
-    "odd frames": (chain(save={"video": ["portrait", 0]}, portrait={"size": 65}), "needs even sides"),
+    "wrong VAE": (chain(vae={"vae_name": "channels48.safetensors"}), "48 latent channels"),
+    "odd frames": (chain(save={"video": ["portrait", 0]}, portrait={"size": 65}), "65 x 65.*even sides"),
 }
 
 
@@ -170,7 +186,7 @@ BAD = {
 def test_bad_inputs_are_explained_in_a_paragraph(case: str, server: Any) -> None:
     prompt, part = BAD[case]
     error = server.error_of(prompt)
-    assert part in error["exception_message"]
+    assert re.search(part, error["exception_message"])
     assert error["node_type"].startswith("MagicDistill")
     assert error["exception_type"].endswith("Error")
     assert "\n\n" not in error["exception_message"].strip()
@@ -181,13 +197,14 @@ def test_bad_inputs_are_explained_in_a_paragraph(case: str, server: Any) -> None
 def test_no_prefix_leaves_the_output_folder(prefix: str, server: Any) -> None:
     refusal = server.refusal_of(chain(save={"filename_prefix": prefix}))
     (error,) = refusal["node_errors"]["save"]["errors"]
-    assert "does not stay inside ComfyUI's output folder" in error["details"]
+    assert f"filename prefix {prefix!r}" in error["details"]
+    assert "output folder" in error["details"]
 
 
 def test_prefix_from_another_node_is_checked_too(server: Any) -> None:
     prompt = chain(save={"filename_prefix": ["name", 0]})
     prompt["name"] = {"class_type": "PrimitiveString", "inputs": {"value": "../outside"}}
-    assert "does not stay inside" in server.error_of(prompt)["exception_message"]
+    assert re.search("filename prefix '../outside' .*output folder", server.error_of(prompt)["exception_message"])
 
 
 def test_latent_of_another_size_is_refused(server: Any) -> None:
@@ -195,7 +212,7 @@ def test_latent_of_another_size_is_refused(server: Any) -> None:
     prompt["video2"] = deepcopy(CHAIN["video"])
     prompt["video2"]["inputs"] |= {"width": 32}
     prompt["sample"]["inputs"]["latent"] = ["video2", 1]
-    assert "Connect CONDITIONING and LATENT of the same" in server.error_of(prompt)["exception_message"]
+    assert re.search(r"\[6, 8\] .*\[6, 4\]\..*Portrait to video", server.error_of(prompt)["exception_message"])
 
 
 def test_sampling_can_be_cancelled_and_the_server_goes_on(server: Any) -> None:

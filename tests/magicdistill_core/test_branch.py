@@ -39,12 +39,12 @@ def test_merge_sums_in_float32_and_keeps_the_dtype() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"a.weight": torch.ones(6, 4)}])
 def test_merge_refuses_another_model(state: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(CheckpointError, match=r"my\.safetensors changes a with shape \[6, 5\]"):
+    with pytest.raises(CheckpointError, match=r"my\.safetensors .* a .*\[6, 5\]"):
         merge(state, {"a": low_rank(6, 5, 2, 2.0)}, 1.0, "my.safetensors")
 
 
 @pytest.mark.parametrize(("down", "up"), [((2, 5, 1), (6, 2)), ((2, 5), (6, 3))])
-def test_halves_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[int, ...]) -> None:
+def test_pairs_whose_shapes_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[int, ...]) -> None:
     with pytest.raises(CheckpointError, match=r"down \[2, 5"):
         LowRank(torch.zeros(down), torch.zeros(up), 1.0)
 
@@ -65,7 +65,7 @@ def test_stacking_equal_factors_only_rearranges() -> None:
 
 
 @pytest.mark.parametrize("alphas", [(0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
-def test_parts_of_alpha_0_change_nothing_and_spoil_nothing(alphas: tuple[float, float]) -> None:
+def test_parts_with_alpha_0_change_nothing(alphas: tuple[float, float]) -> None:
     q, v = low_rank(3, 5, rank=2, alpha=alphas[0], seed=1), low_rank(4, 5, rank=4, alpha=alphas[1], seed=2)
     expected = torch.cat([q.delta(0.7), torch.zeros(2, 5), v.delta(0.7)])
     fused = stack([q, None, v], rows=[3, 2, 4])

@@ -41,7 +41,9 @@ def equal(checkpoint: Checkpoint, state: dict[str, Tensor]) -> bool:
     return checkpoint.state.keys() == state.keys() and all(torch.equal(checkpoint.state[k], state[k]) for k in state)
 
 
-def test_a_checkpoint_comes_back_whole(tmp_path: Path, state: dict[str, Tensor], prompt: NullPrompt) -> None:
+def test_a_checkpoint_is_written_and_read_back_equal(
+    tmp_path: Path, state: dict[str, Tensor], prompt: NullPrompt
+) -> None:
     path = tmp_path / "deep" / "teacher.safetensors"
     save_checkpoint(path, state, RECIPE, prompt)
     back = load_checkpoint(path)
@@ -59,11 +61,11 @@ def test_a_checkpoint_may_carry_no_null_prompt(tmp_path: Path, state: dict[str, 
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, state, RECIPE, None)
     assert load_checkpoint(path).null_prompt is None
-    with pytest.raises(CheckpointError, match="holds no null prompt"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors .*null_prompt\.text_states"):
         load_null_prompt(path)
 
 
-def test_weights_are_stored_in_the_asked_dtype_and_the_prompt_in_its_own(
+def test_weights_get_the_requested_dtype_and_the_prompt_keeps_its_own(
     tmp_path: Path, state: dict[str, Tensor], prompt: NullPrompt
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -103,18 +105,18 @@ def test_a_diffusers_folder_in_shards_is_read(
         save_file({key: network_state[key] for key in part}, tmp_path / f"model-{number}.safetensors")
     assert equal(load_checkpoint(tmp_path), state)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"holds no \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"empty .*\.safetensors.*magicdistill export"):
         load_checkpoint(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-def test_pickles_have_no_metadata_and_do_not_pass_for_safetensors(tmp_path: Path, name: str, old: bool) -> None:
+def test_pickles_have_no_metadata_and_are_told_from_safetensors(tmp_path: Path, name: str, old: bool) -> None:
     torch.save({"x": torch.zeros(2)}, tmp_path / name, _use_new_zipfile_serialization=not old)
-    with pytest.raises(CheckpointError, match=r"is a pickle.*Expected a \.safetensors"):
+    with pytest.raises(CheckpointError, match=rf"{name} .*pickle.*\.safetensors"):
         read_metadata(tmp_path / name)
     if name == "a.safetensors":
-        with pytest.raises(CheckpointError, match="is a pickle"):
+        with pytest.raises(CheckpointError, match=r"a\.safetensors .*pickle"):
             load_checkpoint(tmp_path / name)
 
 
@@ -124,15 +126,15 @@ def test_truncated_files_are_refused(tmp_path: Path, state: dict[str, Tensor], k
     save_checkpoint(path, state, RECIPE, None)
     path.write_bytes(path.read_bytes()[:kept])
     for read in (read_metadata, read_tensors, read_header, load_checkpoint, is_lora):
-        with pytest.raises(CheckpointError, match=r"a\.safetensors.*truncated or damaged"):
+        with pytest.raises(CheckpointError, match=r"a\.safetensors .*truncated"):
             read(path)
 
 
-def test_a_file_larger_than_memory_is_looked_at(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_a_file_larger_than_memory_can_be_inspected(tmp_path: Path, state: dict[str, Tensor]) -> None:
     path, rows = tmp_path / "a.safetensors", 10**9
     spaces = {key: Space.of(value) for key, value in state.items()}
     with open(path, "wb") as file:
-        # A file of holes, 2 TB long, which takes no room on the disk.
+        # A sparse file of 2 TB, which uses no disk space.
         StreamedFile(file, spaces | {"null_prompt.text_states": Space(torch.float16, (1, rows, 1000))}, {"k": "v"})
     assert path.stat().st_size > 2 * 10**12
     assert read_metadata(path) == {"k": "v"}
@@ -142,7 +144,7 @@ def test_a_file_larger_than_memory_is_looked_at(tmp_path: Path, state: dict[str,
     assert all(value.is_meta and value.shape == state[key].shape for key, value in checkpoint.state.items())
 
 
-def test_too_little_memory_is_no_damage(
+def test_too_little_memory_is_not_reported_as_damage(
     tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -155,13 +157,11 @@ def test_too_little_memory_is_no_damage(
         return opened(path, framework, **settings)
 
     monkeypatch.setattr(magicdistill_core.safetensors_file, "safe_open", mapped)
-    with pytest.raises(
-        CheckpointError, match=r"^a\.safetensors has .* GB, more than this machine lets.*vm\.overcommit_memory=1.*int8"
-    ):
+    with pytest.raises(CheckpointError, match=r"^a\.safetensors .* GB, .*vm\.overcommit_memory=1.*int8"):
         load_checkpoint(path)
     torch.save({"module": state}, tmp_path / "a.pt")
     monkeypatch.setattr(torch, "load", lambda *args, **settings: mapped(args[0], "pt"))
-    with pytest.raises(CheckpointError, match=r"^a\.pt has .* GB, more than this machine lets") as refused:
+    with pytest.raises(CheckpointError, match=r"^a\.pt .* GB, .*vm\.overcommit_memory=1") as refused:
         load_checkpoint(tmp_path / "a.pt")
     assert "truncated" not in str(refused.value)
 
@@ -169,22 +169,22 @@ def test_too_little_memory_is_no_damage(
 def test_other_families_are_refused(tmp_path: Path) -> None:
     wan = {f"blocks.0.self_attn.{part}.weight": torch.zeros(2, 2) for part in "qkvo"}
     save_file(wan, tmp_path / "wan.safetensors")
-    with pytest.raises(CheckpointError, match=r"wan\.safetensors: These are not the weights.*HunyuanVideo.*k\.weight"):
+    with pytest.raises(CheckpointError, match=r"wan\.safetensors: .*HunyuanVideo.*k\.weight"):
         load_checkpoint(tmp_path / "wan.safetensors")
 
 
 def test_incomplete_and_unknown_weights_are_listed(tmp_path: Path, state: dict[str, Tensor]) -> None:
     partial = {key: value for key, value in state.items() if not key.startswith("final_layer.linear")}
-    with pytest.raises(CheckpointError, match=r"2 tensors are missing \(final_layer\.linear\.bias.*0 are unknown"):
+    with pytest.raises(CheckpointError, match=r"2 .*missing \(final_layer\.linear\.bias.* 0 .*unknown"):
         parse_checkpoint(dict(partial), None, "x")
-    with pytest.raises(CheckpointError, match=r"1 are unknown \(byt5_in\.fc1\.weight\)"):
+    with pytest.raises(CheckpointError, match=r"0 .*missing and 1 .*unknown \(byt5_in\.fc1\.weight\)"):
         parse_checkpoint(state | {"byt5_in.fc1.weight": torch.zeros(1)}, None, "x")
-    with pytest.raises(CheckpointError, match="2 tensors are missing"):
+    with pytest.raises(CheckpointError, match=r"2 .*missing \(final_layer\.linear\.bias"):
         save_checkpoint(tmp_path / "a.safetensors", partial, RECIPE, None)
     assert not list(tmp_path.iterdir())
 
 
-def test_quantised_weights_are_for_readers_that_ask(state: dict[str, Tensor]) -> None:
+def test_quantised_weights_are_read_only_on_request(state: dict[str, Tensor]) -> None:
     small = state | {"img_in.proj.weight": state["img_in.proj.weight"].to(torch.float8_e4m3fn)}
     with pytest.raises(CheckpointError, match=r"quantised weights \(img_in\.proj\.weight; float8_e4m3fn"):
         parse_checkpoint(dict(small), None, "x")

@@ -20,7 +20,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "ä")
     with pytest.raises(RuntimeError), atomic_file(path) as temporary:  # noqa: PT012

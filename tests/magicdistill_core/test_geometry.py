@@ -28,10 +28,10 @@ def test_latent_geometry(geometry: tuple[int, int, int], latent: tuple[int, ...]
     [
         ((16, 96, 96), "Use 13 or 17"),
         ((0, 96, 96), "Use 1 or 5"),
-        ((17, 100, 96), "height of 100.*nearest one, 96"),
-        ((17, 96, 545), "width of 545.*nearest one, 544"),
-        ((17, 8, 96), "nearest one, 16"),
-        ((17, 0, 96), "nearest one, 16"),
+        ((17, 100, 96), r"height of 100 .* 96\.$"),
+        ((17, 96, 545), r"width of 545 .* 544\.$"),
+        ((17, 8, 96), r"height of 8 .* 16\.$"),
+        ((17, 0, 96), r"height of 0 .* 16\.$"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_next_that_do(geometry: tuple[int, int, int], advice: str) -> None:
@@ -40,7 +40,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_next_that_do(geometry: tuple
 
 
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (17, 5), (129, 33)])
-def test_the_first_latent_frame_stands_for_one_frame_and_the_others_for_four(frames: int, latents: int) -> None:
+def test_the_first_latent_frame_is_one_frame_and_the_others_are_four(frames: int, latents: int) -> None:
     assert latent_frames(frames) == latents
     assert video_frames(latents) == frames
 

@@ -29,7 +29,7 @@ def test_a_folders_hash_is_that_of_its_files(tmp_path: Path) -> None:
     file = tmp_path / "b" / WEIGHTS
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert weights_sha256(tmp_path / "a") != weights_sha256(tmp_path / "b")
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"/c .*exist"):
         weights_sha256(tmp_path / "c")
 
 

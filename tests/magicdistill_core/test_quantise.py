@@ -73,14 +73,14 @@ def test_rows_do_not_depend_on_how_many_fit_into_a_piece(monkeypatch: pytest.Mon
     ],
     ids=["HunyuanVideo", "Wan"],
 )
-def test_the_blocks_matrices_and_no_others_are_taken(layout: object, inside: list[str], outside: list[str]) -> None:
+def test_only_the_matrices_of_the_blocks_are_quantised(layout: object, inside: list[str], outside: list[str]) -> None:
     state = {f"{name}.{leaf}": torch.zeros(4, 4) for name in inside + outside for leaf in ("weight", "bias")}
     vectors = ["double_blocks.0.img_attn_q_norm.weight", "blocks.0.norm3.weight", "blocks.0.modulation"]
     state |= {key: torch.zeros(4) for key in vectors}
     assert sorted(quantised_layers(layout, state)) == sorted(inside)
 
 
-def test_the_file_is_what_it_says_and_keeps_the_rest(tmp_path: Path, pocket: Checkpoint) -> None:
+def test_the_file_states_its_layers_and_keeps_the_other_tensors(tmp_path: Path, pocket: Checkpoint) -> None:
     done = []
     result = quantise_file(files.GENERATOR, tmp_path / "q.safetensors", lambda *step: done.append(step))
     said = json.loads(read_metadata(tmp_path / "q.safetensors")[QUANTISATION_KEY])
@@ -102,10 +102,10 @@ def test_the_file_is_what_it_says_and_keeps_the_rest(tmp_path: Path, pocket: Che
     assert max(result.errors.values()) < 0.012
     assert 0.003 < result.error < 0.008
     assert result.bytes_after == pytest.approx((tmp_path / "q.safetensors").stat().st_size, rel=0.01)
-    assert "37 layers in int8" in result.summary()
+    assert "37 layers" in result.summary()
 
 
-def test_the_rest_can_be_cast(tmp_path: Path, pocket: Checkpoint) -> None:
+def test_the_other_tensors_can_be_cast(tmp_path: Path, pocket: Checkpoint) -> None:
     save_quantised(tmp_path / "q.safetensors", pocket, torch.float16)
     dtypes = {info.dtype for key, info in read_header(tmp_path / "q.safetensors").items() if "null_" not in key}
     assert dtypes == {"F16", "F32", "I8"}
@@ -172,33 +172,33 @@ def test_other_spellings_become_the_file_layout(tmp_path: Path, pocket: Checkpoi
     assert all(torch.equal(got[key], expected[key]) for key in expected if "null_" not in key)
 
 
-def test_what_cannot_be_quantised_says_so_and_writes_nothing(tmp_path: Path, pocket: Checkpoint) -> None:
+def test_unsuitable_files_are_refused_and_nothing_is_written(tmp_path: Path, pocket: Checkpoint) -> None:
     out = tmp_path / "out" / "q.safetensors"
     quantise_file(files.GENERATOR, tmp_path / "q.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds quantised weights .*int8"):
+    with pytest.raises(CheckpointError, match=r"q\.safetensors .*quantised.*int8"):
         quantise_file(tmp_path / "q.safetensors", out)
-    with pytest.raises(CheckpointError, match="is a LoRA"):
+    with pytest.raises(CheckpointError, match=r"fake_lora.* is a LoRA"):
         quantise_file(files.FAKE_LORA, out)
     save_file({"blocks.0.weight": torch.zeros(4, 4)}, tmp_path / "stranger.safetensors")
-    with pytest.raises(CheckpointError, match="not the weights of a transformer"):
+    with pytest.raises(CheckpointError, match=r"stranger\.safetensors.*blocks\.0\.weight"):
         quantise_file(tmp_path / "stranger.safetensors", out)
     broken = pocket.state | {"single_blocks.2.linear1.weight": pocket.state["single_blocks.2.linear1.weight"] / 0}
-    with pytest.raises(CheckpointError, match=r"single_blocks\.2\.linear1\.weight that are not finite numbers"):
+    with pytest.raises(CheckpointError, match=r"single_blocks\.2\.linear1\.weight .*finite"):
         save_quantised(out, replace(pocket, state=broken))
     assert not out.exists()
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, pocket: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e6))
-    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB, but .* has only .* GB left"):
+    with pytest.raises(CheckpointError, match=r"q\.safetensors .* 0\.0 GB, but .* 0\.0 GB"):
         save_quantised(tmp_path / "q.safetensors", pocket)
     assert not list(tmp_path.iterdir())
 
 
-def test_giving_up_leaves_the_old_file(tmp_path: Path, pocket: Checkpoint) -> None:
+def test_cancelling_keeps_the_old_file(tmp_path: Path, pocket: Checkpoint) -> None:
     out = tmp_path / "q.safetensors"
     quantise_file(files.GENERATOR, out)
     old = file_sha256(out)
@@ -213,7 +213,7 @@ def test_giving_up_leaves_the_old_file(tmp_path: Path, pocket: Checkpoint) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["q.safetensors"]
 
 
-def test_a_file_without_recipe_and_prompt_stays_without(tmp_path: Path, pocket: Checkpoint) -> None:
+def test_a_file_without_recipe_and_prompt_gets_neither(tmp_path: Path, pocket: Checkpoint) -> None:
     save_quantised(tmp_path / "q.safetensors", Checkpoint(pocket.state, pocket.shape, None, None, "x"))
     assert set(read_metadata(tmp_path / "q.safetensors")) == {"format", QUANTISATION_KEY}
     assert not [key for key in read_header(tmp_path / "q.safetensors") if key.startswith("null_prompt.")]

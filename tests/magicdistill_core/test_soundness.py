@@ -37,16 +37,16 @@ def test_sound_prompts_pass() -> None:
 @pytest.mark.parametrize(
     ("text", "pooled", "named"),
     [
-        (torch.zeros(1, 5, 31), POOLED, r"text states are \[1, 5, 31\] in float32, expected \[1, any, 32\]"),
+        (torch.zeros(1, 5, 31), POOLED, r"text states .*\[1, 5, 31\] .*float32.*\[1, any, 32\]"),
         (torch.zeros(2, 5, 32), POOLED, r"\[2, 5, 32\]"),
         (torch.zeros(5, 32), POOLED, r"\[5, 32\]"),
         (torch.zeros(1, 0, 32), POOLED, r"\[1, 0, 32\]"),
         (TEXT.int(), POOLED, "int32"),
         (TEXT / 0, POOLED, "finite"),
-        (TEXT, torch.zeros(768), r"pooled text are \[768\]"),
+        (TEXT, torch.zeros(768), r"pooled text .*\[768\]"),
         (TEXT, POOLED + float("inf"), "pooled text"),
     ],
 )
 def test_unsound_prompts_are_described(text: Tensor, pooled: Tensor, named: str) -> None:
-    with pytest.raises(CheckpointError, match=f"The null prompt in file cannot be used.*{named}"):
+    with pytest.raises(CheckpointError, match=f"null prompt in file .*{named}"):
         check_null_prompt(NullPrompt(text, pooled), "file", 32, 768)

@@ -20,7 +20,7 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "ä <"}])
-def test_to_the_byte(metadata: dict[str, str], tmp_path: Path) -> None:
+def test_files_equal_the_librarys_to_the_byte(metadata: dict[str, str], tmp_path: Path) -> None:
     """Return tensors of every dtype with names in another order, an empty one, a scalar, and a non-ASCII name."""
     generator = torch.Generator().manual_seed(0)
     tensors = {"empty": torch.zeros(0, 3), "number": torch.tensor(2.5), "ä": torch.ones(3)}

@@ -47,7 +47,7 @@ def test_latent_k_sees_frames_up_to_4k_and_no_further(vae: TAEHV, clip: torch.Te
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [4, 8])
-def test_parts_of_a_clip_are_the_whole(
+def test_a_clip_processed_in_parts_equals_the_full_clip(
     frames: int, vae: TAEHV, clip: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = vae.encode(clip)
@@ -68,7 +68,7 @@ def test_parts_of_a_clip_are_the_whole(
 
 
 @torch.no_grad()
-def test_clips_of_a_batch_do_not_meet(vae: TAEHV, clip: torch.Tensor) -> None:
+def test_clips_of_a_batch_do_not_affect_each_other(vae: TAEHV, clip: torch.Tensor) -> None:
     """The memory of one clip must not leak into the next, neither in the encoder nor in the decoder."""
     latents = vae.encode(clip)
     alone = torch.cat([vae.encode(one[None]) for one in clip])
@@ -94,7 +94,7 @@ def test_frames_that_do_not_fit_are_refused(
 
 
 def test_latents_of_other_models_are_refused(vae: TAEHV) -> None:
-    with pytest.raises(TAEHVError, match="another video model"):
+    with pytest.raises(TAEHVError, match=r"\[B, 16, t, h, w\].*\[1, 48, 2, 4, 4\]"):
         vae.decode(torch.zeros(1, 48, 2, 4, 4))
 
 
@@ -106,9 +106,9 @@ def test_a_file_of_another_layout_is_refused(taehv_file: Path, tmp_path: Path) -
         load_taehv(tmp_path / "other.safetensors")
 
 
-def test_a_cut_off_file_and_a_missing_one_are_refused(taehv_file: Path, tmp_path: Path) -> None:
+def test_truncated_and_missing_files_are_refused(taehv_file: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(taehv_file.read_bytes()[:1000])
     with pytest.raises(TAEHVError, match="truncated"):
         load_taehv(tmp_path / "cut.safetensors")
-    with pytest.raises(TAEHVError, match="no video autoencoder file"):
+    with pytest.raises(TAEHVError, match=r"autoencoder .*none\.safetensors"):
         load_taehv(tmp_path / "none.safetensors")

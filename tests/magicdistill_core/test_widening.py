@@ -49,7 +49,7 @@ def inputs(channels: int) -> dict[str, Tensor]:
     }
 
 
-def test_widened_to_an_image_the_velocity_is_the_text_to_video_networks() -> None:
+def test_widening_to_an_image_does_not_change_the_velocity() -> None:
     original = network(16, False)
     state = file_state(original)
     widened = loaded(widen_to_image(state, "t2v"), 33, False)
@@ -70,7 +70,7 @@ def test_widened_to_an_image_the_velocity_is_the_text_to_video_networks() -> Non
 
 
 def test_only_text_to_video_networks_are_widened() -> None:
-    with pytest.raises(CheckpointError, match="teacher takes 33 input channels"):
+    with pytest.raises(CheckpointError, match=r"teacher .* 33 "):
         widen_to_image(file_state(network(33, False)), "teacher")
 
 
@@ -93,12 +93,12 @@ def test_a_new_guidance_embedding_changes_nothing_until_it_is_trained() -> None:
     assert not torch.allclose(gradients[0], gradients[1])
 
 
-def test_a_network_without_a_place_for_guidance_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"wan\.safetensors has no guidance input"):
+def test_an_architecture_without_guidance_input_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"wan\.safetensors .*guidance.*HunyuanVideo"):
         add_guidance_embedding({"patch_embedding.weight": torch.zeros(1)}, "wan.safetensors")
 
 
-def test_an_embedding_that_is_there_stays() -> None:
+def test_an_existing_guidance_embedding_stays() -> None:
     state = file_state(network(16, True))
     again = add_guidance_embedding(state, "teacher")
     assert again.keys() == state.keys()

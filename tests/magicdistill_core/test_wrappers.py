@@ -46,7 +46,7 @@ def same(found: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
     ],
 )
 @pytest.mark.parametrize("old_format", [False, True])
-def test_training_frameworks_files_are_read(
+def test_files_of_training_frameworks_are_read(
     tmp_path: Path, state: dict[str, Tensor], name: str, content: Callable[[dict], dict], old_format: bool
 ) -> None:
     torch.save(content(state), tmp_path / name, _use_new_zipfile_serialization=not old_format)
@@ -57,17 +57,17 @@ def test_training_frameworks_files_are_read(
 
 
 @pytest.mark.parametrize("prefix", ["model.", "vae.", MAGIC, "anything.at.all."])
-def test_whatever_stands_before_the_names_is_taken_off(prefix: str, state: dict[str, Tensor]) -> None:
+def test_every_prefix_of_the_names_is_removed(prefix: str, state: dict[str, Tensor]) -> None:
     neighbours = {"text_encoder.norm.weight": torch.ones(1), "vae_decoder.conv.bias": torch.ones(1)}
     assert same(parse_checkpoint(prefixed(prefix, state) | neighbours, None, "x").state, state)
 
 
-def test_of_several_networks_the_one_that_samples_is_meant(state: dict[str, Tensor]) -> None:
+def test_of_several_networks_the_generator_is_read(state: dict[str, Tensor]) -> None:
     fake = {key: value + 1 for key, value in state.items()}
     both = prefixed("hydit_unimodel.fake_unet.", fake) | prefixed(MAGIC, state)
     assert same(parse_checkpoint(both, None, "x").state, state)
     strange = prefixed("a.", fake) | prefixed("b.", state)
-    with pytest.raises(CheckpointError, match=r"x holds 2 transformers, under a\., b\.,.*separate file"):
+    with pytest.raises(CheckpointError, match=r"x .* 2 transformers.* a\., b\."):
         parse_checkpoint(strange, None, "x")
 
 
@@ -84,7 +84,7 @@ class Payload:
 def test_no_code_of_a_pickle_runs(tmp_path: Path, state: dict[str, Tensor]) -> None:
     trap = tmp_path / "sprung"
     torch.save({"module": state, "extra": Payload(trap)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"a\.pt is a pickle that holds more than tensors.*Convert it once"):
+    with pytest.raises(CheckpointError, match=r"a\.pt .*pickle.*\.safetensors"):
         load_checkpoint(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Payload(trap)))
     with pytest.raises(CheckpointError, match=r"b\.pt"):
@@ -94,7 +94,7 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path, state: dict[str, Tensor]) -> N
 
 def test_a_framework_that_pickled_its_arguments_is_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save({"module": state, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"argparse\.Namespace.*Convert it once"):
+    with pytest.raises(CheckpointError, match=r"a\.pt .*argparse\.Namespace.*\.safetensors"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -108,9 +108,9 @@ def test_damaged_pickles_are_refused(tmp_path: Path, state: dict[str, Tensor], k
 
 
 @pytest.mark.parametrize("content", [{"optimizer": {"lr": 1.0}}, [1, 2], {}, {"module": {"a": 1}}])
-def test_files_without_weights_say_what_they_hold(tmp_path: Path, content: object) -> None:
+def test_files_without_weights_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"a\.pt holds no weights.*zero_to_fp32"):
+    with pytest.raises(CheckpointError, match=r"a\.pt .*zero_to_fp32"):
         read_pickle(tmp_path / "a.pt")
 
 
@@ -126,11 +126,11 @@ def test_files_without_weights_say_what_they_hold(tmp_path: Path, content: objec
 )
 def test_quantised_files_are_refused_with_advice(tmp_path: Path, state: dict[str, Tensor], change: dict) -> None:
     save_file(state | change, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors holds quantised weights.*bf16, fp16 or fp32 release"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors .*quantised.*bf16, fp16 or fp32"):
         load_checkpoint(tmp_path / "a.safetensors")
 
 
 def test_gguf_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(CheckpointError, match=r"a\.gguf is a GGUF file.*bf16"):
+    with pytest.raises(CheckpointError, match=r"a\.gguf .*GGUF.*bf16"):
         load_checkpoint(tmp_path / "a.gguf")

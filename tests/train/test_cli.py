@@ -31,27 +31,29 @@ def test_help_names_every_command_and_does_not_wait_for_torch(magicdistill) -> N
 def test_bad_input_is_one_paragraph_on_stderr(magicdistill, tmp_path: Path) -> None:
     status, out, err = magicdistill("inspect", tmp_path / "none.safetensors")
     assert (status, out) == (2, "")
-    assert "none.safetensors does not exist" in err
+    assert f"{tmp_path / 'none.safetensors'} " in err
     assert "Traceback" not in err
     status, _, err = magicdistill("--local_rank=1", "export", tmp_path, "--out", tmp_path / "a.safetensors")
     assert status == 2
-    assert "is not a training run" in err
+    assert "run.json" in err
 
 
 def test_under_a_launcher_each_process_names_itself(
     magicdistill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert magicdistill("train", tmp_path / "none.yaml")[2].startswith("The configuration")
+    assert "[process" not in magicdistill("train", tmp_path / "none.yaml")[2]
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "[process 3] The configuration" in magicdistill("train", tmp_path / "none.yaml")[2]
+    err = magicdistill("train", tmp_path / "none.yaml")[2]
+    assert err.startswith("[process 3] ")
+    assert "none.yaml" in err
 
 
 def test_a_misspelt_setting_is_named(magicdistill, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("run: x\n")
     status, _, err = magicdistill("train", tmp_path / "a.yaml", "updats=3", "--resume")
     assert status == 2
-    assert "updats: there is no such field" in err
+    assert "updats: " in err
 
 
 def test_ctrl_c_is_quiet(magicdistill, monkeypatch: pytest.MonkeyPatch, teacher_file: Path) -> None:
@@ -83,8 +85,8 @@ def test_prepare_then_sample(magicdistill, tmp_path: Path, teacher_file: Path, t
     )
     assert status == 0, err
     assert "1 samples added, 1 in" in out
-    assert "reasons above: bad.mp4" in out
-    assert "is empty" in err
+    assert "bad.mp4" in out
+    assert "bad.mp4 is empty" in err
     data = LatentDataset(tmp_path / "data")
     assert (len(data), data.index.dtype) == (1, "bfloat16")
 
@@ -123,12 +125,14 @@ def test_export_of_the_best_checkpoint(magicdistill, tmp_path: Path, monkeypatch
     assert seen[3] == 7
     status, _, err = magicdistill("export", tmp_path, "--out", tmp_path / "x", "--best", "--update", 3)
     assert status == 2
-    assert "two checkpoints" in err
+    assert "--best" in err
+    assert "--update" in err
 
 
 def test_unusable_devices_and_names_are_refused(magicdistill, tmp_path: Path, teacher_file: Path, still: Path) -> None:
     sampling = ["sample", teacher_file, "--image", still, "--out", tmp_path / "a.mp4"]
     status, _, err = magicdistill(*sampling, "--device", "toaster")
     assert status == 2
-    assert "'toaster' cannot be used" in err
+    assert "'toaster'" in err
+    assert "Traceback" not in err
     assert magicdistill(*sampling, "--precision", "int4")[0] == 2

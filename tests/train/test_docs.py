@@ -36,7 +36,7 @@ def arguments(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for words in commands(page):
         command, rest = typer.main.get_command(app), arguments(words)
@@ -96,7 +96,7 @@ def test_disk_is_computed_from_the_network() -> None:
     assert f"{most} of disk instead of {gigabytes(6 * branches)}" in own_pages
 
 
-def test_memory_is_that_of_its_page() -> None:
+def test_memory_equals_the_memory_page() -> None:
     def in_all(preset: str) -> str:
         row = re.search(rf"^\| {preset} \| 8 \| 129 frames at 544x960 \|(.*)\|$", MEMORY.read_text(), re.M)
         assert row is not None

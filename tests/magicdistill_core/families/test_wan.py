@@ -46,14 +46,14 @@ def test_both_spellings_are_recognised_with_their_sizes(prefix: str, state: dict
         assert all(torch.equal(again[key], state[key]) for key in state)
 
 
-def test_relatives_and_fragments_are_refused(state: dict[str, Tensor]) -> None:
+def test_other_versions_and_incomplete_weights_are_refused(state: dict[str, Tensor]) -> None:
     file = diffusers_to_file(WAN, state)
     text_only = {key: value for key, value in file.items() if not key.startswith("img_emb.")}
-    with pytest.raises(CheckpointError, match=r"x: This Wan transformer of 36 .*text-to-video, or Wan 2\.2"):
+    with pytest.raises(CheckpointError, match=r"x: .*Wan .* 36 .*img_emb.*Wan 2\.2"):
         parse_checkpoint(text_only, None, "x")
-    with pytest.raises(CheckpointError, match=r"1 tensors are missing \(blocks\.1\.modulation\)"):
+    with pytest.raises(CheckpointError, match=r"1 .*missing \(blocks\.1\.modulation\) and 0 "):
         parse_checkpoint({key: value for key, value in file.items() if key != "blocks.1.modulation"}, None, "x")
-    with pytest.raises(CheckpointError, match=r"1 are unknown \(img_emb\.emb_pos\)"):
+    with pytest.raises(CheckpointError, match=r"0 .*missing and 1 .*unknown \(img_emb\.emb_pos\)"):
         parse_checkpoint(file | {"img_emb.emb_pos": torch.zeros(1, 514, 1280)}, None, "x")
 
 
@@ -74,5 +74,5 @@ def test_the_condition_is_mask_then_image_and_features() -> None:
     assert torch.equal(channels[:, 4:], latents)
     assert torch.equal(seen, features)
     for image in (StartImage(latents[:, :, :1], features), StartImage(latents)):
-        with pytest.raises(CheckpointError, match=r"Expected 3 latent frames .*features"):
+        with pytest.raises(CheckpointError, match=r"3 latent frames.*features"):
             IMAGE_TO_VIDEO.condition(image, 3)

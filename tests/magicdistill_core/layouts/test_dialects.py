@@ -88,7 +88,9 @@ def pair(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("alpha", [ALPHA, None])
 @pytest.mark.parametrize("dialect", list(DIALECTS))
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_every_dialect_means_the_same_change(family: str, dialect: str, alpha: float | None, tmp_path: Path) -> None:
+def test_every_dialect_is_read_as_the_same_change(
+    family: str, dialect: str, alpha: float | None, tmp_path: Path
+) -> None:
     architecture, modules = FAMILIES[family]
     name_of, halves, comfyui = DIALECTS[dialect]
     down_name, up_name = HALVES[halves]
@@ -190,11 +192,11 @@ def test_alpha_of_diffusers_metadata() -> None:
     stabilised = stated_alpha({"lora_adapter_metadata": json.dumps(config | {"transformer.use_rslora": True})}, "x")
     assert stabilised("blocks.0.ffn.0", 4) == 16  # alpha / rank is then 8 / sqrt(4)
     assert stated_alpha({}, "x")("a", 4) is None
-    with pytest.raises(CheckpointError, match="cannot be understood"):
+    with pytest.raises(CheckpointError, match=r"metadata in x .*diffusers"):
         stated_alpha({"lora_adapter_metadata": "{"}, "x")
 
 
-def test_whole_differences_of_step_distilled_loras(tmp_path: Path) -> None:
+def test_full_differences_of_step_distilled_loras(tmp_path: Path) -> None:
     down, up = pair(HIDDEN, HIDDEN, 0)
     vector = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(1))
     table = torch.randn(1, 6, HIDDEN, generator=torch.Generator().manual_seed(2))
@@ -213,7 +215,7 @@ def test_whole_differences_of_step_distilled_loras(tmp_path: Path) -> None:
     assert torch.equal(lora.differences["blocks.0.modulation"], table)
     assert lora.misses == ("blocks.0.strange (weight)",)
     # A LoRA that is merged into the weights must be complete.
-    with pytest.raises(CheckpointError, match="4 of 6 tensors are no LoRA parts"):
+    with pytest.raises(CheckpointError, match=r"step\.safetensors .* 4 of 6 .*lora_A/lora_B"):
         load_lora(path, HIDDEN)
 
 
@@ -227,7 +229,7 @@ def test_loras_of_the_patch_embedding_are_matrices(tmp_path: Path) -> None:
     torch.testing.assert_close(branch.delta(1.0).reshape(expected.shape), expected)
 
 
-def test_misses_are_named_and_nothing_at_all_is_an_error(tmp_path: Path) -> None:
+def test_unmatched_modules_are_named_and_no_match_is_an_error(tmp_path: Path) -> None:
     down, up = pair(HIDDEN, HIDDEN, 0)
     good = {"blocks.0.self_attn.q.lora_A.weight": down, "blocks.0.self_attn.q.lora_B.weight": up}
     bad = {"lora_te1_mlp_fc1.lora_down.weight": down.clone(), "lora_te1_mlp_fc1.lora_up.weight": up.clone()}
@@ -236,9 +238,9 @@ def test_misses_are_named_and_nothing_at_all_is_an_error(tmp_path: Path) -> None
     lora = load_lora_for(wan.ARCHITECTURE, tmp_path / "partly.safetensors", HIDDEN)
     assert lora.misses == ("lora_te1_mlp_fc1", "note")
     assert lora.origins == {"blocks.0.self_attn.q": ("blocks.0.self_attn.q",)}
-    with pytest.raises(CheckpointError, match="1 of 5 tensors are no LoRA parts"):
+    with pytest.raises(CheckpointError, match=r"partly\.safetensors .* 1 of 5 .*\(note\)"):
         load_lora(tmp_path / "partly.safetensors", HIDDEN)
-    with pytest.raises(CheckpointError, match=r"matches 0/2 modules of this HunyuanVideo.*is a LoRA for Wan 2\.1"):
+    with pytest.raises(CheckpointError, match=r"partly\.safetensors .*0/2 .*HunyuanVideo.*Wan 2\.1"):
         load_lora_for(hunyuan_video.ARCHITECTURE, tmp_path / "partly.safetensors", HIDDEN)
 
 
@@ -250,7 +252,7 @@ def test_names_that_no_family_has_are_shown(name: str, tmp_path: Path) -> None:
         state |= {f"{name}{number}.lora_down.weight": down.clone(), f"{name}{number}.lora_up.weight": up.clone()}
     save_file(state, tmp_path / "strange.safetensors")
     shown = ", ".join(rf"\S*{name[6:]}{number}" for number in range(3))
-    message = rf"strange\.safetensors matches 0/4 modules.*: found {shown} and 1 more"
+    message = rf"strange\.safetensors .*0/4 .*{shown} and 1 more"
     for architecture in (wan.ARCHITECTURE, hunyuan_video.ARCHITECTURE):
         with pytest.raises(CheckpointError, match=message) as raised:
             load_lora_for(architecture, tmp_path / "strange.safetensors", HIDDEN)
@@ -259,15 +261,15 @@ def test_names_that_no_family_has_are_shown(name: str, tmp_path: Path) -> None:
         load_lora(tmp_path / "strange.safetensors", HIDDEN)
 
 
-def test_names_of_the_family_in_another_size_are_no_strange_names(tmp_path: Path) -> None:
+def test_a_lora_of_another_width_is_told_from_unknown_names(tmp_path: Path) -> None:
     down, up = pair(HIDDEN, HIDDEN, 0)
     prefix = "transformer.single_transformer_blocks.0.attn.to_q"
     save_file({f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}, tmp_path / "wide.safetensors")
-    with pytest.raises(CheckpointError, match="matches 0/1 modules of this HunyuanVideo model of width 256"):
+    with pytest.raises(CheckpointError, match=r"wide\.safetensors .*0/1 .*HunyuanVideo .*256"):
         load_lora_for(hunyuan_video.ARCHITECTURE, tmp_path / "wide.safetensors", 2 * HIDDEN)
 
 
-def test_biases_of_pairs_are_no_halves(tmp_path: Path) -> None:
+def test_a_bias_next_to_a_pair_is_unknown_and_not_half_a_pair(tmp_path: Path) -> None:
     down, up = pair(HIDDEN, HIDDEN, 0)
     state = {"blocks.0.self_attn.q.lora_A.weight": down, "blocks.0.self_attn.q.lora_B.weight": up}
     parsed = read_lora(state | {"blocks.0.self_attn.q.lora_B.bias": torch.zeros(HIDDEN)})
@@ -280,7 +282,7 @@ def test_pickled_loras_are_read_safely(tmp_path: Path) -> None:
     torch.save({"state_dict": pairs}, tmp_path / "lora.pt")
     assert set(load_lora_for(wan.ARCHITECTURE, tmp_path / "lora.pt", HIDDEN).branches) == {"blocks.0.self_attn.q"}
     torch.save({"state_dict": pairs, "code": Path("x")}, tmp_path / "bad.pt")
-    with pytest.raises(CheckpointError, match="more than tensors and plain values"):
+    with pytest.raises(CheckpointError, match=r"bad\.pt .*pickle.*\.safetensors"):
         load_lora_for(wan.ARCHITECTURE, tmp_path / "bad.pt", HIDDEN)
 
 
@@ -295,7 +297,7 @@ def test_pickled_loras_are_read_safely(tmp_path: Path) -> None:
         ("a.lora_A.other.weight", "changes a twice"),
     ],
 )
-def test_what_would_give_another_model_is_refused(extra: str, message: str) -> None:
+def test_unsupported_adapters_and_repeated_modules_are_refused(extra: str, message: str) -> None:
     pairs = {"a.lora_A.weight": torch.zeros(4, 8), "a.lora_B.weight": torch.zeros(8, 4)}
     with pytest.raises(CheckpointError, match=message):
         read_lora(pairs | {extra: torch.zeros(4, 8)})
@@ -305,7 +307,7 @@ def test_two_names_of_one_module_are_refused() -> None:
     down, up = pair(HIDDEN, HIDDEN, 0)
     state = {"blocks.0.self_attn.q.lora_A.weight": down, "blocks.0.self_attn.q.lora_B.weight": up}
     state |= {"blocks.0.attn1.to_q.lora_A.weight": down, "blocks.0.attn1.to_q.lora_B.weight": up}
-    with pytest.raises(CheckpointError, match="the same weights as"):
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.self_attn\.q .*blocks\.0\.attn1\.to_q"):
         to_file_layout(WAN, parse_lora(state), HIDDEN)
 
 

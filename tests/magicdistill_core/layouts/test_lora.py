@@ -123,18 +123,18 @@ def test_alpha_defaults_to_the_rank() -> None:
     assert parse_lora(pair | {"a.alpha": torch.tensor(2.0)})["a"].alpha == 2.0
 
 
-def test_what_is_no_lora_or_matches_nothing_is_refused() -> None:
+def test_other_files_and_loras_without_a_match_are_refused() -> None:
     pair = {"a.lora_A.weight": torch.zeros(4, 8), "a.lora_B.weight": torch.zeros(8, 4)}
-    with pytest.raises(CheckpointError, match="the file is empty"):
+    with pytest.raises(CheckpointError, match=r"0 of 0 .*empty"):
         parse_lora({})
     with pytest.raises(CheckpointError, match=r"1 of 3 tensors.*img_in\.proj\.weight"):
         parse_lora(pair | {"img_in.proj.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="one half of the pair for: a"):
+    with pytest.raises(CheckpointError, match=r"one half .*: a\."):
         parse_lora({"a.lora_A.weight": torch.zeros(4, 8)})
-    with pytest.raises(CheckpointError, match="1 of 1 LoRA modules do not exist in this family: a"):
+    with pytest.raises(CheckpointError, match=r"1 of 1 LoRA modules .*: a\."):
         to_file_layout(HUNYUAN_VIDEO, parse_lora(pair), HIDDEN)
-    with pytest.raises(CheckpointError, match="a does not exist"):
+    with pytest.raises(CheckpointError, match=r"LoRA module a .*family"):
         to_diffusers_layout(HUNYUAN_VIDEO, parse_lora(pair), HIDDEN)
     wide = {"transformer_blocks.0.attn.to_q": LowRank(torch.zeros(2, 256), torch.zeros(256, 2), 2.0)}
-    with pytest.raises(CheckpointError, match="model of another width"):
+    with pytest.raises(CheckpointError, match="256 rows, expected 128"):
         to_file_layout(HUNYUAN_VIDEO, wide, HIDDEN)

@@ -118,7 +118,7 @@ def test_odd_sides_and_no_frames_are_refused(tmp_path: Path, shape: tuple[int, .
 
 @pytest.mark.parametrize("frames", [torch.zeros(2, 32, 32, 3).int(), torch.zeros(2, 32, 32), torch.zeros(2, 32, 32, 4)])
 def test_only_rgb_of_bytes_or_floats_is_written(tmp_path: Path, frames: torch.Tensor) -> None:
-    with pytest.raises(VideoError, match="uint8 or floating point"):
+    with pytest.raises(VideoError, match=r"a\.mp4.*uint8 .*\[H, W, 3\]"):
         write_video(tmp_path / "a.mp4", frames, 24.0)
 
 
@@ -126,23 +126,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write_video(path, counted(3), 12.0)
     old = path.read_bytes()
-    with pytest.raises(VideoError, match="cannot be encoded"):
+    with pytest.raises(VideoError, match=r"a\.mp4 .*encoded"):
         write_video(path, torch.zeros(2, 20000, 2, 3, dtype=torch.uint8), 24.0, crf=18)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_absent_empty_and_foreign_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="does not exist"):
+def test_missing_empty_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"none\.mp4 .*exist"):
         read_video(tmp_path / "none.mp4")
     empty = tmp_path / "empty.mp4"
     empty.touch()
-    with pytest.raises(VideoError, match="is empty"):
+    with pytest.raises(VideoError, match=r"empty\.mp4 is empty"):
         read_video(empty)
     text = tmp_path / "text.mp4"
     text.write_text("this is no video" * 100)
     for read in (read_video, read_tags):
-        with pytest.raises(VideoError, match="cannot be read as a video"):
+        with pytest.raises(VideoError, match=r"text\.mp4 .*h264"):
             read(text)
 
 
@@ -168,7 +168,7 @@ def test_a_truncated_index_is_refused_and_truncated_frames_are_reported(
             assert "24 frames, only" in caplog.text
 
 
-def test_a_sound_file_is_no_video(tmp_path: Path) -> None:
+def test_a_file_without_video_is_refused(tmp_path: Path) -> None:
     import av
 
     path = tmp_path / "a.wav"
@@ -178,7 +178,7 @@ def test_a_sound_file_is_no_video(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(VideoError, match="no video stream"):
+    with pytest.raises(VideoError, match=r"a\.wav .*video stream"):
         read_video(path)
 
 
@@ -217,7 +217,7 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
 
 
 def test_bad_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="does not exist"):
+    with pytest.raises(VideoError, match=r"none\.png .*exist"):
         read_image(tmp_path / "none.png")
     noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(noise.numpy()).save(tmp_path / "whole.jpg")
@@ -225,7 +225,7 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     whole = (tmp_path / "whole.jpg").read_bytes()
     for content in (b"", b"no picture", whole[: len(whole) // 2]):
         (tmp_path / "bad.jpg").write_bytes(content)
-        with pytest.raises(VideoError, match="cannot be read as an image"):
+        with pytest.raises(VideoError, match=r"bad\.jpg .*PNG, JPEG or WebP"):
             read_image(tmp_path / "bad.jpg")
 
 
@@ -276,11 +276,13 @@ def test_resize_crop_leaves_fitting_frames_alone() -> None:
     assert resize_crop(frames[0], 16, 16).shape == (16, 16, 3)
 
 
-def test_cropping_is_said_when_it_costs_something() -> None:
+def test_a_note_reports_a_crop_that_removes_much() -> None:
     assert crop_note(100, 100, 96, 96) is None
     assert crop_note(104, 100, 96, 96) is None
     note = crop_note(1280, 720, 96, 96)
-    assert note == "the start image is 720 x 1280; 44% of it is cropped to fit 96 x 96."
+    assert note is not None
+    for fact in ("720 x 1280", "44%", "96 x 96"):
+        assert fact in note
     assert crop_note(720, 1280, 96, 96) == note.replace("720 x 1280", "1280 x 720")
 
 

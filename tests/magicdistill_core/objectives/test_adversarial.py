@@ -15,7 +15,7 @@ def draw(*seeds: int) -> list[Tensor]:
     return [torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
 
 
-class Judge(nn.Module):
+class Discriminator(nn.Module):
     """A nonlinear discriminator."""
 
     def __init__(self) -> None:
@@ -28,67 +28,67 @@ class Judge(nn.Module):
 
 def test_discriminator_loss_is_the_formula() -> None:
     z, x_hat, eps, noise = draw(0, 1, 2, 3)
-    judge = Judge()
-    result = discriminator_loss(judge, z, x_hat, eps, SIGMA, r1=3.0, perturbation=0.1 * noise)
-    real, fake, moved = (judge(add_noise(x, eps, SIGMA), SIGMA) for x in (z, x_hat, z + 0.1 * noise))
+    discriminator = Discriminator()
+    result = discriminator_loss(discriminator, z, x_hat, eps, SIGMA, r1=3.0, perturbation=0.1 * noise)
+    real, fake, moved = (discriminator(add_noise(x, eps, SIGMA), SIGMA) for x in (z, x_hat, z + 0.1 * noise))
     expected = (torch.log1p(torch.exp(-real)) + torch.log1p(torch.exp(fake)) + 3 * (real - moved) ** 2).mean()
     torch.testing.assert_close(result.loss, expected)
     torch.testing.assert_close(result.real_logit, real.mean())
     torch.testing.assert_close(result.fake_logit, fake.mean())
 
 
-def test_discriminator_loss_stops_at_the_sample_and_asks_no_third_time_without_r1() -> None:
+def test_the_sample_gets_no_gradient_and_without_r1_there_are_two_calls() -> None:
     z, x_hat, eps = draw(0, 1, 2)
     calls = []
-    judge = Judge()
+    discriminator = Discriminator()
 
     def counted(x: Tensor, sigma: Tensor) -> Tensor:
         calls.append(x)
-        return judge(x, sigma)
+        return discriminator(x, sigma)
 
     x_hat.requires_grad_()
     discriminator_loss(counted, z, x_hat, eps, SIGMA, r1=0.0, perturbation=None).loss.backward()
     assert x_hat.grad is None
-    assert judge.weight.grad is not None
+    assert discriminator.weight.grad is not None
     assert len(calls) == 2
 
 
 def test_the_penalty_approximates_the_squared_gradient() -> None:
     """For small noise `E (D(z) - D(z + s n))^2 = s^2 |grad D|^2`, at sigma 0."""
     (z,) = draw(0)
-    z, judge, sigma = z[:1].requires_grad_(), Judge(), torch.zeros(1)
-    (gradient,) = torch.autograd.grad(judge(z, sigma).sum(), z)
+    z, discriminator, sigma = z[:1].requires_grad_(), Discriminator(), torch.zeros(1)
+    (gradient,) = torch.autograd.grad(discriminator(z, sigma).sum(), z)
     noise = torch.randn(20_000, *SHAPE[1:], generator=torch.Generator().manual_seed(5))
     many = z.detach().expand(20_000, *SHAPE[1:])
     result = discriminator_loss(
-        judge, many, many, torch.zeros_like(many), torch.zeros(20_000), r1=1.0, perturbation=1e-2 * noise
+        discriminator, many, many, torch.zeros_like(many), torch.zeros(20_000), r1=1.0, perturbation=1e-2 * noise
     )
     torch.testing.assert_close(result.penalty / 1e-4, gradient.square().sum(), rtol=3e-2, atol=0)
 
 
-def test_the_generator_learns_as_from_one_joint_backward() -> None:
+def test_the_generators_gradient_equals_one_joint_backward() -> None:
     """The gradient at x_hat, carried on through the generator, equals one backward through both networks."""
     noise, eps, pull = draw(0, 1, 2)
-    judge, generator = Judge(), nn.Linear(2, 2)
+    discriminator, generator = Discriminator(), nn.Linear(2, 2)
 
     def sample() -> Tensor:
         return generator(noise)
 
     x_hat = sample()
-    joint = (pull * x_hat).mean() + 0.3 * F.softplus(-judge(add_noise(x_hat, eps, SIGMA), SIGMA)).mean()
+    joint = (pull * x_hat).mean() + 0.3 * F.softplus(-discriminator(add_noise(x_hat, eps, SIGMA), SIGMA)).mean()
     expected = torch.autograd.grad(joint, generator.weight)[0]
 
     x_hat = sample()
-    loss, gradient = adversarial_gradient(judge, x_hat, eps, SIGMA)
+    loss, gradient = adversarial_gradient(discriminator, x_hat, eps, SIGMA)
     ((pull * x_hat).mean() + 0.3 * (x_hat * gradient).sum()).backward()
     torch.testing.assert_close(generator.weight.grad, expected)
-    assert judge.weight.grad is None
+    assert discriminator.weight.grad is None
     assert not loss.requires_grad
     assert not gradient.requires_grad
 
 
-def test_the_gradient_is_there_without_gradients_enabled() -> None:
+def test_the_gradient_is_computed_also_without_gradients_enabled() -> None:
     x_hat, eps = draw(0, 1)
     with torch.no_grad():
-        _, gradient = adversarial_gradient(Judge(), x_hat, eps, SIGMA)
+        _, gradient = adversarial_gradient(Discriminator(), x_hat, eps, SIGMA)
     assert gradient.abs().sum() > 0

@@ -35,7 +35,7 @@ def test_the_optimum_for_a_gaussian_is_its_velocity() -> None:
     assert abs(least / variance - 1) < 1e-2
 
 
-def test_a_weight_is_a_weighted_mean_and_no_gradient_reaches_the_data() -> None:
+def test_weights_make_a_weighted_mean_and_the_data_get_no_gradient() -> None:
     generator = torch.Generator().manual_seed(1)
     z, eps = (torch.randn(2, 3, 2, 2, 2, generator=generator) for _ in range(2))
     z.requires_grad_()
@@ -68,7 +68,7 @@ def test_logit_normal_levels_have_the_logits_of_a_normal() -> None:
     torch.testing.assert_close(again, shift_sigma(normal.sigmoid(), 1.0))
 
 
-def test_reference_noise_has_the_standard_deviation_asked_for() -> None:
+def test_reference_noise_has_the_given_standard_deviation() -> None:
     image = torch.ones(2, 16, 1, 30, 30)
     eps = torch.randn(image.shape, generator=torch.Generator().manual_seed(3))
     log_std = torch.tensor([-3.0, -1.0])

@@ -20,7 +20,7 @@ def test_scale_is_one_more_than_the_papers_w(w: float) -> None:
     torch.testing.assert_close(guided_velocity(cond, none, torch.full((3,), 1 + w)), expected)
 
 
-def test_scale_one_is_the_condition_and_zero_is_none() -> None:
+def test_scale_one_is_the_conditional_velocity_and_zero_the_unconditional() -> None:
     cond, none = draw(2), draw(3)
     torch.testing.assert_close(guided_velocity(cond, none, 1.0), cond)
     assert torch.equal(guided_velocity(cond, none, 0.0), none)
@@ -44,7 +44,7 @@ def test_the_student_learns_the_guided_velocity_and_the_teacher_nothing() -> Non
     assert c.grad is None
 
 
-def test_a_student_that_is_the_guided_teacher_has_no_distance() -> None:
+def test_a_student_equal_to_the_guided_teacher_has_no_distance() -> None:
     z, eps, sigma, scale = draw(6), draw(7), torch.tensor([0.2, 0.5, 0.9]), torch.tensor([1.0, 2.5, 6.0])
     factor = scale.view(3, 1, 1, 1, 1)
     loss = cfg_distillation_loss(

@@ -15,7 +15,7 @@ def draw(seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("distance", ["huber", "mse"])
-def test_a_generator_that_gives_the_data_back_has_no_loss(distance: str) -> None:
+def test_a_perfect_generator_has_no_loss(distance: str) -> None:
     z, eps = draw(0), draw(1)
     loss = supervision_loss(lambda x, s: eps - z, z, eps, SIGMA, distance=distance, xi=1e-3)
     assert float(loss) < 1e-6

@@ -44,7 +44,7 @@ def test_every_field_is_on_the_page() -> None:
     assert not missing
 
 
-def test_values_and_defaults_are_in_words() -> None:
+def test_limits_and_defaults_are_in_the_rows() -> None:
     page = settings_page()
     for row in (
         "| `updates` | integer >= 1 | *required* |",

@@ -46,13 +46,13 @@ def test_a_file_holds_only_what_differs_from_the_one_it_extends(
     assert config.generator_optimizer.lr == 1e-5
 
 
-def test_files_that_extend_each_other_or_nothing(tmp_path: Path) -> None:
+def test_files_that_extend_each_other_or_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml")
     (tmp_path / "b.yaml").write_text("extends: a.yaml")
-    with pytest.raises(ConfigError, match=r"b\.yaml extends a\.yaml, which itself extends b\.yaml"):
+    with pytest.raises(ConfigError, match=r"b\.yaml extends a\.yaml.* b\.yaml.*`extends`"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("extends: c.yaml")
-    with pytest.raises(ConfigError, match=r"c\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"c\.yaml .*read"):
         load_config(tmp_path / "a.yaml")
 
 
@@ -64,14 +64,14 @@ def test_misspelt_fields_are_named(tmp_path: Path, tiny_config: Callable[..., di
     tree = tiny_config(tmp_path)
     tree["model"]["precison"] = "bf16"
     tree["updtes"] = 3
-    with pytest.raises(ConfigError, match=r"model\.precison: there is no such field.*updtes"):
+    with pytest.raises(ConfigError, match=r"x\.yaml.*model\.precison: .*no such field.*updtes: "):
         parse_config(tree, "x.yaml")
 
 
 def test_wrong_values_and_missing_fields_are_named(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
     tree = tiny_config(tmp_path, zero={"stage": 7})
     del tree["updates"]
-    with pytest.raises(ConfigError, match=r"updates: Field required.*zero\.stage"):
+    with pytest.raises(ConfigError, match=r"x\.yaml.*updates: .*required.*zero\.stage: "):
         parse_config(tree, "x.yaml")
 
 
@@ -80,20 +80,20 @@ def test_overrides(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
     path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
     config = load_config(path, ["zero.stage=3", "model.mode=lora", "generator_optimizer.lr=2e-5", "schedule.steps=1"])
     assert (config.zero.stage, config.model.mode, config.generator_optimizer.lr) == (3, "lora", 2e-5)
-    with pytest.raises(ConfigError, match=r"zero\.stge: there is no such field"):
+    with pytest.raises(ConfigError, match=r"zero\.stge: .*no such field"):
         load_config(path, ["zero.stge=3"])
     with pytest.raises(ConfigError, match="key=value"):
         load_config(path, ["zero.stage"])
-    with pytest.raises(ConfigError, match=r"updates is a value.*no fields"):
+    with pytest.raises(ConfigError, match=r"updates\.x=1.*value.*fields"):
         load_config(path, ["updates.x=1"])
 
 
-def test_a_setting_that_a_shell_has_divided(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+def test_a_setting_that_a_shell_has_split(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path)))
     config = load_config(path, ["method={name: dmd}"])
     assert config.method.name == "dmd"
-    with pytest.raises(ConfigError, match=r"'method=\{name:'.*quotes, such as 'method=\{name: dmd\}'"):
+    with pytest.raises(ConfigError, match=r"'method=\{name:'.*quotes.*'method=\{name: dmd\}'"):
         load_config(path, ["method={name:", "dmd}"])
 
 
@@ -108,7 +108,7 @@ def test_the_guard_is_off_without_quotes(tmp_path: Path, tiny_config: Callable[.
         load_config(path, ["guard.action=on"])
 
 
-def test_the_configuration_of_a_moved_or_copied_run_is_for_its_new_folder(
+def test_the_configuration_of_a_moved_or_copied_run_uses_the_new_folder(
     tmp_path: Path, tiny_config: Callable[..., dict], caplog: pytest.LogCaptureFixture
 ) -> None:
     first, copy = tmp_path / "first", tmp_path / "copy"
@@ -120,7 +120,8 @@ def test_the_configuration_of_a_moved_or_copied_run_is_for_its_new_folder(
     assert load_config(copy / "config.yaml", [f"run={first}"]).run == first
     assert not caplog.text
     assert load_config(copy / "config.yaml").run == copy
-    assert f"{copy / 'config.yaml'} names the run {first}" in caplog.text
+    for path in (copy / "config.yaml", first, f"run={first}"):
+        assert str(path) in caplog.text
     # Only a run's own configuration follows its folder: any other file keeps the run that it names.
     (copy / "other.yaml").write_text((copy / "config.yaml").read_text())
     assert load_config(copy / "other.yaml").run == first
@@ -129,17 +130,18 @@ def test_the_configuration_of_a_moved_or_copied_run_is_for_its_new_folder(
 
 
 @pytest.mark.parametrize(
-    ("text", "match"), [("[1, 2]", "YAML mapping"), ("a: [", "not a YAML file"), ("", "YAML mapping")]
+    ("text", "match"),
+    [("[1, 2]", "YAML mapping"), ("a: [", r"(?s)c\.yaml .*YAML file .*line 1, column 5"), ("", "YAML mapping")],
 )
-def test_files_that_hold_no_configuration(tmp_path: Path, text: str, match: str) -> None:
+def test_files_without_a_configuration_are_refused(tmp_path: Path, text: str, match: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=match):
         load_config(path)
 
 
-def test_an_absent_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml .*read"):
         load_config(tmp_path / "none.yaml")
 
 

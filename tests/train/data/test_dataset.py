@@ -72,12 +72,12 @@ def test_an_interrupted_run_keeps_finished_shards_and_continues(tmp_path: Path) 
     assert torch.equal(LatentDataset(tmp_path).batch([2]).latents[0], sample(2)[0])
 
 
-def test_a_sample_is_taken_once_and_only_in_the_right_shape(tmp_path: Path) -> None:
+def test_a_sample_is_stored_once_and_only_in_the_right_shape(tmp_path: Path) -> None:
     with LatentWriter(tmp_path, index()) as writer:
         writer.append("a", *sample(0))
-        with pytest.raises(ValueError, match="already in the dataset"):
+        with pytest.raises(ValueError, match=r"Sample a .*already"):
             writer.append("a", *sample(0))
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match=r"Sample b .*\(16, 3, 4, 6\).*\(16, 2, 4, 6\)"):
             writer.append("b", torch.zeros(16, 3, 4, 6), StartImage(torch.zeros(1, 16, 1, 4, 6)))
 
 
@@ -85,7 +85,7 @@ def test_a_sample_is_taken_once_and_only_in_the_right_shape(tmp_path: Path) -> N
     ("change", "named"),
     [({"width": 64}, "width 48"), ({"fps": 12.0}, "fps 24.0"), ({"vae_sha256": "bb"}, "vae_sha256 aa")],
 )
-def test_other_settings_do_not_mix_into_a_dataset(tmp_path: Path, change: dict[str, object], named: str) -> None:
+def test_a_dataset_is_not_continued_with_other_settings(tmp_path: Path, change: dict[str, object], named: str) -> None:
     write(tmp_path, range(1))
     with pytest.raises(DatasetError, match=named):
         LatentWriter(tmp_path, index(**change))
@@ -101,10 +101,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"shard-00000\.safetensors.*truncated"):
         LatentDataset(tmp_path)
     shard.write_bytes(b"\xff" * len(whole))
-    with pytest.raises(DatasetError, match=r"shard-00000\.safetensors.*cannot be used"):
+    with pytest.raises(DatasetError, match=r"shard-00000\.safetensors.*header"):
         LatentDataset(tmp_path)
     shard.unlink()
-    with pytest.raises(DatasetError, match="missing"):
+    with pytest.raises(DatasetError, match=r"shard-00000\.safetensors.*missing"):
         LatentDataset(tmp_path)
 
 
@@ -116,13 +116,13 @@ def test_a_shard_of_another_geometry_is_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["shards"][0]["bytes"] = shard.stat().st_size
     path.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match="but the index states"):
+    with pytest.raises(DatasetError, match=r"shard-00000\.safetensors.*\(1, 16, 3, 4, 6\).*\(1, 16, 2, 4, 6\)"):
         LatentDataset(tmp_path)
 
 
 def test_an_unknown_or_broken_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"frames": 5')
-    with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
+    with pytest.raises(DatasetError, match=r"dataset\.json .*read"):
         LatentDataset(tmp_path)
 
 

@@ -1,6 +1,5 @@
 import io
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from magicdistill_core.errors import CheckpointError, MagicDistillError, VideoEr
 from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.media.video import read_video, resize_crop
 from magicdistill_core.media.video_writing import write_video
+from tests.makers import file_size_limit
 from train.data.dataset import DatasetError, DatasetIndex, LatentDataset
 from train.data.prepare import prepare
 from train.data.vae import load_vae
@@ -52,7 +52,7 @@ def test_windows_are_cut_cropped_and_encoded(tmp_path: Path, taehv_file: Path) -
 
 
 @pytest.mark.parametrize("limit", [1000, 100_000])
-def test_a_full_disk_ends_it_with_a_paragraph(
+def test_a_full_disk_ends_the_command(
     limit: int, tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The disk is full at a shard, or at the index. No video is reported as skipped for that."""
@@ -62,13 +62,11 @@ def test_a_full_disk_ends_it_with_a_paragraph(
     if limit > 1000:
         # A file larger than the limit does not fit on the disk.
         monkeypatch.setattr(DatasetIndex, "model_dump_json", lambda *_, **__: "x" * 200_000)
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"(shard-00000\.safetensors|dataset\.json) cannot be written .*Make"):
-            run(tmp_path / "in", tmp_path / "out", taehv_file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        file_size_limit(limit),
+        pytest.raises(CheckpointError, match=r"(shard-00000\.safetensors|dataset\.json) .*written .*disk"),
+    ):
+        run(tmp_path / "in", tmp_path / "out", taehv_file)
     assert "skipped" not in caplog.text
 
 
@@ -103,24 +101,24 @@ def test_bad_clips_are_reported_and_the_next_run_adds_only_what_is_new(tmp_path:
     assert isinstance(skipped, dict)
     assert report["added"] == 1
     assert set(skipped) == {"short.mp4", "empty.mp4", "broken.mp4"}
-    assert "too short: 3 frames" in skipped["short.mp4"]
+    assert "3 frames" in skipped["short.mp4"]
     assert "empty" in skipped["empty.mp4"]
     first = (tmp_path / "out" / "shard-00000.safetensors").stat().st_mtime_ns
-    clip(videos / "short.mp4", 9)  # mended
+    clip(videos / "short.mp4", 9)  # now long enough
     again = run(videos, tmp_path / "out", taehv_file)
     assert (again["added"], again["total"], again["already_in"]) == (1, 2, 1)
     assert (tmp_path / "out" / "shard-00000.safetensors").stat().st_mtime_ns == first
     assert len(LatentDataset(tmp_path / "out")) == 2
 
 
-def test_nothing_usable_is_an_error(tmp_path: Path, taehv_file: Path) -> None:
-    with pytest.raises(VideoError, match="does not exist"):
+def test_an_input_without_usable_videos_is_an_error(tmp_path: Path, taehv_file: Path) -> None:
+    with pytest.raises(VideoError, match=r"/none .*exist"):
         run(tmp_path / "none", tmp_path / "out", taehv_file)
     (tmp_path / "in").mkdir()
-    with pytest.raises(VideoError, match="holds no video"):
+    with pytest.raises(VideoError, match=r"/in .*no video.*\.mp4"):
         run(tmp_path / "in", tmp_path / "out", taehv_file)
     (tmp_path / "in" / "a.mp4").touch()
-    with pytest.raises(VideoError, match=r"None of the 1 videos.*empty"):
+    with pytest.raises(VideoError, match=r" 1 videos.*a\.mp4.*empty"):
         run(tmp_path / "in", tmp_path / "out", taehv_file)
 
 
@@ -130,7 +128,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path, taehv_file: Path) -> None:
         ({"frames": 6}, "4n \\+ 1"),
         ({"height": 17}, "multiples of 16"),
         ({"stride": 0}, "stride is 0"),
-        ({"fps": 0.0}, "positive rate"),
+        ({"fps": 0.0}, "fps is 0.0"),
     ],
 )
 def test_impossible_geometry_is_refused(

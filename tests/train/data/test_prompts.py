@@ -122,8 +122,8 @@ def test_hunyuan_videos_prompt_is_the_pipelines_without_padding(
     """Both pipelines use the text-to-video template and keep the prompt's words and the end of the turn."""
     out = tmp_path / "prompt.safetensors"
     encode_prompt(request.getfixturevalue(kind), prompt, out)
-    lacking = dict.fromkeys(("transformer", "vae", "scheduler", "tokenizer"))
-    pipeline = HunyuanVideoPipeline.from_pretrained(hunyuan_video, dtype=torch.bfloat16, **lacking)
+    unused = dict.fromkeys(("transformer", "vae", "scheduler", "tokenizer"))
+    pipeline = HunyuanVideoPipeline.from_pretrained(hunyuan_video, dtype=torch.bfloat16, **unused)
     pipeline.register_modules(tokenizer=llama_tokenizer())
     with torch.no_grad():
         text, pooled, mask = pipeline.encode_prompt(prompt, device=torch.device("cpu"))
@@ -143,7 +143,7 @@ def test_a_tokenizer_that_does_not_keep_the_template_is_refused(hunyuan_video: P
     ids = spoiled(TEMPLATE, add_special_tokens=False).input_ids
     assert "Describethevideobydetailing" in spoiled.decode(ids)
     spoiled.save_pretrained(folder / "tokenizer")
-    with pytest.raises(CheckpointError, match=r"expected 95, .*Describethevideo.*Download"):
+    with pytest.raises(CheckpointError, match=r"expected 95.*Describethevideo"):
         encode_prompt(folder, "", out)
     short = llama_tokenizer()
     short.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
@@ -156,8 +156,8 @@ def test_a_tokenizer_that_does_not_keep_the_template_is_refused(hunyuan_video: P
 def test_wans_prompt_is_the_pipelines_without_padding(wan: Path, tmp_path: Path) -> None:
     out = tmp_path / "prompt.safetensors"
     encode_prompt(wan, "a smiling face", out)
-    lacking = dict.fromkeys(("transformer", "transformer_2", "vae", "scheduler"))
-    pipeline = WanPipeline.from_pretrained(wan, dtype=torch.bfloat16, **lacking)
+    unused = dict.fromkeys(("transformer", "transformer_2", "vae", "scheduler"))
+    pipeline = WanPipeline.from_pretrained(wan, dtype=torch.bfloat16, **unused)
     ids = torch.tensor([[WORDS[word] for word in ("a", "smiling", "face", "<end>")]])
     with torch.no_grad():
         expected = pipeline.text_encoder(ids).last_hidden_state
@@ -166,13 +166,13 @@ def test_wans_prompt_is_the_pipelines_without_padding(wan: Path, tmp_path: Path)
     assert torch.allclose(found.text_states.float(), expected.float(), atol=0.02)
 
 
-def test_what_is_no_such_pipeline_is_refused(hunyuan_video: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no model_index\.json.*HunyuanVideo or Wan"):
+def test_other_and_incomplete_pipelines_are_refused(hunyuan_video: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model_index\.json.*HunyuanVideo or Wan"):
         encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(CheckpointError, match="holds a FluxPipeline"):
+    with pytest.raises(CheckpointError, match="FluxPipeline"):
         encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
     (tmp_path / "model_index.json").write_bytes((hunyuan_video / "model_index.json").read_bytes())
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path} .*tokenizer and text_encoder"):
         encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

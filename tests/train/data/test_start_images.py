@@ -76,7 +76,7 @@ def test_clips_become_data_of_the_family(tmp_path: Path, vae_folder: Path, clip_
     def run(out: Path, image_encoder: Path | None) -> None:
         prepare(clip, out, vae_folder, FRAMES, SIDE, SIDE, 16.0, dtype="float32", image_encoder=image_encoder)
 
-    with pytest.raises(CheckpointError, match=r"CLIP features.*--image-encoder"):
+    with pytest.raises(CheckpointError, match=r"Wan 2\.1.*CLIP.*--image-encoder"):
         run(tmp_path / "data", None)
     run(tmp_path / "data", clip_folder)
     data = LatentDataset(tmp_path / "data")
@@ -105,9 +105,9 @@ def test_a_still_becomes_the_video_of_diffusers_pipeline(
     recipe = Recipe(kind="generator", family="wan", steps=2, shift=5.0, **sizes)
     file, out = tmp_path / "generator.safetensors", tmp_path / "out.mp4"
     save_checkpoint(file, diffusers_to_file(WAN, network.state_dict()), recipe, prompt)
-    with pytest.raises(CheckpointError, match=r"not a pocket network.*--vae.*Wan 2\.1"):
+    with pytest.raises(CheckpointError, match=r"generator\.safetensors .*pocket.*--vae.*Wan 2\.1"):
         sample_file(file, STILL, out)
-    with pytest.raises(CheckpointError, match=r"Wan 2\.1 network.*makes latents of hunyuan_video"):
+    with pytest.raises(CheckpointError, match=r"generator\.safetensors .*Wan 2\.1.*hunyuan_video.*--vae"):
         sample_file(file, STILL, out, vae=taehv_file)
     sample_file(file, STILL, out, vae=vae_folder, image_encoder=clip_folder, seed=6)
 
@@ -140,12 +140,10 @@ def test_a_still_becomes_the_video_of_diffusers_pipeline(
     assert "magicdistill.sampling" in read_tags(out)
 
 
-def test_an_image_encoder_for_nothing_or_of_another_kind_is_refused(
-    tmp_path: Path, taehv_file: Path, vae_folder: Path
-) -> None:
-    with pytest.raises(CheckpointError, match="HunyuanVideo uses no CLIP features"):
+def test_unneeded_and_wrong_image_encoders_are_refused(tmp_path: Path, taehv_file: Path, vae_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"HunyuanVideo .*no CLIP features"):
         load_start_images(load_vae(taehv_file), tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=f"image encoder.*{tmp_path}"):
         load_start_images(load_vae(vae_folder), tmp_path)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
     CLIPVisionModel(CLIPVisionConfig(**sizes, patch_size=32, image_size=224)).save_pretrained(tmp_path / "small")

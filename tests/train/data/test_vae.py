@@ -79,7 +79,7 @@ def test_the_diffusers_vae_is_scaled_and_normalised_as_its_pipeline_does(diffuse
 
 
 def test_other_vaes_and_damage_are_refused(tmp_path: Path, taehv_file: Path, diffusers_folder: Path) -> None:
-    with pytest.raises(MagicDistillError, match="does not exist"):
+    with pytest.raises(MagicDistillError, match=r"none\.safetensors .*exist"):
         load_vae(tmp_path / "none.safetensors")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(taehv_file.read_bytes()[:-1000])
@@ -102,5 +102,5 @@ def test_other_vaes_and_damage_are_refused(tmp_path: Path, taehv_file: Path, dif
     broken.mkdir()
     (broken / "config.json").write_bytes((diffusers_folder / "config.json").read_bytes())
     (broken / weights.name).write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(MagicDistillError, match="cannot be loaded"):
+    with pytest.raises(MagicDistillError, match=r"/broken .*loaded"):
         load_vae(broken)

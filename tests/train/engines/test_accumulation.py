@@ -17,7 +17,7 @@ def weights(run: Path, step: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.timeout(600)
-def test_micro_batches_make_one_batch_and_left_to_the_engines_they_do_not(
+def test_accumulated_micro_batches_equal_one_batch_and_deepspeeds_own_counting_does_not(
     tmp_path: Path, tiny_config: Callable, live: Callable
 ) -> None:
     """Training with 2 micro-batches of 1 sample equals training with 1 micro-batch of 2 samples.

@@ -233,7 +233,7 @@ def test_two_processes_equal_plain_pytorch(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all_that_matching_may_have_equals_plain_pytorch(
+def test_discriminator_supervision_and_guidance_equal_plain_pytorch(
     tmp_path: Path,
     tiny_config: Callable[..., dict],
     negative_prompt: Path,

@@ -21,7 +21,7 @@ def saved(values: torch.Tensor, cuts: list[int]) -> Overlaps:
 
 @pytest.mark.parametrize("before", [[], [5], [1, 2, 9]])
 @pytest.mark.parametrize("after", [[], [5], [3, 4]])
-def test_any_cut_reads_any_other(before: list[int], after: list[int]) -> None:
+def test_every_partition_is_read_with_every_other(before: list[int], after: list[int]) -> None:
     values = torch.arange(10.0)
     overlaps = saved(values, before)
     found = []
@@ -35,13 +35,13 @@ def test_any_cut_reads_any_other(before: list[int], after: list[int]) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "size"), [("weight", "master", 12), ("weight", "exp_avg", 10), ("other", "master", 10)]
 )
-def test_what_was_not_saved_is_named(name: str, kind: str, size: int) -> None:
+def test_missing_parameters_are_named(name: str, kind: str, size: int) -> None:
     partition = Partition(name, 0, size, {kind: torch.zeros(10)})
     with pytest.raises(CheckpointError, match=rf"elements of {name} \({kind}\).* {size}\."):
         saved(torch.arange(10.0), [4]).fill([partition])
 
 
-def test_a_gap_is_seen() -> None:
+def test_a_gap_between_partitions_is_an_error() -> None:
     overlaps = Overlaps()
     overlaps.add("weight", "master", 6, 4, lambda a, b: torch.zeros(b - a))
     with pytest.raises(CheckpointError):
@@ -49,7 +49,7 @@ def test_a_gap_is_seen() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_restored_optimizer_is_where_pytorch_itself_would_load_it(fused: bool) -> None:
+def test_a_restored_optimizer_is_on_the_devices_that_pytorch_uses(fused: bool) -> None:
     """The weights are not on the CPU; a fused kernel expects the step count on the same device."""
 
     def adam(device: str, fused: bool) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -73,8 +73,8 @@ def test_a_restored_optimizer_is_where_pytorch_itself_would_load_it(fused: bool)
     assert places(restored) == places(expected)
 
 
-def test_restoring_overwrites_the_moments_that_are_there() -> None:
-    """Whoever else refers to them, as DeepSpeed does, must not keep the old ones alive."""
+def test_restoring_overwrites_the_existing_moments() -> None:
+    """Otherwise other references to them, as in DeepSpeed, would keep the old moments alive."""
     module = nn.Linear(3, 2)
     adam = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 3)).sum().backward()

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from train.memory.bytes_held import META, BytesHeld, fused_attention
 
 
-def test_what_goes_no_longer_counts_and_views_never_do() -> None:
+def test_freed_tensors_and_views_do_not_count() -> None:
     known = torch.empty(7, device=META)
     with BytesHeld([known]) as held:
         assert held.peak == 0
@@ -27,7 +27,7 @@ def test_what_goes_no_longer_counts_and_views_never_do() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_training_step_holds_what_pytorchs_tracker_finds_on_a_cpu(recompute: bool) -> None:
+def test_a_training_step_holds_the_bytes_of_pytorchs_tracker(recompute: bool) -> None:
     def step(device: torch.device) -> None:
         x = torch.zeros(64, 32, device=device)
         for block in blocks[device]:
@@ -56,7 +56,7 @@ def test_a_training_step_holds_what_pytorchs_tracker_finds_on_a_cpu(recompute: b
     assert held.peak == pytest.approx(oracle, rel=0.01)
 
 
-def test_attention_takes_no_square_of_the_tokens() -> None:
+def test_memory_of_attention_is_not_quadratic_in_the_tokens() -> None:
     q, k, v = (torch.empty(1, 2, 4096, 64, device=META, requires_grad=True) for _ in range(3))
     usual = F.scaled_dot_product_attention
     with BytesHeld([q, k, v]) as plain:
@@ -65,7 +65,7 @@ def test_attention_takes_no_square_of_the_tokens() -> None:
         F.scaled_dot_product_attention(q, k, v).sum().backward()
     assert F.scaled_dot_product_attention is usual
     assert plain.peak > 2 * 4096**2 * 4
-    # The result and the inputs' three gradients, and a number a row.
+    # The result, three gradients of inputs, and one number per row.
     assert 4 * q.nbytes <= fused.peak <= 4.1 * q.nbytes
     with fused_attention():
         real = torch.randn(1, 1, 8, 16)

@@ -5,7 +5,7 @@ import torch
 from train.methods.draws import Draws
 
 
-def test_noise_of_a_position_does_not_depend_on_who_draws_it() -> None:
+def test_noise_of_a_position_does_not_depend_on_the_process() -> None:
     whole = Draws(3).noise("rollout", 7, [0, 1, 2, 3], (2, 2))
     parts = torch.cat([Draws(3).noise("rollout", 7, [0, 1], (2, 2)), Draws(3).noise("rollout", 7, [2, 3], (2, 2))])
     assert torch.equal(whole, parts)
@@ -29,12 +29,12 @@ def test_every_sample_once_an_epoch_in_a_new_order() -> None:
     assert seen[:9] != seen[9:]
 
 
-def test_exits_cover_all_nodes_evenly() -> None:
+def test_exits_cover_all_steps_evenly() -> None:
     counts = torch.bincount(torch.tensor([Draws(0).exit_index(update, 4) for update in range(2000)]), minlength=4)
     assert (counts - 500).abs().max() < 80
 
 
-def test_levels_lie_in_the_clamped_range_and_are_shifted() -> None:
+def test_levels_are_in_the_clamped_range_and_shifted() -> None:
     levels = Draws(0).sigma("level", 0, list(range(2000)), 5.0)
     assert 0.02 <= levels.min() < levels.max() <= 0.98
     # The median of shift_5(U) is 5 * 0.5 / (1 + 4 * 0.5).

@@ -1,6 +1,5 @@
 """DMD2, one-step distillation and the generator's average: training, exact resumes, and refused settings."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,13 @@ from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_metadata, read_tensors
+from tests.makers import metrics_of
 from train.config.reading import parse_config
 from train.engines.pair_generator import load_pair_generator
 from train.methods.one_step import annealed
 
 DISCRIMINATOR = {"optimizer": {"lr": 1e-3}, "weight": 0.5}
 EMA = {"decay": 0.5, "start": 1, "on_cpu": True}
-
-
-def lines(run: Path) -> list[dict]:
-    """The metrics of a run, without the clock."""
-    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in read]
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -72,8 +66,8 @@ def test_discriminator_and_average_resume_bit_exactly(
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert any("average" in key for key in expected)
-    measured = lines(tmp_path / "whole")
-    assert measured == lines(tmp_path / "parts")
+    measured = metrics_of(tmp_path / "whole")
+    assert measured == metrics_of(tmp_path / "parts")
     assert measured[0]["discriminator/loss"] != measured[-1]["discriminator/loss"]
     assert measured[-1]["generator/adversarial_gradient"] > 0
 
@@ -86,7 +80,7 @@ def test_the_average_is_exported_and_changes_nothing_else(
     for run, section in zip(runs, ({}, {"generator_ema": EMA}), strict=True):
         done = live(dmd2(tiny_config(run, **section), updates=3, every=1))
         assert done.codes == [0], done.said[-4000:]
-    assert lines(runs[0]) == lines(runs[1])
+    assert metrics_of(runs[0]) == metrics_of(runs[1])
     average = None
     for step in range(1, 4):
         own, exported = (generator(run, step) for run in runs)
@@ -120,7 +114,7 @@ def test_one_step_starts_from_the_few_step_generator_and_anneals(
     first = generator(tmp_path / "one", 1)
     distance = sum(float((first[key] - few_step[key]).norm()) for key in first)
     assert 0 < distance < 0.01 * sum(float((teacher[key] - few_step[key]).norm()) for key in first)
-    measured = lines(tmp_path / "one")
+    measured = metrics_of(tmp_path / "one")
     assert [line["generator/pair_weight"] for line in measured] == [1.0, 0.625, 0.25]
     assert all(line["generator/pair_distance"] > 0 for line in measured)
     recipe = recipe_of(checkpoint(tmp_path / "one", 3) / "generator.safetensors")
@@ -129,11 +123,11 @@ def test_one_step_starts_from_the_few_step_generator_and_anneals(
 
     few_checkpoint, few_recipe = load_pair_generator(file, load_checkpoint(one["model"]["teacher"]))
     assert few_recipe.steps == 4
-    with pytest.raises(ConfigError, match="recipe of a teacher"):
+    with pytest.raises(ConfigError, match="teacher of 28 steps"):
         load_pair_generator(Path(one["model"]["teacher"]), few_checkpoint)
 
 
-def test_weights_are_annealed_in_a_straight_line() -> None:
+def test_weights_are_annealed_linearly() -> None:
     assert [annealed((1.0, 0.25), done) for done in (0.0, 0.5, 1.0)] == [1.0, 0.625, 0.25]
     assert annealed((0.25, 1.0), 1.0) == 1.0
 
@@ -141,28 +135,28 @@ def test_weights_are_annealed_in_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("sections", "match"),
     [
-        ({"method": {"guidance_scale": 3.0}}, "w2s needs model.negative_prompt"),
-        ({"method": {"name": "dmd", "a_weak": 0.25}}, r"method\.dmd\.a_weak: Input should be 0"),
-        ({"method": {"name": "dmd2"}}, r"method\.dmd2\.discriminator: Field required"),
+        ({"method": {"guidance_scale": 3.0}}, r"w2s .*model\.negative_prompt"),
+        ({"method": {"name": "dmd", "a_weak": 0.25}}, r"method\.dmd\.a_weak: .* 0"),
+        ({"method": {"name": "dmd2"}}, r"method\.dmd2\.discriminator: .*required"),
         ({"method": {"name": "w2ss"}}, "method: .*w2ss"),
         ({"method": {"name": "one_step", "few_step_generator": "x"}}, r"schedule\.steps=1"),
-        ({"fake_optimizer": None}, "needs fake_optimizer"),
+        ({"fake_optimizer": None}, r"w2s .*fake_optimizer\.lr"),
         ({"method": {"guidance_scale": 0.5}}, "guidance_scale"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(
+def test_contradictory_settings_are_refused(
     tmp_path: Path, tiny_config: Callable[..., dict], sections: dict, match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         parse_config(tiny_config(tmp_path, **sections), "x.yaml")
 
 
-def test_a_second_prompt_without_use_is_refused(
+def test_an_unused_negative_prompt_is_refused(
     tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path
 ) -> None:
     tree = tiny_config(tmp_path)
     tree["model"]["negative_prompt"] = str(negative_prompt)
-    with pytest.raises(ConfigError, match=r"does not use model\.negative_prompt"):
+    with pytest.raises(ConfigError, match=r"w2s .*model\.negative_prompt.*method\.guidance_scale"):
         parse_config(tree, "x.yaml")
     tree["method"]["guidance_scale"] = 3.0
     assert parse_config(tree, "x.yaml").method.uses_negative_prompt

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
+from tests.makers import StockSide
 from train.networks.network import load_network, network_velocity
 from train.tools.export import export_run
 
@@ -64,7 +65,7 @@ def test_every_export_has_its_recipe_and_the_velocities_of_the_trainer(
     negative_prompt: Path,
     tiny_config: Callable[..., dict],
     train_runs: Callable[..., None],
-    stock_side: Callable[[list[dict]], None],
+    stock_side: StockSide,
 ) -> None:
     configs = _configs(tmp_path, tiny_config, teacher_file, negative_prompt)
     train_runs(1, list(configs.values()))
@@ -85,10 +86,8 @@ def test_every_export_has_its_recipe_and_the_velocities_of_the_trainer(
     for name in configs:
         export_run(tmp_path / name, tmp_path / f"{name}.safetensors")
         job = {"run": "loaders", "model": str(tmp_path / f"{name}.safetensors"), "guidance": GUIDANCE}
-        jobs.append(job | {"inputs": str(tmp_path / "inputs.safetensors"), "out": str(tmp_path / f"{name}.out")})
-    stock_side(jobs)
-    for name in configs:
-        answer = load_file(tmp_path / f"{name}.out")
+        jobs.append(job | {"inputs": str(tmp_path / "inputs.safetensors")})
+    for name, answer in zip(configs, stock_side(jobs), strict=True):
         expected = _velocity(tmp_path / f"{name}.safetensors", inputs)
         for loader in ("stock", "ours"):
             assert (answer[loader] - expected).abs().max() < 1e-4, f"{name} by the {loader} loader"

@@ -38,7 +38,7 @@ def as_text_to_video(teacher: Checkpoint) -> Checkpoint:
     return replace(teacher, state=state, shape=network_shape(state), recipe=None)
 
 
-def test_most_methods_take_a_teacher_as_it_is(teacher: Checkpoint) -> None:
+def test_most_methods_do_not_change_the_teacher(teacher: Checkpoint) -> None:
     assert W2SConfig().prepared(teacher, "full") is teacher
     assert SFTConfig().prepared(teacher, "lora") is teacher
 
@@ -51,12 +51,12 @@ def test_a_text_to_video_teacher_is_widened(teacher: Checkpoint) -> None:
     assert not widened.state["img_in.proj.weight"][:, 16:].any()
 
 
-def test_what_cannot_be_widened(teacher: Checkpoint) -> None:
+def test_only_full_training_widens_and_only_text_to_video_teachers(teacher: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="33 input channels"):
         SFTConfig(widen=True).prepared(teacher, "full")
-    said = replace(as_text_to_video(teacher), i2v_mode="token_replace")
+    stated = replace(as_text_to_video(teacher), i2v_mode="token_replace")
     with pytest.raises(CheckpointError, match="token_replace"):
-        SFTConfig(widen=True).prepared(said, "full")
+        SFTConfig(widen=True).prepared(stated, "full")
     with pytest.raises(ConfigError, match=r"patch embedding.*model\.mode=full"):
         SFTConfig(widen=True).prepared(as_text_to_video(teacher), "lora")
 
@@ -69,7 +69,9 @@ def test_guidance_needs_an_embedding(teacher: Checkpoint) -> None:
         CFGConfig().prepared(teacher, "lora")
 
 
-def test_the_exported_scale_is_one_that_is_learned(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+def test_the_exported_guidance_scale_must_be_in_the_trained_range(
+    tmp_path: Path, tiny_config: Callable[..., dict]
+) -> None:
     tree = tiny_config(tmp_path, method={"name": "cfg", "scale_max": 3.0})
     tree["model"]["negative_prompt"] = "none.safetensors"
     del tree["fake_optimizer"]
@@ -79,20 +81,20 @@ def test_the_exported_scale_is_one_that_is_learned(tmp_path: Path, tiny_config: 
     assert parse_config(tree, "x.yaml").method.name == "cfg"
 
 
-def test_the_learning_rate_rises_then_falls_in_a_straight_line() -> None:
+def test_the_learning_rate_rises_and_then_falls_linearly() -> None:
     settings = OptimizerConfig(lr=4.0, final_lr=2.0, warmup=2)
     rates = [settings.rate(update, update / 8) for update in range(8)]
     assert rates == [2.0, 3.75, 3.5, 3.25, 3.0, 2.75, 2.5, 2.25]
     assert OptimizerConfig(lr=4.0).rate(100, 1.0) == 4.0
 
 
-def test_the_learning_rate_may_fall_at_the_end_alone() -> None:
+def test_the_learning_rate_may_fall_only_at_the_end() -> None:
     settings = OptimizerConfig(lr=4.0, final_lr=2.0, decay=0.25)
     rates = [settings.rate(update, update / 8) for update in range(9)]
     assert rates == pytest.approx([4.0] * 7 + [3.0, 2.0])
 
 
-def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
+def test_start_images_get_noise_of_the_configured_strength(tmp_path: Path, tiny_config: Callable[..., dict]) -> None:
     def shown(noise: list[float] | None) -> torch.Tensor:
         tree = tiny_config(tmp_path, method={"name": "sft", "reference_noise": noise})
         del tree["fake_optimizer"]
@@ -110,7 +112,7 @@ def test_start_images_get_noise_of_the_strength_asked_for(tmp_path: Path, tiny_c
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_runs_resume_bit_exactly_and_what_they_export_loads(
+def test_runs_resume_bit_exactly_and_their_exports_load(
     tmp_path: Path, teacher: Checkpoint, tiny_config: Callable[..., dict], train_runs: Callable[..., object]
 ) -> None:
     """Two updates, a resume and two more equal four updates: `sft` on a text-to-video teacher with EMA, and `cfg`."""

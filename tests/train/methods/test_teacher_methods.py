@@ -238,7 +238,7 @@ def _guided_error(teacher: Checkpoint, student: Checkpoint, negative: NullPrompt
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_each_improves_its_own_measure(
+def test_each_method_improves_its_own_measure(
     tmp_path: Path,
     teacher_file: Path,
     dataset_folder: Path,

@@ -23,7 +23,7 @@ def inputs(prompt) -> dict:
     return network_inputs(x, torch.tensor([0.9, 0.3]), condition, prompt)
 
 
-def test_features_are_what_the_first_single_block_is_given(teacher_file: Path) -> None:
+def test_features_are_the_inputs_of_the_first_single_block(teacher_file: Path) -> None:
     teacher = load_checkpoint(teacher_file)
     network = load_network(teacher)
     seen = []
@@ -39,7 +39,7 @@ def test_features_are_what_the_first_single_block_is_given(teacher_file: Path) -
     torch.testing.assert_close(copy, expected)
 
 
-def test_it_shares_nothing_with_the_teacher(teacher_file: Path) -> None:
+def test_the_discriminator_shares_no_weights_with_the_teacher(teacher_file: Path) -> None:
     network = load_network(load_checkpoint(teacher_file)).requires_grad_(False)
     discriminator = Discriminator(network, seed=0)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -57,7 +57,7 @@ def test_equal_seeds_make_equal_discriminators(teacher_file: Path) -> None:
     assert not torch.equal(first, other)
 
 
-def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_blocks(teacher_file: Path) -> None:
+def test_only_the_sample_gets_a_gradient_also_with_recomputed_blocks(teacher_file: Path) -> None:
     """They pass through the frozen base, whatever its last role, with and without activation checkpointing."""
     teacher = load_checkpoint(teacher_file)
     prompt = teacher.null_prompt
@@ -86,7 +86,7 @@ def test_the_gradient_reaches_the_sample_alone_and_is_the_same_with_recomputed_b
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_recomputed_it_holds_the_features_alone_and_learns_the_same(teacher_file: Path) -> None:
+def test_a_recomputed_discriminator_holds_only_the_features_and_has_equal_gradients(teacher_file: Path) -> None:
     teacher = load_checkpoint(teacher_file)
     network = load_network(teacher).requires_grad_(False)
     with torch.no_grad():
@@ -107,5 +107,5 @@ def test_recomputed_it_holds_the_features_alone_and_learns_the_same(teacher_file
 
 
 def test_a_teacher_without_single_blocks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no single blocks"):
+    with pytest.raises(ConfigError, match=r"discriminator .*single block.*w2s or dmd"):
         Discriminator(nn.Linear(1, 1), seed=0)

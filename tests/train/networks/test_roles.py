@@ -45,7 +45,7 @@ def _gradients(
 
 
 @pytest.mark.parametrize("keep_attention", [False, True])
-def test_checkpointed_gradients_are_those_without(keep_attention: bool) -> None:
+def test_activation_checkpointing_does_not_change_gradients(keep_attention: bool) -> None:
     velocities, gradients = _gradients(True, keep_attention)
     plain_velocities, plain_gradients = _gradients(checkpointing=False)
     torch.testing.assert_close(velocities, plain_velocities, atol=0, rtol=0)

@@ -30,12 +30,12 @@ def held() -> HeldOut:
     return HeldOut(load_checkpoint(TEACHER), clips[:2, :, :1], clips[:2], clips[2:], (0,))
 
 
-def test_every_method_is_tried_by_a_preset_of_its_own() -> None:
+def test_every_method_is_tried_with_its_own_preset() -> None:
     tried = {load_config(PRESETS / f"{trial.preset}.yaml", []).method.name for trial in TRIALS.values()}
     assert tried == {config.model_fields["name"].default for config in _METHODS}
 
 
-def test_what_is_measured_of_the_teacher_itself(held: HeldOut) -> None:
+def test_measures_of_the_teacher_itself(held: HeldOut) -> None:
     assert distance_from_many_steps(held, held.teacher, 28) == 0
     assert distance_from_many_steps(held, held.teacher, 4) > 0.01
     assert unexplained_guidance(held, held.teacher, 28) == pytest.approx(1)
@@ -78,7 +78,7 @@ def test_results_are_written_after_every_trial_and_kept(
 
 
 @pytest.mark.slow
-def test_a_failed_command_says_what_it_said(tmp_path: Path) -> None:
+def test_the_output_of_a_failed_command_is_in_the_error(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "nothing.safetensors")
     with pytest.raises(MagicDistillError, match=r"magicdistill train .* failed:"):
         methods.run_trial("w2s", TRIALS["w2s"], tmp_path / "no dataset", tmp_path / "runs")

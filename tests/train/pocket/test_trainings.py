@@ -53,7 +53,7 @@ def vae_run(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_linear_start_is_white_and_already_reconstructs(portraits: Path) -> None:
+def test_the_linear_start_is_normalised_and_reconstructs(portraits: Path) -> None:
     """Before training, on the fitted frames: latents are normalised, reconstructions far better than flat colours."""
     model = Sketcher()
     initialise(model, torch.Generator().manual_seed(0))
@@ -179,7 +179,7 @@ def test_a_stage_learns_and_ends_with_the_average(tmp_path: Path) -> None:
     assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 201))
 
 
-def test_a_killed_stage_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_killed_stage_resumes_bit_exactly(tmp_path: Path) -> None:
     whole = run_line(tmp_path / "whole", stage())
     for killed_at in (10, 25):
         with pytest.raises(StoppedError):
@@ -189,7 +189,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
 
 
-def test_a_stage_goes_on_with_its_own_settings_alone(tmp_path: Path) -> None:
+def test_a_stage_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         run_line(tmp_path, stage(), killed_at=20)
     with pytest.raises(ConfigError, match=r"seed.*differ|differ.*seed"):
@@ -213,7 +213,7 @@ def test_the_teacher_starts_from_a_network_of_random_weights(latents: Path, tmp_
     assert (one.recipe.kind, one.recipe.width, one.recipe.frames) == ("teacher", data.width, data.frames)
 
 
-def test_visible_weights_are_the_larger_the_more_a_channel_shows() -> None:
+def test_channels_that_change_the_picture_more_have_larger_weights() -> None:
     class Painter:
         """A decoder that shows only channels 0 and 3; channel 3 has twice the effect."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from tests.makers import json_lines, metrics_of
 from train.run.checkpoints import verified
 
 UPDATES = 5
@@ -25,14 +26,13 @@ def small(tiny_config: Callable[..., dict], run: Path, **sections: object) -> di
 
 def contents(run: Path) -> tuple[list[dict], dict[str, bytes]]:
     """The metrics of every round, and all tensors of the last checkpoint as bytes."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = {}
     folder = verified(run)
     for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dictionary
                 found[f"{file.relative_to(folder)}/{name}"] = opened.get_tensor(name).numpy().tobytes()
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows], found
+    return metrics_of(run), found
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +93,18 @@ def test_one_of_two_processes_is_killed(tmp_path: Path, tiny_config: Callable, l
         life = live(config, *(["--resume"] if run.exists() else []), processes=2, victim=victim, **fault)
         assert life.codes[victim] == -signal.SIGKILL, life.said
         assert life.codes[1 - victim] == 2, life.said
-        assert "Another process of this run has died" in life.output[1 - victim]
+        assert "Another process" in life.output[1 - victim]
         assert "--resume" in life.output[1 - victim]
     assert live(config, "--resume", processes=2).codes == [0, 0]
     assert contents(run) == whole(2)
 
 
 @pytest.mark.timeout(150)
-def test_a_process_that_does_not_answer_is_no_hang(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+def test_a_process_that_does_not_answer_ends_the_run(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
     config = small(tiny_config, tmp_path / "run", timeout=0.3, updates=100)
     life = live(config, processes=2, victim=1, signal_after=0.1, signal=signal.SIGSTOP)
     assert life.codes == [2, -signal.SIGKILL]
-    assert "has not answered for 0.3 minutes" in life.output[0]
+    assert "0.3 minutes" in life.output[0]
 
 
 @pytest.mark.timeout(600)
@@ -136,8 +136,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert live(config | {"updates": 2}, processes=2).codes == [0, 0]
     life = live(config, "--resume", processes=2, victim=1, file_limit=30_000)
     assert life.codes == [2, 2], life.said
-    assert "could not be written" in life.said
-    assert "checkpoint of update 2 is intact" in life.said
+    assert f"written to {run / 'checkpoints'}" in life.said
+    assert "checkpoint of update 2 " in life.said
     assert verified(run).name == "step-000002"
     assert not list((run / "checkpoints").glob(".tmp-*"))
     assert live(config, "--resume", processes=2).codes == [0, 0]
@@ -145,17 +145,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 
 @pytest.mark.timeout(600)
-def test_a_disk_that_is_too_small_is_said_at_once(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+def test_a_disk_that_is_too_small_is_reported_at_once(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
     """Both processes report it before anything is trained or written."""
     run = tmp_path / "run"
     life = live(small(tiny_config, run), processes=2, free_space=10_000)
     assert life.codes == [2, 2], life.said
-    assert all("One checkpoint of this run takes" in said for said in life.output)
+    assert all("0.0 GB free" in said and "run=FOLDER" in said for said in life.output)
     assert not run.exists()
 
 
 @pytest.mark.timeout(600)
-def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
+def test_weights_that_lead_to_nan_are_not_trusted(
+    tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable
+) -> None:
     """The weights explode in update 3, but only update 4 shows NaN: the checkpoint of update 3 is not trusted."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
@@ -165,7 +167,7 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, tiny_config: Callable, l
     assert life.codes == [2]
     assert "stopped at update 4" in life.said
     assert "is nan" in life.said
-    assert "last good checkpoint is of update 2" in life.said
+    assert "checkpoint is of update 2" in life.said
     assert (run / "report" / "report.md").exists()
     assert live(config | {"checkpoint": {"every": 1, "keep": 2}}, "--resume").codes == [0]
     assert contents(run) == whole(1)
@@ -179,9 +181,10 @@ def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, li
     config = small(tiny_config, run, guard=guard)
     life = live(config, report=True)
     assert life.codes == [2]
-    assert "stopped at update 3: real and fake score drift apart" in life.said
+    assert "at update 3: " in life.said
+    assert "guard.distance_ceiling" in life.said
     assert verified(run).name == "step-000001"
-    assert "Ended by the guard" in (run / "report" / "report.md").read_text()
+    assert "guard.distance_ceiling" in (run / "report" / "report.md").read_text()
     life = live(config | {"guard": guard | {"action": "warn"}}, "--resume")
     assert life.codes == [0]
     assert life.said.count("drift apart") == 1
@@ -190,7 +193,7 @@ def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, li
 
 
 @pytest.mark.timeout(600)
-def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+def test_a_run_rolls_back_by_itself(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
     """With `rollback` the run restarts from the last good checkpoint at a lower rate, which is still too high here."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
@@ -198,13 +201,12 @@ def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: 
     wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
     life = live(wild, "--resume")
     assert life.codes == [2]
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = json_lines(run / "events.jsonl")
     went_back = [event for event in events if event["event"] == "went back"]
     assert [(event["step"], event["failed"]) for event in went_back] == [(2, 4)]
     assert events[-1]["event"] == "ended by the guard"
     assert json.loads((run / "checkpoints" / "rollback.json").read_text()) == {"step": 2, "attempt": 1}
-    abandoned = (run / "metrics-abandoned.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in abandoned] == [3, 4]
+    assert [row["step"] for row in json_lines(run / "metrics-abandoned.jsonl")] == [3, 4]
     mended = wild | {"generator_optimizer": config["generator_optimizer"]}
     assert live(mended, "--resume").codes == [0]
     shutil.rmtree(run / "tensorboard")
@@ -212,7 +214,7 @@ def test_a_run_goes_back_by_itself(tmp_path: Path, tiny_config: Callable, live: 
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_run_remembers_that_it_went_back(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+def test_a_killed_run_still_counts_its_rollback(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
     """Killed between a rollback and the next save: the resumed run still counts the rollback (`guard.rollbacks`)."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
@@ -221,13 +223,12 @@ def test_a_killed_run_remembers_that_it_went_back(tmp_path: Path, tiny_config: C
     wild = config | {"generator_optimizer": {"lr": 1e38}, "guard": {"action": "rollback", "rollbacks": 1}}
     life = live(wild, "--resume")
     assert life.codes == [2]
-    assert "The run was stopped at update 4" in life.said
-    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
-    assert "went back" not in events
+    assert "stopped at update 4" in life.said
+    assert "went back" not in [event["event"] for event in json_lines(run / "events.jsonl")]
 
 
 @pytest.mark.timeout(600)
-def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
+def test_an_unfinished_rollback_is_finished_on_resume(tmp_path: Path, tiny_config: Callable, live: Callable) -> None:
     """Killed after the record of a rollback was written: the resumed run rolls back and lowers the learning rate."""
     run = tmp_path / "run"
     config = small(tiny_config, run, checkpoint={"every": 1, "keep": 3})
@@ -235,8 +236,8 @@ def test_going_back_is_finished_by_the_next_process(tmp_path: Path, tiny_config:
     (run / "checkpoints" / "rollback.json").write_text(json.dumps({"step": 1, "attempt": 1}))
     life = live(config | {"updates": 2}, "--resume")
     assert life.codes == [0], life.said
-    assert "learning rates are multiplied by 0.5" in life.said
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "multiplied by 0.5" in life.said
+    events = json_lines(run / "events.jsonl")
     assert [event["step"] for event in events if event["event"] == "resumed"] == [1]
     assert json.loads((verified(run) / "manifest.json").read_text())["notes"]["attempt"] == 1
     # The rollback happens only once: the next resume starts from the checkpoint that this one saved.
@@ -256,10 +257,10 @@ def test_a_time_limit_saves_and_changes_nothing(
     checkpoint = {"every": 100, "keep": 2, "minutes": 1e-6}
     life = live(small(tiny_config, run, checkpoint=checkpoint, validation={"every": 3, "samples": 1}), processes=2)
     assert life.codes == [0, 0], life.said
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = json_lines(run / "events.jsonl")
     assert [event["step"] for event in events if event["event"] == "saved"] == list(range(1, UPDATES + 1))
     shown = [(event["event"], event["step"]) for event in events if event["step"] == 3]
     assert shown == [("saved", 3), ("warning", 3)]
-    assert "the samples could not be shown" in life.output[0]
+    assert "Update 3: " in life.output[0]
     assert "FileExistsError" in life.output[0]
     assert contents(run) == whole(2)

@@ -67,11 +67,11 @@ def test_a_run_resumes_on_its_own_pipeline_only(
     begun(config)
     check_inputs(config, resume=True)
     other = parse_config(of_pipeline(tiny_config(tmp_path / "run"), second, prompt), "test")
-    with pytest.raises(CheckpointError, match=f"a teacher other than {second}"):
+    with pytest.raises(CheckpointError, match=f"teacher other than {second}.*sha256"):
         check_inputs(other, resume=True)
 
 
-def test_a_lora_of_a_pipeline_knows_its_base(
+def test_a_lora_trained_on_a_pipeline_is_merged_only_into_it(
     pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config, live: Callable
 ) -> None:
     first, second, prompt = pipelines
@@ -84,18 +84,18 @@ def test_a_lora_of_a_pipeline_knows_its_base(
     merged = merge_lora(first, lora).recipe
     assert merged is not None
     assert (merged.base_hash, merged.base_kind) == (None, None)
-    with pytest.raises(CheckpointError, match="belongs to a base with sha256"):
+    with pytest.raises(CheckpointError, match=f"{lora.name} .*sha256.*{second.name}"):
         merge_lora(second, lora)
 
 
 @pytest.mark.parametrize("change", [{"first": "c"}, {"fps": 12.0}, {"side": 48}, {"vae": "1" * 64}])
-def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: Path, tiny_config: Config) -> None:
+def test_another_dataset_of_equal_length_is_refused(change: dict, tmp_path: Path, tiny_config: Config) -> None:
     def config(data: Path) -> TrainConfig:
         return parse_config(tiny_config(tmp_path / "run", data={"dataset": str(data)}), "test")
 
     begun(config(dataset(tmp_path / "data")))
     other = config(dataset(tmp_path / "other", **change))
-    with pytest.raises(CheckpointError, match=r"started with a dataset other than .*other .the same number of samples"):
+    with pytest.raises(CheckpointError, match=r"dataset other than .*/other "):
         check_inputs(other, resume=True)
     (tmp_path / "data").rename(tmp_path / "moved")
     check_inputs(config(tmp_path / "moved"), resume=True)
@@ -104,14 +104,14 @@ def test_a_dataset_of_as_many_other_samples_is_another(change: dict, tmp_path: P
 @pytest.mark.parametrize(
     ("section", "change", "match"),
     [
-        ("model", {"teacher": "NONE"}, "model.teacher is .*NONE, which does not exist"),
+        ("model", {"teacher": "NONE"}, r"model\.teacher is .*/NONE,"),
         ("model", {"null_prompt": "NONE"}, "null_prompt is .*NONE.*magicdistill encode-prompt PIPELINE --out .*NONE"),
         ("model", {"negative_prompt": "NONE"}, "negative_prompt is .*NONE.*encode-prompt .*NONE .*--prompt"),
-        ("data", {"dataset": "NONE"}, "NONE is not a latent dataset.*magicdistill prepare"),
-        ("validation", {"every": 1, "vae": "NONE"}, "validation.vae is .*NONE, which does not exist.*every=0"),
+        ("data", {"dataset": "NONE"}, r"/NONE .*dataset\.json.*magicdistill prepare"),
+        ("validation", {"every": 1, "vae": "NONE"}, r"validation\.vae is .*/NONE,.*validation\.every=0"),
     ],
 )
-def test_what_is_absent_is_said_before_anything_is_loaded(
+def test_missing_inputs_are_named_before_anything_is_loaded(
     section: str, change: dict, match: str, tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tiny_config(tmp_path / "run")
@@ -125,24 +125,24 @@ def test_what_is_absent_is_said_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_without_a_null_prompt_says_what_makes_one(
+def test_a_missing_null_prompt_names_the_command_that_makes_one(
     pipelines: tuple[Path, Path, Path], tmp_path: Path, tiny_config: Config
 ) -> None:
     tree = of_pipeline(tiny_config(tmp_path / "run"), *pipelines[1:])
     tree["model"]["null_prompt"] = None
-    with pytest.raises(CheckpointError, match=r"carries no null prompt.*magicdistill encode-prompt PIPELINE --out"):
+    with pytest.raises(CheckpointError, match=r"model\.null_prompt.*magicdistill encode-prompt PIPELINE --out"):
         check_inputs(parse_config(tree, "test"), resume=False)
 
 
-def test_all_processes_end_if_one_of_them_misses_a_file(
+def test_all_processes_end_if_a_file_is_missing_on_one(
     tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train.distributed, "first_error", lambda error: error or "its disk is not mounted")
-    with pytest.raises(ConfigError, match="Another process of this run cannot begin: its disk"):
+    with pytest.raises(ConfigError, match=r"Another process .*: its disk is not mounted"):
         check_inputs(parse_config(tiny_config(tmp_path / "run"), "test"), resume=False)
 
 
-def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
+def test_an_unusable_vae_is_refused_before_networks_are_built(
     tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train.run.trainer, "build_networks", lambda *given: pytest.fail("networks were built"))
@@ -150,12 +150,12 @@ def test_a_vae_that_cannot_be_used_is_said_before_networks_are_built(
     vae.mkdir()
     (vae / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     tree = tiny_config(tmp_path / "run", validation={"every": 1, "vae": str(vae)})
-    with pytest.raises(CheckpointError, match="not a known video VAE"):
+    with pytest.raises(CheckpointError, match=r"/vae .*AutoencoderKL"):
         train.run.trainer.train(parse_config(tree, "test"))
     # The same error on a process that does not load the VAE itself.
     monkeypatch.setattr(train.watch.validation, "is_main", lambda: False)
     answers = iter([None, "The VAE cannot be used."])
     monkeypatch.setattr(train.distributed, "first_error", lambda error: error or next(answers))
-    with pytest.raises(ConfigError, match="Another process of this run cannot begin: The VAE cannot be used"):
+    with pytest.raises(ConfigError, match=r"Another process .*: The VAE cannot be used"):
         train.run.trainer.train(parse_config(tree, "test"))
     assert not (tmp_path / "run").exists()

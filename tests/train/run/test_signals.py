@@ -21,7 +21,7 @@ def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_a_second_one_later_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_SAME_REQUEST_SECONDS", -1.0)
     with StopRequest():
         signal.raise_signal(signal.SIGINT)

@@ -1,5 +1,4 @@
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from magicdistill_core.hashes import file_sha256
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
+from tests.makers import file_size_limit
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
@@ -62,7 +62,7 @@ lora_mode = pytest.mark.parametrize("run", ["lora"], indirect=True)
 
 @both_modes
 @pytest.mark.parametrize(("asked", "step"), [(None, 4), (2, 2)])
-def test_comfyui_file_is_the_whole_generator(
+def test_comfyui_file_is_the_full_generator(
     tmp_path: Path, teacher_file: Path, run: Path, asked: int | None, step: int
 ) -> None:
     export_run(run, tmp_path / "g.safetensors", update=asked)
@@ -80,7 +80,7 @@ def test_comfyui_file_is_the_whole_generator(
 
 
 @both_modes
-def test_dtype_is_as_asked(tmp_path: Path, run: Path) -> None:
+def test_the_file_has_the_requested_dtype(tmp_path: Path, run: Path) -> None:
     export_run(run, tmp_path / "g.safetensors", dtype=torch.bfloat16)
     header = read_header(tmp_path / "g.safetensors")
     assert {info.dtype for key, info in header.items() if not key.startswith("null_prompt.")} == {"BF16"}
@@ -91,16 +91,11 @@ def test_dtype_is_as_asked(tmp_path: Path, run: Path) -> None:
 
 @full_mode
 @pytest.mark.parametrize("format", ["comfyui", "int8", "diffusers"])
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, run: Path, format: ExportFormat) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path: Path, run: Path, format: ExportFormat) -> None:
     out = tmp_path / "out" / "g.safetensors"
     out.parent.mkdir()
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"g\.safetensors cannot be written .*Make room"):
-            export_run(run, out, format)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(100_000), pytest.raises(CheckpointError, match=r"g\.safetensors .*written .*disk"):
+        export_run(run, out, format)
     assert not list(out.parent.iterdir())
 
 
@@ -122,7 +117,7 @@ def test_int8_file_is_the_generator_rounded(tmp_path: Path, run: Path) -> None:
 
 
 @both_modes
-def test_diffusers_folder_loads_there_and_here_with_equal_velocities(tmp_path: Path, run: Path) -> None:
+def test_diffusers_and_the_trainer_load_the_folder_with_equal_velocities(tmp_path: Path, run: Path) -> None:
     export_run(run, tmp_path / "transformer", "diffusers")
     export_run(run, tmp_path / "g.safetensors")
     there = HunyuanVideoTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
@@ -166,7 +161,7 @@ def test_lora_export_is_the_generators(tmp_path: Path, run: Path) -> None:
 
 @full_mode
 def test_a_full_run_has_no_lora(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(CheckpointError, match="no generator LoRA"):
+    with pytest.raises(CheckpointError, match=r"LoRA.*model\.mode=full.*--format comfyui"):
         export_run(run, tmp_path / "l.safetensors", "lora")
 
 
@@ -174,48 +169,48 @@ def test_a_full_run_has_no_lora(tmp_path: Path, run: Path) -> None:
 def test_the_teacher_must_be_the_one_trained_on(tmp_path: Path, teacher_file: Path, run: Path) -> None:
     facts = json.loads((run / "run.json").read_text()) | {"teacher": str(tmp_path / "moved.safetensors")}
     (run / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match=r"moved\.safetensors does not exist.*--teacher"):
+    with pytest.raises(CheckpointError, match=r"moved\.safetensors .*--teacher"):
         export_run(run, tmp_path / "g.safetensors")
     export_run(run, tmp_path / "g.safetensors", teacher=teacher_file)
     teacher = load_checkpoint(teacher_file)
     assert teacher.recipe is not None
     changed = {key: value + 1 for key, value in teacher.state.items()}
     save_checkpoint(tmp_path / "moved.safetensors", changed, teacher.recipe, teacher.null_prompt)
-    with pytest.raises(CheckpointError, match="belongs to a base with sha256"):
+    with pytest.raises(CheckpointError, match=r"sha256.*moved\.safetensors"):
         export_run(run, tmp_path / "g.safetensors")
 
 
 @full_mode
-def test_missing_pieces_are_named(tmp_path: Path, run: Path) -> None:
+def test_missing_and_damaged_files_are_named(tmp_path: Path, run: Path) -> None:
     out = tmp_path / "g.safetensors"
-    with pytest.raises(CheckpointError, match=r"no checkpoint of update 3\. Choose one of its updates: 2, 4"):
+    with pytest.raises(CheckpointError, match=r"checkpoint of update 3\..*: 2, 4"):
         export_run(run, out, update=3)
-    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"g\.ckpt.*\.safetensors"):
         export_run(run, tmp_path / "g.ckpt")
-    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"g\.ckpt.*\.safetensors"):
         export_run(run, tmp_path / "g.ckpt", "int8")
     latest = run / "checkpoints" / "latest"
     latest.write_text("step-000009")
-    with pytest.raises(CheckpointError, match="names 'step-000009', which does not exist"):
+    with pytest.raises(CheckpointError, match=r"latest .*'step-000009'.*2, 4"):
         export_run(run, out)
     latest.unlink()
-    with pytest.raises(CheckpointError, match=r"no file checkpoints/latest.*2, 4"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/latest.*2, 4"):
         export_run(run, out)
     cut = run / "checkpoints" / "step-000002" / GENERATOR_FILE
     cut.write_bytes(cut.read_bytes()[:-64])
-    with pytest.raises(CheckpointError, match="truncated"):
+    with pytest.raises(CheckpointError, match=r"generator\.safetensors .*truncated"):
         export_run(run, out, update=2)
     (run / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"run\.json .*damaged"):
         export_run(run, out)
     (run / "run.json").unlink()
-    with pytest.raises(CheckpointError, match=r"is not a training run.*run\.json"):
+    with pytest.raises(CheckpointError, match=r"/run .*no run\.json"):
         export_run(run, out)
     assert not out.exists()
 
 
 @full_mode
-def test_a_run_that_saved_nothing_says_so(tmp_path: Path, run: Path) -> None:
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, run: Path) -> None:
     (run / "checkpoints").rename(tmp_path / "away")
-    with pytest.raises(CheckpointError, match="saved no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
         export_run(run, tmp_path / "g.safetensors")

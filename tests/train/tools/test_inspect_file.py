@@ -39,10 +39,12 @@ def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
     assert facts["size"].startswith(f"{teacher_file.stat().st_size:,} bytes")
 
 
-def test_an_int8_file_is_the_same_network_and_says_what_it_is_for(tmp_path: Path, teacher_file: Path) -> None:
+def test_an_int8_file_is_the_same_network_and_names_its_user(tmp_path: Path, teacher_file: Path) -> None:
     done = quantise_file(teacher_file, tmp_path / "q.safetensors")
     facts, exact = inspect_file(tmp_path / "q.safetensors"), inspect_file(teacher_file)
-    assert facts.pop("quantised") == f"yes ({len(done.errors)} scales); only ComfyUI can load it"
+    quantised = facts.pop("quantised")
+    assert f"{len(done.errors)} scales" in quantised
+    assert "ComfyUI" in quantised
     assert "I8 (" in facts["dtypes"]
     own = ("file", "size", "dtypes")
     assert {key: facts[key] for key in facts if key not in own} == {k: exact[k] for k in exact if k not in own}
@@ -78,7 +80,7 @@ def test_a_diffusers_folder_is_read_whole(tmp_path: Path, teacher_file: Path) ->
         inspect_file(tmp_path / "empty")
 
 
-def test_a_checkpoint_folder_of_several_networks_is_not_mixed_up(tmp_path: Path, teacher_file: Path) -> None:
+def test_a_folder_of_several_networks_is_refused(tmp_path: Path, teacher_file: Path) -> None:
     shutil.copy(teacher_file, tmp_path / "generator.safetensors")
     branch = LowRank(torch.zeros(12, 128), torch.zeros(384, 12), alpha=6.0)
     recipe = load_checkpoint(teacher_file).recipe
@@ -94,7 +96,7 @@ def test_a_dataset_tells_its_geometry(dataset_folder: Path) -> None:
     assert facts["geometry"] == "32 x 32, 5 frames, 24 fps"
 
 
-def test_loras_vaes_and_strangers(tmp_path: Path, teacher_file: Path, taehv_file: Path) -> None:
+def test_loras_vaes_and_unknown_files(tmp_path: Path, teacher_file: Path, taehv_file: Path) -> None:
     recipe = load_checkpoint(teacher_file).recipe
     assert recipe is not None
     path = tmp_path / "lora.safetensors"
@@ -140,7 +142,7 @@ def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, teacher_file: Path
         inspect_file(tmp_path / "b.safetensors")
 
 
-def test_what_frameworks_and_diffusers_write_is_inspected_too(tmp_path: Path, teacher_file: Path) -> None:
+def test_files_of_frameworks_and_diffusers_are_inspected(tmp_path: Path, teacher_file: Path) -> None:
     state = load_checkpoint(teacher_file).state
     torch.save({"module": {f"model.{key}": value for key, value in state.items()}}, tmp_path / "a.pt")
     facts = inspect_file(tmp_path / "a.pt")

@@ -79,7 +79,7 @@ def test_generate_equals_the_diffusers_scheduler(teacher_file: Path) -> None:
     assert seen == [1000.0, 937.5, 833.3, 625.0]
 
 
-def test_the_noise_is_comfyuis_and_renoise_draws_afresh() -> None:
+def test_the_noise_equals_comfyuis_and_renoise_draws_new_noise() -> None:
     sigmas = few_step_sigmas(2, 1.0)
 
     def still(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_settings_come_from_the_recipe_unless_given(
     assert (tags["shift"], tags["width"], tags["frames"]) == (2.0, 48, 1)
 
 
-def test_the_precision_is_the_devices(
+def test_the_default_precision_follows_from_the_device(
     tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[torch.dtype] = []
@@ -175,9 +175,9 @@ def test_a_lora_is_sampled_with_its_base_only(
     )
     lora = tmp_path / "lora.safetensors"
     save_lora(lora, {name: branch}, lora_recipe)
-    with pytest.raises(CheckpointError, match="is a LoRA and works only on its base"):
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors .*--base"):
         sample_file(lora, still, tmp_path / "a.mp4", vae=taehv_file)
-    with pytest.raises(CheckpointError, match="needs no base"):
+    with pytest.raises(CheckpointError, match=f"{teacher_file.name} .*no base"):
         sample_file(teacher_file, still, tmp_path / "a.mp4", vae=taehv_file, base=teacher_file)
     sample_file(lora, still, tmp_path / "a.mp4", vae=taehv_file, base=teacher_file)
 
@@ -204,35 +204,35 @@ def test_a_lora_is_sampled_with_its_base_only(
 
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, state, base.recipe, base.null_prompt)
-    with pytest.raises(CheckpointError, match="belongs to a base with sha256"):
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors .*sha256.*other\.safetensors"):
         sample_file(lora, still, tmp_path / "a.mp4", vae=taehv_file, base=other)
     fake = tmp_path / "fake.safetensors"
     save_lora(fake, {name: branch}, lora_recipe.model_copy(update={"kind": "fake_lora"}))
-    with pytest.raises(CheckpointError, match="is a fake_lora"):
+    with pytest.raises(CheckpointError, match=r"fake\.safetensors .*fake_lora"):
         sample_file(fake, still, tmp_path / "a.mp4", vae=taehv_file, base=teacher_file)
 
 
-def test_what_cannot_be_sampled_is_refused(tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path) -> None:
+def test_unusable_inputs_are_refused(tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path) -> None:
     out = tmp_path / "a.mp4"
-    with pytest.raises(VideoError, match=r"ends in \.mp4"):
+    with pytest.raises(VideoError, match=r"a\.webm.*\.mp4"):
         sample_file(teacher_file, still, tmp_path / "a.webm", vae=taehv_file)
     with pytest.raises(VideoError, match="multiples of 16"):
         sample_file(teacher_file, still, out, vae=taehv_file, width=33)
     with pytest.raises(VideoError, match="4n"):
         sample_file(teacher_file, still, out, vae=taehv_file, frames=6)
-    with pytest.raises(VideoError, match="cannot be read as an image"):
+    with pytest.raises(VideoError, match=f"{teacher_file.name} .*PNG, JPEG or WebP"):
         sample_file(teacher_file, teacher_file, out, vae=taehv_file)
     base = load_checkpoint(teacher_file)
     assert base.recipe is not None
     mute = tmp_path / "mute.safetensors"
     save_checkpoint(mute, base.state, base.recipe, None)
-    with pytest.raises(CheckpointError, match="no null prompt"):
+    with pytest.raises(CheckpointError, match=r"mute\.safetensors .*null prompt"):
         sample_file(mute, still, out, vae=taehv_file)
     from safetensors.torch import save_file
 
     plain = tmp_path / "plain.safetensors"
     save_file(base.state, plain)
-    with pytest.raises(CheckpointError, match=r"carries no recipe.*steps, shift, width, height, frames"):
+    with pytest.raises(CheckpointError, match=r"plain\.safetensors .*recipe.*steps, shift, width, height, frames"):
         sample_file(plain, still, out, vae=taehv_file)
     t2v = dict(base.state)
     t2v["img_in.proj.weight"] = t2v["img_in.proj.weight"][:, :16].contiguous()

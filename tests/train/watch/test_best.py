@@ -77,7 +77,7 @@ def test_without_a_fake_branch_the_lowest_is_the_best_from_the_start(tmp_path: P
     assert set(best.values()) == {50}
 
 
-def test_a_resumed_measure_goes_on_alike() -> None:
+def test_a_resumed_measure_continues_equally() -> None:
     values = curve((0, 0.01), (100, 1.0), (250, 0.2), (300, 1.5))
     for cut in (5, 60, 130, 240):
         whole, parts = Measure(WINDOW, rises_first=True), Measure(WINDOW, rises_first=True)
@@ -91,5 +91,5 @@ def test_a_resumed_measure_goes_on_alike() -> None:
         assert parts.notes() == whole.notes()
 
 
-def test_a_checkpoint_every_hour_unless_told_otherwise() -> None:
+def test_a_checkpoint_is_saved_every_hour_by_default() -> None:
     assert CheckpointConfig().minutes == 60

@@ -57,10 +57,10 @@ def test_a_healthy_run_is_left_alone(seed: int) -> None:
         ("generator/motion", 0.1, "stop moving", "motion_floor"),
         ("generator/deviation", 2.5, "saturate", "deviation_ceiling"),
         ("generator/deviation", 0.3, "wash out", "deviation_floor"),
-        ("generator/saturation", 100.0, "leave their normal range", "saturation_ceiling"),
+        ("generator/saturation", 100.0, "latents leave", "saturation_ceiling"),
         ("generator/matching_gradient", 10.0, "gradient diverges", "gradient_ceiling"),
         ("generator/real_fake_distance", 10.0, "drift apart", "distance_ceiling"),
-        ("fake/loss", 10.0, "cannot follow the generator", "fake_loss_ceiling"),
+        ("fake/loss", 10.0, "fake score", "fake_loss_ceiling"),
     ],
 )
 def test_a_failing_run_is_ended_for_its_reason(metric: str, factor: float, meaning: str, field: str, seed: int) -> None:
@@ -83,7 +83,7 @@ def test_dominating_guidance_is_found() -> None:
 
 
 @pytest.mark.parametrize(("rounds", "acts"), [(6, False), (14, False), (30, True)])
-def test_a_passing_disturbance_is_only_remarked(rounds: int, acts: bool) -> None:
+def test_a_short_disturbance_does_not_end_a_run(rounds: int, acts: bool) -> None:
     """A few bad rounds do not change the medians. More rounds are reported; only lasting ones end the run."""
     rows = run(300)
     for row in rows[150 : 150 + rounds]:
@@ -105,7 +105,7 @@ def test_nan_and_infinite_values_act_at_once(value: float) -> None:
     assert verdict.findings == (f"fake/gradient_norm is {value}",)
 
 
-def test_a_resumed_guard_judges_alike() -> None:
+def test_a_resumed_guard_decides_equally() -> None:
     rows = run(400, {"generator/motion": (200, 0.1)})
     whole = Guard(GuardConfig())
     verdicts = [whole.observe(row) for row in rows]
@@ -117,7 +117,7 @@ def test_a_resumed_guard_judges_alike() -> None:
         assert [after.observe(row) for row in rows[cut:]] == verdicts[cut:]
 
 
-def test_methods_without_a_quantity_are_judged_by_the_others() -> None:
+def test_methods_without_a_quantity_are_checked_by_the_others() -> None:
     rows = [{"generator/loss": 1.0, "generator/deviation": 1.0 if n < 100 else 9.0} for n in range(200)]
     found = first_act(rows)
     assert found is not None
@@ -125,7 +125,7 @@ def test_methods_without_a_quantity_are_judged_by_the_others() -> None:
     assert first_act([{"generator/loss": 1.0}] * 200) is None
 
 
-def test_limits_are_of_the_baseline() -> None:
+def test_limits_are_multiples_of_the_baseline() -> None:
     settings = GuardConfig(motion_floor=0.5)
     assert not judge({"generator/motion": 0.51}, {"generator/motion": 1.0}, settings)
     assert judge({"generator/motion": 0.49}, {"generator/motion": 1.0}, settings)

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magicdistill_core.errors import ConfigError
+from tests.makers import json_lines
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
 from train.watch.log import RunLog, check_trackers, drop_after, wandb_tracker
@@ -26,24 +27,20 @@ def config(tmp_path: Path, tiny_config: Callable[..., dict], monkeypatch: pytest
     return parse_config(tiny_config(tmp_path, logging={"wandb": None}), "test")
 
 
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def open_log(config: TrainConfig, done: int) -> RunLog:
     return RunLog(config.run, "w2s", config.updates, done, HEADLINE, wandb_tracker(config))
 
 
-def test_rounds_that_were_lost_are_taken_out(tmp_path: Path) -> None:
+def test_lost_rounds_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     drop_after(tmp_path, 3)
     assert not path.exists()
     path.write_text("".join(json.dumps({"step": step, "a": step}) + "\n" for step in range(1, 6)) + '{"step": 6, "a')
     drop_after(tmp_path, 4, "gone.jsonl")
-    assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
+    assert [row["step"] for row in json_lines(path)] == [1, 2, 3, 4]
     drop_after(tmp_path, 2, "gone.jsonl")
-    assert [row["step"] for row in rows(path)] == [1, 2]
-    assert [row["step"] for row in rows(tmp_path / "gone.jsonl")] == [5, 3, 4]
+    assert [row["step"] for row in json_lines(path)] == [1, 2]
+    assert [row["step"] for row in json_lines(tmp_path / "gone.jsonl")] == [5, 3, 4]
 
 
 def test_a_round_is_logged_once_after_resuming_and_going_back(config: TrainConfig) -> None:
@@ -56,14 +53,14 @@ def test_a_round_is_logged_once_after_resuming_and_going_back(config: TrainConfi
         log.go_back(3)
         log.log(4, {"fake/loss": 100.0}, seconds=0.5)
         log.event("finished", 4)
-    assert [(row["step"], row["fake/loss"]) for row in rows(config.run / "metrics.jsonl")] == [
+    assert [(row["step"], row["fake/loss"]) for row in json_lines(config.run / "metrics.jsonl")] == [
         (1, 1.0),
         (2, 2.0),
         (3, 30.0),
         (4, 100.0),
     ]
-    assert [row["fake/loss"] for row in rows(config.run / "metrics-abandoned.jsonl")] == [40.0, 50.0]
-    assert [(event["event"], event["step"]) for event in rows(config.run / "events.jsonl")] == [("finished", 4)]
+    assert [row["fake/loss"] for row in json_lines(config.run / "metrics-abandoned.jsonl")] == [40.0, 50.0]
+    assert [(event["event"], event["step"]) for event in json_lines(config.run / "events.jsonl")] == [("finished", 4)]
     board = EventAccumulator(str(config.run / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("fake/loss")] == [
@@ -118,9 +115,9 @@ def test_wandb_gets_every_round_of_one_run(config: TrainConfig, monkeypatch: pyt
     assert wandb.finished == 2
 
 
-def test_wandb_that_is_not_installed_is_said_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wandb_is_reported_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     check_trackers(config)
     monkeypatch.setattr("train.watch.log.find_spec", lambda name: None)
     config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match=r"logging\.wandb is 'portraits'.*pip install wandb"):
         check_trackers(config)

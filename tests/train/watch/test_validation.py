@@ -38,10 +38,10 @@ def test_start_images_are_spread_over_the_dataset(
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_another_vae_than_the_datasets_is_said(
+def test_a_vae_other_than_the_datasets_is_reported(
     same: bool, tmp_path: Path, taehv_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = dataset(tmp_path / "data", weights_sha256(taehv_file) if same else "0" * 64)
     with caplog.at_level(logging.WARNING):
         validation(data, taehv_file, 1, tmp_path)
-    assert ("is not the VAE" in caplog.text) is not same
+    assert (f"validation.vae ({taehv_file})" in caplog.text) is not same

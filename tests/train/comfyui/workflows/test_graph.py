@@ -58,7 +58,7 @@ def chain() -> Graph:
     return graph
 
 
-def test_values_stand_in_the_schemas_order_with_defaults_and_the_seeds_control() -> None:
+def test_values_are_in_the_schemas_order_with_defaults_and_the_seeds_control() -> None:
     load, sample, save, note = chain().to_json()["nodes"]
     assert load["widgets_values"] == ["a.safetensors", 1.0]
     assert sample["widgets_values"] == [3, "fixed", "y"]
@@ -78,7 +78,7 @@ def test_links_are_known_at_both_ends() -> None:
     assert save["inputs"][0]["link"] == 2
 
 
-def test_columns_stand_beside_each_other_and_sections_below() -> None:
+def test_columns_are_next_to_each_other_and_sections_below() -> None:
     graph = Graph("layout", SCHEMAS)
     with graph.column("First", width=200):
         one = graph.node("Load", file="a.safetensors", room=50)
@@ -134,24 +134,24 @@ def test_only_public_files_are_offered_for_download() -> None:
 @pytest.mark.parametrize(
     ("node_type", "given", "said"),
     [
-        ("Lode", {}, "has no node Lode"),
-        ("Load", {"fyle": "a.safetensors"}, r"no input \['fyle'\]"),
-        ("Load", {"file": "b.safetensors"}, "'b.safetensors' is not one of"),
-        ("Load", {"file": "a.safetensors", "scale": 3.0}, "3.0 is not between 0.0 and 2.0"),
-        ("Load", {"file": "a.safetensors", "scale": "1"}, "'1' is not of type FLOAT"),
-        ("Sample", {}, "model of Sample is not connected"),
-        ("Save", {"video": Wire(1, 0, "MODEL")}, "does not accept MODEL"),
+        ("Lode", {}, "no node Lode"),
+        ("Load", {"fyle": "a.safetensors"}, r"Load .*\['fyle'\].*'file'"),
+        ("Load", {"file": "b.safetensors"}, r"'b\.safetensors' .*\['a\.safetensors'"),
+        ("Load", {"file": "a.safetensors", "scale": 3.0}, r"3\.0 .* 0\.0 and 2\.0"),
+        ("Load", {"file": "a.safetensors", "scale": "1"}, "'1' .*FLOAT"),
+        ("Sample", {}, "model of Sample "),
+        ("Save", {"video": Wire(1, 0, "MODEL")}, "video of .*MODEL"),
     ],
 )
-def test_what_does_not_fit_is_refused(node_type: str, given: dict[str, Any], said: str) -> None:
+def test_invalid_nodes_inputs_and_links_are_refused(node_type: str, given: dict[str, Any], said: str) -> None:
     graph = Graph("bad", SCHEMAS)
     with graph.column(), pytest.raises(ConfigError, match=said):
         graph.node(node_type, **given)
 
 
 @pytest.mark.parametrize("values", [["a.safetensors"], ["a.safetensors", 1.0, 2.0]])
-def test_values_of_another_schema_are_noticed(values: list[Any]) -> None:
-    with pytest.raises(ConfigError, match="Write the workflow again"):
+def test_values_of_another_schema_are_refused(values: list[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"Load .*value"):
         SCHEMAS["Load"].values_of(values)
 
 
