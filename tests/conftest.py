@@ -28,19 +28,19 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def lacking() -> Callable[[str, str], NoReturn]:
-    """Skips a test whose tool is missing, or fails it if the tool is required: `lacking(what, why)`.
+def skip_or_fail() -> Callable[[str, str], NoReturn]:
+    """Skips a test whose tool is missing, or fails it if the tool is required: `skip_or_fail(what, why)`.
 
     The environment variable MAGICDISTILL_REQUIRE names the required tools, such as `comfyui,chromium`. `.ci/run` sets
     it, because there a skipped test would be an unnoticed failure.
     """
 
-    def skip_or_fail(what: str, why: str) -> NoReturn:
+    def decide(what: str, why: str) -> NoReturn:
         if what in os.environ.get("MAGICDISTILL_REQUIRE", "").split(","):
             pytest.fail(f"MAGICDISTILL_REQUIRE asks for {what}, but {why}", pytrace=False)
         pytest.skip(why)
 
-    return skip_or_fail
+    return decide
 
 
 @pytest.fixture(scope="session")
@@ -96,12 +96,12 @@ def write_late_clip() -> Callable[[Path, float, float], None]:
 
 
 @pytest.fixture(scope="session")
-def comfyui_dir(lacking: Callable[[str, str], NoReturn]) -> Path:
+def comfyui_dir(skip_or_fail: Callable[[str, str], NoReturn]) -> Path:
     """A real ComfyUI: COMFYUI_DIR, or a copy fetched once into the cache."""
     try:
         return find_comfyui()
     except ComfyUIError as error:
-        lacking("comfyui", f"there is no ComfyUI to test against: {error}")
+        skip_or_fail("comfyui", f"there is no ComfyUI to test against: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -71,9 +71,9 @@ def test_wheel_holds_the_core_and_the_trainer_and_nothing_else(source: Path, tmp
 def test_editable_installation_keeps_the_repository_off_the_path(source: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     build("editable", source, tmp_path / "out").extractall(site)
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", LOOK, str(site)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", LOOK, str(site)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     found, added = json.loads(done.stdout)
     assert found == ["magicdistill_core", "magicdistill_train.presets", "magicdistill_train.cli"]
     assert not [path for path in added if Path(path).is_relative_to(source)]

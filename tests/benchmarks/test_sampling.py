@@ -86,12 +86,12 @@ def test_without_comfyui_the_row_says_so(
 
 @pytest.mark.slow
 def test_node_gives_the_stock_samplers_result(
-    bench: tuple[Bench, list[Row]], lacking: Callable[[str, str], NoReturn]
+    bench: tuple[Bench, list[Row]], skip_or_fail: Callable[[str, str], NoReturn]
 ) -> None:
     try:
         find_comfyui()
     except ComfyUIError as error:
-        lacking("comfyui", f"there is no ComfyUI to test against: {error}")
+        skip_or_fail("comfyui", f"there is no ComfyUI to test against: {error}")
     tools, rows = bench
     measure_comfyui(tools, CLIP, 4)
     stock, ours = rows

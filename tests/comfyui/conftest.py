@@ -189,11 +189,11 @@ def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
-def page(lacking: Callable[[str, str], NoReturn], server: Client) -> Iterator[Any]:
+def page(skip_or_fail: Callable[[str, str], NoReturn], server: Client) -> Iterator[Any]:
     """Open one page of the running ComfyUI for all tests and close the greeting of a first visit."""
     program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if program is None:
-        lacking("chromium", f"there is no browser on this machine, none of {', '.join(BROWSERS)}")
+        skip_or_fail("chromium", f"there is no browser on this machine, none of {', '.join(BROWSERS)}")
     server.post("/settings", {"Comfy.TutorialCompleted": True})
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
@@ -222,8 +222,8 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     save_file(network.state_dict() | null, folder / "diffusers_names.safetensors", metadata)
     quantised, layers = _quantised(state)
     save_file(quantised, folder / "quantised.safetensors", metadata | {"_quantization_metadata": json.dumps(layers)})
-    lacking = {key: tensor for key, tensor in state.items() if "double_blocks.1.img_attn_qkv" not in key}
-    save_file(lacking, folder / "incomplete.safetensors", metadata)
+    incomplete = {key: tensor for key, tensor in state.items() if "double_blocks.1.img_attn_qkv" not in key}
+    save_file(incomplete, folder / "incomplete.safetensors", metadata)
     (folder / "truncated.safetensors").write_bytes(good.read_bytes()[:-1000])
     torch.save({"state_dict": plain, "code": PurePosixPath("x")}, folder / "pickle.pt")
     torch.save(plain, folder / "renamed_pickle.safetensors")

@@ -35,7 +35,7 @@ PORTRAIT: Prompt = changed(
 
 @pytest.fixture(scope="module")
 def oldest(
-    lacking: Callable[[str, str], NoReturn],
+    skip_or_fail: Callable[[str, str], NoReturn],
     client: Callable[[str, Path, Path], Any],
     tiny_models: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
@@ -44,7 +44,7 @@ def oldest(
     try:
         comfyui = find_comfyui(version=OLDEST_VERSION, variable="COMFYUI_OLDEST_DIR")
     except ComfyUIError as error:
-        lacking("comfyui", f"there is no ComfyUI {OLDEST_VERSION} to test against: {error}")
+        skip_or_fail("comfyui", f"there is no ComfyUI {OLDEST_VERSION} to test against: {error}")
     directory = tmp_path_factory.mktemp("oldest")
     prepare_directory(directory)
     tiny_models(directory / "models")

@@ -20,13 +20,13 @@ PACKS = [Requirement(text) for text in PROJECT["dependencies"]]
 
 
 @pytest.fixture(params=[(VERSION, "COMFYUI_DIR"), (OLDEST_VERSION, "COMFYUI_OLDEST_DIR")], ids=lambda param: param[0])
-def comfyuis(request: pytest.FixtureRequest, lacking: Callable[[str, str], NoReturn]) -> dict[str, Requirement]:
+def comfyuis(request: pytest.FixtureRequest, skip_or_fail: Callable[[str, str], NoReturn]) -> dict[str, Requirement]:
     """Return the requirements of the newest tested and the oldest supported ComfyUI, by name."""
     version, variable = request.param
     try:
         folder = find_comfyui(version=version, variable=variable)
     except ComfyUIError as error:
-        lacking("comfyui", f"there is no ComfyUI {version} to compare with: {error}")
+        skip_or_fail("comfyui", f"there is no ComfyUI {version} to compare with: {error}")
     lines = (line.strip() for line in (folder / "requirements.txt").read_text().splitlines())
     return {found.name.lower(): found for found in (Requirement(line) for line in lines if line and line[0] != "#")}
 

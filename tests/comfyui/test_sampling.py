@@ -202,11 +202,11 @@ def test_every_step_sends_the_current_video(method: str, frames: int, server: An
 
 
 def test_previews_take_no_memory_from_the_model_and_a_failed_one_ends_no_run(answer: dict[str, Tensor]) -> None:
-    assert text(answer, "decoded").split() == ["decoded"] * 4 + ["lacking"] * 4
+    assert text(answer, "decoded").split() == ["decoded"] * 4 + ["missing"] * 4
     # One request per run, for the sampled model. Any other request could take that model's memory.
     assert text(answer, "loaded").split() == ["HunyuanVideoI2V"] * 3
     assert torch.equal(answer["previews on"], answer["previews off"])
-    assert torch.equal(answer["previews lacking"], answer["previews off"])
+    assert torch.equal(answer["previews missing"], answer["previews off"])
 
 
 def test_no_previews_are_made_where_they_are_switched_off(server: Any) -> None:

@@ -128,13 +128,13 @@ def job_previews(job: dict) -> dict[str, Tensor]:
         decoded.append("decoded")
         return decode(*args)
 
-    def lacking(*_: object) -> Tensor:
-        decoded.append("lacking")
+    def missing(*_: object) -> Tensor:
+        decoded.append("missing")
         raise comfy.model_management.OOM_EXCEPTION("no memory")
 
     out = {}
     comfy.model_management.load_models_gpu = load_noted
-    for name, method, decoder in (("off", "none", decode), ("on", "auto", decode_noted), ("lacking", "auto", lacking)):
+    for name, method, decoder in (("off", "none", decode), ("on", "auto", decode_noted), ("missing", "auto", missing)):
         comfy.cli_args.args.preview_method = comfy.cli_args.LatentPreviewMethod.from_string(method)
         comfy.taesd.taehv.TAEHV.decode = decoder
         out[f"previews {name}"] = run_node(nodes.FewStepSampler, model=model, **given)[0]["samples"]

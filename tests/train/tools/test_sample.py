@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from torch import Tensor
 
 import train.tools.sample
 from magicdistill_core.branch import LowRank
@@ -157,10 +159,18 @@ def test_the_default_precision_follows_from_the_device(
 
 
 def test_a_lora_is_sampled_with_its_base_only(
-    tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path
+    tmp_path: Path, teacher_file: Path, taehv_file: Path, still: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from magicdistill_core.hashes import file_sha256
 
+    # Before encoding: a codec turns one differently rounded pixel into a different picture.
+    video: dict[str, Tensor] = {}
+
+    def keep_frames(path: Path, frames: Tensor, *given: Any, **options: Any) -> None:
+        video[path.stem] = frames.float()
+        write_video(path, frames, *given, **options)
+
+    monkeypatch.setattr("train.tools.sample.write_video", keep_frames)
     hidden = 128
     generator = torch.Generator().manual_seed(2)
     branch = LowRank(
@@ -187,8 +197,7 @@ def test_a_lora_is_sampled_with_its_base_only(
     save_checkpoint(merged, state, generator_recipe, base.null_prompt)
     sample_file(merged, still, tmp_path / "b.mp4", vae=taehv_file)
     sample_file(teacher_file, still, tmp_path / "c.mp4", vae=taehv_file, steps=2)
-    video = {n: torch.stack(list(read_video(tmp_path / f"{n}.mp4").frames)).float() for n in "abc"}
-    assert (video["a"] - video["b"]).abs().mean() < 0.1  # summed in another order, so a pixel may round otherwise
+    assert (video["a"] - video["b"]).abs().max() <= 1  # summed in another order, so a pixel may round differently
     assert (video["a"] - video["c"]).abs().mean() > 1
     assert Recipe.from_metadata(read_tags(tmp_path / "a.mp4")) == generator_recipe
 
@@ -198,8 +207,7 @@ def test_a_lora_is_sampled_with_its_base_only(
     for_mute = lora_recipe.model_copy(update={"base_hash": file_sha256(mute)})
     save_lora(lora, {name: branch}, for_mute, base.null_prompt)
     sample_file(lora, still, tmp_path / "d.mp4", vae=taehv_file, base=mute)
-    with_prompt = torch.stack(list(read_video(tmp_path / "d.mp4").frames)).float()
-    assert (with_prompt - video["a"]).abs().mean() < 0.1  # another alignment in memory rounds otherwise
+    assert (video["d"] - video["a"]).abs().max() <= 1  # another alignment in memory rounds differently
     save_lora(lora, {name: branch}, lora_recipe)
 
     other = tmp_path / "other.safetensors"
