@@ -1,10 +1,15 @@
 """Fixtures that every test may use."""
 
 import os
+import signal
 
 # Several test processes share the machine. With more threads than cores they would wait for each other. PyTorch reads
 # the variable when it is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import json
 import subprocess

@@ -1,4 +1,8 @@
-"""The error message on systems without DeepSpeed."""
+"""The environment of processes that no launcher started."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,3 +14,22 @@ def test_a_missing_deepspeed_names_linux_and_wsl(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(distributed, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"DeepSpeed.*Linux.*`uv sync`.*WSL"):
         distributed.prepare_environment()
+
+
+# Joins a group, and while it is open starts a child that inherits the environment and joins a group of its own.
+_NESTED = """
+import subprocess, sys
+from train.distributed import from_all, init_distributed
+init_distributed()
+assert from_all(3) == [3]
+if len(sys.argv) < 2:
+    sys.exit(subprocess.run([sys.executable, "-c", sys.stdin.read(), "child"]).returncode)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_started_by_a_training_process_joins_its_own_group() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "MASTER_PORT")}
+    command = [sys.executable, "-c", _NESTED]
+    done = subprocess.run(command, input=_NESTED, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
