@@ -21,7 +21,7 @@ from magicdistill_core.recipe import Recipe
 from magicdistill_core.streamed import Space, StreamedFile
 from train.config.reading import load_config
 from train.config.training import TrainConfig
-from train.data.dataset import sample_shapes
+from train.data.dataset_index import sample_shapes
 from train.distributed import prepare_environment
 from train.engines.teacher import load_teacher
 from train.networks.network import build_network

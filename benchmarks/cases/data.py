@@ -12,7 +12,9 @@ from torch import Tensor
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.taehv import TAEHV
-from train.data.dataset import DatasetIndex, LatentDataset, LatentWriter
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetIndex
+from train.data.dataset_writer import LatentWriter
 
 from ..harness import GB, Bench
 from ..models import fill_randomly

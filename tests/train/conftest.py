@@ -18,7 +18,8 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.recipe import Recipe
 from tests.makers import file_state, hunyuan_shape, random_prompt
-from train.data.dataset import DatasetIndex, LatentWriter
+from train.data.dataset_index import DatasetIndex
+from train.data.dataset_writer import LatentWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = hunyuan_shape(refiner_blocks=2)

@@ -18,7 +18,8 @@ from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.media.video import read_video, resize_crop
 
-from .dataset import DatasetIndex, LatentWriter, StoredDtype
+from .dataset_index import DatasetIndex, StoredDtype
+from .dataset_writer import LatentWriter
 from .start_images import StartImageEncoder, load_start_images
 from .vae import load_vae
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from magicdistill_core.families.base import StartImage
 
 from ..config.training import TrainConfig
-from ..data.dataset import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, LatentDataset, sample_shapes
+from ..data.dataset import LatentDataset
+from ..data.dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, sample_shapes
 from ..engines.engine import Engine, NetworkCalls, NetworkEngine, deepspeed_config
 from ..engines.networks import Factories, Networks, build_networks
 from ..engines.teacher import Teacher

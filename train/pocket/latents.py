@@ -10,7 +10,8 @@ from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
 
-from ..data.dataset import DatasetIndex, LatentWriter
+from ..data.dataset_index import DatasetIndex
+from ..data.dataset_writer import LatentWriter
 from ..data.vae import load_vae
 from ..distributed import available_device
 from .dataset import PortraitFolder, render_clips, to_unit_frames

@@ -16,7 +16,8 @@ from magicdistill_core.safetensors_file import read_header, read_metadata
 from magicdistill_core.wrappers import is_pickle_name
 
 from ..config.training import POCKET, TrainConfig
-from ..data.dataset import DatasetIndex, LatentDataset
+from ..data.dataset import LatentDataset
+from ..data.dataset_index import DatasetIndex
 from ..distributed import barrier, beginning_together, is_main
 from ..engines.teacher import teacher_path
 from ..networks.weights import ENCODE_PROMPT

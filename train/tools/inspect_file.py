@@ -26,7 +26,7 @@ from magicdistill_core.streamed import DTYPE_NAMES
 from magicdistill_core.taehv import TAEHV
 from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 
-from ..data.dataset import INDEX_NAME, read_index
+from ..data.dataset_index import INDEX_NAME, read_index
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
 _NAMES = defaultdict(lambda: "other", DTYPE_NAMES)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import train.data.dataset as latents_module
+import train.data.dataset_writer as dataset_writer
 from magicdistill_core.families.base import StartImage
-from train.data.dataset import DatasetError, DatasetIndex, LatentDataset, LatentWriter
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetError, DatasetIndex
+from train.data.dataset_writer import LatentWriter
 
 SHAPE = (16, 2, 4, 6)
 
@@ -31,7 +33,7 @@ def write(folder: Path, numbers: range, **changes: object) -> None:
 
 @pytest.fixture
 def two_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents_module, "_SHARD_SAMPLES", 2)
+    monkeypatch.setattr(dataset_writer, "_SHARD_SAMPLES", 2)
 
 
 @pytest.mark.usefixtures("two_a_shard")

@@ -6,13 +6,14 @@ import pytest
 import torch
 from rich.console import Console
 
-import train.data.dataset
+import train.data.dataset_writer
 from magicdistill_core.errors import CheckpointError, MagicDistillError, VideoError
 from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.media.video import read_video, resize_crop
 from magicdistill_core.media.video_writing import write_video
 from tests.makers import file_size_limit
-from train.data.dataset import DatasetError, DatasetIndex, LatentDataset
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetError, DatasetIndex
 from train.data.prepare import prepare
 from train.data.vae import load_vae
 
@@ -58,7 +59,7 @@ def test_a_full_disk_ends_the_command(
     """The disk is full at a shard, or at the index. No video is reported as skipped for that."""
     for name in ("a", "b"):
         clip(tmp_path / "in" / f"{name}.mp4", 5)
-    monkeypatch.setattr(train.data.dataset, "_SHARD_SAMPLES", 1)
+    monkeypatch.setattr(train.data.dataset_writer, "_SHARD_SAMPLES", 1)
     if limit > 1000:
         # A file larger than the limit does not fit on the disk.
         monkeypatch.setattr(DatasetIndex, "model_dump_json", lambda *_, **__: "x" * 200_000)

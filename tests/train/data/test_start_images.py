@@ -19,7 +19,8 @@ from magicdistill_core.media.video import read_image, read_tags, read_video, res
 from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.recipe import Recipe
 from tests.makers import random_prompt, wan_shape
-from train.data.dataset import DatasetError, LatentDataset
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetError
 from train.data.prepare import prepare
 from train.data.start_images import load_start_images
 from train.data.vae import load_vae

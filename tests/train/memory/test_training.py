@@ -12,7 +12,7 @@ from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.recipe import Recipe
 from train.config.methods import DISCRIMINATOR, FAKE, GENERATOR
 from train.config.reading import parse_config
-from train.data.dataset import sample_shapes
+from train.data.dataset_index import sample_shapes
 from train.engines.teacher import load_teacher
 from train.memory.training import Memory, memory_of
 

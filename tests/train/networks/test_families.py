@@ -21,7 +21,9 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.recipe import Recipe
 from tests.makers import file_state, hunyuan_shape, random_prompt, seeded_network, wan_shape
-from train.data.dataset import DatasetError, DatasetIndex, LatentDataset, LatentWriter
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetError, DatasetIndex
+from train.data.dataset_writer import LatentWriter
 from train.methods.draws import Draws
 from train.networks.network import load_network
 from train.networks.sampling import generate, sample_latents

@@ -19,7 +19,8 @@ from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_metadata
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
-from train.data.dataset import DatasetIndex, LatentWriter
+from train.data.dataset_index import DatasetIndex
+from train.data.dataset_writer import LatentWriter
 from train.networks.network import load_network
 from train.networks.weights import merge_lora
 from train.run.preflight import check_inputs, record_inputs

@@ -10,7 +10,9 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT
 from magicdistill_core.hashes import weights_sha256
 from train.config.training import ScheduleConfig, ValidationConfig
-from train.data.dataset import DatasetIndex, LatentDataset, LatentWriter
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetIndex
+from train.data.dataset_writer import LatentWriter
 from train.watch.validation import Validation
 
 
