@@ -6,7 +6,7 @@ class MagicDistillError(ValueError):
 
 
 class CheckpointError(MagicDistillError):
-    """Raised when a model file is damaged, unsafe, of another family, or incomplete."""
+    """Raised when a model file or a checkpoint of a run is missing, damaged, unsafe, incomplete, or does not fit."""
 
 
 class VideoError(MagicDistillError):

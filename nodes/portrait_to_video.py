@@ -65,7 +65,7 @@ class PortraitToVideo(io.ComfyNode):
                     max=8192,
                     step=SIDE_MULTIPLE,
                     tooltip="Width of the video in pixels, a multiple of 16, up to 8192; other numbers are an error. "
-                    "0 (default): the input resolution determines the width. Set width and height for another aspect "
+                    "0 (default): resolution below determines the width. Set width and height for another aspect "
                     "ratio; faces get worse far from the training size.",
                 ),
                 io.Int.Input(
@@ -75,7 +75,7 @@ class PortraitToVideo(io.ComfyNode):
                     max=8192,
                     step=SIDE_MULTIPLE,
                     tooltip="Height of the video in pixels, a multiple of 16, up to 8192; other numbers are an error. "
-                    "0 (default): the input resolution determines the height.",
+                    "0 (default): resolution below determines the height.",
                 ),
                 io.Int.Input(
                     "length",

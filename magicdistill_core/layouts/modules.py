@@ -42,7 +42,8 @@ class LayoutMap:
         aliases: pairs (regular expression, replacement) that turn other accepted names of the file layout into the
             canonical ones. They are applied to the full key, in order.
         optional: file modules that some models of the family do not have.
-        parameters: parameters outside a module, as pairs (file key, diffusers key).
+        parameters: single tensors that are not the weight or bias of a module, such as `scale_shift_table`, as pairs
+            (file key, diffusers key).
         ignored: suffixes of diffusers keys of old releases that no network reads.
         leaves: the last part of the tensor names of a module.
     """
@@ -80,12 +81,12 @@ class LayoutMap:
         return None if module is None else (module, block)
 
     def file_parameter(self, key: str) -> str | None:
-        """Return the diffusers key for the file key of a parameter outside a module; None for other keys."""
+        """Return the diffusers key for the file key of a single tensor (see `parameters`); None for other keys."""
         template, block = _template(key)
         return next((fill(other, block) for file, other in self.parameters if file == template), None)
 
     def diffusers_parameter(self, key: str) -> str | None:
-        """Return the file key for the diffusers key of a parameter outside a module; None for other keys."""
+        """Return the file key for the diffusers key of a single tensor (see `parameters`); None for other keys."""
         template, block = _template(key)
         return next((fill(file, block) for file, other in self.parameters if other == template), None)
 

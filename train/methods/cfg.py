@@ -29,8 +29,8 @@ class GuidanceDistillation(Method[CFGConfig]):
     def loss(self, role: str, batch: MicroBatch) -> Loss:
         """Return the distance to the guided teacher plus flow matching without guidance (M141 Eq. 8).
 
-        The distance is measured at a random guidance scale per sample, flow matching at scale 1. The two terms are two
-        parts of the loss, because each calls the generator.
+        The distance is measured at a random guidance scale per sample, flow matching at scale 1. Each term is one part
+        (see `Loss`): it calls the generator, and its graph is freed before the next part.
         """
         networks, condition, scales = self.networks, batch.condition, self._scales(batch)
         unguided = torch.ones_like(scales)

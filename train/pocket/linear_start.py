@@ -113,7 +113,9 @@ def _whiten(last: nn.Module, x: Tensor, half: int) -> None:
 
 @torch.no_grad()
 def pair_latents(first: nn.Module) -> None:
-    """Make the decoder's first layer pass both signs of each latent and a constant 1. Other channels are unchanged.
+    """Make the decoder's first layer pass both signs of each latent, and a constant 1.
+
+    The next layers have no bias: the constant serves as one. The remaining channels keep their weights.
 
     Args:
         first: the first convolution of the decoder; it is changed.
