@@ -89,16 +89,20 @@ def not_finite(row: Row) -> tuple[str, ...]:
 
 
 def medians(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the median of each watched metric that the method logs, by name.
+    """Return the median of each watched metric in the last of several rounds, by name.
+
+    A resumed run may log other metrics than before, for example without guidance. A metric that the last round does not
+    have is left out, and the median is over the rounds that have it.
 
     Args:
         rows: metrics of several rounds; an empty sequence has no medians.
     """
-    return {name: median(row[name] for row in rows) for name in WATCHED if rows and name in rows[0]}
+    logged = [name for name in WATCHED if rows and name in rows[-1]]
+    return {name: median(row[name] for row in rows if name in row) for name in logged}
 
 
 def judge(recent: Row, baseline: Row, settings: GuardConfig) -> tuple[str, ...]:
-    """Return one message per metric outside its limits.
+    """Return one message per metric outside its limits. A relative limit needs the metric's baseline.
 
     Args:
         recent: medians of the last rounds, by metric.
@@ -107,7 +111,7 @@ def judge(recent: Row, baseline: Row, settings: GuardConfig) -> tuple[str, ...]:
     """
     findings = []
     for rule in RULES:
-        if rule.metric not in recent:
+        if rule.metric not in recent or (rule.relative and rule.metric not in baseline):
             continue
         limit = getattr(settings, rule.limit) * (baseline[rule.metric] if rule.relative else 1.0)
         value = recent[rule.metric]

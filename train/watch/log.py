@@ -126,7 +126,8 @@ class RunLog:
             # W&B accepts each step number only once, but a rollback repeats updates. W&B therefore draws its curves
             # over the metric `update`.
             self._wandb.log({**row, "update": update})
-        note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline)
+        # Without ZeRO in fp32, DeepSpeed does not report gradient norms.
+        note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline if name in metrics)
         self._bar.update(self._task, completed=update, note=note)
 
     def event(self, kind: str, update: int, **facts: object) -> None:

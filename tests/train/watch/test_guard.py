@@ -130,3 +130,20 @@ def test_limits_are_multiples_of_the_baseline() -> None:
     assert not judge({"generator/motion": 0.51}, {"generator/motion": 1.0}, settings)
     assert judge({"generator/motion": 0.49}, {"generator/motion": 1.0}, settings)
     assert not judge({"generator/motion": 0.049}, {"generator/motion": 0.09}, settings)
+
+
+def test_a_resumed_run_may_log_other_metrics_than_before() -> None:
+    """Guidance is turned off, as the guard advises, and later a metric without a baseline appears."""
+    guard, guided = Guard(GuardConfig(warmup=0, window=5, patience=3)), "generator/guidance_ratio"
+    rows = run(40)
+    for row in rows[:20]:
+        verdict = guard.observe(row | {guided: 50.0})
+    assert any("method.guidance_scale" in finding for finding in verdict.findings)
+    resumed = Guard(guard.settings)
+    resumed.restore(guard.notes())
+    for row in rows[20:30]:
+        verdict = resumed.observe(row)
+        assert not verdict.findings
+    assert "guard/guidance_ratio" not in resumed.ratios()
+    for row in rows[30:]:
+        assert not resumed.observe(row | {"generator/temporal_variance": 0.1}).findings

@@ -14,7 +14,7 @@ from magicdistill_core.errors import ConfigError
 from tests.makers import json_lines
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
-from train.watch.log import RunLog, check_trackers, drop_after, wandb_tracker
+from train.watch.log import RunLog, check_trackers, drop_after, read_lines, wandb_tracker
 
 HEADLINE = ("fake/loss",)
 
@@ -121,3 +121,10 @@ def test_a_missing_wandb_is_reported_first(config: TrainConfig, monkeypatch: pyt
     config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
     with pytest.raises(ConfigError, match=r"logging\.wandb is 'portraits'.*pip install wandb"):
         check_trackers(config)
+
+
+def test_a_metric_that_is_not_logged_is_left_out_of_the_headline(config: TrainConfig) -> None:
+    """Without ZeRO in fp32, DeepSpeed reports no gradient norms."""
+    with RunLog(config.run, "sft", 2, 0, ("generator/loss", "generator/gradient_norm")) as log:
+        log.log(1, {"generator/loss": 0.5}, seconds=0.5)
+    assert [row["generator/loss"] for row in read_lines(config.run / "metrics.jsonl")] == [0.5]
