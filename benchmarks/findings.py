@@ -94,16 +94,15 @@ def _branch(find: Find) -> str:
 def _kept(find: Find) -> str:
     (row,) = find("iteration", f"{_USUAL}: backward, attention kept")
     return (
-        f"With `model.keep_attention` a forward with its backward takes {1 - row['ratio']:.1%} less time at {_USUAL}. "
-        f"Its peak memory is {row['peak_gb']:.1f} GB."
+        f"With `model.keep_attention` a forward with its backward takes {1 - row['ratio']:.1%} less time at {_USUAL}."
     )
 
 
 def _longest(find: Find) -> str:
     for clip in (_LONGEST, _USUAL, _MEDIUM, _SMALL):
         with suppress(LookupError):
-            (row,) = find("iteration", f"{clip}: {_ITERATION}")
-            return f"The longest trained clip has {clip}. Its peak memory is {row['peak_gb']:.1f} GB on one GPU."
+            find("iteration", f"{clip}: {_ITERATION}")
+            return f"The longest clip that was trained on, with one GPU, has {clip}."
     raise LookupError(_ITERATION)
 
 

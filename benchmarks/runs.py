@@ -17,6 +17,11 @@ def newest_first(documents: Sequence[Document]) -> list[Document]:
     return sorted(documents, key=lambda document: document["machine"].get("date", ""), reverse=True)
 
 
+def with_true_peaks(documents: Sequence[Document]) -> list[Document]:
+    """Return the runs whose peaks of memory can be used. A remark in the other runs states why theirs are too high."""
+    return [document for document in documents if not document["machine"].get("moments_held_twice")]
+
+
 def measured(document: Document, benchmark: str) -> list[Row]:
     """Return the rows of a benchmark, without those that record an error."""
     return [row for row in document["benchmarks"].get(benchmark, {"rows": []})["rows"] if "error" not in row]

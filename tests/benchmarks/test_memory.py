@@ -5,7 +5,7 @@ import pytest
 from benchmarks.__main__ import MEMORY_PAGE, RESULTS
 from benchmarks.cases.iteration import ONE_GPU, PRESET
 from benchmarks.memory import CASES, Files, computed
-from benchmarks.runs import together
+from benchmarks.runs import together, with_true_peaks
 from benchmarks.sizes import FULL_SIZES
 from benchmarks.store import Store
 from train.distributed import prepare_environment
@@ -26,8 +26,7 @@ def test_files_of_true_size_take_no_room(files: Files) -> None:
 @pytest.mark.slow
 def test_one_update_takes_what_it_took_on_a_gpu(files: Files) -> None:
     medium = FULL_SIZES.medium
-    documents = [Store(path).read() for path in RESULTS.glob("*.json")]
-    documents = [document for document in documents if not document["machine"].get("moments_held_twice")]
+    documents = with_true_peaks([Store(path).read() for path in RESULTS.glob("*.json")])
     (row,) = together(documents, "iteration", f"{medium.name}: fake update, exit at the first node")
     peak = row["peak_gb"]
     found = computed(files.settings(PRESET.stem, *ONE_GPU), medium, 1)
