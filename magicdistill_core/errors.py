@@ -19,3 +19,13 @@ class ConfigError(MagicDistillError):
 
 class OutputError(MagicDistillError):
     """Raised when a file or a folder cannot be written."""
+
+
+def cause(error: BaseException) -> str:
+    """Return the first line of another library's error without its final point, for the middle of our own message.
+
+    Args:
+        error: the error. One without a text is named by its class.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200].rstrip(".:") if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -163,6 +164,7 @@ def prepare(
     from magicdistill_core.pocket.files import VAE
 
     from .data.prepare import prepare as run
+    from .data.skipped import by_reason
 
     report = run(
         videos,
@@ -183,9 +185,17 @@ def prepare(
         f"{report.added} samples added, {report.total} in {out}: {frames} frames of {width} x {height} at {fps:g} fps "
         f"each. {report.already_in} videos were already in the dataset, {len(report.skipped)} videos were skipped.",
         soft_wrap=True,
+        markup=False,
     )
-    if report.skipped:
-        console.print(Text(f"Skipped for the reasons above: {', '.join(report.skipped)}", style="yellow"))
+    for reason in by_reason(report.skipped):
+        console.print(Text(f"Skipped: {reason}", style="yellow"), soft_wrap=True)
+    if report.stopped_by:
+        console.print(
+            f"Stopped by {report.stopped_by}. Everything encoded so far is stored. Start the same command again to "
+            f"continue.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(128 + signal.Signals[report.stopped_by])
 
 
 @app.command("encode-prompt")

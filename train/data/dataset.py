@@ -1,4 +1,4 @@
-"""Reading of latent datasets through memory maps; `dataset_index.py` describes the format."""
+"""Reading of latent datasets on demand; `dataset_index.py` describes the format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from magicdistill_core.errors import CheckpointError, cause
 from magicdistill_core.families.base import Family, StartImage
+from magicdistill_core.files import enough_memory
+from magicdistill_core.safetensors_file import read_header
 
-from .dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, read_index
+from .dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, check_shards, damaged, read_index
+from .finite import not_finite
 
 
 class LatentBatch(NamedTuple):
@@ -26,7 +30,7 @@ class LatentBatch(NamedTuple):
 
 
 class LatentDataset:
-    """Read access to a latent dataset by sample number. Tensors are read on demand through memory maps."""
+    """Read access to a latent dataset by sample number. Tensors are read on demand."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a dataset, and check that its shards are complete.
@@ -40,15 +44,15 @@ class LatentDataset:
         """
         self.folder = Path(folder)
         self.index = read_index(self.folder)
-        self._files: dict[int, safe_open] = {}
         self._places = [(s, row) for s, shard in enumerate(self.index.shards) for row in range(len(shard.samples))]
         self._shapes = self.index.tensor_shapes()
         if not self._places:
             raise DatasetError(
                 f"The dataset {self.folder} holds no samples. Run `magicdistill prepare` on usable clips."
             )
+        check_shards(self.folder, self.index)
         for number in range(len(self.index.shards)):
-            self._open(number)
+            self._check(number)
 
     @property
     def frames(self) -> int:
@@ -116,7 +120,7 @@ class LatentDataset:
 
         Raises:
             IndexError: if a number is not in `[0, len(dataset))`.
-            DatasetError: if a shard can no longer be read.
+            DatasetError: if a shard can no longer be read, or a sample holds a NaN or an infinite value.
         """
         return self._read(LATENTS, indices)
 
@@ -149,40 +153,36 @@ class LatentDataset:
             if not 0 <= index < len(self):
                 raise IndexError(f"There is no sample {index}: the dataset has {len(self)} samples, numbered from 0.")
             number, row = self._places[index]
+            path = self.folder / self.index.shards[number].file
             try:
-                rows.append(self._files[number].get_slice(key)[row : row + 1])
-            except (SafetensorError, OSError) as error:
-                raise self._damaged(number, str(error)) from error
-        return torch.cat(rows).float()
+                # Opened for every row: all shards mapped at once may be more than the address space of a process.
+                with enough_memory(path), safe_open(path, framework="pt") as file:
+                    rows.append(file.get_slice(key)[row : row + 1].float())
+            except (SafetensorError, OSError, CheckpointError) as error:
+                raise self._damaged(number, cause(error.__cause__ or error)) from error
+            # Any NaN or infinite value makes the sum NaN or infinite. A sum is cheap; finite values may overflow it.
+            if not rows[-1].sum().isfinite() and (found := not_finite(rows[-1])):
+                raise self._not_finite(key, number, row, found)
+        return torch.cat(rows)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        # Memory maps cannot be sent to another process, so each data worker opens its own.
-        self.__init__(state["folder"])  # type: ignore[misc]
-
-    def _damaged(self, number: int, why: str) -> DatasetError:
-        name = self.index.shards[number].file
+    def _not_finite(self, key: str, number: int, row: int, found: str) -> DatasetError:
+        shard = self.index.shards[number]
         return DatasetError(
-            f"Shard {name} of {self.folder} cannot be used: {why}. Copy the shard again from its original, or delete "
-            f"the folder and prepare the dataset again."
+            f"The sample {shard.samples[row]} of {self.folder} is not usable: its {key} hold {found} (row {row} of "
+            f"{shard.file}). Nothing was trained on it. Prepare the dataset again into another folder: `magicdistill "
+            f"prepare` leaves such samples out, and names them."
         )
 
-    def _open(self, number: int) -> None:
+    def _damaged(self, number: int, why: str) -> DatasetError:
+        return damaged(self.folder, self.index.shards[number], why)
+
+    def _check(self, number: int) -> None:
         shard = self.index.shards[number]
-        path = self.folder / shard.file
-        if not path.is_file():
-            raise self._damaged(number, "the file is missing")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise self._damaged(number, f"it has {size:,} bytes, but {shard.bytes:,} were written, so it is truncated")
         try:
-            file = safe_open(path, framework="pt")
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in self._shapes}
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(number, str(error)) from error
+            header = read_header(self.folder / shard.file)
+        except (CheckpointError, OSError) as error:
+            raise self._damaged(number, cause(error.__cause__ or error)) from error
+        shapes = {key: header[key].shape for key in self._shapes if key in header}
         expected = {key: (len(shard.samples), *shape) for key, shape in self._shapes.items()}
         if shapes != expected:
             raise self._damaged(number, f"its tensors are {shapes}, but the index states {expected}")
-        self._files[number] = file

@@ -1,6 +1,6 @@
 """Latent datasets: a folder with an index `dataset.json` and safetensors shards.
 
-Writing can be interrupted and continued. Reading uses memory maps.
+Writing can be interrupted and continued. Reading opens a shard for each row, so it needs no memory for the others.
 
 A shard holds `latents` `[N, 16, T, H, W]` and `image_latents` `[N, 16, 1, H, W]` (the first frame encoded as a still
 image), both in the network's scale. For Wan 2.1 `image_latents` are `[N, 16, T, H, W]` (the first frame and gray frames
@@ -10,17 +10,20 @@ The index names a new shard only after the shard is on disk. An interrupted prep
 unfinished shard.
 """
 
+import codecs
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.errors import MagicDistillError, cause
 from magicdistill_core.families import all_families
 from magicdistill_core.geometry import latent_shape
 
 INDEX_NAME = "dataset.json"
 LATENTS, IMAGE_LATENTS, IMAGE_FEATURES = "latents", "image_latents", "image_features"
+
+FORMAT_VERSION = 1
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
@@ -29,10 +32,19 @@ class DatasetError(MagicDistillError):
     """Raised when a latent dataset is missing, damaged, or made with other settings than the requested ones."""
 
 
+class Content(BaseModel):
+    """The contents of a source video: equal for a renamed copy, different for another video of the same name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int = Field(description="Size of the file in bytes.")
+    sha256: str = Field(description="sha256 of the file, or of 16 parts of a large file (see `contents.py`).")
+
+
 class Shard(BaseModel):
     """One shard, as the index describes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     file: str
     bytes: int = Field(description="Size of the file in bytes. It reveals a truncated copy at once.")
@@ -40,11 +52,11 @@ class Shard(BaseModel):
 
 
 class DatasetIndex(BaseModel):
-    """The contents of `dataset.json`."""
+    """The contents of `dataset.json`. Fields that a newer version added are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-    format_version: Literal[1] = 1
+    format_version: int = FORMAT_VERSION
     family: str = Field("hunyuan_video", description="Architecture that the latents and start images are encoded for.")
     frames: int = Field(description="Frames of each clip, 4n + 1.")
     height: int
@@ -63,6 +75,11 @@ class DatasetIndex(BaseModel):
     )
     shards: list[Shard] = []
     sources: list[str] = Field(default=[], description="Source videos whose samples are all in the dataset.")
+    contents: dict[str, Content] = Field(
+        default={},
+        description="Contents of the source videos, by the name that their samples begin with. Datasets of earlier "
+        "versions have none.",
+    )
 
     @property
     def count(self) -> int:
@@ -116,9 +133,58 @@ def read_index(folder: Path) -> DatasetIndex:
             f"`magicdistill prepare --videos DIR --out {folder}`, or correct the path."
         )
     try:
-        return DatasetIndex.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        index = DatasetIndex.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+    except (ValidationError, OSError) as error:
         raise DatasetError(
-            f"{path} cannot be read ({error}). Expected the index that `magicdistill prepare` writes. Restore the "
-            f"file, or prepare the dataset again."
+            f"{path} cannot be read ({_reason(error)}). Expected the index that `magicdistill prepare` writes. Restore "
+            f"the file, or prepare the dataset again."
         ) from error
+    if index.format_version > FORMAT_VERSION:
+        raise DatasetError(
+            f"{path} has the format {index.format_version}, and this version reads format {FORMAT_VERSION}. Update "
+            f"this project."
+        )
+    return index
+
+
+def _reason(error: ValidationError | OSError) -> str:
+    if isinstance(error, OSError):
+        return cause(error)
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+
+
+def check_shards(folder: Path, index: DatasetIndex) -> None:
+    """Check that all shards of a dataset exist and have the size that was written.
+
+    Args:
+        folder: the dataset's folder.
+        index: its index.
+
+    Raises:
+        DatasetError: if a shard is missing or truncated.
+    """
+    for shard in index.shards:
+        try:
+            size = (folder / shard.file).stat().st_size
+        except FileNotFoundError:
+            raise damaged(folder, shard, "the file is missing") from None
+        except OSError as error:
+            raise damaged(folder, shard, cause(error)) from error
+        if size != shard.bytes:
+            state = "truncated, or its copy has not finished" if size < shard.bytes else "another file"
+            raise damaged(folder, shard, f"it has {size:,} bytes, but {shard.bytes:,} were written, so it is {state}")
+
+
+def damaged(folder: Path, shard: Shard, why: str) -> DatasetError:
+    """Return the error of a shard that cannot be used.
+
+    Args:
+        folder: the dataset's folder.
+        shard: the shard.
+        why: what was found, as a part of a sentence.
+    """
+    return DatasetError(
+        f"Shard {shard.file} of {folder} cannot be used: {why}. Copy the shard again from its original, or delete "
+        f"the folder and prepare the dataset again."
+    )

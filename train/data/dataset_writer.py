@@ -12,16 +12,20 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.files import write_text
 from magicdistill_core.safetensors_file import explained_writing, write_safetensors
 
+from .contents import Source, content_of
 from .dataset_index import (
     IMAGE_FEATURES,
     IMAGE_LATENTS,
     INDEX_NAME,
     LATENTS,
+    Content,
     DatasetError,
     DatasetIndex,
     Shard,
+    check_shards,
     read_index,
 )
+from .finite import not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +33,15 @@ _SHARD_SAMPLES = 256
 _SHARD_BYTES = 256 * 1024**2
 
 
+class NotFiniteError(DatasetError):
+    """Raised when a sample holds a NaN or an infinite value. It is not stored."""
+
+
 class LatentWriter:
     """A writer that adds samples to a dataset, used in a `with` block. Leaving the block writes the unfinished shard.
 
     Opening an existing dataset continues it. `key in writer` tells whether a sample is already stored, and
-    `finished(source)` whether all samples of a source video are.
+    `finished(source)` whether all samples of a source video are. The caller holds the folder's lock.
     """
 
     def __init__(self, folder: Path, index: DatasetIndex) -> None:
@@ -44,20 +52,26 @@ class LatentWriter:
             index: the settings of the dataset, without shards and sources.
 
         Raises:
-            DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE or image encoder.
+            DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE or image encoder,
+                or one of its shards is missing or truncated.
         """
         self._folder = folder
         self._shapes = index.tensor_shapes()
         self._dtype = getattr(torch, index.dtype)
         if (folder / INDEX_NAME).exists():
             index = _continued(folder, read_index(folder), index)
+        for unfinished in folder.glob(".shard-*.tmp"):  # left by a killed process, up to 256 MB each
+            unfinished.unlink(missing_ok=True)
         self._index = index
         sample_bytes = self._dtype.itemsize * sum(torch.Size(shape).numel() for shape in self._shapes.values())
         self._shard_samples = max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // sample_bytes))
         self._keys = {key for shard in index.shards for key in shard.samples}
-        self._sources = set(index.sources)
+        self._sources = dict.fromkeys(index.sources)
+        self._contents = dict(index.contents)
+        self._name_of = {content: name for name, content in index.contents.items()}
+        # Sources of earlier versions, which stored only names.
+        self._named = (self._sources.keys() | {key.rpartition("#")[0] for key in self._keys}) - self._contents.keys()
         self._pending: dict[str, dict[str, Tensor]] = {}
-        self._pending_sources: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -73,19 +87,43 @@ class LatentWriter:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def finished(self, source: str) -> bool:
+    def finished(self, source: Source) -> bool:
         """Return whether `finish_source` was called for this source video, in this or an earlier preparation."""
-        return source in self._sources
+        return source.name in self._sources and self._contents.get(source.name, source.content) == source.content
 
-    def append(self, key: str, latent: Tensor, image: StartImage) -> None:
+    def source_of(self, name: str, path: Path) -> Source:
+        """Return the source that a video is in the dataset, known by its contents.
+
+        A video whose contents are known keeps its first name. Another video under a name that is taken gets a part of
+        its hash as an addition to the name. A video that was incomplete before and has grown keeps its name. Samples of
+        earlier versions have no contents, so there only the name counts.
+
+        Args:
+            name: the video's name relative to the folder of videos.
+            path: the video file.
+
+        Raises:
+            OSError: if the file cannot be read.
+        """
+        content = content_of(path)
+        if content in self._name_of:
+            return Source(self._name_of[content], content)
+        before = self._contents.get(name)
+        if before is None or _begins_with(path, content, before):
+            return Source(name, content)
+        return Source(f"{name}@{content.sha256[:12]}", content)
+
+    def append(self, key: str, latent: Tensor, image: StartImage, source: Source | None = None) -> None:
         """Add one sample, and write a shard when enough samples are waiting.
 
         Args:
             key: the sample's unique name, such as the source video and its window.
             latent: clean latent `[16, T, H, W]` in the network's scale.
             image: one start image, as a batch of one.
+            source: the source video that the sample is from; None if it is from no file.
 
         Raises:
+            NotFiniteError: if a value is NaN or infinite, also after rounding to the stored dtype.
             ValueError: if the key is already stored, or a shape does not fit the dataset's geometry.
             CheckpointError: as for `flush`.
         """
@@ -96,16 +134,26 @@ class LatentWriter:
             raise ValueError(f"Sample {key} is already in the dataset. Check `key in writer` first.")
         if (shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != self._shapes:
             raise ValueError(f"Sample {key} has tensors {shapes}, expected {self._shapes}.")
-        self._pending[key] = {name: tensor.detach().cpu().to(self._dtype) for name, tensor in given.items()}
+        stored = {name: tensor.detach().cpu().to(self._dtype) for name, tensor in given.items()}
+        for name, tensor in stored.items():
+            if found := not_finite(tensor):
+                raise NotFiniteError(_overflow(key, name, found, given[name], self._index.dtype))
+        self._pending[key] = stored
         self._keys.add(key)
+        if source is not None:
+            self._know(source)
         if len(self._pending) >= self._shard_samples:
             self.flush()
 
-    def finish_source(self, source: str) -> None:
+    def finish_source(self, source: Source) -> None:
         """Record that all samples of a source video were appended. It is written together with the samples."""
-        if source not in self._sources:
-            self._sources.add(source)
-            self._pending_sources.append(source)
+        self._know(source)
+        self._sources[source.name] = None
+
+    def _know(self, source: Source) -> None:
+        if source.name not in self._named:
+            self._contents[source.name] = source.content
+            self._name_of[source.content] = source.name
 
     def flush(self) -> None:
         """Write the waiting samples as a shard, then the index.
@@ -113,7 +161,9 @@ class LatentWriter:
         Raises:
             CheckpointError: if the shard or the index cannot be written; the samples keep waiting.
         """
-        if not self._pending and not self._pending_sources and (self._folder / INDEX_NAME).exists():
+        known = {"sources": list(self._sources), "contents": dict(self._contents)}
+        same = all(getattr(self._index, name) == value for name, value in known.items())
+        if not self._pending and same and (self._folder / INDEX_NAME).exists():
             return
         shards = list(self._index.shards)
         if self._pending:
@@ -123,11 +173,23 @@ class LatentWriter:
                 self._folder / name, {key: torch.stack([s[key] for s in samples]) for key in self._shapes}, {}
             )
             shards.append(Shard(file=name, bytes=(self._folder / name).stat().st_size, samples=list(self._pending)))
-        sources = [*self._index.sources, *self._pending_sources]
-        self._index = self._index.model_copy(update={"shards": shards, "sources": sources})
+        self._index = self._index.model_copy(update={"shards": shards, **known})
         with explained_writing(self._folder / INDEX_NAME):
             write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1))
-        self._pending, self._pending_sources = {}, []
+        self._pending = {}
+
+
+def _begins_with(path: Path, content: Content, before: Content) -> bool:
+    """Return whether a file is the complete version of an earlier, incomplete copy."""
+    return before.bytes < content.bytes and content_of(path, before.bytes) == before
+
+
+def _overflow(key: str, name: str, found: str, given: Tensor, dtype: str) -> str:
+    if not_finite(given):
+        why = "The VAE gives such values if it overflows in half precision. Use `--device cpu` (full precision)"
+    else:
+        why = f"They are finite before they are rounded to {dtype}. Use `--dtype bf16` and another folder"
+    return f"The {name} of {key} have {found}. {why}, or check the VAE and the clip."
 
 
 def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
@@ -142,5 +204,13 @@ def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> Datas
             f"{folder} holds a dataset made with other settings: {', '.join(differing)}. Continue it with the same "
             f"settings, or write to another folder."
         )
+    check_shards(folder, found)
     logger.info("continuing %s: it already has %d samples", folder, found.count)
+    if by_name := set(found.sources) - found.contents.keys():
+        logger.warning(
+            "%s: %d of its videos are known only by their names, because an earlier version prepared them. Another "
+            "video with one of these names is not added. Prepare such videos into another folder.",
+            folder,
+            len(by_name),
+        )
     return found

@@ -5,6 +5,7 @@ An interrupted preparation continues when it is started again.
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,19 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from magicdistill_core.errors import VideoError
+from magicdistill_core.errors import MagicDistillError, VideoError, cause
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.media.video import read_video, resize_crop
 
+from ..folder_lock import folder_lock
+from ..signals import StopRequest
+from .contents import Source
 from .dataset_index import DatasetIndex, StoredDtype
-from .dataset_writer import LatentWriter
+from .dataset_writer import LatentWriter, NotFiniteError
+from .skipped import by_reason
 from .start_images import StartImageEncoder, load_start_images
 from .vae import load_vae
+from .videos import find_videos
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,16 @@ class PrepareReport:
     Attributes:
         added: number of samples that this preparation added.
         total: number of samples that the dataset now has.
-        already_in: number of videos that an earlier preparation finished.
+        already_in: number of videos that an earlier preparation finished, or that are copies of others.
         skipped: the reason for each video that could not be used completely, by the video's name.
+        stopped_by: the name of the signal that stopped the preparation; None if it finished.
     """
 
     added: int = 0
     total: int = 0
     already_in: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    stopped_by: str | None = None
 
 
 def prepare(
@@ -80,8 +87,10 @@ def prepare(
 ) -> PrepareReport:
     """Encode every usable window of every video into the latent dataset `out`.
 
-    Running it again on the same folders continues, and does not decode finished videos again. A video that is damaged
-    or too short is reported. Its windows before the damage are kept, and the next preparation tries it again.
+    Running it again on the same folders continues, and does not decode finished videos again. Videos are known by their
+    contents, not by their names. A video that cannot be used, for whatever reason, is reported. Its windows before the
+    damage are kept, and the next preparation tries it again. SIGTERM and Ctrl-C end the preparation after the current
+    window; all windows so far are stored.
 
     Args:
         videos: a video file, or a folder; its subfolders are searched too.
@@ -102,8 +111,8 @@ def prepare(
         The numbers of samples and videos, and the skipped videos.
 
     Raises:
-        MagicDistillError: if there are no videos, none is usable, the geometry does not fit, or `out` holds a dataset
-            with other settings.
+        MagicDistillError: if there are no videos, none is usable, the geometry does not fit, `out` cannot be written,
+            is in use by another process, or holds a dataset with other settings; or the GPU fails.
     """
     check_geometry(frames, height, width)
     geometry = WindowGeometry(frames, height, width, fps, frames if stride is None else stride)
@@ -112,50 +121,38 @@ def prepare(
             f"stride is {stride} and fps is {fps}. Expected a stride of at least 1 frame and a positive fps."
         )
     sources = find_videos(videos)
-    encoder = load_start_images(load_vae(vae, device), image_encoder, device)
-    index = DatasetIndex(
-        **asdict(geometry),
-        family=encoder.vae.architecture,
-        dtype=dtype,
-        vae_sha256=weights_sha256(vae),
-        image_encoder_sha256=None if image_encoder is None else weights_sha256(image_encoder),
-    )
     report = PrepareReport()
-    with LatentWriter(out, index) as writer, _progress(console) as progress:
-        task = progress.add_task("Preparing", total=len(sources), note="")
-        for name, path in sources.items():
-            progress.update(task, note=name)
-            if writer.finished(name):
-                report.already_in += 1
-            else:
-                _add_source(writer, encoder, name, path, geometry, device, report)
-            progress.advance(task)
-        report.total = len(writer)
-    if not report.total:
-        reasons = "; ".join(report.skipped.values())
-        raise VideoError(f"None of the {len(sources)} videos in {videos} could be used: {reasons}")
-    return report
-
-
-def find_videos(videos: Path) -> dict[str, Path]:
-    """Return the paths of the videos in a folder and its subfolders, by their names relative to the folder, sorted.
-
-    Args:
-        videos: the folder, or a single video file, which is returned under its own name.
-
-    Raises:
-        VideoError: if there is no video.
-    """
-    if videos.is_file():
-        return {videos.name: videos}
-    if not videos.is_dir():
-        raise VideoError(f"{videos} does not exist. Expected a folder of videos, or one video.")
-    found = sorted(p for p in videos.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-    if not found:
-        raise VideoError(
-            f"The folder {videos} holds no video (files named {', '.join(sorted(VIDEO_SUFFIXES))}). Check the path."
+    with folder_lock(out, "magicdistill prepare"):
+        encoder = load_start_images(load_vae(vae, device), image_encoder, device)
+        index = DatasetIndex(
+            **asdict(geometry),
+            family=encoder.vae.architecture,
+            dtype=dtype,
+            vae_sha256=weights_sha256(vae),
+            image_encoder_sha256=None if image_encoder is None else weights_sha256(image_encoder),
         )
-    return {path.relative_to(videos).as_posix(): path for path in found}
+        with (
+            StopRequest("The preparation ends after this window and keeps all windows so far") as stop,
+            LatentWriter(out, index) as writer,
+            _progress(console) as progress,
+        ):
+            task = progress.add_task("Preparing", total=len(sources), note="")
+            preparation = _Preparation(writer, encoder, geometry, device, report, stop)
+            for name, path in sources.items():
+                if stop.name:
+                    break
+                progress.update(task, note=name)
+                try:
+                    preparation.add(name, path)
+                except VideoError as error:
+                    report.skipped[name] = str(error)
+                    logger.warning("skipped: %s", error)
+                progress.advance(task)
+            report.total, report.stopped_by = len(writer), stop.name
+    if not report.total and not report.stopped_by:
+        reasons = " ".join(by_reason(report.skipped))
+        raise VideoError(f"None of the {len(sources)} videos in {videos} could be used. {reasons}")
+    return report
 
 
 def _progress(console: Console | None) -> Progress:
@@ -164,34 +161,83 @@ def _progress(console: Console | None) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=console is None,
     )
 
 
-def _add_source(
-    writer: LatentWriter,
-    encoder: StartImageEncoder,
-    name: str,
-    path: Path,
-    geometry: WindowGeometry,
-    device: torch.device | str,
-    report: PrepareReport,
-) -> None:
+@dataclass(frozen=True)
+class _Preparation:
+    writer: LatentWriter
+    encoder: StartImageEncoder
+    geometry: WindowGeometry
+    device: torch.device | str
+    report: PrepareReport
+    stop: StopRequest
+
+    def add(self, name: str, path: Path) -> None:
+        """Add the windows of a video that are not in the dataset.
+
+        Raises:
+            VideoError: if a part of the video cannot be used; its other windows are added.
+        """
+        with _as_video_errors(path):
+            source = self.writer.source_of(name, path)
+        if self.writer.finished(source):
+            self.report.already_in += 1
+            if source.name != name:
+                logger.info("%s has the same contents as %s, which is in the dataset", name, source.name)
+            return
+        refused: list[str] = []
+        for key, latent, image in self._encoded(source, path):
+            try:
+                self.writer.append(key, latent, image, source)
+                self.report.added += 1
+            except NotFiniteError as error:
+                refused.append(str(error))
+        if self.stop.name:
+            return
+        if refused:
+            raise VideoError(f"Windows of {path} that were left out: {len(refused)}. {refused[0]}")
+        self.writer.finish_source(source)
+
+    def _encoded(self, source: Source, path: Path) -> Iterator[tuple[str, Tensor, StartImage]]:
+        with _as_video_errors(path):
+            for start, window in windows(path, self.geometry):
+                if self.stop.name:
+                    return
+                key = f"{source.name}#{start}"
+                if key not in self.writer:
+                    unit = frames_to_unit(window).to(self.device)
+                    latent = self.encoder.vae.encode(unit)[0]
+                    yield key, latent, self.encoder.encode(unit[:, 0], self.geometry.frames)
+
+
+@contextmanager
+def _as_video_errors(path: Path) -> Iterator[None]:
+    """Turn every error of one video into a `VideoError`. One odd video must not end the preparation of the others."""
     try:
-        for start, window in windows(path, geometry):
-            key = f"{name}#{start}"
-            if key in writer:
-                continue
-            unit = frames_to_unit(window).to(device)
-            writer.append(key, encoder.vae.encode(unit)[0], encoder.encode(unit[:, 0], geometry.frames))
-            report.added += 1
-    except VideoError as error:
-        report.skipped[name] = str(error)
-        logger.warning("skipped: %s", error)
-    else:
-        writer.finish_source(name)
+        yield
+    except VideoError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise VideoError(
+            f"{path} needs more memory than there is ({cause(error)}). Prepare smaller or shorter clips (--height, "
+            f"--width, --frames), or re-encode the video at a smaller size."
+        ) from error
+    except Exception as error:
+        if "CUDA error" in str(error):  # nothing works on a GPU after it
+            raise MagicDistillError(
+                f"The GPU failed while {path} was encoded ({cause(error)}). All windows before it are stored. Start "
+                f"the same command again to continue."
+            ) from error
+        raise VideoError(
+            f"{path} cannot be used ({type(error).__name__}: {cause(error)}). Re-encode it, for example to mp4 with "
+            f"h264."
+        ) from error
 
 
 def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]]:

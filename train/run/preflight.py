@@ -132,11 +132,13 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | int]:
 
 
 def dataset_digest(index: DatasetIndex) -> str:
-    """Return the sha256 of a dataset's contents: geometry, encoders, and the samples in their order.
+    """Return the sha256 of a dataset's contents: geometry, encoders, videos, and the samples in their order.
 
-    It does not depend on where the dataset is stored.
+    It does not depend on where the dataset is stored. Datasets of earlier versions keep their digest: they have no
+    contents of videos.
     """
-    facts = index.model_dump(exclude={"format_version", "shards", "sources"})
+    names = {"family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"}
+    facts = index.model_dump(include=names | ({"contents"} if index.contents else set()))
     facts["shards"] = [[shard.bytes, *shard.samples] for shard in index.shards]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -32,6 +32,7 @@ from ..memory.training import log_memory, memory_of
 from ..methods import MicroBatch, build_method
 from ..methods.draws import Draws
 from ..run_folder import CONFIG_FILE, VALIDATION
+from ..signals import StopRequest
 from ..watch.guard import Verdict
 from ..watch.log import RunLog, check_trackers, wandb_tracker
 from ..watch.report import write_report
@@ -39,7 +40,6 @@ from ..watch.validation import Validation
 from .disk_space import check_room, state_bytes
 from .machine import gpu_bytes, machine_facts
 from .preflight import check_inputs, record_inputs
-from .signals import StopRequest
 from .state import GuardError, RunState
 from .trained_files import TrainedFiles
 
@@ -164,7 +164,7 @@ class Trainer:
             CheckpointError: if a checkpoint could not be written.
         """
         config, state = self.config, self.state
-        with StopRequest() as stop, self._log() as log:
+        with StopRequest("The run saves after this round and stops") as stop, self._log() as log:
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
             if state.changed:
                 facts["changed"] = state.changed

@@ -1,18 +1,24 @@
+import codecs
 import json
+import math
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import train.data.dataset_writer as dataset_writer
 from magicdistill_core.families.base import StartImage
+from magicdistill_core.safetensors_file import write_safetensors
+from train.data.contents import Source
 from train.data.dataset import LatentDataset
-from train.data.dataset_index import DatasetError, DatasetIndex
+from train.data.dataset_index import Content, DatasetError, DatasetIndex
 from train.data.dataset_writer import LatentWriter
 
 SHAPE = (16, 2, 4, 6)
+CLIP = Source("clip", Content(bytes=1, sha256="00"))
 
 
 def index(**changes: object) -> DatasetIndex:
@@ -61,15 +67,15 @@ def test_an_interrupted_run_keeps_finished_shards_and_continues(tmp_path: Path) 
     writer = LatentWriter(tmp_path, index())
     for number in range(3):
         writer.append(f"clip#{number}", *sample(number))
-    writer.finish_source("clip")
+    writer.finish_source(CLIP)
     del writer  # killed before the last shard and the source were written
     with LatentWriter(tmp_path, index()) as again:
         assert [f"clip#{n}" in again for n in range(3)] == [True, True, False]
-        assert not again.finished("clip")
+        assert not again.finished(CLIP)
         again.append("clip#2", *sample(2))
-        again.finish_source("clip")
+        again.finish_source(CLIP)
     with LatentWriter(tmp_path, index()) as third:
-        assert third.finished("clip")
+        assert third.finished(CLIP)
         assert len(third) == 3
     assert torch.equal(LatentDataset(tmp_path).batch([2]).latents[0], sample(2)[0])
 
@@ -141,3 +147,79 @@ def test_numbers_out_of_range_and_pickling(tmp_path: Path) -> None:
     for wrong in (-1, 2):
         with pytest.raises(IndexError, match="has 2 samples"):
             data.batch([wrong])
+
+
+@pytest.mark.parametrize(("value", "count"), [(float("nan"), "1 NaN"), (float("inf"), "1 infinite")])
+@pytest.mark.parametrize("key", ["latents", "image_latents"])
+def test_a_sample_that_is_not_finite_is_named(tmp_path: Path, key: str, value: float, count: str) -> None:
+    """Earlier versions stored such samples."""
+    write(tmp_path, range(4))
+    shard = tmp_path / "shard-00000.safetensors"
+    tensors = load_file(shard)
+    tensors[key][2, 5, 0, 1, 1] = value
+    write_safetensors(shard, tensors, {})
+    data = LatentDataset(tmp_path)
+    assert data.batch([0, 1, 3]).latents.isfinite().all()
+    with pytest.raises(DatasetError, match=rf"clip#2.*{key} .*{count}.*row 2 of shard-00000"):
+        data.batch([1, 2])
+
+
+def test_a_sum_that_overflows_is_no_error(tmp_path: Path) -> None:
+    with LatentWriter(tmp_path, index()) as writer:
+        writer.append("large", torch.full(SHAPE, 3e38), StartImage(torch.zeros(1, 16, 1, 4, 6)))
+    assert LatentDataset(tmp_path).latents([0]).max() == torch.tensor(3e38)
+
+
+def test_a_dataset_may_be_larger_than_the_address_space(tmp_path: Path) -> None:
+    """The system limits a process to 3 GB more than it has, and the dataset has 16 GB (of holes)."""
+    rows, shards = 30, 60
+    shapes = {"latents": (rows, 16, 33, 68, 120), "image_latents": (rows, 16, 1, 68, 120)}
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    listed = []
+    for number in range(shards):
+        path = tmp_path / f"shard-{number:05d}.safetensors"
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+        samples = [f"{number}_{row}#0" for row in range(rows)]
+        listed.append({"file": path.name, "bytes": path.stat().st_size, "samples": samples})
+    made = index(frames=129, height=544, width=960, dtype="float16").model_dump() | {"shards": listed}
+    (tmp_path / "dataset.json").write_text(json.dumps(made))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**9, before[1]))
+    try:
+        data = LatentDataset(tmp_path)
+        numbers = [row * shards for row in range(rows)]
+        assert all(not data.latents([number]).any() for number in numbers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert len(data) == rows * shards
+
+
+def test_a_dataset_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, range(1))
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+    with pytest.raises(DatasetError, match="Update"):
+        LatentDataset(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"frames": "many"}', "\xff"])
+def test_a_damaged_index_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DatasetError, match="cannot be read") as raised:
+        LatentDataset(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert "pydantic" not in str(raised.value)
+
+
+def test_an_index_saved_by_an_editor_of_windows_is_read(tmp_path: Path) -> None:
+    write(tmp_path, range(1))
+    path = tmp_path / "dataset.json"
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(LatentDataset(tmp_path)) == 1

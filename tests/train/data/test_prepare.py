@@ -1,13 +1,18 @@
 import io
 import json
+import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import train.data.dataset_writer
-from magicdistill_core.errors import CheckpointError, MagicDistillError, VideoError
+import train.data.prepare as prepare_module
+from magicdistill_core.errors import CheckpointError, MagicDistillError, OutputError, VideoError
 from magicdistill_core.geometry import frames_to_unit
 from magicdistill_core.media.video import read_video, resize_crop
 from magicdistill_core.media.video_writing import write_video
@@ -15,7 +20,8 @@ from tests.makers import file_size_limit
 from train.data.dataset import LatentDataset
 from train.data.dataset_index import DatasetError, DatasetIndex
 from train.data.prepare import prepare
-from train.data.vae import load_vae
+from train.data.vae import Vae, load_vae
+from train.folder_lock import FolderInUseError, folder_lock
 
 
 def clip(path: Path, frames: int, fps: float = 12.0) -> None:
@@ -41,7 +47,7 @@ def test_windows_are_cut_cropped_and_encoded(tmp_path: Path, taehv_file: Path) -
     clip(tmp_path / "in" / "deeper" / "b.MP4", 5)
     (tmp_path / "in" / "notes.txt").write_text("no video")
     report = run(tmp_path / "in", tmp_path / "out", taehv_file)
-    assert report == {"added": 3, "total": 3, "already_in": 0, "skipped": {}}
+    assert report == {"added": 3, "total": 3, "already_in": 0, "skipped": {}, "stopped_by": None}
     assert keys(tmp_path / "out") == ["a.mp4#0", "a.mp4#5", "deeper/b.MP4#0"]
     data = LatentDataset(tmp_path / "out")
     batch = data.batch([1])
@@ -160,3 +166,185 @@ def test_real_clips_with_a_progress_bar(tmp_path: Path, taehv_file: Path, shared
     assert report.added == len(LatentDataset(tmp_path)) == 5
     assert "Preparing" in screen.getvalue()
     assert "carphone" in screen.getvalue()
+
+
+ODD = [
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    MemoryError("Unable to allocate 40 GiB"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the documentation."),
+    OSError(5, "Input/output error"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda error: type(error).__name__)
+def test_one_odd_clip_does_not_end_the_preparation(
+    tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch, odd: Exception
+) -> None:
+    for number, name in enumerate(("a", "odd", "z")):
+        clip(tmp_path / "in" / f"{name}.mp4", 5 + 4 * number)
+    cut = prepare_module.windows
+
+    def windows(path: Path, geometry: prepare_module.WindowGeometry) -> Iterator[tuple[int, torch.Tensor]]:
+        for number, window in enumerate(cut(path, geometry)):
+            if path.stem == "odd" and number == 0:
+                raise odd
+            yield window
+
+    monkeypatch.setattr(prepare_module, "windows", windows)
+    report = run(tmp_path / "in", tmp_path / "out", taehv_file)
+    assert (report["added"], report["total"]) == (3, 3)
+    assert set(report["skipped"]) == {"odd.mp4"}  # type: ignore[call-overload]
+    (reason,) = report["skipped"].values()  # type: ignore[attr-defined]
+    assert str(tmp_path / "in" / "odd.mp4") in reason
+    assert "\n" not in reason
+    monkeypatch.undo()
+    assert run(tmp_path / "in", tmp_path / "out", taehv_file)["added"] == 1  # tried again
+
+
+def test_a_gpu_that_fails_ends_the_preparation_and_keeps_what_is_done(
+    tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(tmp_path / "a.mp4", 13)
+    cut = prepare_module.windows
+
+    def windows(path: Path, geometry: prepare_module.WindowGeometry) -> Iterator[tuple[int, torch.Tensor]]:
+        yield next(cut(path, geometry))
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA.")
+
+    monkeypatch.setattr(prepare_module, "windows", windows)
+    with pytest.raises(MagicDistillError, match="illegal memory access") as raised:
+        run(tmp_path / "a.mp4", tmp_path / "out", taehv_file)
+    assert "DSA" not in str(raised.value)
+    assert keys(tmp_path / "out") == ["a.mp4#0"]
+
+
+class OverflowingVae:
+    """A VAE that gives one bad value for dark first frames."""
+
+    def __init__(self, vae: Vae, value: float) -> None:
+        self._vae, self._value = vae, value
+        self.architecture = vae.architecture
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        latent = self._vae.encode(frames)
+        if frames[0, 0].max() == 0:
+            latent[0, 3, -1, 1, 1] = self._value
+        return latent
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return self._vae.encode_image(images)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), "float32", "1 NaN and 0 infinite values of 256.*half precision"),
+        (float("-inf"), "float32", "0 NaN and 1 infinite values of 256.*half precision"),
+        (7e4, "float16", "0 NaN and 1 infinite values of 256.*rounded to float16"),
+    ],
+)
+def test_windows_that_overflow_are_named_and_left_out(
+    value: float, dtype: str, message: str, tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = torch.randint(1, 256, (15, 16, 32, 3), dtype=torch.uint8)
+    moving[5] = 0
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", moving, 12.0)
+    clip(tmp_path / "in" / "b.mp4", 5)
+    monkeypatch.setattr(prepare_module, "load_vae", lambda *given: OverflowingVae(load_vae(*given), value))
+    report = run(tmp_path / "in", tmp_path / "out", taehv_file, dtype=dtype)
+    assert keys(tmp_path / "out") == ["a.mp4#0", "a.mp4#10", "b.mp4#0"]
+    skipped = report["skipped"]
+    assert isinstance(skipped, dict)
+    assert list(skipped) == ["a.mp4"]
+    assert re.search(message, skipped["a.mp4"])
+    assert "a.mp4#5" in skipped["a.mp4"]
+    assert LatentDataset(tmp_path / "out").latents([0, 1, 2]).isfinite().all()
+
+
+def test_a_vae_that_always_overflows_is_an_error(tmp_path: Path, taehv_file: Path) -> None:
+    state = load_file(taehv_file)
+    last = [name for name in state if name.startswith("encoder") and name.endswith("bias")][-1]
+    state[last][0] = float("nan")
+    save_file(state, tmp_path / "vae.safetensors")
+    clip(tmp_path / "in" / "a.mp4", 13)
+    clip(tmp_path / "in" / "b.mp4", 5)
+    with pytest.raises(VideoError, match=r"None of the 2 videos.*2 videos \(a\.mp4, b\.mp4\).*NaN"):
+        run(tmp_path / "in", tmp_path / "out", tmp_path / "vae.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_is_encoded(
+    number: signal.Signals, tmp_path: Path, taehv_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for frames in (13, 17):
+        clip(tmp_path / "in" / f"{frames}.mp4", frames)
+    cut = prepare_module.windows
+
+    def windows(path: Path, geometry: prepare_module.WindowGeometry) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, window in cut(path, geometry):
+            yield start, window
+            if start == 0:
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(prepare_module, "windows", windows)
+    before = signal.getsignal(number)
+    report = run(tmp_path / "in", tmp_path / "out", taehv_file)
+    assert report["stopped_by"] == number.name
+    assert signal.getsignal(number) is before
+    assert keys(tmp_path / "out") == ["13.mp4#0"]
+    monkeypatch.undo()
+    report = run(tmp_path / "in", tmp_path / "out", taehv_file)
+    assert report["stopped_by"] is None
+    assert keys(tmp_path / "out") == ["13.mp4#0", "13.mp4#5", "17.mp4#0", "17.mp4#5", "17.mp4#10"]
+
+
+def test_a_second_preparation_of_a_folder_is_refused(tmp_path: Path, taehv_file: Path) -> None:
+    clip(tmp_path / "a.mp4", 5)
+    with (
+        folder_lock(tmp_path / "out", "another preparation"),
+        pytest.raises(FolderInUseError, match="another preparation"),
+    ):
+        run(tmp_path / "a.mp4", tmp_path / "out", taehv_file)
+    run(tmp_path / "a.mp4", tmp_path / "out", taehv_file)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dataset.json", "shard-00000.safetensors"}
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_vae_is_loaded(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 5)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        run(tmp_path / "a.mp4", tmp_path / "file" / "d", tmp_path / "no_vae")
+
+
+def test_remains_of_a_killed_preparation_and_files_of_others_do_no_harm(tmp_path: Path, taehv_file: Path) -> None:
+    clip(tmp_path / "a.mp4", 5)
+    clip(tmp_path / "b.mp4", 9)
+    out = tmp_path / "out"
+    run(tmp_path / "a.mp4", out, taehv_file)
+    shard = (out / "shard-00000.safetensors").read_bytes()
+    remains = out / ".shard-00001.safetensors.77.tmp"
+    remains.write_bytes(shard[:100])
+    for stranger in ("shard-00001 (1).safetensors", "shard-00001.safetensors", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (out / stranger).write_bytes(shard[:100])
+    run(tmp_path / "b.mp4", out, taehv_file)
+    assert not remains.exists()
+    assert (out / "notes.txt").exists()
+    assert len(LatentDataset(out)) == 2
+
+
+def test_a_dataset_whose_copy_is_incomplete_is_not_continued(tmp_path: Path, taehv_file: Path) -> None:
+    clip(tmp_path / "a.mp4", 5)
+    out = tmp_path / "out"
+    run(tmp_path / "a.mp4", out, taehv_file)
+    shard = out / "shard-00000.safetensors"
+    whole = shard.read_bytes()
+    for part, message in ((whole[:-1], "truncated, or its copy has not finished"), (whole + b"x", "another file")):
+        shard.write_bytes(part)
+        with pytest.raises(DatasetError, match=message):
+            run(tmp_path / "a.mp4", out, taehv_file)
+    shard.unlink()
+    with pytest.raises(DatasetError, match="missing"):
+        run(tmp_path / "a.mp4", out, taehv_file)

@@ -19,11 +19,11 @@ from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_metadata
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
-from train.data.dataset_index import DatasetIndex
+from train.data.dataset_index import Content, DatasetIndex, Shard
 from train.data.dataset_writer import LatentWriter
 from train.networks.network import load_network
 from train.networks.weights import merge_lora
-from train.run.preflight import check_inputs, record_inputs
+from train.run.preflight import check_inputs, dataset_digest, record_inputs
 
 Config = Callable[..., dict]
 
@@ -160,3 +160,16 @@ def test_an_unusable_vae_is_refused_before_networks_are_built(
     with pytest.raises(ConfigError, match=r"Another process .*: The VAE cannot be used"):
         train.run.trainer.train(parse_config(tree, "test"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_digest_covers_the_videos_contents_and_stays_for_earlier_datasets() -> None:
+    shard = Shard(file="a", bytes=3, samples=["x#0"])
+    settings = {"frames": 5, "height": 32, "width": 32, "fps": 24, "vae_sha256": "0" * 64, "dtype": "float32"}
+    earlier = DatasetIndex(**settings, shards=[shard], sources=["x"])  # type: ignore[arg-type]
+    # The value that runs of earlier versions have stored.
+    assert dataset_digest(earlier) == "aa04aada40530e7b5647dcb7c77b090c26447ef737f2f8f61fc6e00d8cb2791a"
+    digests = {
+        dataset_digest(earlier.model_copy(update={"contents": {"x": Content(bytes=9, sha256=sha256)}}))
+        for sha256 in ("00", "11")
+    }
+    assert len(digests | {dataset_digest(earlier)}) == 3

@@ -5,14 +5,14 @@ import threading
 
 import pytest
 
-from train.run import signals
-from train.run.signals import StopRequest
+from train import signals
+from train.signals import StopRequest
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with StopRequest() as stop:
+    with StopRequest("It stops") as stop:
         assert stop.name is None
         signal.raise_signal(number)
         assert stop.name == number.name
@@ -23,7 +23,7 @@ def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
 
 def test_a_later_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_SAME_REQUEST_SECONDS", -1.0)
-    with StopRequest():
+    with StopRequest("It stops"):
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -33,7 +33,7 @@ def test_another_thread_may_train_too() -> None:
     names: list[str | None] = []
 
     def train() -> None:
-        with StopRequest() as stop:
+        with StopRequest("It stops") as stop:
             names.append(stop.name)
 
     thread = threading.Thread(target=train)

@@ -1,4 +1,4 @@
-"""Signals that stop a run after the current round: SIGTERM (from a cluster's scheduler) and SIGINT (Ctrl-C)."""
+"""Signals that stop long work at its next good point: SIGTERM (from a cluster's scheduler) and SIGINT (Ctrl-C)."""
 
 import logging
 import signal
@@ -18,11 +18,19 @@ _SAME_REQUEST_SECONDS = 3.0
 class StopRequest:
     """A `with` block that remembers the first signal; a second one, some seconds later, ends the process at once.
 
+    The block looks at `name` where it can stop.
+
     Attributes:
         name: the name of the first signal, such as `SIGTERM`; None before it arrives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, effect: str) -> None:
+        """Prepare the block.
+
+        Args:
+            effect: what the first signal leads to, for the message, such as `The run saves after this round and stops`.
+        """
+        self._effect = effect
         self.name: str | None = None
         self._since = 0.0
         self._before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
@@ -47,9 +55,7 @@ class StopRequest:
         now = time.monotonic()
         if self.name is None:
             self.name, self._since = signal.Signals(number).name, now
-            logger.warning(
-                "Received %s: the run saves after this round and stops. Send it again to stop at once.", self.name
-            )
+            logger.warning("Received %s. %s. Send it again to stop at once.", self.name, self._effect)
         elif now - self._since > _SAME_REQUEST_SECONDS:
             self._restore()
             signal.raise_signal(number)
