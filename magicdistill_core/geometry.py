@@ -22,8 +22,16 @@ def latent_frames(frames: int) -> int:
     """Return the number of latent frames of a video: n + 1 for 4n + 1 frames.
 
     Args:
-        frames: number of video frames; other numbers are first rounded down to 4n + 1.
+        frames: number of video frames, 4n + 1.
+
+    Raises:
+        VideoError: for another number. The message names the nearest possible ones.
     """
+    if frames < 1 or (frames - 1) % TIME_STRIDE:
+        lower = video_frames((max(1, frames) - 1) // TIME_STRIDE + 1)
+        raise VideoError(
+            f"{frames} frames cannot be encoded: the VAE takes 4n + 1 frames. Use {lower} or {lower + TIME_STRIDE}."
+        )
     return (frames - 1) // TIME_STRIDE + 1
 
 
@@ -58,11 +66,7 @@ def check_geometry(frames: int, height: int, width: int) -> None:
         VideoError: unless frames = 4n + 1 and both sides are positive multiples of 16. The message names the nearest
             possible value.
     """
-    lower = video_frames(latent_frames(max(1, frames)))
-    if frames != lower:
-        raise VideoError(
-            f"{frames} frames cannot be encoded: the VAE takes 4n + 1 frames. Use {lower} or {lower + TIME_STRIDE}."
-        )
+    latent_frames(frames)
     for name, side in (("height", height), ("width", width)):
         if side < SIDE_MULTIPLE or side % SIDE_MULTIPLE:
             raise VideoError(

@@ -76,6 +76,8 @@ class Holder:
 def folder_lock(folder: Path, work: str) -> Iterator[None]:
     """Hold the lock of a folder inside the block. The folder is created if it does not exist.
 
+    A created folder that is still empty at the end is removed.
+
     Of a run with several processes only the main process takes it.
 
     Args:
@@ -88,8 +90,8 @@ def folder_lock(folder: Path, work: str) -> Iterator[None]:
     """
     check_output_folder(folder)
     path = folder / LOCK_NAME
+    existed = folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = _Lock(path, Holder(work))
     except OSError as error:
         raise OutputError(
@@ -100,6 +102,9 @@ def folder_lock(folder: Path, work: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if not existed:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 class _Lock:
@@ -145,7 +150,11 @@ class _Lock:
 def _take(path: Path, holder: Holder) -> int:
     """Take the lock in the name of `holder`, and return its open file."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # its last holder has just removed the folder
+            continue
         try:
             locked = _system_lock(file, path)
             # A holder deletes the file at its end. Then the lock of the deleted file is worth nothing.

@@ -74,11 +74,19 @@ def write_holder(folder: Path, **changes: object) -> Holder:
 
 
 def test_a_folder_is_free_again_after_the_block(tmp_path: Path) -> None:
-    folder = tmp_path / "new"
     for _ in range(2):
-        with folder_lock(folder, "work"):
-            assert (folder / LOCK_NAME).exists()
-        assert not list(folder.iterdir())
+        with folder_lock(tmp_path, "work"):
+            assert (tmp_path / LOCK_NAME).exists()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_is_kept_only_with_contents(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "new" / "empty", "work"):
+        pass
+    assert not (tmp_path / "new" / "empty").exists()
+    with folder_lock(tmp_path / "new" / "full", "work"):
+        (tmp_path / "new" / "full" / "file").touch()
+    assert (tmp_path / "new" / "full" / "file").exists()
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:

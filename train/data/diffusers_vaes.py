@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor, nn
 
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, cause
 from magicdistill_core.families import wan
 from magicdistill_core.families.hunyuan_video import ARCHITECTURE
 from magicdistill_core.geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, check_geometry
@@ -111,10 +111,10 @@ def load_diffusers_vae(folder: Path, device: torch.device) -> HunyuanVideoVae | 
             raise CheckpointError(f"{folder} holds a {kind}, which is not a known video VAE. {_ADVICE}")
         wrapper, network, dtype = kinds[kind]
         model: nn.Module = network.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"The VAE in {folder} cannot be loaded ({error}). {_ADVICE}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"The VAE in {folder} cannot be loaded ({cause(error)}). {_ADVICE}") from error
     config: Any = model.config
     found = (
         (config.latent_channels, config.temporal_compression_ratio, config.spatial_compression_ratio)

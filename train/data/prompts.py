@@ -6,12 +6,19 @@ from typing import Any
 
 import torch
 
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, MagicDistillError, cause
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.safetensors_file import write_safetensors
+from magicdistill_core.writable import check_output_file
+
+from .finite import not_finite
 
 _INDEX = "model_index.json"
+_PARTS = (
+    "Expected a complete diffusers pipeline with its folders tokenizer and text_encoder (for HunyuanVideo tokenizer_2 "
+    "and text_encoder_2 as well)."
+)
 _WAN_TOKENS = 512
 # Tokens of the template before the prompt. HunyuanVideoPipeline removes their states.
 _TEMPLATE_TOKENS = 95
@@ -33,16 +40,31 @@ def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device |
         The written text conditioning, in bfloat16 on the CPU, without padding tokens.
 
     Raises:
-        CheckpointError: if the folder holds no such pipeline, or a part of it cannot be loaded.
+        OutputError: if `out` cannot be written. Nothing is loaded then.
+        CheckpointError: if the folder holds no such pipeline, a part of it cannot be loaded, or its result is not
+            finite.
     """
+    check_output_file(out)
     kind = _kind(pipeline)
+    _check_parts(pipeline, kind)
     try:
         encoded = (_hunyuan_video if "HunyuanVideo" in kind else _wan)(pipeline, kind, prompt, torch.device(device))
-    except (OSError, RuntimeError, ValueError) as error:
+    except MagicDistillError:
+        raise
+    except torch.OutOfMemoryError as error:
         raise CheckpointError(
-            f"The text encoders in {pipeline} cannot be loaded ({error}). Expected a complete diffusers pipeline with "
-            f"its folders tokenizer and text_encoder (for HunyuanVideo tokenizer_2 and text_encoder_2 as well)."
+            f"The text encoders in {pipeline} need more memory than {device} has ({cause(error)}). Use --device cpu."
         ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"The text encoders in {pipeline} cannot be used ({cause(error)}). Download the folder again. {_PARTS}"
+        ) from error
+    for name, tensor in (("text states", encoded.text_states), ("pooled text", encoded.pooled)):
+        if tensor is not None and (found := not_finite(tensor)):
+            raise CheckpointError(
+                f"The text encoders in {pipeline} made {name} with {found}. Nothing was written. Use --device cpu, or "
+                f"download the folder again."
+            )
     write_safetensors(out, null_prompt_tensors(encoded), {"prompt": prompt, "format": "pt"})
     return encoded
 
@@ -59,6 +81,15 @@ def _kind(pipeline: Path) -> str:
     if not kind.startswith(("HunyuanVideo", "Wan")):
         raise CheckpointError(f"{pipeline} holds a {kind}. {advice}")
     return kind
+
+
+def _check_parts(pipeline: Path, kind: str) -> None:
+    names = ["tokenizer", "text_encoder"]
+    if kind.startswith("HunyuanVideo"):
+        names += ["tokenizer_2", "text_encoder_2"]
+    wanted = [(name, "*.json" if name.startswith("tokenizer") else "*.safetensors") for name in names]
+    if missing := [f"{name}/{files}" for name, files in wanted if not any((pipeline / name).glob(files))]:
+        raise CheckpointError(f"{pipeline} has no {', '.join(missing)}. {_PARTS}")
 
 
 def _load(kind: Any, pipeline: Path, **components: Any) -> Any:

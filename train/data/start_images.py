@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, cause
 from magicdistill_core.families import all_families
 from magicdistill_core.families.base import Family, StartImage
 from magicdistill_core.families.wan import FEATURE_SHAPE
@@ -125,8 +125,8 @@ def _load_clip(folder: Path, device: torch.device) -> ClipVision:
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"The image encoder in {folder} cannot be loaded ({error}). {advice}") from error
+    except Exception as error:
+        raise CheckpointError(f"The image encoder in {folder} cannot be loaded ({cause(error)}). {advice}") from error
     config: Any = model.config
     found = ((config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
     if found != FEATURE_SHAPE:

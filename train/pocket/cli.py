@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
+from magicdistill_core.writable import check_output_file, check_output_folder
 
 app = typer.Typer(
     no_args_is_help=True, help="Build and measure the pocket model: portraits, video autoencoder, teacher, methods."
@@ -79,6 +80,8 @@ def train_vae_command(
     from ..config.reading import parse_settings
     from .vae import DecoderConfig, EncoderConfig, train_vae
 
+    check_output_folder(run)
+    check_output_file(out)
     first = parse_settings(EncoderConfig, encoder or [])
     second = parse_settings(DecoderConfig, decoder or [])
     quality = train_vae(first, second, data, run, out)
@@ -115,6 +118,8 @@ def train_teacher_command(
     from .latents import write_latents
     from .teacher import network_shape, teacher_config, train_teacher
 
+    check_output_folder(run)
+    check_output_file(out)
     with _bar("Encoding") as advance:
         write_latents(
             latents,
@@ -156,6 +161,7 @@ def evaluate_command(
     """Measure the distance of samples from data: teacher with 28 and 4 steps, distilled generator with 4 steps."""
     from .evaluate import Contender, evaluate
 
+    check_output_file(out)
     contenders = [
         Contender("teacher, 28 steps", teacher, 28),
         Contender("teacher, 4 steps", teacher, 4),
@@ -181,6 +187,8 @@ def methods_command(
     """Train every method with its preset, export the result, and measure it before and after training."""
     from .methods import TRIALS, compare_methods
 
+    check_output_folder(runs)
+    check_output_file(out)
     names = only or list(TRIALS)
     if unknown := sorted(set(names) - set(TRIALS)):
         raise ConfigError(f"There is no method {', '.join(unknown)} to compare. Known: {', '.join(TRIALS)}.")

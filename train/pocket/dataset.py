@@ -7,24 +7,24 @@ continued or extended at any time, and a held-out set is another range of seeds.
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.errors import CheckpointError, MagicDistillError, cause
+from magicdistill_core.files import enough_memory, write_text
 from magicdistill_core.geometry import SIDE_MULTIPLE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, portrait_clip
+from magicdistill_core.safetensors_file import explained_writing, read_header, write_safetensors
 
 from ..config.sections import Section
+from ..folder_lock import folder_lock
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ class RenderConfig(Section):
         DEFAULT_SIZE, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE, description="Width and height in pixels."
     )
     shard_clips: int = Field(250, ge=1, description="Clips per shard.")
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Shape `(T, H, W, 3)` of a clip."""
+        return (self.frames, self.size, self.size, 3)
 
     @property
     def shards(self) -> int:
@@ -99,17 +104,28 @@ def render_folder(
         processes: number of processes that render; 1 renders in this process.
 
     Raises:
-        PortraitFolderError: if the folder has other settings.
+        PortraitFolderError: if the folder has other settings, or shards of other portraits.
+        MagicDistillError: if the folder cannot be written, or another process writes it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / INDEX_NAME
-    if index.exists():
+    with folder_lock(folder, "magicdistill pocket render"):
+        _render_folder(config, folder, progress, processes)
+
+
+def _render_folder(config: RenderConfig, folder: Path, progress: Callable[[int, int], None], processes: int) -> None:
+    if (folder / INDEX_NAME).exists():
         made = _read_index(folder)
         if made.model_copy(update={"clips": config.clips}) != config:
             raise PortraitFolderError(
                 f"{folder} holds portraits with the settings {made}. They differ from the new settings ({config}). "
                 "Use another folder, or the same settings."
             )
+        config = config.model_copy(update={"clips": max(made.clips, config.clips)})
+    else:
+        _check_portraits(folder, config)
+        # Written first: the settings of a folder that is not finished are known too.
+        _write_index(folder, config)
+    for unfinished in folder.glob(".portraits-*.tmp"):  # left by a killed process
+        unfinished.unlink(missing_ok=True)
     missing = [shard for shard in range(config.shards) if not _is_complete(folder, shard, config)]
     seeds = [config.first_seed + number for shard in missing for number in config.shard_range(shard)]
     done = config.clips - len(seeds)
@@ -120,22 +136,61 @@ def render_folder(
             clips.append(next(rendered))
             done += 1
             progress(done, config.clips)
-        path = _shard_path(folder, shard)
-        begun = path.with_suffix(".partial")
-        save_file({"frames": torch.stack(clips)}, begun)
-        os.replace(begun, path)
-    begun = index.with_suffix(".partial")
-    begun.write_text(json.dumps(config.model_dump(), indent=1))
-    os.replace(begun, index)
+        write_safetensors(_shard_path(folder, shard), {"frames": torch.stack(clips)}, {})
+    _write_index(folder, config)
     logger.info("%s: %d clips in %d shards", folder, config.clips, config.shards)
 
 
+def _write_index(folder: Path, config: RenderConfig) -> None:
+    with explained_writing(folder / INDEX_NAME):
+        write_text(folder / INDEX_NAME, json.dumps(config.model_dump(), indent=1))
+
+
+def _shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of a shard's clips; None if there is no shard that can be read."""
+    try:
+        return read_header(path)["frames"].shape
+    except (CheckpointError, KeyError):
+        return None
+
+
 def _is_complete(folder: Path, shard: int, config: RenderConfig) -> bool:
-    path = _shard_path(folder, shard)
-    if not path.exists():
-        return False
-    with safe_open(path, "pt") as file:
-        return int(file.get_slice("frames").get_shape()[0]) == len(config.shard_range(shard))
+    clips = len(config.shard_range(shard))
+    found = _shape(_shard_path(folder, shard))
+    # A folder that was larger for a moment may have a last shard with more clips.
+    return found is not None and found[0] >= clips and found[1:] == config.clip_shape
+
+
+def _check_portraits(folder: Path, config: RenderConfig) -> None:
+    """Check that the shards of a folder without an index are those of the settings, by their first clips.
+
+    Raises:
+        PortraitFolderError: if a shard holds other portraits.
+    """
+    for shard in range(config.shards):
+        path = _shard_path(folder, shard)
+        found = _shape(path)
+        if found is None:
+            continue
+        if found[1:] == config.clip_shape:
+            first = portrait_clip(config.first_seed + config.shard_range(shard)[0], config.frames, config.size)
+            if torch.equal(_read(path, slice(0, 1))[0], first):
+                continue
+        raise PortraitFolderError(
+            f"{path} holds other portraits than those of the settings ({config}), and the folder has no {INDEX_NAME}. "
+            f"Restore {INDEX_NAME}, render with the settings of the shard, or use another folder."
+        )
+
+
+def _read(path: Path, clips: slice) -> Tensor:
+    try:
+        with enough_memory(path), safe_open(path, "pt") as file:
+            frames: Tensor = file.get_slice("frames")[clips]
+            return frames
+    except (SafetensorError, OSError) as error:
+        raise PortraitFolderError(
+            f"{path} cannot be read ({cause(error)}). Run `magicdistill pocket render` again to render it."
+        ) from error
 
 
 def _read_index(folder: Path) -> RenderConfig:
@@ -148,32 +203,36 @@ def _read_index(folder: Path) -> RenderConfig:
         ) from error
     except ValidationError as error:
         raise PortraitFolderError(
-            f"{folder / INDEX_NAME} is damaged: {error}. Delete it and run `magicdistill pocket render` again with "
-            "the same settings."
+            f"{folder / INDEX_NAME} is damaged (number of wrong values: {error.error_count()}). Delete it and run "
+            f"`magicdistill pocket render` again with the same settings."
         ) from error
 
 
 class PortraitFolder:
-    """Random access to the clips of a rendered folder. They are memory-mapped for a CPU and all loaded on a GPU."""
+    """Random access to the clips of a rendered folder. For a CPU they are read one by one, for a GPU all are loaded."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         """Open a folder that `render_folder` wrote.
 
         Args:
             folder: the folder of portraits.
-            device: a CPU reads clips from memory maps; a GPU holds all clips.
+            device: a CPU reads each clip from its file; a GPU holds all clips.
 
         Raises:
             PortraitFolderError: if the folder is incomplete or damaged.
         """
         self.config = _read_index(folder)
-        self._slices: list[Any] = []
+        self._folder = folder
         for shard in range(self.config.shards):
-            path = _shard_path(folder, shard)
-            if not path.exists():
-                raise PortraitFolderError(f"{path} is missing. Run `magicdistill pocket render` again to render it.")
-            frames = safe_open(path, "pt").get_slice("frames")
-            self._slices.append(frames if torch.device(device).type == "cpu" else frames[:].to(device))
+            if not _is_complete(folder, shard, self.config):
+                raise PortraitFolderError(
+                    f"{_shard_path(folder, shard)} is missing or incomplete. Run `magicdistill pocket render` again to "
+                    f"render it."
+                )
+        self._loaded: list[Tensor] = []
+        if torch.device(device).type != "cpu":
+            paths = (_shard_path(folder, shard) for shard in range(self.config.shards))
+            self._loaded = [_read(path, slice(None)).to(device) for path in paths]
 
     def __len__(self) -> int:
         return self.config.clips
@@ -199,7 +258,9 @@ class PortraitFolder:
     def clip(self, number: int) -> Tensor:
         """Return the clip with a number, from 0: uint8 `[T, H, W, 3]`."""
         shard, place = divmod(number, self.config.shard_clips)
-        return self._slices[shard][place : place + 1][0]
+        if self._loaded:
+            return self._loaded[shard][place]
+        return _read(_shard_path(self._folder, shard), slice(place, place + 1))[0]
 
 
 def to_unit_frames(clips: Tensor) -> Tensor:

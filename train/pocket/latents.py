@@ -1,9 +1,10 @@
 """Render and encode pocket portraits into a latent dataset. `prepare` does the same for real clips."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.hashes import weights_sha256
@@ -14,6 +15,7 @@ from ..data.dataset_index import DatasetIndex
 from ..data.dataset_writer import LatentWriter
 from ..data.vae import load_vae
 from ..distributed import available_device
+from ..folder_lock import folder_lock
 from .dataset import PortraitFolder, render_clips, to_unit_frames
 
 # Different from the training seeds of the pocket models (from 0) and from the held-out seeds (see dataset.py).
@@ -43,11 +45,27 @@ def write_latents(
         processes: number of processes that render.
         portraits: a folder of rendered portraits to encode; `first_seed` is then ignored. None renders the portraits
             now.
-        stride: take every `stride`-th frame of longer clips, so that portraits move faster. Not with `portraits`.
+        stride: take every `stride`-th frame of longer clips, so that portraits move faster. The clips of `portraits`
+            must be that long (`frames_needed`).
 
     Raises:
-        PortraitFolderError: if `portraits` holds fewer clips, or clips of another size.
+        PortraitFolderError: if `portraits` holds fewer clips, or clips of another size or length.
+        MagicDistillError: if `out` cannot be written, or another process writes it.
     """
+    with folder_lock(out, "magicdistill pocket latents"):
+        _write_latents(out, clips, first_seed, advance, vae_file, processes, portraits, stride)
+
+
+def _write_latents(
+    out: Path,
+    clips: int,
+    first_seed: int,
+    advance: Callable[[], None],
+    vae_file: Path,
+    processes: int,
+    portraits: Path | None,
+    stride: int,
+) -> None:
     device = available_device()
     vae = load_vae(vae_file, device)
     index = DatasetIndex(
@@ -61,7 +79,7 @@ def write_latents(
     folder = None
     if portraits is not None:
         folder = PortraitFolder(portraits)
-        folder.require(clips, DEFAULT_FRAMES, DEFAULT_SIZE)
+        folder.require(clips, frames_needed(stride), DEFAULT_SIZE)
         first_seed = folder.config.first_seed
     with LatentWriter(out, index) as writer:
         seeds = range(first_seed, first_seed + clips)
@@ -70,14 +88,14 @@ def write_latents(
             advance()
         # A GPU needs many clips at once to be fully used. A CPU is not faster with more than one.
         group = 32 if device.type == "cuda" else 1
-        rendered = (
-            (clip[::stride] for clip in render_clips(missing, frames_needed(stride), DEFAULT_SIZE, processes))
+        rendered: Iterator[Tensor] = (
+            render_clips(missing, frames_needed(stride), DEFAULT_SIZE, processes)
             if folder is None
             else (folder.clip(seed - first_seed) for seed in missing)
         )
         for start in range(0, len(missing), group):
             chosen = missing[start : start + group]
-            frames = to_unit_frames(torch.stack([next(rendered) for _ in chosen]).to(device))
+            frames = to_unit_frames(torch.stack([next(rendered)[::stride] for _ in chosen]).to(device))
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 latents = vae.encode(frames).float()
             for seed, latent in zip(chosen, latents, strict=True):
