@@ -136,3 +136,17 @@ def test_unusable_devices_and_names_are_refused(magicdistill, tmp_path: Path, te
     assert "'toaster'" in err
     assert "Traceback" not in err
     assert magicdistill(*sampling, "--precision", "int4")[0] == 2
+
+
+def test_prepare_that_a_signal_stops_says_how_to_continue(
+    magicdistill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import train.data.prepare
+
+    report = train.data.prepare.PrepareReport(added=3, total=3, skipped={"[x].mp4": "bad"}, stopped_by="SIGTERM")
+    monkeypatch.setattr(train.data.prepare, "prepare", lambda *_: report)
+    status, out, _ = magicdistill("prepare", "--videos", tmp_path, "--out", tmp_path / "[lora] data")
+    assert status == 128 + 15
+    assert "Stopped by SIGTERM" in out
+    assert "[lora] data" in out
+    assert "[x].mp4" in out

@@ -1,6 +1,8 @@
 """Writing of latent datasets: samples are collected into shards, and an interrupted preparation can be continued."""
 
 import logging
+from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,7 +70,9 @@ class LatentWriter:
         self._keys = {key for shard in index.shards for key in shard.samples}
         self._sources = dict.fromkeys(index.sources)
         self._contents = dict(index.contents)
-        self._name_of = {content: name for name, content in index.contents.items()}
+        self._names: defaultdict[Content, list[str]] = defaultdict(list)
+        for name, content in index.contents.items():
+            self._names[content].append(name)
         # Sources of earlier versions, which stored only names.
         self._named = (self._sources.keys() | {key.rpartition("#")[0] for key in self._keys}) - self._contents.keys()
         self._pending: dict[str, dict[str, Tensor]] = {}
@@ -91,24 +95,27 @@ class LatentWriter:
         """Return whether `finish_source` was called for this source video, in this or an earlier preparation."""
         return source.name in self._sources and self._contents.get(source.name, source.content) == source.content
 
-    def source_of(self, name: str, path: Path) -> Source:
+    def source_of(self, name: str, path: Path, present: Container[str] = ()) -> Source:
         """Return the source that a video is in the dataset, known by its contents.
 
-        A video whose contents are known keeps its first name. Another video under a name that is taken gets a part of
-        its hash as an addition to the name. A video that was incomplete before and has grown keeps its name. Samples of
-        earlier versions have no contents, so there only the name counts.
+        A renamed video keeps its first name. A copy next to its original is a video of its own. Another video under a
+        name that is taken gets a part of its hash as an addition to the name. A video that was incomplete before and
+        has grown keeps its name. Samples of earlier versions have no contents, so there only the name counts.
 
         Args:
             name: the video's name relative to the folder of videos.
             path: the video file.
+            present: the names of all videos in the folder.
 
         Raises:
             OSError: if the file cannot be read.
         """
         content = content_of(path)
-        if content in self._name_of:
-            return Source(self._name_of[content], content)
         before = self._contents.get(name)
+        if before == content:
+            return Source(name, content)
+        if former := [known for known in self._names[content] if known not in present]:
+            return Source(former[0], content)
         if before is None or _begins_with(path, content, before):
             return Source(name, content)
         return Source(f"{name}@{content.sha256[:12]}", content)
@@ -152,8 +159,9 @@ class LatentWriter:
 
     def _know(self, source: Source) -> None:
         if source.name not in self._named:
+            if self._contents.get(source.name) != source.content:
+                self._names[source.content].append(source.name)
             self._contents[source.name] = source.content
-            self._name_of[source.content] = source.name
 
     def flush(self) -> None:
         """Write the waiting samples as a shard, then the index.

@@ -4,7 +4,7 @@ An interrupted preparation continues when it is started again.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ class PrepareReport:
     Attributes:
         added: number of samples that this preparation added.
         total: number of samples that the dataset now has.
-        already_in: number of videos that an earlier preparation finished, or that are copies of others.
+        already_in: number of videos that an earlier preparation finished, also under another name.
         skipped: the reason for each video that could not be used completely, by the video's name.
         stopped_by: the name of the signal that stopped the preparation; None if it finished.
     """
@@ -137,7 +137,7 @@ def prepare(
             _progress(console) as progress,
         ):
             task = progress.add_task("Preparing", total=len(sources), note="")
-            preparation = _Preparation(writer, encoder, geometry, device, report, stop)
+            preparation = _Preparation(writer, encoder, geometry, device, sources, report, stop)
             for name, path in sources.items():
                 if stop.name:
                     break
@@ -173,6 +173,7 @@ class _Preparation:
     encoder: StartImageEncoder
     geometry: WindowGeometry
     device: torch.device | str
+    sources: Mapping[str, Path]
     report: PrepareReport
     stop: StopRequest
 
@@ -183,7 +184,7 @@ class _Preparation:
             VideoError: if a part of the video cannot be used; its other windows are added.
         """
         with _as_video_errors(path):
-            source = self.writer.source_of(name, path)
+            source = self.writer.source_of(name, path, self.sources)
         if self.writer.finished(source):
             self.report.already_in += 1
             if source.name != name:

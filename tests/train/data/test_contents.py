@@ -52,14 +52,18 @@ def test_other_clips_under_the_same_names_are_added(tmp_path: Path, taehv_file: 
         assert (report["added"], report["already_in"]) == (0, 1)
 
 
-def test_renamed_and_copied_clips_are_in_already(tmp_path: Path, taehv_file: Path) -> None:
+def test_renamed_clips_are_in_already_and_copies_side_by_side_are_two(tmp_path: Path, taehv_file: Path) -> None:
     clip(tmp_path / "in" / "a.mp4", 5)
     (tmp_path / "in" / "copy.mp4").write_bytes((tmp_path / "in" / "a.mp4").read_bytes())
     report = run(tmp_path / "in", tmp_path / "out", taehv_file)
-    assert (report["added"], report["already_in"]) == (1, 1)
+    assert (report["added"], report["already_in"]) == (2, 0)
     (tmp_path / "in" / "a.mp4").rename(tmp_path / "in" / "z.mp4")
     report = run(tmp_path / "in", tmp_path / "out", taehv_file)
-    assert (report["added"], report["already_in"], report["total"]) == (0, 2, 1)
+    assert (report["added"], report["already_in"], report["total"]) == (0, 2, 2)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "copy.mp4").rename(tmp_path / "elsewhere" / "b.mp4")
+    report = run(tmp_path / "elsewhere", tmp_path / "out", taehv_file)
+    assert (report["added"], report["already_in"], report["total"]) == (0, 1, 2)
 
 
 def test_a_clip_that_was_copied_only_in_part_is_continued(tmp_path: Path, taehv_file: Path) -> None:

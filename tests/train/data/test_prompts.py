@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline, WanPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as Bytes
 from tokenizers.models import BPE, WordLevel
@@ -29,7 +30,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, OutputError
 from magicdistill_core.null_prompt import load_null_prompt
 from magicdistill_core.safetensors_file import read_metadata
 from train.data.prompts import encode_prompt
@@ -176,4 +177,54 @@ def test_other_and_incomplete_pipelines_are_refused(hunyuan_video: Path, tmp_pat
     (tmp_path / "model_index.json").write_bytes((hunyuan_video / "model_index.json").read_bytes())
     with pytest.raises(CheckpointError, match=rf"(?s){re.escape(str(tmp_path))} .*tokenizer and text_encoder"):
         encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        encode_prompt(tmp_path / "no_pipeline", "", tmp_path / "file" / "out.safetensors")
+    with pytest.raises(OutputError, match="is a folder"):
+        encode_prompt(tmp_path / "no_pipeline", "", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "contents", "message"),
+    [
+        ("text_encoder_2", None, r"no text_encoder_2/\*\.safetensors"),
+        (
+            "text_encoder/model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+            "cannot be used",
+        ),
+        ("text_encoder/config.json", b"[]", "cannot be used"),
+        ("tokenizer/tokenizer.json", b"{}", "cannot be used"),
+    ],
+)
+def test_errors_of_libraries_are_one_line_of_ours(
+    path: str, contents: bytes | None, message: str, hunyuan_video: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(hunyuan_video, folder)
+    if contents is None:
+        shutil.rmtree(folder / path)
+    else:
+        (folder / path).write_bytes(contents)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        encode_prompt(folder, "", tmp_path / "out.safetensors")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 700
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_text_states_that_are_not_finite_are_not_written(wan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(wan, folder)
+    weights = next((folder / "text_encoder").glob("*.safetensors"))
+    state = load_file(weights)
+    name = next(name for name in state if name.endswith("final_layer_norm.weight"))
+    state[name][0] = float("inf")
+    save_file(state, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="infinite values"):
+        encode_prompt(folder, "a smiling face", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

@@ -1,5 +1,8 @@
 """Random draws depend only on the seed, the purpose, the update and the position."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from train.methods.draws import Draws
@@ -27,6 +30,23 @@ def test_every_sample_once_an_epoch_in_a_new_order() -> None:
     seen = [index for batch in range(6) for index in draws.sample_indices(batch, [0, 1, 2], 3, 9)]
     assert sorted(seen[:9]) == sorted(seen[9:]) == list(range(9))
     assert seen[:9] != seen[9:]
+
+
+def test_two_million_samples_cost_one_permutation_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One permutation takes longer than an update of a small model."""
+    permutations = []
+
+    def permute(length: int, **options: Any) -> torch.Tensor:
+        permutations.append(length)
+        return torch.arange(length)
+
+    monkeypatch.setattr(torch, "randperm", permute)
+    length, size = 2_000_000, 64
+    for first in (0, length // size - 50):  # the second part crosses into the next epoch
+        for batch in range(first, first + 100):
+            indices = Draws(7).sample_indices(batch, list(range(size)), size, length)
+            assert indices == [(batch * size + place) % length for place in range(size)]
+    assert permutations == [length, length]
 
 
 def test_exits_cover_all_steps_evenly() -> None:
