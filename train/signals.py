@@ -1,4 +1,7 @@
-"""Signals that stop long work at its next good point: SIGTERM (from a cluster's scheduler) and SIGINT (Ctrl-C)."""
+"""Signals that stop long work at its next good point.
+
+SIGTERM comes from a cluster's scheduler, SIGINT from Ctrl-C, and SIGHUP from a terminal that was closed.
+"""
 
 import logging
 import signal
@@ -10,7 +13,7 @@ from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # The terminal sends Ctrl-C to every process, and the launcher forwards it again within this time.
 _SAME_REQUEST_SECONDS = 3.0
 
@@ -38,7 +41,11 @@ class StopRequest:
     def __enter__(self) -> Self:
         # Python lets only the main thread set signal handlers. In other threads signals keep their usual effect.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+            # `nohup` ignores SIGHUP for work that goes on without its terminal.
+            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+            self._before = {
+                number: signal.signal(number, self._remember) for number in SIGNALS if number not in ignored
+            }
         return self
 
     def __exit__(

@@ -19,9 +19,9 @@ def message_words(text: str) -> set[str]:
 
 
 def source_words() -> list[set[str]]:
-    """Return the words of every text in the code of the nodes and the core."""
+    """Return the words of every text in the code."""
     texts = []
-    for package in ("nodes", "magicdistill_core"):
+    for package in ("nodes", "magicdistill_core", "train"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.JoinedStr):

@@ -29,6 +29,16 @@ def test_a_later_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch)
             signal.raise_signal(signal.SIGINT)
 
 
+def test_nohup_still_ignores_a_closed_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest("It stops") as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_another_thread_may_train_too() -> None:
     names: list[str | None] = []
 

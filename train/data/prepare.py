@@ -89,8 +89,8 @@ def prepare(
 
     Running it again on the same folders continues, and does not decode finished videos again. Videos are known by their
     contents, not by their names. A video that cannot be used, for whatever reason, is reported. Its windows before the
-    damage are kept, and the next preparation tries it again. SIGTERM and Ctrl-C end the preparation after the current
-    window; all windows so far are stored.
+    damage are kept, and the next preparation tries it again. A signal (see `signals.py`) ends the preparation after the
+    current window; all windows so far are stored.
 
     Args:
         videos: a video file, or a folder; its subfolders are searched too.
@@ -147,7 +147,8 @@ def prepare(
                 except VideoError as error:
                     report.skipped[name] = str(error)
                     logger.warning("skipped: %s", error)
-                progress.advance(task)
+                if not stop.name:
+                    progress.advance(task)
             report.total, report.stopped_by = len(writer), stop.name
     if not report.total and not report.stopped_by:
         reasons = " ".join(by_reason(report.skipped))
