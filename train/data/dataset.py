@@ -157,15 +157,19 @@ class LatentDataset:
             try:
                 # Opened for every row: all shards mapped at once may be more than the address space of a process.
                 with enough_memory(path), safe_open(path, framework="pt") as file:
-                    rows.append(file.get_slice(key)[row : row + 1].float())
+                    rows.append(file.get_slice(key)[row : row + 1])
             except (SafetensorError, OSError, CheckpointError) as error:
                 raise self._damaged(number, cause(error.__cause__ or error)) from error
-            # Any NaN or infinite value makes the sum NaN or infinite. A sum is cheap; finite values may overflow it.
-            if not rows[-1].sum().isfinite() and (found := not_finite(rows[-1])):
-                raise self._not_finite(key, number, row, found)
-        return torch.cat(rows)
+        batch = torch.cat(rows).float()
+        # Any NaN or infinite value makes the sum NaN or infinite. A sum is cheap; finite values may overflow it.
+        if not batch.sum().isfinite():
+            for index, tensor in zip(indices, batch, strict=True):
+                if found := not_finite(tensor):
+                    raise self._not_finite(key, index, found)
+        return batch
 
-    def _not_finite(self, key: str, number: int, row: int, found: str) -> DatasetError:
+    def _not_finite(self, key: str, index: int, found: str) -> DatasetError:
+        number, row = self._places[index]
         shard = self.index.shards[number]
         return DatasetError(
             f"The sample {shard.samples[row]} of {self.folder} is not usable: its {key} hold {found} (row {row} of "

@@ -183,7 +183,9 @@ class LatentWriter:
             shards.append(Shard(file=name, bytes=(self._folder / name).stat().st_size, samples=list(self._pending)))
         self._index = self._index.model_copy(update={"shards": shards, **known})
         with explained_writing(self._folder / INDEX_NAME):
-            write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1))
+            # Earlier versions can read a dataset that has no contents of videos.
+            absent = set() if self._contents else {"contents"}
+            write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1, exclude=absent))
         self._pending = {}
 
 
