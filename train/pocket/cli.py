@@ -80,8 +80,6 @@ def train_vae_command(
     from ..config.reading import parse_settings
     from .vae import DecoderConfig, EncoderConfig, train_vae
 
-    check_output_folder(run)
-    check_output_file(out)
     first = parse_settings(EncoderConfig, encoder or [])
     second = parse_settings(DecoderConfig, decoder or [])
     quality = train_vae(first, second, data, run, out)

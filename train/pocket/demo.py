@@ -17,7 +17,6 @@ from magicdistill_core.geometry import frames_to_unit, latent_frames, unit_to_fr
 from magicdistill_core.media.video import contact_sheet
 from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
-from magicdistill_core.writable import check_output_folder
 
 from ..config.reading import load_config
 from ..data.vae import Vae, load_vae
@@ -51,12 +50,10 @@ def demo(out: Path) -> None:
 
     Raises:
         ConfigError: if `out` already holds a demo.
-        OutputError: if `out` cannot be written.
     """
     if (out / "run" / FOLDER).exists():
         raise ConfigError(f"{out} already holds a demo. Choose another folder with --out, or remove this one.")
     console = Console()
-    check_output_folder(out)
     out.mkdir(parents=True, exist_ok=True)
 
     console.print(f"[bold]1/4[/bold] Rendering and encoding {CLIPS} pocket portraits")

@@ -26,7 +26,6 @@ from magicdistill_core.taehv import TAEHV
 
 from ..config.sections import OptimizerConfig, Positive
 from ..distributed import available_device
-from ..folder_lock import folder_lock
 from ..methods.draws import keyed_generator
 from ..run_folder import METRICS_FILE, VALIDATION
 from ..watch.log import read_lines
@@ -194,13 +193,9 @@ def train_vae(encoder: EncoderConfig, decoder: DecoderConfig, data: Path, run_fo
 
     Returns:
         The PSNR on held-out clips in dB.
-
-    Raises:
-        MagicDistillError: if the folder of portraits or the run folder cannot be used, or another process writes it.
     """
-    with folder_lock(run_folder, "magicdistill pocket train-vae"):
-        vae = train_encoder(encoder, data, run_folder / ENCODER_RUN)
-        return train_decoder(decoder, vae, data, run_folder / DECODER_RUN, out)
+    vae = train_encoder(encoder, data, run_folder / ENCODER_RUN)
+    return train_decoder(decoder, vae, data, run_folder / DECODER_RUN, out)
 
 
 def _device() -> torch.device:
