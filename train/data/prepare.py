@@ -4,6 +4,7 @@ An interrupted preparation continues when it is started again.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -116,7 +117,7 @@ def prepare(
     """
     check_geometry(frames, height, width)
     geometry = WindowGeometry(frames, height, width, fps, frames if stride is None else stride)
-    if geometry.stride < 1 or not fps > 0:
+    if geometry.stride < 1 or not 0 < fps < math.inf:
         raise VideoError(
             f"stride is {stride} and fps is {fps}. Expected a stride of at least 1 frame and a positive fps."
         )

@@ -136,6 +136,7 @@ def test_an_input_without_usable_videos_is_an_error(tmp_path: Path, taehv_file: 
         ({"height": 17}, "multiples of 16"),
         ({"stride": 0}, "stride is 0"),
         ({"fps": 0.0}, "fps is 0.0"),
+        ({"fps": float("inf")}, "fps is inf"),
     ],
 )
 def test_impossible_geometry_is_refused(
