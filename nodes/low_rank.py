@@ -80,17 +80,15 @@ class FittedLora:
 
 
 def network_weights(model: ModelPatcher) -> dict[str, Tensor]:
-    """Return the network's weights by their names in the MODEL, read from the modules.
+    """Return the network's parameters and buffers by their names in the MODEL.
 
-    The state dict cannot be used: for quantised layers it contains scales and packed weights of other shapes.
+    They are read from the modules, because a state dict contains what a layer chooses to save: scales, packed weights
+    of other shapes, and (in packs for GGUF files) entries that no module has.
     """
-    weights = {}
-    for key in model.model_state_dict(filter_prefix=NETWORK):
-        module, _, leaf = key.rpartition(".")
-        weight = getattr(model.model.get_submodule(module), leaf, None)
-        if isinstance(weight, Tensor):
-            weights[key] = weight
-    return weights
+    network = model.model.get_submodule(NETWORK.removesuffix("."))
+    with model.use_ejected():
+        named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    return {f"{NETWORK}{name}": tensor for name, tensor in named}
 
 
 def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
