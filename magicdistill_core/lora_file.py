@@ -14,6 +14,7 @@ from .branch import LowRank
 from .errors import CheckpointError
 from .families import all_architectures, architecture_knowing
 from .families.base import Architecture, NullPrompt
+from .layouts.dialects import is_lora_name
 from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
 from .layouts.modules import listing
 from .null_prompt import null_prompt_tensors, pop_null_prompt
@@ -48,7 +49,7 @@ class LoraFile:
 
 
 def is_lora(path: str | Path) -> bool:
-    """Return whether a safetensors file holds low-rank pairs, judged by its tensor names.
+    """Return whether a safetensors file holds a LoRA or another adapter, judged by its tensor names.
 
     Args:
         path: the file; False for a pickle or a folder.
@@ -59,7 +60,7 @@ def is_lora(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir() or (is_pickle_name(path) and path.is_file()):
         return False
-    return any(".lora_" in key for key in read_header(path))
+    return any(map(is_lora_name, read_header(path)))
 
 
 def load_lora(path: str | Path, hidden: int) -> LoraFile:

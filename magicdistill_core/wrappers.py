@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .files import enough_memory
+from .layouts.wrapper_names import without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ _QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 QUANTISATION_MARKS = (
     ".weight_scale",
     ".weight_scale_2",
+    ".weight_scale_inv",
+    ".weight_global_scale",
+    ".input_global_scale",
     ".pre_quant_scale",
     ".input_scale",
     ".scale_weight",
@@ -113,7 +117,7 @@ def _find_tensors(content: object, source: str) -> dict[str, Tensor]:
 
 
 def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) -> dict[str, Tensor]:
-    """Remove the prefix that a pipeline or a training framework added to the names of the transformer's tensors.
+    """Remove the prefix and the wrapper names that a pipeline or a training framework added to the tensor names.
 
     Args:
         state: the tensors of the file.
@@ -124,8 +128,10 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
         The tensors with the prefix, renamed, and the null prompt if there is one. All tensors if no mark is found.
 
     Raises:
-        CheckpointError: if there are several transformers, and none of them has a known prefix.
+        CheckpointError: if there are several transformers, and none of them has a known prefix; or if two tensors have
+            the same name without wrappers.
     """
+    state = _without_wrappers(state, source)
     found = sorted({key.removesuffix(mark) for mark in marks for key in state if _ends(key, mark)})
     if not found or found == [""]:
         return dict(state)
@@ -146,6 +152,19 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
         listed = ", ".join(f"{name} ({count})" for name, count in others.most_common(6))
         logger.info("%s: using the tensors under %s, ignoring %s", source, prefix, listed)
     return kept
+
+
+def _without_wrappers(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = without_wrappers(key)
+        if name in out:
+            raise CheckpointError(
+                f"{source} holds {name} twice: under {key}, and without or under another wrapper module. Save the "
+                f"network that you need to a separate file."
+            )
+        out[name] = tensor
+    return out
 
 
 def _ends(key: str, mark: str) -> bool:

@@ -16,11 +16,12 @@ from functools import cache
 
 from ..errors import CheckpointError
 from .modules import LayoutMap
+from .wrapper_names import without_wrappers
 
 _DOTTED_PREFIX = re.compile(r"^((base_model\.model|diffusion_model|transformer|model|module|unet|pipe|dit)\.)+")
 # Wan-Fun's trainer writes two underscores, because the name of its root module is empty. Tencent's trainer uses its own
 # prefix.
-_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_+")
+_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_+(module_)*")
 _PARTS = (
     (re.compile(r"\.(lora_A(\.[^.]+)?\.weight|lora_A|lora[_.]down\.weight)$"), "down"),
     (re.compile(r"\.(lora_B(\.[^.]+)?\.weight|lora_B|lora[_.]up\.weight)$"), "up"),
@@ -60,6 +61,7 @@ def lora_part(key: str) -> tuple[str, str, str] | None:
         The prefix (may be empty), the module's name, and the part. The parts of a pair are `down`, `up` and `alpha`.
         The parts of full differences are `weight`, `bias` and `modulation`.
     """
+    key = without_wrappers(key)
     for pattern, part in _PARTS:
         if (end := pattern.search(key)) is not None:
             name = key[: end.start()]
@@ -67,6 +69,16 @@ def lora_part(key: str) -> tuple[str, str, str] | None:
             prefix = found.group() if found else ""
             return prefix, name.removeprefix(prefix), part
     return None
+
+
+def is_lora_name(key: str) -> bool:
+    """Return whether only LoRA files and files of other adapters have a tensor of this name.
+
+    Args:
+        key: the tensor's name in the file.
+    """
+    part = lora_part(key)
+    return (part is not None and part[2] != "alpha") or other_kind(key) is not None
 
 
 def other_kind(key: str) -> str | None:
@@ -154,7 +166,9 @@ def stated_alpha(metadata: Mapping[str, str] | None, source: str) -> Callable[[s
         # The keys look like `transformer.lora_alpha`: one configuration per component of a pipeline.
         config = {str(key).rpartition(".")[2]: value for key, value in dict(json.loads(text)).items()}
         general = None if config.get("lora_alpha") is None else float(config["lora_alpha"])
-        patterns = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
+        patterns = {
+            without_wrappers(str(name)): float(value) for name, value in (config.get("alpha_pattern") or {}).items()
+        }
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"The adapter metadata in {source} cannot be understood ({error}). The scale of the LoRA is unknown. "
