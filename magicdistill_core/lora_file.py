@@ -104,12 +104,14 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
     prompt = pop_null_prompt(tensors)
     parsed = read_lora(tensors, metadata, source)
     placed = place_lora(architecture.layout, parsed, hidden)
-    if not placed.branches:
+    # A LoRA of which only differences of norms fit, and none of its pairs, belongs to another model.
+    fitting, modules = (placed.branches, parsed.branches) if parsed.branches else (placed.differences, parsed.modules)
+    if not fitting:
         names = [*placed.unknown, *placed.misfits]
-        whose = architecture_knowing(parsed.branches)
-        _check_names(whose, parsed.branches, source)
+        whose = architecture_knowing(modules)
+        _check_names(whose, modules, source)
         raise CheckpointError(
-            f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
+            f"{source} matches 0/{len(modules)} modules of this {architecture.title} model of width {hidden}: "
             f"found {listing(names, 3)}. "
             + (f"It is a LoRA for {whose.title}. " if whose is not architecture else "It belongs to another model. ")
             + "Load the base that it was trained on."

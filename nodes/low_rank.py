@@ -107,29 +107,30 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
         architecture.layout.canonical(key.removeprefix(NETWORK)): (key, tuple(tensor.shape))
         for key, tensor in network_weights(model).items()
     }
-    changes: dict[str, tuple[str, tuple[int, ...], object]] = {}
-    for name, branch in lora.branches.items():
-        adapter = LoRAAdapter(set(), (branch.up, branch.down, branch.alpha, None, None, None))
-        changes[name] = (f"{name}.weight", (branch.up.shape[0], branch.down.shape[1]), adapter)
-    for key, difference in lora.differences.items():
-        changes[key] = (key, tuple(difference.shape), ("diff", (difference,)))
+    changes = {name: (f"{name}.weight", (len(half.up), half.down.shape[1])) for name, half in lora.branches.items()}
+    changes |= {key: (key, tuple(difference.shape)) for key, difference in lora.differences.items()}
     patches: dict[str, object] = {}
     parameters: dict[str, Tensor] = {}
     matched: set[str] = set()
     misses: dict[str, str] = {}
-    for name, (weight, shape, patch) in changes.items():
+    for name, (weight, shape) in changes.items():
         key, found = weights.get(weight, ("", None))
         if found is not None and (found == shape or _as_matrix(found) == shape):
-            if architecture.layout.file_parameter(weight) is None:
-                patches[key] = patch
-            else:
+            if name in lora.branches:
+                branch = lora.branches[name]
+                patches[key] = LoRAAdapter(set(), (branch.up, branch.down, branch.alpha, None, None, None))
+            elif architecture.layout.file_parameter(weight) is not None:
                 parameters[key] = lora.differences[name]
+            else:
+                # ComfyUI skips a difference of another shape, also if it is the matrix of a convolution.
+                patches[key] = ("diff", (lora.differences[name].reshape(found),))
             matched.update(lora.origins[name])
         else:
             why = "absent from the model" if found is None else f"{list(shape)}, {list(found)} in the model"
             misses |= {origin: f"{origin} ({why})" for origin in lora.origins[name]}
     missed = (*(text for origin, text in misses.items() if origin not in matched), *lora.misses)
-    if not any(isinstance(patch, LoRAAdapter) for patch in patches.values()):
+    pairs = [patch for patch in patches.values() if isinstance(patch, LoRAAdapter)]
+    if not (pairs if lora.branches else patches or parameters):
         raise CheckpointError(
             f"{lora.source} matches 0/{len(missed)} modules of this model; these do not fit: "
             f"{listing(list(missed), 3)}. The LoRA belongs to another base: load the base that it was trained on."

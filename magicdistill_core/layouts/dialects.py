@@ -23,12 +23,14 @@ _DOTTED_PREFIX = re.compile(r"^((base_model\.model|diffusion_model|transformer|m
 # prefix.
 _FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_+(module_)*")
 _PARTS = (
-    (re.compile(r"\.(lora_A(\.[^.]+)?\.weight|lora_A|lora[_.]down\.weight)$"), "down"),
-    (re.compile(r"\.(lora_B(\.[^.]+)?\.weight|lora_B|lora[_.]up\.weight)$"), "up"),
+    (re.compile(r"(\.(lora_A(\.[^.]+)?\.weight|lora_A|lora_down\.weight)|[._]lora\.down\.weight)$"), "down"),
+    (re.compile(r"(\.(lora_B(\.[^.]+)?\.weight|lora_B|lora_up\.weight)|[._]lora\.up\.weight)$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     # Step-distilled LoRAs of Wan also contain full differences of small tensors, in addition to the low-rank pairs.
-    (re.compile(r"\.diff$"), "weight"),
-    (re.compile(r"\.diff_b$"), "bias"),
+    # ComfyUI's Extract and Save Lora (lora_type full_diff) writes files of full differences only. LyCORIS calls those
+    # of norms w_norm and b_norm.
+    (re.compile(r"\.(diff|w_norm)$"), "weight"),
+    (re.compile(r"\.(diff_b|b_norm)$"), "bias"),
     (re.compile(r"\.diff_m$"), "modulation"),
 )
 # Tensors that only other kinds of adapters have. Ignoring them would produce another model than the author's.
@@ -39,6 +41,10 @@ _OTHER_KINDS = {
     "lokr_w": "LoKr",
     "oft_": "OFT",
     "lora_mid": "LoCon with a middle convolution",
+    "lora_E": "AdaLoRA",
+    "vera_lambda": "VeRA",
+    "on_input": "IA3",
+    "set_weight": "weight-replacing",
 }
 # The fused projections of diffusers and their parts.
 _FUSED = {

@@ -33,6 +33,11 @@ class ParsedLora:
     unknown: tuple[str, ...]
     alpha_stated: bool
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules that the file changes, each once."""
+        return tuple(dict.fromkeys([*self.branches, *(module for module, _ in self.differences)]))
+
 
 @dataclass(frozen=True)
 class PlacedLora:
@@ -66,8 +71,8 @@ def read_lora(
         source: the file's name for error messages.
 
     Raises:
-        CheckpointError: if there is no pair, half of a pair is missing, a module has two pairs, or the adapter is not a
-            LoRA.
+        CheckpointError: if there are neither pairs nor full differences, half of a pair is missing, a module has two
+            pairs, numbers are not finite, or the adapter is not a LoRA.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     differences: dict[tuple[str, str], Tensor] = {}
@@ -75,8 +80,8 @@ def read_lora(
     for key, tensor in state.items():
         if (kind := other_kind(key)) is not None:
             raise CheckpointError(
-                f"{source} is a {kind} adapter ({key}), and this reader knows pairs of low rank only (LoRA). Load it "
-                f"with ComfyUI's Load LoRA, or use a LoRA of the same training."
+                f"{source} is a {kind} adapter ({key}), and this reader knows only low-rank pairs (LoRA) and full "
+                f"differences. Load it with ComfyUI's Load LoRA, or use a LoRA of the same training."
             )
         match lora_part(key):
             case None:
@@ -90,19 +95,20 @@ def read_lora(
                 pairs[module][part] = tensor
             case (_, module, leaf):
                 differences[module, leaf] = tensor
-    if not pairs or not any("down" in parts or "up" in parts for parts in pairs.values()):
-        others = (
-            listing(unknown)
-            if unknown
-            else "there are only alphas or full differences"
-            if state
-            else "the file is empty"
-        )
+    if not differences and not any("down" in parts or "up" in parts for parts in pairs.values()):
+        found = listing(unknown) if unknown else "only alphas" if pairs else "no tensors"
         raise CheckpointError(
-            f"{source} is not a LoRA file that can be read: {len(unknown)} of {len(state)} tensors are no LoRA parts "
-            f"({others}). Expected pairs named lora_A/lora_B or lora_down/lora_up. Choose another file. Load full "
-            f"models with a model loader."
+            f"{source} is not a LoRA file that can be read: found {found}, expected pairs named lora_A/lora_B or "
+            f"lora_down/lora_up, or full differences named diff. Choose another file. Load full models with a model "
+            f"loader."
         )
+    for (module, leaf), difference in differences.items():
+        if leaf == "weight" and {"down", "up"} & pairs.get(module, {}).keys():
+            raise CheckpointError(
+                f"{source} changes {module} twice (by a pair and by a full difference). Save the one that you need to "
+                f"a separate file."
+            )
+        _check_difference(difference, f"{module} ({leaf})", source)
     halves = [name for name, parts in pairs.items() if "down" not in parts or "up" not in parts]
     if halves:
         raise CheckpointError(
@@ -118,6 +124,15 @@ def read_lora(
         stated = stated and alpha is not None
         branches[name] = LowRank(down, up, float(rank) if alpha is None else alpha)
     return ParsedLora(branches, differences, tuple(unknown), stated)
+
+
+def _check_difference(difference: Tensor, name: str, source: str) -> None:
+    """Raise CheckpointError if a full difference contains values that cannot be added to a weight."""
+    if not difference.is_floating_point() or not torch.isfinite(difference.float()).all():
+        raise CheckpointError(
+            f"{source} is damaged or of another kind: its difference for {name} has values that are not finite "
+            f"floating point numbers. Download it again, or use an earlier checkpoint of its training."
+        )
 
 
 def _check_numbers(parts: Mapping[str, Tensor], name: str, source: str) -> None:
@@ -161,10 +176,10 @@ def parse_lora(
         CheckpointError: as `read_lora`; also if the file contains other tensors.
     """
     parsed = read_lora(state, metadata, source)
-    others = [*parsed.unknown, *(f"{module}: a difference of its {leaf}" for module, leaf in parsed.differences)]
+    others = [*parsed.unknown, *(f"{module}: full difference of its {leaf}" for module, leaf in parsed.differences)]
     if others:
         raise CheckpointError(
-            f"{source} contains more than low-rank pairs: {len(others)} of {len(state)} tensors are no LoRA parts "
+            f"{source} contains more than low-rank pairs: {len(others)} of {len(state)} tensors belong to no pair "
             f"({listing(others)}). Expected only pairs named lora_A/lora_B or lora_down/lora_up. Choose such a file."
         )
     return parsed.branches
@@ -265,7 +280,7 @@ def place_lora(layout: LayoutMap, lora: ParsedLora, hidden: int) -> PlacedLora:
             placed.misfits.update(dict.fromkeys(names, str(error)))
         else:
             _put(placed, target, branch, names)
-    _place_differences(layout, lora, placed)
+    _place_differences(layout, lora, placed, hidden)
     return placed
 
 
@@ -288,7 +303,7 @@ def _fused(module: Module, parts: dict[int, LowRank], hidden: int) -> LowRank:
     first = parts[min(parts)]
     if len(module.parts) == 1:
         return LowRank(first.down, swap_halves(first.up), first.alpha) if module.swap_halves else first
-    rows = ([hidden] * 3 + [_MLP_RATIO * hidden])[: len(module.parts)]
+    rows = _rows(len(module.parts), hidden)
     if len(parts) == len(rows) and all(part.down is first.down for part in parts.values()):
         # The parts of one fused projection share `down`. Joining their `up` rows keeps the rank.
         up = torch.cat([parts[number].up for number in range(len(rows))])
@@ -297,19 +312,51 @@ def _fused(module: Module, parts: dict[int, LowRank], hidden: int) -> LowRank:
     return stack([parts.get(number) for number in range(len(module.parts))], rows)
 
 
-def _place_differences(layout: LayoutMap, lora: ParsedLora, placed: PlacedLora) -> None:
+def _place_differences(layout: LayoutMap, lora: ParsedLora, placed: PlacedLora, hidden: int) -> None:
+    parts: dict[str, dict[int, tuple[str, Tensor]]] = {}
+    modules: dict[str, Module] = {}
     for (name, leaf), difference in lora.differences.items():
-        module, tensor = file_name(layout, name), difference
-        hit = layout.diffusers_module(dotted(layout, name)) if module is None else None
-        if hit is not None and len(hit[0].parts) == 1:
-            module = fill(hit[0].file, hit[2])
-            tensor = swap_halves(tensor) if hit[0].swap_halves else tensor
-        key = f"{name if module is None else module}.{leaf}"
-        if not layout.knows(key):
-            placed.unknown.append(f"{name} ({leaf})")
+        whole, title = file_name(layout, name), f"{name} ({leaf})"
+        pieces = () if whole is not None else _diffusers_names(layout, name) or ()
+        key = f"{name if whole is None else whole}.{leaf}"
+        if not pieces:
+            if layout.knows(key):
+                placed.differences[key], placed.origins[key] = difference, (title,)
+            else:
+                placed.unknown.append(title)
+            continue
+        for piece, rows in zip(pieces, difference.chunk(len(pieces)), strict=False):
+            hit = layout.diffusers_module(piece)
+            assert hit is not None
+            module, number, block = hit
+            key = f"{fill(module.file, block)}.{leaf}"
+            modules[key] = module
+            parts.setdefault(key, {})[number] = (title, swap_halves(rows) if module.swap_halves else rows)
+    for key, numbered in parts.items():
+        titles = tuple(dict.fromkeys(title for title, _ in numbered.values()))
+        joined = _joined({number: rows for number, (_, rows) in numbered.items()}, len(modules[key].parts), hidden)
+        if joined is None:
+            placed.misfits.update(
+                dict.fromkeys(titles, f"The parts of {key} do not have the rows of the fused module.")
+            )
         else:
-            placed.differences[key] = tensor
-            placed.origins[key] = (f"{name} ({leaf})",)
+            placed.differences[key], placed.origins[key] = joined, titles
+
+
+def _joined(parts: Mapping[int, Tensor], count: int, hidden: int) -> Tensor | None:
+    """Join the differences of a fused module's parts, with zeros for missing parts; None if the rows do not fit."""
+    if count == 1:
+        return parts[0]
+    rows = _rows(count, hidden)
+    if any(len(part) != rows[number] for number, part in parts.items()):
+        return None
+    first = next(iter(parts.values()))
+    return torch.cat([parts[n] if n in parts else first.new_zeros(rows[n], *first.shape[1:]) for n in range(count)])
+
+
+def _rows(count: int, hidden: int) -> list[int]:
+    """Return the rows of the parts of a fused module: q, k and v, and an MLP if there are four."""
+    return ([hidden] * 3 + [_MLP_RATIO * hidden])[:count]
 
 
 def to_diffusers_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: int) -> dict[str, LowRank]:

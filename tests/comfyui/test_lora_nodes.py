@@ -146,6 +146,10 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         "diffusion_model.blocks.1.self_attn.q.diff_b": torch.full((128,), 0.2),
     }
     save_file(_clones(extra), folder / "wan_step.safetensors")
+    # As ComfyUI's Extract and Save Lora writes it with lora_type full_diff.
+    whole = {f"diffusion_model.{name}.diff": branch.delta(1.0) for name, branch in fused.items()}
+    whole["diffusion_model.blocks.1.self_attn.q.diff_b"] = torch.full((128,), 0.2)
+    save_file(_clones(whole), folder / "wan_whole.safetensors")
 
     def loras(kind: str, *more: str) -> list[tuple[str, float]]:
         return [(f"{kind}_{name}.safetensors", 0.5) for name in (*DIALECTS, *more)]
@@ -156,7 +160,12 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         for name in ("hunyuan", "fp8", "int8", "cast")
     ]
     jobs.append(
-        {"run": "loras", "name": "wan", "model": str(folder / "wan.safetensors"), "loras": loras("wan", "step")}
+        {
+            "run": "loras",
+            "name": "wan",
+            "model": str(folder / "wan.safetensors"),
+            "loras": loras("wan", "step", "whole"),
+        }
         | {"inputs": str(folder / "wan_inputs.st"), "fake": "wan_musubi.safetensors"}
     )
     steps = {"run": "lora_steps", "inputs": str(folder / "inputs.st"), "strengths": list(STRENGTHS)}
@@ -257,6 +266,17 @@ def test_full_differences_are_applied(base: str, exchange: Exchange) -> None:
     # The stock loader leaves the modulation out.
     assert (answer["wan_step.safetensors by the stock loader"] - expected).std() > 1e-2
     assert torch.equal(answer["base afterwards"], answer["base ours"])
+
+
+@pytest.mark.parametrize("base", ["ours", "stock"])
+def test_files_of_full_differences_only_are_applied(base: str, exchange: Exchange) -> None:
+    answer = exchange.answers["wan"]
+    network = merged_network(exchange.wan, wan_branches(exchange.wan), 0.5)
+    with torch.no_grad():
+        network.blocks[1].attn1.to_q.bias += 0.5 * 0.2
+    expected = _wan_velocity(network)
+    torch.testing.assert_close(answer[f"wan_whole.safetensors on {base}"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answer["wan_whole.safetensors by the stock loader"], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])

@@ -125,7 +125,7 @@ def test_alpha_defaults_to_the_rank() -> None:
 
 def test_other_files_and_loras_without_a_match_are_refused() -> None:
     pair = {"a.lora_A.weight": torch.zeros(4, 8), "a.lora_B.weight": torch.zeros(8, 4)}
-    with pytest.raises(CheckpointError, match=r"0 of 0 .*empty"):
+    with pytest.raises(CheckpointError, match="no tensors"):
         parse_lora({})
     with pytest.raises(CheckpointError, match=r"1 of 3 tensors.*img_in\.proj\.weight"):
         parse_lora(pair | {"img_in.proj.weight": torch.zeros(1)})
