@@ -15,7 +15,8 @@ from .errors import CheckpointError
 from .families import all_architectures, architecture_knowing
 from .families.base import Architecture, NullPrompt
 from .layouts.dialects import is_lora_name
-from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
+from .layouts.lora import known_modules, lora_state, place_lora, to_file_layout
+from .layouts.lora_tensors import parse_lora, read_lora
 from .layouts.modules import listing
 from .null_prompt import null_prompt_tensors, pop_null_prompt
 from .recipe import Recipe

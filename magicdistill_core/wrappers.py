@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} is a pickle that holds more than tensors and plain values ({_cause(error)}). Opening such a "
+            f"{path.name} is a pickle that holds more than tensors and plain values{_object_of(error)}. Opening such a "
             f"file could run any code. Convert it once to .safetensors in an environment that you trust, and use the "
             f"result. (This also happens with weights quantised by quanto or torchao: use the unquantised file.)"
         ) from error
@@ -75,8 +76,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file ({error}). It is truncated "
-            f"or damaged. Copy or download it again."
+            f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file. It is truncated or "
+            f"damaged. Copy or download it again."
         ) from error
     return _find_tensors(content, path.name)
 
@@ -92,10 +93,10 @@ def _load(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _cause(error: Exception) -> str:
-    text = str(error)
-    start = text.find("GLOBAL")
-    return text[start:].partition(" was not")[0] if start >= 0 else text.splitlines()[0]
+def _object_of(error: Exception) -> str:
+    """Return the name of the object that PyTorch refused to unpickle, in brackets; empty if its message has none."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _find_tensors(content: object, source: str) -> dict[str, Tensor]:

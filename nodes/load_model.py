@@ -15,7 +15,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from torch import Tensor
 
 from ..magicdistill_core.checkpoint import Checkpoint, parse_checkpoint, transformer_tensors
-from ..magicdistill_core.errors import CheckpointError
+from ..magicdistill_core.errors import CheckpointError, ImageModeError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.files import enough_memory
@@ -28,7 +28,7 @@ from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 from .attachments import Attached, attach, attached_to, check_prompt_fits
 from .file_hash import background_hash, file_stamp
-from .reporting import recipe_line, report
+from .reporting import recipe_line, recipe_notes, report
 from .token_replace import apply_release
 
 _FROM_FILE = "from the file"
@@ -108,10 +108,13 @@ def load_model(
 
 
 def _misfit(error: Exception) -> str:
-    """Describe briefly why ComfyUI's loader failed."""
-    text = " ".join(str(error).split())
-    found = re.search(r"size mismatch for ([\w.]+)", text)
-    return f"the size of {found[1]} contradicts the other tensors" if found else text[:200]
+    """Describe briefly why ComfyUI's loader failed, without the text of PyTorch's error."""
+    found = re.search(r"size mismatch for ([\w.]+)", str(error))
+    if found:
+        return f"the size of {found[1]} contradicts the other tensors"
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]} is missing"
+    return f"ComfyUI's loader stopped with a {type(error).__name__}, see its log"
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -128,10 +131,8 @@ def _teacher(checkpoint: Checkpoint, start_image_mode: str | None) -> Checkpoint
     """Return the checkpoint with a decided image-to-video mode."""
     try:
         return checkpoint.teacher(start_image_mode)
-    except CheckpointError as error:
-        if "i2v_mode" not in str(error):
-            raise
-        raise CheckpointError(f"{error} (In this node i2v_mode is the input start_image_mode.)") from error
+    except ImageModeError as error:
+        raise ImageModeError(f"{error} (In this node i2v_mode is the input start_image_mode.)") from error
 
 
 def _size(checkpoint: Checkpoint, converted: int) -> str:
@@ -229,4 +230,5 @@ class LoadModel(io.ComfyNode):
                     cls, f"{text}no recipe", [f"{unet_name} carries no recipe: the sampler uses default settings."]
                 ),
             )
-        return io.NodeOutput(model, ui=report(cls, text + recipe_line(attached.recipe), []))
+        notes = recipe_notes(attached.recipe, unet_name)
+        return io.NodeOutput(model, ui=report(cls, text + recipe_line(attached.recipe), notes))

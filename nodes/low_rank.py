@@ -107,6 +107,7 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
         architecture.layout.canonical(key.removeprefix(NETWORK)): (key, tuple(tensor.shape))
         for key, tensor in network_weights(model).items()
     }
+    changes: dict[str, tuple[str, tuple[int, ...]]]
     changes = {name: (f"{name}.weight", (len(half.up), half.down.shape[1])) for name, half in lora.branches.items()}
     changes |= {key: (key, tuple(difference.shape)) for key, difference in lora.differences.items()}
     patches: dict[str, object] = {}

@@ -177,8 +177,8 @@ def stated_alpha(metadata: Mapping[str, str] | None, source: str) -> Callable[[s
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"The adapter metadata in {source} cannot be understood ({error}). The scale of the LoRA is unknown. "
-            f"Save the LoRA again with a current version of diffusers."
+            f"The adapter metadata in {source} ({_ADAPTER_METADATA}) cannot be understood, so the scale of the LoRA is "
+            f"unknown. Expected peft's configuration as JSON. Save the LoRA again with a current version of diffusers."
         ) from error
     stabilised = bool(config.get("use_rslora"))
 

@@ -18,7 +18,8 @@ from magicdistill_core.families import hunyuan_video, wan
 from magicdistill_core.families.base import Architecture
 from magicdistill_core.layouts.dialects import dotted, stated_alpha
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import parse_lora, read_lora, to_file_layout
+from magicdistill_core.layouts.lora import to_file_layout
+from magicdistill_core.layouts.lora_tensors import parse_lora, read_lora
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.lora_file import is_lora, load_lora, load_lora_for

@@ -10,7 +10,8 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.dialects import lora_part
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import lora_state, parse_lora, to_diffusers_layout, to_file_layout
+from magicdistill_core.layouts.lora import lora_state, to_diffusers_layout, to_file_layout
+from magicdistill_core.layouts.lora_tensors import parse_lora
 from magicdistill_core.layouts.modules import diffusers_to_file
 from train.networks.network import build_network
 

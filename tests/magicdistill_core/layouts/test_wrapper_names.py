@@ -6,7 +6,8 @@ import torch
 from magicdistill_core.checkpoint import parse_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import place_lora, read_lora
+from magicdistill_core.layouts.lora import place_lora
+from magicdistill_core.layouts.lora_tensors import read_lora
 from magicdistill_core.layouts.modules import fill
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.layouts.wrapper_names import without_wrappers
