@@ -36,7 +36,7 @@ def weight_files(path: Path) -> list[Path]:
     if index.is_file():
         try:
             files = sorted({path / str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{index} is damaged: it holds no table of weight files in JSON. Download the folder again."
             ) from error
@@ -80,7 +80,7 @@ def folder_i2v_mode(path: Path) -> str | None:
         return None
     try:
         mode = json.loads(config.read_text(encoding="utf-8")).get("image_condition_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{config} is damaged: it holds no settings in JSON. Download the folder again."
         ) from error

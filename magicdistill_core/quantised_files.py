@@ -126,7 +126,7 @@ def _layers(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(text)["layers"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{source} holds quantised weights, and their description in its metadata ({QUANTISATION_KEY}) is damaged. "
             f"Download the file again. {_ADVICE}"

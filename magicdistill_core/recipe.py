@@ -101,8 +101,9 @@ class Recipe(BaseModel):
                     f"The recipe in {source} cannot be understood: a newer version of MagicDistillation wrote it "
                     f"(format_version is newer than 1). Update this installation."
                 ) from error
+            fields = "; ".join(_described(e["loc"], e["msg"], e["input"]) for e in found)
             raise CheckpointError(
-                f"The recipe in {source} cannot be understood ({'; '.join(_described(e['loc'], e['msg'], e['input']) for e in found)}). The file was "
+                f"The recipe in {source} cannot be understood ({fields}). The file was "
                 f"edited or damaged. Export it again with MagicDistillation."
             ) from error
 

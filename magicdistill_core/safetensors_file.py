@@ -174,7 +174,7 @@ def _damage(path: Path) -> str:
     try:
         header = json.loads(text)
         end = max((info["data_offsets"][1] for key, info in header.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return f"the header of its {size:,} bytes is not a table of tensors"
     expected = 8 + length + end
     if size != expected:

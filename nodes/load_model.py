@@ -132,7 +132,7 @@ def _teacher(checkpoint: Checkpoint, start_image_mode: str | None) -> Checkpoint
     try:
         return checkpoint.teacher(start_image_mode)
     except ImageModeError as error:
-        raise ImageModeError(f"{error} (In this node i2v_mode is the input start_image_mode.)") from error
+        raise CheckpointError(f"{error} (In this node i2v_mode is the input start_image_mode.)") from error
 
 
 def _size(checkpoint: Checkpoint, converted: int) -> str:

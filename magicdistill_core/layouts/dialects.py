@@ -175,7 +175,7 @@ def stated_alpha(metadata: Mapping[str, str] | None, source: str) -> Callable[[s
         patterns = {
             without_wrappers(str(name)): float(value) for name, value in (config.get("alpha_pattern") or {}).items()
         }
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"The adapter metadata in {source} ({_ADAPTER_METADATA}) cannot be understood, so the scale of the LoRA is "
             f"unknown. Expected peft's configuration as JSON. Save the LoRA again with a current version of diffusers."

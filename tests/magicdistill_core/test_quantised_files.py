@@ -124,7 +124,7 @@ def test_what_comfyui_cannot_compute_is_refused_with_advice(tensors: dict[str, T
         describe_quantised({key: value.clone() for key, value in tensors.items()}, {}, "file")
 
 
-@pytest.mark.parametrize("text", ["{no json", "[]", '{"layers": 3}', '{"format_version": "1.0"}'])
+@pytest.mark.parametrize("text", ["{no json", "[]", "[" * 100_000, '{"layers": 3}', '{"format_version": "1.0"}'])
 def test_a_damaged_description_is_named(text: str) -> None:
     with pytest.raises(CheckpointError, match=f"file .*{QUANTISATION_KEY}"):
         describe_quantised({"a.weight": WEIGHT}, {QUANTISATION_KEY: text}, "file")
