@@ -18,6 +18,7 @@ from .diffusers_folder import folder_i2v_mode, weight_files
 from .errors import CheckpointError
 from .families import all_architectures, architecture_of, choose_family
 from .families.base import Architecture, Family, NullPrompt
+from .layouts.dialects import is_lora_name
 from .layouts.modules import diffusers_to_file, listing, missing_keys
 from .null_prompt import null_prompt_tensors, pop_null_prompt
 from .recipe import Recipe
@@ -98,6 +99,20 @@ class Checkpoint:
         return resolved
 
 
+def transformer_tensors(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the transformer's tensors and the null prompt from a file's tensors, without prefixes and wrapper names.
+
+    Args:
+        state: the tensors of the file, by name.
+        source: the file's name for error messages.
+
+    Raises:
+        CheckpointError: see `unwrapped`.
+    """
+    marks = [mark for a in all_architectures() for mark in (a.file_mark, a.diffusers_mark)]
+    return unwrapped(state, marks, source)
+
+
 def parse_checkpoint(
     state: dict[str, Tensor],
     recipe: Recipe | None,
@@ -120,9 +135,9 @@ def parse_checkpoint(
             architecture.
     """
     architectures = all_architectures()
-    state = unwrapped(state, [mark for a in architectures for mark in (a.file_mark, a.diffusers_mark)], source)
+    state = transformer_tensors(state, source)
     prompt = pop_null_prompt(state)
-    if any(".lora_" in key for key in state):
+    if any(map(is_lora_name, state)):
         raise CheckpointError(
             f"{source} is a LoRA, expected a complete transformer. Load its base first and apply the LoRA to it."
         )

@@ -36,8 +36,10 @@ def weight_files(path: Path) -> list[Path]:
     if index.is_file():
         try:
             files = sorted({path / str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is damaged ({error!r}). Download the folder again.") from error
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{index} is damaged: it holds no table of weight files in JSON. Download the folder again."
+            ) from error
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -78,6 +80,8 @@ def folder_i2v_mode(path: Path) -> str | None:
         return None
     try:
         mode = json.loads(config.read_text(encoding="utf-8")).get("image_condition_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{config} cannot be read ({error}). Download the folder again.") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{config} is damaged: it holds no settings in JSON. Download the folder again."
+        ) from error
     return next((f.i2v_mode for f in all_families() if mode is not None and f.diffusers_mode == mode), None)

@@ -9,6 +9,10 @@ class CheckpointError(MagicDistillError):
     """Raised when a model file or a checkpoint of a run is missing, damaged, unsafe, incomplete, or does not fit."""
 
 
+class ImageModeError(CheckpointError):
+    """Raised when it is unknown how the start image enters a network, or when a stated mode does not fit."""
+
+
 class VideoError(MagicDistillError):
     """Raised when a video or image cannot be read, is too short, or has a size that the model does not support."""
 

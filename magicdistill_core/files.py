@@ -65,6 +65,6 @@ def enough_memory(path: Path) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"{path.name} has {path.stat().st_size / 1e9:,.1f} GB, more than this machine lets a program map into "
-            f"memory now ({error}). The file itself may be intact. End other programs, add swap, allow Linux to "
+            f"memory now. The file itself may be intact. End other programs, add swap, allow Linux to "
             f"overcommit memory (sysctl vm.overcommit_memory=1), or use a smaller file of the model (int8)."
         ) from error

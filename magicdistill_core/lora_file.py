@@ -14,7 +14,9 @@ from .branch import LowRank
 from .errors import CheckpointError
 from .families import all_architectures, architecture_knowing
 from .families.base import Architecture, NullPrompt
-from .layouts.lora import known_modules, lora_state, parse_lora, place_lora, read_lora, to_file_layout
+from .layouts.dialects import is_lora_name
+from .layouts.lora import known_modules, lora_state, place_lora, to_file_layout
+from .layouts.lora_tensors import parse_lora, read_lora
 from .layouts.modules import listing
 from .null_prompt import null_prompt_tensors, pop_null_prompt
 from .recipe import Recipe
@@ -48,7 +50,7 @@ class LoraFile:
 
 
 def is_lora(path: str | Path) -> bool:
-    """Return whether a safetensors file holds low-rank pairs, judged by its tensor names.
+    """Return whether a safetensors file holds a LoRA or another adapter, judged by its tensor names.
 
     Args:
         path: the file; False for a pickle or a folder.
@@ -59,7 +61,7 @@ def is_lora(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir() or (is_pickle_name(path) and path.is_file()):
         return False
-    return any(".lora_" in key for key in read_header(path))
+    return any(map(is_lora_name, read_header(path)))
 
 
 def load_lora(path: str | Path, hidden: int) -> LoraFile:
@@ -103,12 +105,14 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
     prompt = pop_null_prompt(tensors)
     parsed = read_lora(tensors, metadata, source)
     placed = place_lora(architecture.layout, parsed, hidden)
-    if not placed.branches:
+    # A LoRA of which only differences of norms fit, and none of its pairs, belongs to another model.
+    fitting, modules = (placed.branches, parsed.branches) if parsed.branches else (placed.differences, parsed.modules)
+    if not fitting:
         names = [*placed.unknown, *placed.misfits]
-        whose = architecture_knowing(parsed.branches)
-        _check_names(whose, parsed.branches, source)
+        whose = architecture_knowing(modules)
+        _check_names(whose, modules, source)
         raise CheckpointError(
-            f"{source} matches 0/{len(parsed.branches)} modules of this {architecture.title} model of width {hidden}: "
+            f"{source} matches 0/{len(modules)} modules of this {architecture.title} model of width {hidden}: "
             f"found {listing(names, 3)}. "
             + (f"It is a LoRA for {whose.title}. " if whose is not architecture else "It belongs to another model. ")
             + "Load the base that it was trained on."

@@ -62,13 +62,14 @@ class Quantised:
         )
 
 
-def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_rows(weight: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Round a matrix to int8 with one scale per row: `weight ~ scale[row] * q`.
 
     It works on a few rows at a time, which keeps the float32 copies small.
 
     Args:
         weight: `[rows, columns]`, of any floating point dtype.
+        factor: if the matrix is `factor * weight`, its factor: `[rows, 1]` or `[rows, columns]`; None for 1.
 
     Returns:
         The int8 matrix q `[rows, columns]` and the float32 scales `[rows, 1]`, both new tensors on the CPU.
@@ -78,6 +79,8 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows = max(1, _VALUES_AT_A_TIME // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], rows):
         piece = weight[start : start + rows].float()
+        if factor is not None:
+            piece = piece * factor[start : start + rows]
         scale = (piece.abs().amax(dim=1, keepdim=True) / _LEVELS).clamp_(min=_SMALLEST_SCALE)
         quantised[start : start + rows] = (piece / scale).round_().clamp_(-_LEVELS, _LEVELS).to(torch.int8)
         scales[start : start + rows] = scale

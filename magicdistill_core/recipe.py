@@ -4,6 +4,7 @@ The trainer writes the recipe, and the nodes and the trainer's sampler read it. 
 of steps, the shift, the sampler or the image-to-video mode from a file name. MD: MagicDistillation (arXiv 2503.13319).
 """
 
+import json
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import CheckpointError
 from .families import family_named
+from .geometry import check_geometry
 
 METADATA_KEY = "magicdistill.recipe"
 
@@ -25,25 +27,27 @@ class Recipe(BaseModel):
     the clean video, then add fresh noise).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Fields of newer versions are kept, so that a file that is read and written again still has them.
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     format_version: Literal[1] = 1
     kind: Kind = Field(description="Role of the weights: a many-step teacher, a few-step generator, or a LoRA.")
     family: str = Field("hunyuan_video", description="Architecture of the transformer.")
     i2v_mode: str = Field("concat", description="How the start image enters: concat, token_replace or none.")
-    steps: int = Field(ge=1, description="Number of sampling steps that the weights are made for.")
-    shift: float = Field(gt=0, description="Timestep shift of the schedule.")
+    steps: int = Field(ge=1, le=1000, description="Number of sampling steps that the weights are made for.")
+    shift: float = Field(gt=0, le=1000, description="Timestep shift of the schedule.")
     sampler: Sampler = "euler"
-    guidance_scale: float = Field(1.0, ge=1, description="Classifier-free guidance at sampling; 1 means none.")
+    guidance_scale: float = Field(1.0, ge=1, le=1000, description="Classifier-free guidance at sampling; 1 means none.")
     embedded_guidance: float | None = Field(
         None,
         gt=0,
+        le=1000,
         description="Input of a network's guidance embedding, if it has one; not classifier-free guidance.",
     )
-    width: int = Field(gt=0, description="Width of the training videos in pixels.")
-    height: int = Field(gt=0, description="Height of the training videos in pixels.")
-    frames: int = Field(gt=0, description="Frames of the training videos, 4n + 1.")
-    fps: float = Field(gt=0, description="Frame rate of the training videos.")
+    width: int = Field(gt=0, le=8192, description="Width of the training videos in pixels, a multiple of 16.")
+    height: int = Field(gt=0, le=8192, description="Height of the training videos in pixels, a multiple of 16.")
+    frames: int = Field(gt=0, le=8193, description="Frames of the training videos, 4n + 1.")
+    fps: float = Field(gt=0, le=1000, description="Frame rate of the training videos.")
     method: str | None = Field(None, description="Training method, e.g. w2s.")
     training_step: int | None = Field(None, ge=0, description="Generator updates made.")
     a_weak: float | None = Field(None, description="Branch weight of the real score (MD Eq. 6).")
@@ -60,11 +64,19 @@ class Recipe(BaseModel):
     def _family_is_known(self) -> Self:
         if family_named(self.family, self.i2v_mode) is None:
             raise ValueError(f"there is no family {self.family!r} with i2v_mode {self.i2v_mode!r}")
+        check_geometry(self.frames, self.height, self.width)
         return self
+
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """The names of fields that this version does not know, in alphabetical order. A newer version wrote them."""
+        return tuple(sorted(self.model_extra or ()))
 
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata that stores this recipe as JSON, and the usual entry `format`."""
-        return {METADATA_KEY: self.model_dump_json(exclude_none=True), "format": "pt"}
+        values = self.model_dump(mode="json")
+        stored = {name: value for name, value in values.items() if value is not None or name in self.unknown_fields}
+        return {METADATA_KEY: json.dumps(stored), "format": "pt"}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None, source: str = "the file") -> "Recipe | None":
@@ -75,7 +87,7 @@ class Recipe(BaseModel):
             source: the file's name for error messages.
 
         Raises:
-            CheckpointError: if the recipe has unknown fields or invalid values.
+            CheckpointError: if the recipe has a newer format, lacks a field, or has values that cannot be sampled with.
         """
         text = (metadata or {}).get(METADATA_KEY)
         if text is None:
@@ -83,8 +95,20 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+            found = error.errors(include_url=False)
+            if any(e["loc"] == ("format_version",) and isinstance(e["input"], int) and e["input"] > 1 for e in found):
+                raise CheckpointError(
+                    f"The recipe in {source} cannot be understood: a newer version of MagicDistillation wrote it "
+                    f"(format_version is newer than 1). Update this installation."
+                ) from error
+            fields = "; ".join(_described(e["loc"], e["msg"], e["input"]) for e in found)
             raise CheckpointError(
-                f"The recipe in {source} cannot be understood ({fields}). It was probably written by a newer version "
-                f"of MagicDistillation. Update this installation, or export the file again."
+                f"The recipe in {source} cannot be understood ({fields}). The file was "
+                f"edited or damaged. Export it again with MagicDistillation."
             ) from error
+
+
+def _described(place: tuple[int | str, ...], message: str, found: object) -> str:
+    """Return the field, what was expected and what was found of one of pydantic's errors."""
+    name = ".".join(map(str, place)) or "recipe"
+    return f"{name}: {message}" + ("" if isinstance(found, dict) or not place else f", found {found!r:.60}")

@@ -1,5 +1,7 @@
 """Read safetensors files (all tensors, or only the header) and write them atomically."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with _open_header(path) as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path) from error
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
@@ -88,7 +90,7 @@ def read_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
         with enough_memory(path), safe_open(path, framework="pt", device=device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path) from error
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def explained_writing(path: str | Path) -> Iterator[None]:
         yield
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error}). Make room on that disk, or write to another folder."
+            f"{path} cannot be written ({_reason(error)}). Make room on that disk, or write to another folder."
         ) from error
 
 
@@ -133,9 +135,14 @@ def _open_header(path: Path) -> Any:
     return safe_open(path, framework="np")
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    with open(path, "rb") as file:
-        head = file.read(4)
+def _unreadable(path: Path) -> CheckpointError:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        return CheckpointError(
+            f"{path} cannot be opened ({_reason(error)}). Check the disk and the file's permissions."
+        )
     # This check runs only after reading failed: the length at the start of a valid safetensors file can look like the
     # first bytes of a pickle.
     bare = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
@@ -151,6 +158,31 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             f"model here. To run the GGUF file itself, use ComfyUI's GGUF loaders."
         )
     return CheckpointError(
-        f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as safetensors ({error}). It is truncated or "
-        f"damaged. Copy or download it again."
+        f"{path.name} cannot be read as safetensors: {_damage(path)}. It is truncated or damaged. Copy or download it "
+        f"again."
     )
+
+
+def _damage(path: Path) -> str:
+    """Describe what is wrong with a file that cannot be read as safetensors, from its size and its header."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= size - 8:
+            return f"its {size:,} bytes contain no complete header"
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        end = max((info["data_offsets"][1] for key, info in header.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return f"the header of its {size:,} bytes is not a table of tensors"
+    expected = 8 + length + end
+    if size != expected:
+        return f"it has {size:,} bytes, but its header describes {expected:,}"
+    return f"its {size:,} bytes do not agree with its header"
+
+
+def _reason(error: Exception) -> str:
+    """Return the system's reason for a failed write, such as `No space left on device`."""
+    found = re.search(r"([\w ]+) \(os error \d+\)", str(error))
+    return found[1].strip() if found else getattr(error, "strerror", None) or type(error).__name__

@@ -8,20 +8,21 @@ from torch import Tensor
 from .errors import CheckpointError
 from .families.base import NullPrompt
 from .layouts.modules import listing
+from .quantised_files import DESCRIPTION
 from .wrappers import QUANTISATION_MARKS
 
 
 def check_number_types(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse integer and boolean weights without a scale.
+    """Refuse integer and boolean weights that no description converts to real numbers.
 
     Args:
-        state: the tensors of the file, by name.
+        state: the tensors of the file, by name, after `describe_quantised`.
         source: the file's name for error messages.
 
     Raises:
         CheckpointError: if there are such weights; the message lists them.
     """
-    scaled = {key.rpartition(".")[0] for key in state if key.endswith(QUANTISATION_MARKS)}
+    scaled = {key.removesuffix(DESCRIPTION) for key in state if key.endswith(DESCRIPTION)}
     bare = [
         key
         for key, tensor in state.items()

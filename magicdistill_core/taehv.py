@@ -262,7 +262,7 @@ def load_taehv(path: str | Path) -> TAEHV:
         state = load_file(path)
     except SafetensorError as error:
         raise TAEHVError(
-            f"{path} cannot be read as a safetensors file ({error}). It may be truncated. Download or export it again."
+            f"{path} cannot be read as a safetensors file. It may be truncated. Download or export it again."
         ) from error
     model = TAEHV()
     expected = model.state_dict()

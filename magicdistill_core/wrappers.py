@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .files import enough_memory
+from .layouts.wrapper_names import without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ _QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 QUANTISATION_MARKS = (
     ".weight_scale",
     ".weight_scale_2",
+    ".weight_scale_inv",
+    ".weight_global_scale",
+    ".input_global_scale",
     ".pre_quant_scale",
     ".input_scale",
     ".scale_weight",
@@ -63,7 +68,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} is a pickle that holds more than tensors and plain values ({_cause(error)}). Opening such a "
+            f"{path.name} is a pickle that holds more than tensors and plain values{_object_of(error)}. Opening such a "
             f"file could run any code. Convert it once to .safetensors in an environment that you trust, and use the "
             f"result. (This also happens with weights quantised by quanto or torchao: use the unquantised file.)"
         ) from error
@@ -71,8 +76,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file ({error}). It is truncated "
-            f"or damaged. Copy or download it again."
+            f"{path.name} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch file. It is truncated or "
+            f"damaged. Copy or download it again."
         ) from error
     return _find_tensors(content, path.name)
 
@@ -88,10 +93,10 @@ def _load(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _cause(error: Exception) -> str:
-    text = str(error)
-    start = text.find("GLOBAL")
-    return text[start:].partition(" was not")[0] if start >= 0 else text.splitlines()[0]
+def _object_of(error: Exception) -> str:
+    """Return the name of the object that PyTorch refused to unpickle, in brackets; empty if its message has none."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _find_tensors(content: object, source: str) -> dict[str, Tensor]:
@@ -113,7 +118,7 @@ def _find_tensors(content: object, source: str) -> dict[str, Tensor]:
 
 
 def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) -> dict[str, Tensor]:
-    """Remove the prefix that a pipeline or a training framework added to the names of the transformer's tensors.
+    """Remove the prefix and the wrapper names that a pipeline or a training framework added to the tensor names.
 
     Args:
         state: the tensors of the file.
@@ -124,8 +129,10 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
         The tensors with the prefix, renamed, and the null prompt if there is one. All tensors if no mark is found.
 
     Raises:
-        CheckpointError: if there are several transformers, and none of them has a known prefix.
+        CheckpointError: if there are several transformers, and none of them has a known prefix; or if two tensors have
+            the same name without wrappers.
     """
+    state = _without_wrappers(state, source)
     found = sorted({key.removesuffix(mark) for mark in marks for key in state if _ends(key, mark)})
     if not found or found == [""]:
         return dict(state)
@@ -146,6 +153,19 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
         listed = ", ".join(f"{name} ({count})" for name, count in others.most_common(6))
         logger.info("%s: using the tensors under %s, ignoring %s", source, prefix, listed)
     return kept
+
+
+def _without_wrappers(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = without_wrappers(key)
+        if name in out:
+            raise CheckpointError(
+                f"{source} holds {name} twice: under {key}, and without or under another wrapper module. Save the "
+                f"network that you need to a separate file."
+            )
+        out[name] = tensor
+    return out
 
 
 def _ends(key: str, mark: str) -> bool:

@@ -16,7 +16,7 @@ from ..magicdistill_core.recipe import Recipe
 from .attachments import Attached, attach, attached_to, check_prompt_fits, known_family
 from .file_hash import file_stamp
 from .low_rank import apply_lora, fit_lora
-from .reporting import recipe_line, report
+from .reporting import recipe_line, recipe_notes, report
 from .token_replace import apply_release
 
 
@@ -89,7 +89,7 @@ class LoadLora(io.ComfyNode):
                 f"weights."
             )
         family = _family(model, recipe, lora_name)
-        notes = lora.warnings(model)
+        notes = lora.warnings(model) + recipe_notes(recipe, lora_name)
         out = apply_lora(model, lora, strength)
         if recipe is not None:
             out = ModelSamplingSD3().patch(out, recipe.shift)[0]

@@ -14,19 +14,21 @@ from comfy_api.latest import io
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from torch import Tensor
 
-from ..magicdistill_core.checkpoint import Checkpoint, parse_checkpoint
-from ..magicdistill_core.errors import CheckpointError
+from ..magicdistill_core.checkpoint import Checkpoint, parse_checkpoint, transformer_tensors
+from ..magicdistill_core.errors import CheckpointError, ImageModeError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.files import enough_memory
 from ..magicdistill_core.null_prompt import NULL_POOLED_KEY, NULL_TEXT_KEY
+from ..magicdistill_core.quantise import QUANTISATION_KEY
+from ..magicdistill_core.quantised_files import describe_quantised
 from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.safetensors_file import read_metadata
 from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 from .attachments import Attached, attach, attached_to, check_prompt_fits
 from .file_hash import background_hash, file_stamp
-from .reporting import recipe_line, report
+from .reporting import recipe_line, recipe_notes, report
 from .token_replace import apply_release
 
 _FROM_FILE = "from the file"
@@ -58,6 +60,9 @@ def load_model(
     name = Path(path).name
     state, metadata = _read(path)
     recipe = Recipe.from_metadata(metadata, name)
+    described = describe_quantised(transformer_tensors(state, name), metadata, name)
+    state = described.state
+    metadata = {key: text for key, text in metadata.items() if key != QUANTISATION_KEY}  # now in the tensors
     plain = {key: tensor for key, tensor in state.items() if not key.endswith(QUANTISATION_MARKS)}
     # ComfyUI finds a quantised weight's scale by its key name, so such a file keeps its own key names.
     own_names = len(plain) < len(state)
@@ -65,7 +70,7 @@ def load_model(
     check_number_types(state, name)
     family = checkpoint.family()  # before loading: ComfyUI's loader empties the state dict that it receives
     shape = checkpoint.shape
-    size = _size(checkpoint)
+    size = _size(checkpoint, described.converted)
     weights = checkpoint.state
     if own_names:
         weights = {key: tensor for key, tensor in state.items() if key not in (NULL_TEXT_KEY, NULL_POOLED_KEY)}
@@ -103,10 +108,13 @@ def load_model(
 
 
 def _misfit(error: Exception) -> str:
-    """Describe briefly why ComfyUI's loader failed."""
-    text = " ".join(str(error).split())
-    found = re.search(r"size mismatch for ([\w.]+)", text)
-    return f"the size of {found[1]} contradicts the other tensors" if found else text[:200]
+    """Describe briefly why ComfyUI's loader failed, without the text of PyTorch's error."""
+    found = re.search(r"size mismatch for ([\w.]+)", str(error))
+    if found:
+        return f"the size of {found[1]} contradicts the other tensors"
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]} is missing"
+    return f"ComfyUI's loader stopped with a {type(error).__name__}, see its log"
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,14 +131,17 @@ def _teacher(checkpoint: Checkpoint, start_image_mode: str | None) -> Checkpoint
     """Return the checkpoint with a decided image-to-video mode."""
     try:
         return checkpoint.teacher(start_image_mode)
-    except CheckpointError as error:
-        if "i2v_mode" not in str(error):
-            raise
+    except ImageModeError as error:
         raise CheckpointError(f"{error} (In this node i2v_mode is the input start_image_mode.)") from error
 
 
-def _size(checkpoint: Checkpoint) -> str:
-    """Return number and types of the weights, such as `13.0 B parameters, bfloat16`, the most frequent type first."""
+def _size(checkpoint: Checkpoint, converted: int) -> str:
+    """Return number and types of the weights, such as `13.0 B parameters, bfloat16`, the most frequent type first.
+
+    Args:
+        checkpoint: the transformer.
+        converted: the number of its layers that were rounded from fp8 to int8.
+    """
     counts: Counter[str] = Counter()
     for tensor in checkpoint.state.values():
         counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
@@ -138,7 +149,8 @@ def _size(checkpoint: Checkpoint) -> str:
     amount = f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.1f} M"
     # Every quantised file keeps norms and other small tensors in high precision: not worth mentioning.
     types = [name for name, count in counts.most_common() if count >= 0.005 * total]
-    return f"{amount} parameters, {' + '.join(types)}"
+    rounded = f" ({converted} layers rounded from fp8 to int8)" if converted else ""
+    return f"{amount} parameters, {' + '.join(types)}{rounded}"
 
 
 class LoadModel(io.ComfyNode):
@@ -218,4 +230,5 @@ class LoadModel(io.ComfyNode):
                     cls, f"{text}no recipe", [f"{unet_name} carries no recipe: the sampler uses default settings."]
                 ),
             )
-        return io.NodeOutput(model, ui=report(cls, text + recipe_line(attached.recipe), []))
+        notes = recipe_notes(attached.recipe, unet_name)
+        return io.NodeOutput(model, ui=report(cls, text + recipe_line(attached.recipe), notes))

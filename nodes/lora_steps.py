@@ -5,7 +5,7 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..magicdistill_core.errors import ConfigError
+from ..magicdistill_core.errors import CheckpointError, ConfigError
 from ..magicdistill_core.lora_schedule import parse_strengths, strength_at
 from .attachments import attached_to
 from .file_hash import file_stamp
@@ -108,6 +108,12 @@ class LoraSteps(io.ComfyNode):
         if attached is not None and any(name == lora_name for name, _ in attached.loras):
             notes.append(f"{lora_name} is already applied to the MODEL: the strengths add up.")
         hooks, left_out = _hooks(model, lora, StepKeyframes(values, steps))
+        if left_out == len(lora.patches) + len(lora.parameters):
+            raise CheckpointError(
+                f"{lora_name} holds only full weight differences, which cannot change per step on this model (its "
+                f"weights are quantised). Load it with Load few-step LoRA, or use a LoRA of low-rank pairs or a bf16 "
+                f"model."
+            )
         if left_out:
             notes.append(f"{left_out} full weight differences of {lora_name} cannot change per step and were left out.")
         first = [strength_at(values, step) for step in range(min(steps, _SHOWN))]

@@ -80,17 +80,15 @@ class FittedLora:
 
 
 def network_weights(model: ModelPatcher) -> dict[str, Tensor]:
-    """Return the network's weights by their names in the MODEL, read from the modules.
+    """Return the network's parameters and buffers by their names in the MODEL.
 
-    The state dict cannot be used: for quantised layers it contains scales and packed weights of other shapes.
+    They are read from the modules, because a state dict contains what a layer chooses to save: scales, packed weights
+    of other shapes, and (in packs for GGUF files) entries that no module has.
     """
-    weights = {}
-    for key in model.model_state_dict(filter_prefix=NETWORK):
-        module, _, leaf = key.rpartition(".")
-        weight = getattr(model.model.get_submodule(module), leaf, None)
-        if isinstance(weight, Tensor):
-            weights[key] = weight
-    return weights
+    network = model.model.get_submodule(NETWORK.removesuffix("."))
+    with model.use_ejected():
+        named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    return {f"{NETWORK}{name}": tensor for name, tensor in named}
 
 
 def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
@@ -109,29 +107,31 @@ def fit_lora(model: ModelPatcher, path: str) -> FittedLora:
         architecture.layout.canonical(key.removeprefix(NETWORK)): (key, tuple(tensor.shape))
         for key, tensor in network_weights(model).items()
     }
-    changes: dict[str, tuple[str, tuple[int, ...], object]] = {}
-    for name, branch in lora.branches.items():
-        adapter = LoRAAdapter(set(), (branch.up, branch.down, branch.alpha, None, None, None))
-        changes[name] = (f"{name}.weight", (branch.up.shape[0], branch.down.shape[1]), adapter)
-    for key, difference in lora.differences.items():
-        changes[key] = (key, tuple(difference.shape), ("diff", (difference,)))
+    changes: dict[str, tuple[str, tuple[int, ...]]]
+    changes = {name: (f"{name}.weight", (len(half.up), half.down.shape[1])) for name, half in lora.branches.items()}
+    changes |= {key: (key, tuple(difference.shape)) for key, difference in lora.differences.items()}
     patches: dict[str, object] = {}
     parameters: dict[str, Tensor] = {}
     matched: set[str] = set()
     misses: dict[str, str] = {}
-    for name, (weight, shape, patch) in changes.items():
+    for name, (weight, shape) in changes.items():
         key, found = weights.get(weight, ("", None))
         if found is not None and (found == shape or _as_matrix(found) == shape):
-            if architecture.layout.file_parameter(weight) is None:
-                patches[key] = patch
-            else:
+            if name in lora.branches:
+                branch = lora.branches[name]
+                patches[key] = LoRAAdapter(set(), (branch.up, branch.down, branch.alpha, None, None, None))
+            elif architecture.layout.file_parameter(weight) is not None:
                 parameters[key] = lora.differences[name]
+            else:
+                # ComfyUI skips a difference of another shape, also if it is the matrix of a convolution.
+                patches[key] = ("diff", (lora.differences[name].reshape(found),))
             matched.update(lora.origins[name])
         else:
             why = "absent from the model" if found is None else f"{list(shape)}, {list(found)} in the model"
             misses |= {origin: f"{origin} ({why})" for origin in lora.origins[name]}
     missed = (*(text for origin, text in misses.items() if origin not in matched), *lora.misses)
-    if not any(isinstance(patch, LoRAAdapter) for patch in patches.values()):
+    pairs = [patch for patch in patches.values() if isinstance(patch, LoRAAdapter)]
+    if not (pairs if lora.branches else patches or parameters):
         raise CheckpointError(
             f"{lora.source} matches 0/{len(missed)} modules of this model; these do not fit: "
             f"{listing(list(missed), 3)}. The LoRA belongs to another base: load the base that it was trained on."

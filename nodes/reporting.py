@@ -33,3 +33,18 @@ def recipe_line(recipe: Recipe) -> str:
         f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}, {recipe.width} x "
         f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"
     )
+
+
+def recipe_notes(recipe: Recipe | None, source: str) -> list[str]:
+    """Return a note if a recipe has fields that this version does not know; else an empty list.
+
+    Args:
+        recipe: the recipe; None for a file without one.
+        source: the file's name.
+    """
+    if recipe is None or not recipe.unknown_fields:
+        return []
+    return [
+        f"the recipe in {source} has fields that this version does not know and does not use: "
+        f"{', '.join(recipe.unknown_fields)}. Update the pack if the result is not as expected."
+    ]

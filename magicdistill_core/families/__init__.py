@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Collection
 from functools import cache
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ImageModeError
 from ..layouts.lora import known_modules
 from .base import Architecture, Family
 
@@ -72,8 +72,9 @@ def choose_family(
         source: the file's name for error messages.
 
     Raises:
-        CheckpointError: if no family has these weights; if several families have them and neither file nor user
-            states the mode; if the mode contradicts the weights; or if file and user contradict each other.
+        CheckpointError: if no family has these weights.
+        ImageModeError: if several families have these weights and neither file nor user states the mode; if the mode
+            contradicts the weights; or if file and user contradict each other.
     """
     of_kind = [family for family in all_families() if family.architecture is architecture]
     fitting = {family.i2v_mode: family for family in of_kind if family.in_channels == in_channels}
@@ -84,7 +85,7 @@ def choose_family(
             f"this number. Known are {known}. Use a model file of one of these."
         )
     if stated and chosen and stated != chosen:
-        raise CheckpointError(
+        raise ImageModeError(
             f"{source} states i2v_mode {stated!r}, but i2v_mode is set to {chosen!r}. Remove the setting, or choose "
             f"another file."
         )
@@ -92,13 +93,13 @@ def choose_family(
     if mode is None:
         if len(fitting) > 1:
             choices = "; ".join(f"{name}: {family.title}" for name, family in fitting.items())
-            raise CheckpointError(
+            raise ImageModeError(
                 f"{source} takes {in_channels} input channels, and its weights do not tell which model it is "
                 f"({choices}). Set i2v_mode={' or '.join(fitting)}."
             )
         return next(iter(fitting.values()))
     if mode not in fitting:
-        raise CheckpointError(
+        raise ImageModeError(
             f"{source} has {in_channels} input channels, which does not go with i2v_mode {mode!r}. Its weights go with "
             f"{' or '.join(fitting)}. Set that mode, or choose another file."
         )

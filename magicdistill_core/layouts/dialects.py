@@ -16,18 +16,21 @@ from functools import cache
 
 from ..errors import CheckpointError
 from .modules import LayoutMap
+from .wrapper_names import without_wrappers
 
 _DOTTED_PREFIX = re.compile(r"^((base_model\.model|diffusion_model|transformer|model|module|unet|pipe|dit)\.)+")
 # Wan-Fun's trainer writes two underscores, because the name of its root module is empty. Tencent's trainer uses its own
 # prefix.
-_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_+")
+_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_+(module_)*")
 _PARTS = (
-    (re.compile(r"\.(lora_A(\.[^.]+)?\.weight|lora_A|lora[_.]down\.weight)$"), "down"),
-    (re.compile(r"\.(lora_B(\.[^.]+)?\.weight|lora_B|lora[_.]up\.weight)$"), "up"),
+    (re.compile(r"(\.(lora_A(\.[^.]+)?\.weight|lora_A|lora_down\.weight)|[._]lora\.down\.weight)$"), "down"),
+    (re.compile(r"(\.(lora_B(\.[^.]+)?\.weight|lora_B|lora_up\.weight)|[._]lora\.up\.weight)$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     # Step-distilled LoRAs of Wan also contain full differences of small tensors, in addition to the low-rank pairs.
-    (re.compile(r"\.diff$"), "weight"),
-    (re.compile(r"\.diff_b$"), "bias"),
+    # ComfyUI's Extract and Save Lora (lora_type full_diff) writes files of full differences only. LyCORIS calls those
+    # of norms w_norm and b_norm.
+    (re.compile(r"\.(diff|w_norm)$"), "weight"),
+    (re.compile(r"\.(diff_b|b_norm)$"), "bias"),
     (re.compile(r"\.diff_m$"), "modulation"),
 )
 # Tensors that only other kinds of adapters have. Ignoring them would produce another model than the author's.
@@ -38,6 +41,10 @@ _OTHER_KINDS = {
     "lokr_w": "LoKr",
     "oft_": "OFT",
     "lora_mid": "LoCon with a middle convolution",
+    "lora_E": "AdaLoRA",
+    "vera_lambda": "VeRA",
+    "on_input": "IA3",
+    "set_weight": "weight-replacing",
 }
 # The fused projections of diffusers and their parts.
 _FUSED = {
@@ -60,6 +67,7 @@ def lora_part(key: str) -> tuple[str, str, str] | None:
         The prefix (may be empty), the module's name, and the part. The parts of a pair are `down`, `up` and `alpha`.
         The parts of full differences are `weight`, `bias` and `modulation`.
     """
+    key = without_wrappers(key)
     for pattern, part in _PARTS:
         if (end := pattern.search(key)) is not None:
             name = key[: end.start()]
@@ -67,6 +75,16 @@ def lora_part(key: str) -> tuple[str, str, str] | None:
             prefix = found.group() if found else ""
             return prefix, name.removeprefix(prefix), part
     return None
+
+
+def is_lora_name(key: str) -> bool:
+    """Return whether only LoRA files and files of other adapters have a tensor of this name.
+
+    Args:
+        key: the tensor's name in the file.
+    """
+    part = lora_part(key)
+    return (part is not None and part[2] != "alpha") or other_kind(key) is not None
 
 
 def other_kind(key: str) -> str | None:
@@ -154,11 +172,13 @@ def stated_alpha(metadata: Mapping[str, str] | None, source: str) -> Callable[[s
         # The keys look like `transformer.lora_alpha`: one configuration per component of a pipeline.
         config = {str(key).rpartition(".")[2]: value for key, value in dict(json.loads(text)).items()}
         general = None if config.get("lora_alpha") is None else float(config["lora_alpha"])
-        patterns = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        patterns = {
+            without_wrappers(str(name)): float(value) for name, value in (config.get("alpha_pattern") or {}).items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"The adapter metadata in {source} cannot be understood ({error}). The scale of the LoRA is unknown. "
-            f"Save the LoRA again with a current version of diffusers."
+            f"The adapter metadata in {source} ({_ADAPTER_METADATA}) cannot be understood, so the scale of the LoRA is "
+            f"unknown. Expected peft's configuration as JSON. Save the LoRA again with a current version of diffusers."
         ) from error
     stabilised = bool(config.get("use_rslora"))
 

@@ -1,4 +1,4 @@
-"""LoRA files: read them, and convert their branches between diffusers' split modules and the file's fused ones.
+"""Convert the branches of a LoRA between diffusers' split modules and the fused ones of the file layout.
 
 A *branch* is the low-rank pair of one module (`branch.LowRank`). The layouts are described in `modules`.
 """
@@ -11,27 +11,11 @@ from torch import Tensor
 
 from ..branch import LowRank, split, stack
 from ..errors import CheckpointError
-from .dialects import dotted, lora_part, other_kind, pieces_of, stated_alpha
+from .dialects import dotted, pieces_of
+from .lora_tensors import ParsedLora
 from .modules import LayoutMap, Module, fill, listing, part_rows, swap_halves
 
 _MLP_RATIO = 4
-
-
-@dataclass(frozen=True)
-class ParsedLora:
-    """The contents of a LoRA file, by the file's module names without prefixes.
-
-    Attributes:
-        branches: the low-rank pairs.
-        differences: full differences of a `weight`, a `bias` or a `modulation`, by (module, leaf).
-        unknown: names of tensors that do not belong to a LoRA.
-        alpha_stated: whether the file states an alpha for every pair. Without it, alpha is the rank.
-    """
-
-    branches: dict[str, LowRank]
-    differences: dict[tuple[str, str], Tensor]
-    unknown: tuple[str, ...]
-    alpha_stated: bool
 
 
 @dataclass(frozen=True)
@@ -51,123 +35,6 @@ class PlacedLora:
     origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     misfits: dict[str, str] = field(default_factory=dict)
-
-
-def read_lora(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, source: str = "This file"
-) -> ParsedLora:
-    """Read the contents of a LoRA file in any known dialect.
-
-    The alpha of a pair is its `.alpha` tensor; else the alpha in diffusers' metadata; else its rank (scale 1).
-
-    Args:
-        state: the file's tensors by name.
-        metadata: the file's text entries; None for a file without metadata.
-        source: the file's name for error messages.
-
-    Raises:
-        CheckpointError: if there is no pair, half of a pair is missing, a module has two pairs, or the adapter is not a
-            LoRA.
-    """
-    pairs: dict[str, dict[str, Tensor]] = {}
-    differences: dict[tuple[str, str], Tensor] = {}
-    unknown = []
-    for key, tensor in state.items():
-        if (kind := other_kind(key)) is not None:
-            raise CheckpointError(
-                f"{source} is a {kind} adapter ({key}), and this reader knows pairs of low rank only (LoRA). Load it "
-                f"with ComfyUI's Load LoRA, or use a LoRA of the same training."
-            )
-        match lora_part(key):
-            case None:
-                unknown.append(key)
-            case (_, module, "down" | "up" | "alpha" as part):
-                if part in pairs.setdefault(module, {}):
-                    raise CheckpointError(
-                        f"{source} changes {module} twice (as {key} and under another prefix or adapter name). Save "
-                        f"the LoRA that you need to a separate file."
-                    )
-                pairs[module][part] = tensor
-            case (_, module, leaf):
-                differences[module, leaf] = tensor
-    if not pairs or not any("down" in parts or "up" in parts for parts in pairs.values()):
-        others = (
-            listing(unknown)
-            if unknown
-            else "there are only alphas or full differences"
-            if state
-            else "the file is empty"
-        )
-        raise CheckpointError(
-            f"{source} is not a LoRA file that can be read: {len(unknown)} of {len(state)} tensors are no LoRA parts "
-            f"({others}). Expected pairs named lora_A/lora_B or lora_down/lora_up. Choose another file. Load full "
-            f"models with a model loader."
-        )
-    halves = [name for name, parts in pairs.items() if "down" not in parts or "up" not in parts]
-    if halves:
-        raise CheckpointError(
-            f"{source} has only one half of the pair for: {listing(halves)}. The file is damaged. Download it again."
-        )
-    alpha_of = stated_alpha(metadata, source)
-    branches, stated = {}, True
-    for name, parts in pairs.items():
-        down, up = _matrices(parts["down"], parts["up"])
-        _check_numbers(parts, name, source)
-        rank = down.shape[0]
-        alpha = float(parts["alpha"]) if "alpha" in parts else alpha_of(name, rank)
-        stated = stated and alpha is not None
-        branches[name] = LowRank(down, up, float(rank) if alpha is None else alpha)
-    return ParsedLora(branches, differences, tuple(unknown), stated)
-
-
-def _check_numbers(parts: Mapping[str, Tensor], name: str, source: str) -> None:
-    """Raise CheckpointError if a pair has a wrong shape or dtype, or contains values that are not finite."""
-    down, up = _matrices(parts["down"], parts["up"])
-    shapes = f"down {list(down.shape)}, up {list(up.shape)}"
-    wrong = None
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
-        wrong = f"{shapes}, expected [rank, in] and [out, rank] of a linear layer"
-    elif "alpha" in parts and parts["alpha"].numel() != 1:
-        wrong = f"an alpha of shape {list(parts['alpha'].shape)}, expected one number"
-    elif not (down.is_floating_point() and up.is_floating_point()):
-        wrong = f"{down.dtype} and {up.dtype}, expected floating point numbers"
-    elif not all(torch.isfinite(part.float()).all() for part in parts.values()):
-        wrong = "values that are not finite (NaN or infinity)"
-    if wrong is not None:
-        raise CheckpointError(
-            f"{source} is damaged or of another kind: its pair for {name} has {wrong}. Download it again, or use an "
-            f"earlier checkpoint of its training."
-        )
-
-
-def _matrices(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a pair as matrices. A convolution whose `up` has kernel size 1 equals a linear layer on its patches."""
-    if down.ndim == up.ndim > 2 and down.shape[0] == up.shape[1] and up[0, 0].numel() == 1:
-        return down.flatten(1), up.flatten(1)
-    return down, up
-
-
-def parse_lora(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, source: str = "This file"
-) -> dict[str, LowRank]:
-    """Return the branches of a file that contains only pairs, by module name without prefix.
-
-    Args:
-        state: see `read_lora`.
-        metadata: see `read_lora`.
-        source: see `read_lora`.
-
-    Raises:
-        CheckpointError: as `read_lora`; also if the file contains other tensors.
-    """
-    parsed = read_lora(state, metadata, source)
-    others = [*parsed.unknown, *(f"{module}: a difference of its {leaf}" for module, leaf in parsed.differences)]
-    if others:
-        raise CheckpointError(
-            f"{source} contains more than low-rank pairs: {len(others)} of {len(state)} tensors are no LoRA parts "
-            f"({listing(others)}). Expected only pairs named lora_A/lora_B or lora_down/lora_up. Choose such a file."
-        )
-    return parsed.branches
 
 
 def known_modules(layout: LayoutMap, names: Iterable[str]) -> int:
@@ -265,7 +132,7 @@ def place_lora(layout: LayoutMap, lora: ParsedLora, hidden: int) -> PlacedLora:
             placed.misfits.update(dict.fromkeys(names, str(error)))
         else:
             _put(placed, target, branch, names)
-    _place_differences(layout, lora, placed)
+    _place_differences(layout, lora, placed, hidden)
     return placed
 
 
@@ -288,7 +155,7 @@ def _fused(module: Module, parts: dict[int, LowRank], hidden: int) -> LowRank:
     first = parts[min(parts)]
     if len(module.parts) == 1:
         return LowRank(first.down, swap_halves(first.up), first.alpha) if module.swap_halves else first
-    rows = ([hidden] * 3 + [_MLP_RATIO * hidden])[: len(module.parts)]
+    rows = _rows(len(module.parts), hidden)
     if len(parts) == len(rows) and all(part.down is first.down for part in parts.values()):
         # The parts of one fused projection share `down`. Joining their `up` rows keeps the rank.
         up = torch.cat([parts[number].up for number in range(len(rows))])
@@ -297,19 +164,51 @@ def _fused(module: Module, parts: dict[int, LowRank], hidden: int) -> LowRank:
     return stack([parts.get(number) for number in range(len(module.parts))], rows)
 
 
-def _place_differences(layout: LayoutMap, lora: ParsedLora, placed: PlacedLora) -> None:
+def _place_differences(layout: LayoutMap, lora: ParsedLora, placed: PlacedLora, hidden: int) -> None:
+    parts: dict[str, dict[int, tuple[str, Tensor]]] = {}
+    modules: dict[str, Module] = {}
     for (name, leaf), difference in lora.differences.items():
-        module, tensor = file_name(layout, name), difference
-        hit = layout.diffusers_module(dotted(layout, name)) if module is None else None
-        if hit is not None and len(hit[0].parts) == 1:
-            module = fill(hit[0].file, hit[2])
-            tensor = swap_halves(tensor) if hit[0].swap_halves else tensor
-        key = f"{name if module is None else module}.{leaf}"
-        if not layout.knows(key):
-            placed.unknown.append(f"{name} ({leaf})")
+        whole, title = file_name(layout, name), f"{name} ({leaf})"
+        pieces = () if whole is not None else _diffusers_names(layout, name) or ()
+        key = f"{name if whole is None else whole}.{leaf}"
+        if not pieces:
+            if layout.knows(key):
+                placed.differences[key], placed.origins[key] = difference, (title,)
+            else:
+                placed.unknown.append(title)
+            continue
+        for piece, rows in zip(pieces, difference.chunk(len(pieces)), strict=False):
+            hit = layout.diffusers_module(piece)
+            assert hit is not None
+            module, number, block = hit
+            key = f"{fill(module.file, block)}.{leaf}"
+            modules[key] = module
+            parts.setdefault(key, {})[number] = (title, swap_halves(rows) if module.swap_halves else rows)
+    for key, numbered in parts.items():
+        titles = tuple(dict.fromkeys(title for title, _ in numbered.values()))
+        joined = _joined({number: rows for number, (_, rows) in numbered.items()}, len(modules[key].parts), hidden)
+        if joined is None:
+            placed.misfits.update(
+                dict.fromkeys(titles, f"The parts of {key} do not have the rows of the fused module.")
+            )
         else:
-            placed.differences[key] = tensor
-            placed.origins[key] = (f"{name} ({leaf})",)
+            placed.differences[key], placed.origins[key] = joined, titles
+
+
+def _joined(parts: Mapping[int, Tensor], count: int, hidden: int) -> Tensor | None:
+    """Join the differences of a fused module's parts, with zeros for missing parts; None if the rows do not fit."""
+    if count == 1:
+        return parts[0]
+    rows = _rows(count, hidden)
+    if any(len(part) != rows[number] for number, part in parts.items()):
+        return None
+    first = next(iter(parts.values()))
+    return torch.cat([parts[n] if n in parts else first.new_zeros(rows[n], *first.shape[1:]) for n in range(count)])
+
+
+def _rows(count: int, hidden: int) -> list[int]:
+    """Return the rows of the parts of a fused module: q, k and v, and an MLP if there are four."""
+    return ([hidden] * 3 + [_MLP_RATIO * hidden])[:count]
 
 
 def to_diffusers_layout(layout: LayoutMap, branches: Mapping[str, LowRank], hidden: int) -> dict[str, LowRank]:

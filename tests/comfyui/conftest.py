@@ -215,6 +215,8 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     plain = {key: tensor for key, tensor in state.items() if not key.startswith("null_prompt.")}
     save_file(plain, folder / "no_recipe.safetensors")
     save_file(state, folder / "strange_recipe.safetensors", {METADATA_KEY: '{"format_version": 1, "flux": 2}'})
+    newer = json.dumps(json.loads(metadata[METADATA_KEY]) | {"solver_order": 3})
+    save_file(state, folder / "newer_recipe.safetensors", {METADATA_KEY: newer})
     t2v = random_network(tiny_shape(in_channels=16), TEXT_ONLY)
     tiny.write_model(folder / "channels16.safetensors", t2v, recipe, prompt)
     save_file({"blocks.0.weight": torch.zeros(4, 4)}, folder / "other_family.safetensors", metadata)

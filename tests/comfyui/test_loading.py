@@ -114,6 +114,11 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
         (loader("dmd_4_step_i2v.pth"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, bfloat16; no recipe"),
         (loader("open.safetensors", "token_replace"), "HunyuanVideo image-to-video (token_replace)"),
         (loader("quantised.safetensors"), "float32 + float8_e4m3fn; generator: 4 steps"),
+        (
+            loader("newer_recipe.safetensors"),
+            "Note: the recipe in newer_recipe.safetensors has fields that this version does not know and does not use: "
+            "solver_order. Update",
+        ),
         (loader("tiny.safetensors", dtype="fp8_e5m2"), "float32 held as fp8_e5m2; generator"),
     ],
 )

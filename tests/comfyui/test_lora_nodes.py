@@ -146,6 +146,10 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         "diffusion_model.blocks.1.self_attn.q.diff_b": torch.full((128,), 0.2),
     }
     save_file(_clones(extra), folder / "wan_step.safetensors")
+    # As ComfyUI's Extract and Save Lora writes it with lora_type full_diff.
+    whole = {f"diffusion_model.{name}.diff": branch.delta(1.0) for name, branch in fused.items()}
+    whole["diffusion_model.blocks.1.self_attn.q.diff_b"] = torch.full((128,), 0.2)
+    save_file(_clones(whole), folder / "wan_whole.safetensors")
 
     def loras(kind: str, *more: str) -> list[tuple[str, float]]:
         return [(f"{kind}_{name}.safetensors", 0.5) for name in (*DIALECTS, *more)]
@@ -156,7 +160,12 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         for name in ("hunyuan", "fp8", "int8", "cast")
     ]
     jobs.append(
-        {"run": "loras", "name": "wan", "model": str(folder / "wan.safetensors"), "loras": loras("wan", "step")}
+        {
+            "run": "loras",
+            "name": "wan",
+            "model": str(folder / "wan.safetensors"),
+            "loras": loras("wan", "step", "whole"),
+        }
         | {"inputs": str(folder / "wan_inputs.st"), "fake": "wan_musubi.safetensors"}
     )
     steps = {"run": "lora_steps", "inputs": str(folder / "inputs.st"), "strengths": list(STRENGTHS)}
@@ -167,6 +176,7 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
     ]
     jobs.append(
         {"run": "packed", "name": "packed", "model": str(folder / "hunyuan.safetensors"), "lora": steps["lora"]}
+        | {"inputs": steps["inputs"]}
     )
     answers = dict(zip((job["name"] for job in jobs), stock_side(jobs), strict=True))
     return Exchange(answers, network, wan)
@@ -258,6 +268,17 @@ def test_full_differences_are_applied(base: str, exchange: Exchange) -> None:
     assert torch.equal(answer["base afterwards"], answer["base ours"])
 
 
+@pytest.mark.parametrize("base", ["ours", "stock"])
+def test_files_of_full_differences_only_are_applied(base: str, exchange: Exchange) -> None:
+    answer = exchange.answers["wan"]
+    network = merged_network(exchange.wan, wan_branches(exchange.wan), 0.5)
+    with torch.no_grad():
+        network.blocks[1].attn1.to_q.bias += 0.5 * 0.2
+    expected = _wan_velocity(network)
+    torch.testing.assert_close(answer[f"wan_whole.safetensors on {base}"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answer["wan_whole.safetensors by the stock loader"], expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])
 @pytest.mark.parametrize(("role", "weight"), [("real", 0.25), ("fake", 1.0)])
 def test_real_and_fake_of_every_family_and_all_key_names(
@@ -338,8 +359,16 @@ def test_constant_strengths_are_the_plain_lora_or_none(precision: str, exchange:
     assert torch.equal(answer["without, afterwards"], answer["without"])
 
 
-def test_packed_weights_of_other_packs_are_matched_by_their_unpacked_shapes(exchange: Exchange) -> None:
+def test_every_lora_node_works_on_the_packed_weights_of_gguf_packs(exchange: Exchange) -> None:
     answer = exchange.answers["packed"]
-    assert answer["columns"] == 18, "the bytes are not seen by a state dict"
+    assert answer["strange names"] == 1, "no layer lists a tensor that it does not have"
     assert answer["matched"].tolist() == [12, 0]
     assert answer["fixed"].tolist() == [False, True]
+    effect = answer["plain with"] - answer["plain without"]
+    packed = answer["packed with"] - answer["packed without"]
+    assert 0 < (packed - effect).std() < 0.02 * effect.std()
+    assert torch.equal(answer["packed fake"], answer["packed with"])
+    real = answer["packed real"] - answer["packed without"]
+    assert 0.1 * packed.std() < real.std() < 0.4 * packed.std()
+    apart, change = answer["steps with"] - answer["steps merged"], answer["steps merged"] - answer["steps without"]
+    assert apart.std() < 1e-3 * change.std()

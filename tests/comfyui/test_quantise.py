@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
@@ -28,6 +28,20 @@ HIDDEN = 256
 # Enough blocks to be most of the network, as in the releases.
 SHAPE = NetworkShape(33, HIDDEN, 6, 8, 2, 32, 768, False)
 WAN_SHAPE = WanShape(in_channels=36, hidden=HIDDEN, mlp=1024, blocks=20, text_dim=4096, frequencies=256)
+
+
+def _per_row(sizes: Tensor) -> Tensor:
+    return sizes.amax(1, keepdim=True)
+
+
+UNDESCRIBED = (
+    ("lightx2v_fp8", torch.float8_e4m3fn, _per_row, ".weight_scale", 0),
+    ("lightx2v_int8", torch.int8, _per_row, ".weight_scale", 0),
+    ("flagless", torch.float8_e4m3fn, torch.amax, ".scale_weight", 0),
+    ("e5m2", torch.float8_e5m2, torch.amax, ".scale_weight", 2),
+    ("musubi", torch.float8_e4m3fn, lambda s: s.unflatten(1, (-1, 64)).amax(2, keepdim=True), ".scale_weight", 2),
+    ("inverse", torch.float8_e4m3fn, torch.amax, ".weight_scale_inv", 0),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,27 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         wanted = {"inputs": str(folder / ("wan_inputs.st" if "wan" in name else "inputs.st"))}
         loras = {} if "wan" in name else {"lora": str(lora)}
         jobs.append({"run": "quantised", "model": str(file)} | wanted | loras)
-    return Exchange(dict(zip(files, stock_side(jobs), strict=True)), done, files)
+    undescribed = _undescribed(folder, load_file(files["hunyuan"]))
+    jobs += [{"run": "ours", "model": str(file), "inputs": str(folder / "inputs.st")} for file in undescribed.values()]
+    return Exchange(dict(zip([*files, *undescribed], stock_side(jobs), strict=True)), done, files)
+
+
+def _undescribed(folder: Path, state: dict[str, Tensor]) -> dict[str, Path]:
+    """Write files as other tools quantise them: scales that nothing describes, or that ComfyUI misreads."""
+    files = {}
+    for title, dtype, scale_of, suffix, flag in UNDESCRIBED:
+        out = dict(state)
+        for key in [key for key in state if is_matrix(key)]:
+            scale = scale_of(state[key].float().abs()) / (127 if dtype == torch.int8 else torch.finfo(dtype).max)
+            wide = scale[..., 0].repeat_interleave(64, 1) if scale.ndim == 3 else scale
+            weight = state[key].float() / wide
+            out[key] = weight.round().to(dtype) if dtype == torch.int8 else weight.to(dtype)
+            out[key.removesuffix(".weight") + suffix] = scale
+        if flag:
+            out["scaled_fp8"] = torch.zeros(flag, dtype=dtype)
+        files[title] = folder / f"{title}.safetensors"
+        save_file({f"model.diffusion_model.{key}": value for key, value in out.items()}, files[title])
+    return files
 
 
 def apart(got: Tensor, expected: Tensor) -> float:
@@ -117,6 +151,14 @@ def test_our_loader_computes_the_same_and_loras_go_on_top(exchange: Exchange) ->
     assert torch.equal(rounded["ours"], rounded["stock"])
     assert apart(exact["lora"], exact["stock"]) > 0.03, "the LoRA changes next to nothing"
     assert apart(rounded["lora"], exact["lora"]) < 0.03
+
+
+@pytest.mark.parametrize("title", [row[0] for row in UNDESCRIBED])
+def test_scales_of_other_tools_are_applied(title: str, exchange: Exchange) -> None:
+    answer = exchange.answers[title]
+    said = bytes(answer["said"].tolist()).decode()
+    assert apart(answer["velocity"], exchange.answers["hunyuan"]["stock"]) < (0.08 if title == "e5m2" else 0.04), said
+    assert ("layers rounded from fp8 to int8" in said) == (title in ("lightx2v_fp8", "musubi"))
 
 
 def test_node_writes_the_copy_that_the_loaders_list_and_run(server: Any) -> None:

@@ -166,7 +166,7 @@ BAD = {
     ),
     "strange recipe": (
         chain(load={"unet_name": "strange_recipe.safetensors"}),
-        r"strange_recipe\.safetensors .*flux.*MagicDistillation",
+        r"strange_recipe\.safetensors .*kind.*steps.*MagicDistillation",
     ),
     "LoRA of another family": (roles(lora="stranger.safetensors"), r"stranger\.safetensors .*0/1 "),
     "LoRA of another width": (roles(lora="wide.safetensors"), r"wide\.safetensors .*0/8 "),

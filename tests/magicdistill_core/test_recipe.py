@@ -29,11 +29,10 @@ def test_a_file_of_another_program_has_no_recipe(metadata: dict[str, str] | None
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"strps": 4}, "strps"),
         ({"steps": 0}, "steps"),
         ({"sampler": "heun"}, "sampler"),
         ({"family": "cogvideo"}, "family"),
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": "x"}, "format_version"),
         ({"shift": "five"}, "shift"),
     ],
 )
@@ -48,3 +47,48 @@ def test_invalid_json_is_an_error_and_recipes_are_immutable() -> None:
         Recipe.from_metadata({METADATA_KEY: "{"})
     with pytest.raises(ValidationError):
         Recipe.model_validate(BASICS).steps = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 10**12}, "steps.*1000000000000"),
+        ({"width": 10**9}, "width.*1000000000"),
+        ({"height": 100}, "height of 100.* 96"),
+        ({"frames": 18}, "18 frames.* 17 or 21"),
+        ({"frames": 10**6 + 1}, "frames"),
+        ({"shift": float("inf")}, "shift.*finite"),
+        ({"shift": float("nan")}, "shift.*finite"),
+        ({"shift": 1e9}, "shift.*1000000000"),
+        ({"fps": float("inf")}, "fps.*finite"),
+        ({"fps": 1e300}, "fps"),
+        ({"guidance_scale": 1e9}, "guidance_scale"),
+        ({"a_weak": float("-inf")}, "a_weak.*finite"),
+        ({"lora_alpha": float("inf")}, "lora_alpha.*finite"),
+    ],
+)
+def test_values_that_cannot_be_sampled_with_are_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"recipe in x .*{named}"):
+        Recipe.from_metadata({METADATA_KEY: json.dumps(BASICS | change)}, "x")
+
+
+def test_fields_of_a_newer_version_are_kept_and_named() -> None:
+    newer = {"sigma_noise": 0.5, "blocks": [1, {"a": None}], "nothing": None}
+    recipe = Recipe.from_metadata({METADATA_KEY: json.dumps(BASICS | newer)})
+    assert recipe is not None
+    assert recipe.unknown_fields == ("blocks", "nothing", "sigma_noise")
+    changed = recipe.model_copy(update={"training_step": 7})
+    stored = json.loads(changed.to_metadata()[METADATA_KEY])
+    assert {name: stored[name] for name in newer} == newer
+    assert (stored["training_step"], stored["steps"]) == (7, 4)
+    assert Recipe.from_metadata(changed.to_metadata()) == changed
+    assert Recipe.model_validate(BASICS).unknown_fields == ()
+
+
+def test_only_a_newer_format_is_refused_as_newer() -> None:
+    text = json.dumps(BASICS | {"format_version": 2, "sampler": "new"})
+    with pytest.raises(CheckpointError, match=r"recipe in x .*newer version.*Update"):
+        Recipe.from_metadata({METADATA_KEY: text}, "x")
+    with pytest.raises(CheckpointError, match=r"format_version.*found 0") as refused:
+        Recipe.from_metadata({METADATA_KEY: json.dumps(BASICS | {"format_version": 0})}, "x")
+    assert "newer" not in str(refused.value)

@@ -1,4 +1,6 @@
+import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,24 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
         read_metadata(path)
     with pytest.raises(CheckpointError, match=r"none\.safetensors .*exist"):
         read_metadata(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda data: b"", "0 bytes contain no complete header"),
+        (lambda data: data[:40], "40 bytes contain no complete header"),
+        (lambda data: b"<html><body>Not found</body></html>", "35 bytes contain no complete header"),
+        (lambda data: data[:8] + b"x" * (len(data) - 8), "not a table of tensors"),
+        (lambda data: struct.pack("<Q", 100_000) + b"[" * 100_000, "not a table of tensors"),
+        (lambda data: data[:-4], "it has .* bytes, but its header describes"),
+        (lambda data: data + b"more", "it has .* bytes, but its header describes"),
+    ],
+)
+def test_damage_is_described_by_sizes(tmp_path: Path, damage: Callable[[bytes], bytes], named: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(8)}, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors .*{named}.*damaged") as refused:
+        read_tensors(path)
+    assert not re.search("deserializ|Error while|buffer", str(refused.value))

@@ -14,11 +14,14 @@ def test_whole_numbers_need_a_scale() -> None:
         "a.weight": torch.zeros(2, 2),
         "b.weight": torch.ones(2, 2, dtype=torch.int8),
         "b.weight_scale": torch.tensor(0.1),
+        "b.comfy_quant": torch.ones(4, dtype=torch.uint8),
         "c.weight": torch.ones(2, 2).to(torch.float8_e4m3fn),
         "d.weight": torch.ones(2, 2, dtype=torch.uint8),
         "d.comfy_quant": torch.ones(4, dtype=torch.uint8),
     }
     check_number_types(sound, "file")
+    with pytest.raises(CheckpointError, match=r"file holds 1 weights as int8 .*b\.weight"):
+        check_number_types({key: value for key, value in sound.items() if key != "b.comfy_quant"}, "file")
     with pytest.raises(CheckpointError, match=r"file holds 2 weights as bool, int8 .*\(e\.bias, e\.weight\)"):
         check_number_types(
             sound | {"e.weight": torch.ones(2, dtype=torch.int8), "e.bias": torch.ones(2, dtype=torch.bool)}, "file"

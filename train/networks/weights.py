@@ -70,22 +70,31 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     recipe = lora.recipe
     if recipe is not None:
         if recipe.kind not in ("generator_lora", "teacher_lora"):
+            why = " A fake branch only scores samples and cannot generate them." if recipe.kind == "fake_lora" else ""
             raise CheckpointError(
-                f"{lora_file.name} is a {recipe.kind}, expected a generator_lora. A fake branch only scores samples "
-                f"and cannot generate them. Use the LoRA of the generator."
+                f"{lora_file.name} has a recipe of kind {recipe.kind}, expected generator_lora or teacher_lora.{why} "
+                f"Use the LoRA of a generator or of a fine-tuned teacher."
             )
         expected = recipe.base_hash
         if expected is not None and expected != (found := weights_sha256(base)):
+            # The hash of a folder covers other bytes than that of a file, even with equal weights.
+            kind = "folder" if recipe.base_kind == "folder" else "file"
+            given = "folder" if base.is_dir() else "file"
+            differ = "" if kind == given else f" (a {kind} and a {given} never have the same sha256)"
             raise CheckpointError(
-                f"{lora_file.name} belongs to a base with sha256 {expected}, but {base.name} has {found}. "
-                f"Use the file or the folder that the LoRA was trained on."
+                f"{lora_file.name} belongs to a base {kind} with sha256 {expected}, but the {given} {base.name} has "
+                f"{found}{differ}. Use the {kind} that the LoRA was trained on."
             )
-    else:
-        logger.warning("%s has no recipe, so it cannot be checked whether %s is its base", lora_file.name, base.name)
+    if recipe is None or recipe.base_hash is None:
+        lacking = "no recipe" if recipe is None else "a recipe without the base's sha256"
+        logger.warning("%s has %s, so it cannot be checked whether %s is its base", lora_file.name, lacking, base.name)
     state = merge(theta.state, lora.branches, 1.0, lora_file.name)
     merged = None if recipe is None else whole_recipe(recipe)
+    # Without a recipe of the LoRA, the merged weights still take the start image as the base does.
+    mode = theta.i2v_mode if theta.recipe is None else theta.recipe.i2v_mode
     prompt = lora.null_prompt or theta.null_prompt
-    return replace(theta, state=state, recipe=merged, null_prompt=prompt, source=f"{base.name} with {lora_file.name}")
+    source = f"{base.name} with {lora_file.name}"
+    return replace(theta, state=state, recipe=merged, null_prompt=prompt, source=source, i2v_mode=mode)
 
 
 def whole_recipe(recipe: Recipe) -> Recipe:

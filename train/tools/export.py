@@ -54,10 +54,14 @@ def export_run(
 
     Raises:
         CheckpointError: if the run, the checkpoint or the teacher is missing or damaged, if the teacher is not the file
-            used for training, if the format does not exist for the run's mode, or if `out` cannot be used.
+            used for training, if a teacher is named that the export does not need, if the format does not exist for
+            the run's mode, or if `out` cannot be used.
     """
     _check_target(out, format)
     facts = run_facts(run)
+    if teacher is not None and (facts.mode == "full" or format == "lora"):
+        why = "its run trained all weights" if facts.mode == "full" else "--format lora writes only the LoRA"
+        raise CheckpointError(f"The export of {run} needs no teacher, because {why}. Leave out --teacher.")
     folder = checkpoint_folder(run, update)
     if format == "lora":
         _export_lora(run, folder, facts, out, dtype)

@@ -17,7 +17,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import all_families, architecture_knowing
 from magicdistill_core.families.base import Architecture
 from magicdistill_core.hashes import weights_sha256
-from magicdistill_core.layouts.dialects import lora_part
+from magicdistill_core.layouts.dialects import is_lora_name, lora_part, other_kind
 from magicdistill_core.layouts.lora import file_name, known_modules
 from magicdistill_core.null_prompt import NULL_TEXT_KEY
 from magicdistill_core.recipe import Recipe
@@ -58,7 +58,7 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
         for file in files:
             header |= read_header(file)
             recipe = recipe or Recipe.from_metadata(read_metadata(file), file.name)
-    is_lora = any(".lora_" in key for key in header)
+    is_lora = any(map(is_lora_name, header))
     if is_lora and len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(
@@ -189,18 +189,24 @@ def _null_prompt(header: Header) -> str:
 
 
 def _lora(header: Header, files: list[Path]) -> dict[str, str]:
-    downs = {parts[:2]: header[key] for key in header if (parts := lora_part(key)) is not None and parts[2] == "down"}
-    prefixes = sorted({prefix or "no prefix" for prefix, _ in downs})
-    names = {module for _, module in downs}
+    others = sorted({kind for key in header if (kind := other_kind(key)) is not None})
+    if others:
+        return {"kind": f"{' and '.join(others)} adapter; only ComfyUI's Load LoRA can apply it"}
+    parts = {key: found for key in header if (found := lora_part(key)) is not None}
+    downs = {found[:2]: header[key] for key, found in parts.items() if found[2] == "down"}
+    differences = [found for found in parts.values() if found[2] not in ("down", "up", "alpha")]
+    prefixes = sorted({prefix or "no prefix" for prefix, _, _ in parts.values()})
+    names = {module for _, module, _ in parts.values()}
     architecture = architecture_knowing(names)
     known = known_modules(architecture.layout, names)
     spelling = "unknown" if not known else _lora_spelling(architecture, names)
-    halves = "lora_A/lora_B" if any(".lora_A." in key for key in header) else "lora_down/lora_up"
+    halves = "lora_A/lora_B" if any(".lora_A" in key for key in header) else "lora_down/lora_up"
     return {
         "kind": "LoRA",
-        "layout": f"{spelling} names under {', '.join(prefixes)}; {halves}",
-        "modules": f"{len(downs)}, of which {known} belong to {architecture.title}",
-        "ranks": ", ".join(map(str, sorted({info.shape[0] for info in downs.values()}))),
+        "layout": f"{spelling} names under {', '.join(prefixes)}; {halves if downs else 'no pairs'}",
+        "modules": f"{len(names)}, of which {known} belong to {architecture.title}",
+        **({"full differences": f"{len(differences)} tensors"} if differences else {}),
+        "ranks": ", ".join(map(str, sorted({info.shape[0] for info in downs.values()}))) or "none",
         "alpha": _alphas(files),
     }
 
@@ -213,6 +219,6 @@ def _lora_spelling(architecture: Architecture, names: Collection[str]) -> str:
 def _alphas(files: list[Path]) -> str:
     values = set()
     for path in files:
-        tensors, _ = read_tensors(path)
+        tensors = read_pickle(path) if is_pickle_name(path) else read_tensors(path)[0]
         values |= {float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
     return ", ".join(f"{value:g}" for value in sorted(values)) or "not stored (loaders use the rank)"

@@ -11,6 +11,7 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from jobs_common import load_pack, run_node, velocity
+from packed import packed_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,33 +48,42 @@ def job_loras(job: dict) -> dict[str, Tensor]:
     return out | {"base afterwards": velocity(bases["ours"], inputs, **more)}
 
 
-class Packed(Tensor):
-    """A weight as in packs for GGUF files: packed bytes that report the shape of the unpacked weight."""
-
-    @property
-    def shape(self) -> torch.Size:
-        return getattr(self, "unpacked", self.size())
-
-
 def job_packed(job: dict) -> dict[str, Tensor]:
-    """Match a LoRA with a MODEL whose weights are packed, so its state dict shows packed bytes."""
-    load_pack()
+    """Apply a LoRA to a MODEL from a GGUF pack with every LoRA node, and to the plain MODEL."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
     low_rank, unmerged = (importlib.import_module(f"pack.nodes.{name}") for name in ("low_rank", "unmerged_lora"))
-    model = comfy.sd.load_diffusion_model(job["model"])
-    before = unmerged.weights_are_fixed(model)
-    for block in model.model.diffusion_model.double_blocks:
-        layer = block.img_attn.qkv
-        unpacked = layer.weight.shape
-        packed = torch.zeros(unpacked[0], 18, dtype=torch.uint8).as_subclass(Packed)
-        layer.weight = torch.nn.Parameter(packed, requires_grad=False)
-        layer.weight.unpacked = unpacked
-    lora = low_rank.fit_lora(model, job["lora"])
-    state = model.model_state_dict()["diffusion_model.double_blocks.0.img_attn.qkv.weight"]
-    return {
-        "fixed": torch.tensor([before, unmerged.weights_are_fixed(model)]),
-        "matched": torch.tensor([lora.matched, len(lora.misses)]),
-        "columns": torch.tensor(state.size(1)),
+    inputs, lora = load_file(job["inputs"]), Path(job["lora"]).name
+    state = {key: value for key, value in load_file(job["model"]).items() if not key.startswith("null_prompt.")}
+    plain, packed = comfy.sd.load_diffusion_model(job["model"]), packed_model(state)
+    fixed = [unmerged.weights_are_fixed(model) for model in (plain, packed)]
+    fitted = low_rank.fit_lora(packed, job["lora"])
+    out = {
+        "fixed": torch.tensor(fixed),
+        "matched": torch.tensor([fitted.matched, len(fitted.misses)]),
+        "strange names": torch.tensor(sum("temp" in key for key in packed.model_state_dict())),
     }
+    for name, model in (("plain", plain), ("packed", packed)):
+        (patched,) = run_node(nodes.LoadLora, model=model, lora_name=lora, strength=1.0)
+        out |= {f"{name} without": velocity(model, inputs), f"{name} with": velocity(patched, inputs)}
+    weights = {"weight_real": 0.25, "weight_fake": 1.0}
+    real, fake = run_node(nodes.RealFakeLora, model=packed, lora_name=lora, **weights)
+    out |= {"packed real": velocity(real, inputs), "packed fake": velocity(fake, inputs)}
+    values = {"pooled_output": inputs["pooled"], "concat_latent_image": inputs["image"], "concat_mask": inputs["mask"]}
+    conditioning = [[inputs["text"], values]]
+    (tied,) = run_node(nodes.LoraSteps, model=packed, conditioning=conditioning, lora_name=lora, strengths="1", steps=0)
+    out |= {"steps without": sampled(packed, conditioning, inputs), "steps with": sampled(packed, tied, inputs)}
+    (patched,) = run_node(nodes.LoadLora, model=packed, lora_name=lora, strength=1.0)
+    return out | {"steps merged": sampled(patched, conditioning, inputs)}
+
+
+def sampled(model: ModelPatcher, conditioning: list, inputs: dict[str, Tensor], schedule: str = "sigmas") -> Tensor:
+    """Sample with stock nodes and ComfyUI's own Euler, without guidance."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conditioning, conditioning)
+    guider.set_cfg(1.0)
+    noise, euler = inputs["x"], comfy.samplers.ksampler("euler")
+    return guider.sample(noise, torch.zeros_like(noise), euler, inputs[schedule], disable_pbar=True)
 
 
 def job_lora_steps(job: dict) -> dict[str, Tensor]:
@@ -86,23 +96,16 @@ def job_lora_steps(job: dict) -> dict[str, Tensor]:
     plain = [[inputs["text"], values]]
     lora = Path(job["lora"]).name
 
-    def sample(model: ModelPatcher, conditioning: list, schedule: str = "sigmas") -> Tensor:
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(conditioning, conditioning)
-        guider.set_cfg(1.0)
-        noise, euler = inputs["x"], comfy.samplers.ksampler("euler")
-        return guider.sample(noise, torch.zeros_like(noise), euler, inputs[schedule], disable_pbar=True)
-
-    out = {"without": sample(model, plain)}
+    out = {"without": sampled(model, plain, inputs)}
     (patched,) = run_node(nodes.LoadLora, model=model, lora_name=lora, strength=1.0)
-    out["with"] = sample(patched, plain)
+    out["with"] = sampled(patched, plain, inputs)
     for strengths in job["strengths"]:
         (tied,) = run_node(
             nodes.LoraSteps, model=model, conditioning=plain, lora_name=lora, strengths=strengths, steps=0
         )
-        out[strengths] = sample(model, tied)
-        out[f"{strengths} again"] = sample(model, tied)
+        out[strengths] = sampled(model, tied, inputs)
+        out[f"{strengths} again"] = sampled(model, tied, inputs)
         for schedule in ("other sigmas", "last sigmas", "middle sigmas"):
-            out[f"{strengths} {schedule}"] = sample(model, tied, schedule)
-    out["without, afterwards"] = sample(model, plain)
+            out[f"{strengths} {schedule}"] = sampled(model, tied, inputs, schedule)
+    out["without, afterwards"] = sampled(model, plain, inputs)
     return out

@@ -91,6 +91,16 @@ def job_quantised(job: dict) -> dict[str, Tensor]:
     return out
 
 
+def job_ours(job: dict) -> dict[str, Tensor]:
+    """Load a file with the pack's loader; return its velocity and the text of the node."""
+    nodes = load_pack()
+    folder_paths.add_model_folder_path("diffusion_models", str(Path(job["model"]).parent))
+    given = {"unet_name": Path(job["model"]).name, "weight_dtype": "default", "start_image_mode": "from the file"}
+    outputs, said = told(nodes.LoadModel, **given)
+    computed = {"velocity": velocity(outputs[0], load_file(job["inputs"]))} if outputs else {}
+    return computed | {"said": letters(said)}
+
+
 def job_real_fake(job: dict) -> dict[str, Tensor]:
     """Run the pack's loader and its real/fake node on files in ComfyUI's model folders."""
     nodes = load_pack()

@@ -12,15 +12,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families import hunyuan_video, wan
 from magicdistill_core.families.base import Architecture
 from magicdistill_core.layouts.dialects import dotted, stated_alpha
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import parse_lora, read_lora, to_file_layout
+from magicdistill_core.layouts.lora import to_file_layout
+from magicdistill_core.layouts.lora_tensors import parse_lora, read_lora
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
-from magicdistill_core.lora_file import load_lora, load_lora_for
+from magicdistill_core.lora_file import is_lora, load_lora, load_lora_for
 
 HIDDEN, RANK, ALPHA = 128, 4, 2.0
 HALVES = {"peft": ("lora_A.weight", "lora_B.weight"), "adapter": ("lora_A.default.weight", "lora_B.default.weight")}
@@ -217,6 +219,81 @@ def test_full_differences_of_step_distilled_loras(tmp_path: Path) -> None:
     # A LoRA that is merged into the weights must be complete.
     with pytest.raises(CheckpointError, match=r"step\.safetensors .* 4 of 6 .*lora_A/lora_B"):
         load_lora(path, HIDDEN)
+
+
+def test_files_of_full_differences_only(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q, v, norm = (torch.randn(*size, generator=generator) for size in ((128, 8), (128, 8), (128,)))
+    save_file(
+        {
+            "diffusion_model.double_blocks.0.img_attn.proj.diff": q,
+            "diffusion_model.double_blocks.0.img_attn.proj.diff_b": norm,
+            "diffusion_model.double_blocks.0.img_attn.norm.query_norm.w_norm": norm.clone(),
+            "transformer.transformer_blocks.1.attn.to_q.diff": q.clone(),
+            "transformer.transformer_blocks.1.attn.to_v.diff": v,
+            "transformer.transformer_blocks.1.attn.to_q.diff_b": norm.clone(),
+            "transformer.transformer_blocks.2.attn.to_qkv.diff": torch.cat([q, v, q]),
+            "transformer.norm_out.linear.diff": torch.cat([q, v]),
+            "transformer.transformer_blocks.3.attn.to_q.diff": q[:64].clone(),
+        },
+        tmp_path / "full.safetensors",
+    )
+    lora = load_lora_for(hunyuan_video.ARCHITECTURE, tmp_path / "full.safetensors", 128)
+    zeros, vector = torch.zeros(128, 8), torch.zeros(128)
+    expected = {
+        "double_blocks.0.img_attn_proj.weight": q,
+        "double_blocks.0.img_attn_proj.bias": norm,
+        "double_blocks.0.img_attn_q_norm.weight": norm,
+        "double_blocks.1.img_attn_qkv.weight": torch.cat([q, zeros, v]),
+        "double_blocks.1.img_attn_qkv.bias": torch.cat([norm, vector, vector]),
+        "double_blocks.2.img_attn_qkv.weight": torch.cat([q, v, q]),
+        "final_layer.adaLN_modulation.1.weight": torch.cat([v, q]),
+    }
+    assert lora.differences.keys() == expected.keys()
+    assert all(torch.equal(lora.differences[key], value) for key, value in expected.items())
+    assert lora.misses == ("transformer_blocks.3.attn.to_q (weight)",)
+    assert is_lora(tmp_path / "full.safetensors")
+    with pytest.raises(CheckpointError, match=r"full\.safetensors .* 9 of 9 .*full difference"):
+        load_lora(tmp_path / "full.safetensors", 128)
+    with pytest.raises(CheckpointError, match=r"matches 0/7 modules of this Wan 2\.1 .*LoRA for HunyuanVideo"):
+        load_lora_for(wan.ARCHITECTURE, tmp_path / "full.safetensors", 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"img_in.proj.diff": torch.full((2, 2), float("nan"))}, r"difference for img_in\.proj .*finite"),
+        ({"img_in.proj.diff": torch.ones(2, 2, dtype=torch.int8)}, r"difference for img_in\.proj"),
+        ({"img_in.proj.set_weight": torch.ones(2, 2)}, r"img_in\.proj\.set_weight"),
+        ({"img_in.proj.lora_E": torch.ones(2, 1)}, "AdaLoRA"),
+        (
+            {"a.lora_A.weight": torch.ones(2, 2), "a.lora_B.weight": torch.ones(2, 2), "a.diff": torch.ones(2, 2)},
+            "changes a twice",
+        ),
+        ({"a.alpha": torch.ones(())}, "only alphas"),
+    ],
+)
+def test_differences_that_cannot_be_applied_are_named(change: dict[str, Tensor], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        read_lora(change)
+
+
+@pytest.mark.parametrize(
+    "halves",
+    [
+        ("_lora.down.weight", "_lora.up.weight"),
+        (".lora.down.weight", ".lora.up.weight"),
+        (".lora_A", ".lora_B"),
+    ],
+)
+def test_every_name_of_a_pair_marks_a_lora(halves: tuple[str, str], tmp_path: Path) -> None:
+    name = "diffusion_model.double_blocks.0.img_attn_proj"
+    state = {f"{name}{halves[0]}": torch.ones(4, 128), f"{name}{halves[1]}": torch.ones(128, 4)}
+    save_file(state, tmp_path / "a.safetensors")
+    assert is_lora(tmp_path / "a.safetensors")
+    assert load_lora(tmp_path / "a.safetensors", 128).branches.keys() == {"double_blocks.0.img_attn_proj"}
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is a LoRA"):
+        load_checkpoint(tmp_path / "a.safetensors")
 
 
 def test_loras_of_the_patch_embedding_are_matrices(tmp_path: Path) -> None:

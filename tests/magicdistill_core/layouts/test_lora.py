@@ -10,7 +10,8 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.layouts.dialects import lora_part
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
-from magicdistill_core.layouts.lora import lora_state, parse_lora, to_diffusers_layout, to_file_layout
+from magicdistill_core.layouts.lora import lora_state, to_diffusers_layout, to_file_layout
+from magicdistill_core.layouts.lora_tensors import parse_lora
 from magicdistill_core.layouts.modules import diffusers_to_file
 from train.networks.network import build_network
 
@@ -125,7 +126,7 @@ def test_alpha_defaults_to_the_rank() -> None:
 
 def test_other_files_and_loras_without_a_match_are_refused() -> None:
     pair = {"a.lora_A.weight": torch.zeros(4, 8), "a.lora_B.weight": torch.zeros(8, 4)}
-    with pytest.raises(CheckpointError, match=r"0 of 0 .*empty"):
+    with pytest.raises(CheckpointError, match="no tensors"):
         parse_lora({})
     with pytest.raises(CheckpointError, match=r"1 of 3 tensors.*img_in\.proj\.weight"):
         parse_lora(pair | {"img_in.proj.weight": torch.zeros(1)})

@@ -4,17 +4,21 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from safetensors.torch import save_file
 
 from magicdistill_core.branch import LowRank, merge
-from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from magicdistill_core.hashes import file_sha256
+from magicdistill_core.layouts.lora import lora_state
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
-from tests.makers import file_size_limit
+from tests.makers import file_size_limit, file_state, hunyuan_shape
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
+from train.networks.weights import merge_lora
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
 from train.tools.export import ExportFormat, export_run
 
@@ -178,6 +182,58 @@ def test_the_teacher_must_be_the_one_trained_on(tmp_path: Path, teacher_file: Pa
     save_checkpoint(tmp_path / "moved.safetensors", changed, teacher.recipe, teacher.null_prompt)
     with pytest.raises(CheckpointError, match=r"sha256.*moved\.safetensors"):
         export_run(run, tmp_path / "g.safetensors")
+
+
+@both_modes
+def test_a_teacher_that_the_export_does_not_read_is_refused(tmp_path: Path, teacher_file: Path, run: Path) -> None:
+    full = json.loads((run / "run.json").read_text())["mode"] == "full"
+    formats: list[ExportFormat] = ["comfyui", "int8", "diffusers"] if full else ["lora"]
+    for format in formats:
+        with pytest.raises(CheckpointError, match=r"needs no teacher.*--teacher"):
+            export_run(
+                run, tmp_path / ("d" if format == "diffusers" else "g.safetensors"), format, teacher=teacher_file
+            )
+    assert not list(tmp_path.glob("g*"))
+
+
+@lora_mode
+def test_the_base_of_a_lora_is_checked_and_described(
+    tmp_path: Path, teacher_file: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora = load_lora(run / "checkpoints" / "step-000004" / GENERATOR_LORA_FILE, 128)
+    assert lora.recipe is not None
+
+    def merged(**changes: object) -> Checkpoint:
+        save_lora(tmp_path / "l.safetensors", lora.branches, lora.recipe.model_copy(update=changes))
+        return merge_lora(teacher_file, tmp_path / "l.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"fake_lora, expected generator_lora or teacher_lora.*only scores"):
+        merged(kind="fake_lora")
+    with pytest.raises(CheckpointError, match="of kind generator, expected") as refused:
+        merged(kind="generator")
+    assert "fake" not in str(refused.value)
+    with pytest.raises(CheckpointError, match=r"base folder with sha256 ab, but the file .*never have the same"):
+        merged(base_hash="ab", base_kind="folder")
+    with pytest.raises(CheckpointError, match="base file with sha256 ab, but the file ") as refused:
+        merged(base_hash="ab")
+    assert "never" not in str(refused.value)
+    assert "cannot be checked" not in caplog.text
+    merged(base_hash=None)
+    assert "without the base's sha256" in caplog.text
+
+
+@lora_mode
+def test_a_lora_without_a_recipe_keeps_the_image_mode_of_its_base(tmp_path: Path, run: Path) -> None:
+    shape = hunyuan_shape(in_channels=16)
+    state = file_state(shape, TOKEN_REPLACE)
+    lora = load_lora(run / "checkpoints" / "step-000004" / GENERATOR_LORA_FILE, 128)
+    assert lora.recipe is not None
+    base = lora.recipe.model_copy(update={"kind": "teacher", "i2v_mode": "token_replace", "base_hash": None})
+    save_checkpoint(tmp_path / "base.safetensors", state, base, None)
+    save_file(lora_state(lora.branches), tmp_path / "l.safetensors")
+    merged = merge_lora(tmp_path / "base.safetensors", tmp_path / "l.safetensors")
+    assert merged.recipe is None
+    assert merged.family() is TOKEN_REPLACE
 
 
 @full_mode

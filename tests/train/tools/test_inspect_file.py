@@ -133,6 +133,20 @@ def test_loras_vaes_and_unknown_files(tmp_path: Path, teacher_file: Path, taehv_
     assert "HunyuanVideo" in console.export_text()
 
 
+def test_every_kind_of_lora_is_told_apart(tmp_path: Path) -> None:
+    module, path = "diffusion_model.double_blocks.0.img_attn_proj", tmp_path / "a.safetensors"
+    down, up = torch.zeros(4, 128), torch.zeros(128, 4)
+    save_file({f"{module}.lora.down.weight": down, f"{module}.lora.up.weight": up}, path)
+    facts = inspect_file(path)
+    assert (facts["kind"], facts["ranks"], facts["modules"]) == ("LoRA", "4", "1, of which 1 belong to HunyuanVideo")
+    save_file({f"{module}.diff": torch.zeros(128, 128), f"{module}.diff_b": torch.zeros(128)}, path)
+    facts = inspect_file(path)
+    assert (facts["kind"], facts["full differences"], facts["ranks"]) == ("LoRA", "2 tensors", "none")
+    assert "no pairs" in facts["layout"]
+    save_file({f"{module}.lokr_w1": down, f"{module}.lokr_w2": up.clone()}, path)
+    assert inspect_file(path)["kind"].startswith("LoKr adapter")
+
+
 def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, teacher_file: Path) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="pickle"):
