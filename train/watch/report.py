@@ -31,6 +31,7 @@ from ..run_folder import (
     checkpoint_updates,
     read_manifest,
     run_facts,
+    update_of,
 )
 from .guard import RULES
 from .log import read_lines
@@ -203,14 +204,15 @@ def _guard_text(record: RunRecord) -> str:
 
 
 def _samples(record: RunRecord) -> str:
-    sheets = sorted((record.run / VALIDATION).glob("step-*.png"))
+    # Somebody may have put other pictures there.
+    sheets = sorted(p for p in (record.run / VALIDATION).glob("step-*.png") if update_of(p.stem) is not None)
     if not sheets:
         return "There are no samples: `validation.every` is 0, or the run was too short."
     count = min(_SHEETS, len(sheets))
     picked = [sheets[round(i * (len(sheets) - 1) / max(count - 1, 1))] for i in range(count)]
     text = ["Each row shows one start image with a fixed seed. Columns are frames."]
     for sheet in picked:
-        update = int(sheet.stem.removeprefix("step-"))
+        update = update_of(sheet.stem)
         video = f" ([video](../{VALIDATION}/{sheet.stem}.mp4))" if sheet.with_suffix(".mp4").exists() else ""
         text.append(f"Update {update}{video}\n\n![samples at update {update}](../{VALIDATION}/{sheet.name})")
     return "\n\n".join(text)
