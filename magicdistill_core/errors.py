@@ -15,3 +15,7 @@ class VideoError(MagicDistillError):
 
 class ConfigError(MagicDistillError):
     """Raised when a configuration has a misspelt field, an invalid value or a contradiction."""
+
+
+class OutputError(MagicDistillError):
+    """Raised when a file or a folder cannot be written."""
