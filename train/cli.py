@@ -372,19 +372,34 @@ def _device(name: str | None) -> "torch.device":
 
 def fail(error: MagicDistillError) -> NoReturn:
     """Print an error as one red paragraph on stderr, and exit with status 2."""
-    # Under a launcher every process prints its own error.
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    text = f"[process {os.environ.get('RANK')}] {error}" if several else str(error)
-    Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+    _print_error(str(error))
     raise SystemExit(_BAD_INPUT)
 
 
+def _print_error(text: str) -> None:
+    # Under a launcher every process prints its own error.
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        text = f"[process {os.environ.get('RANK')}] {text}"
+    Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+
+
 def main() -> None:
-    """Run the `magicdistill` command; print errors of this project without a traceback."""
+    """Run the `magicdistill` command; print errors of this project without a traceback.
+
+    `torchrun` prints the traceback of any other error: the first one of all processes, in its own report.
+    """
     try:
         app()
     except MagicDistillError as error:
         fail(error)
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            raise
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+        _print_error(f"{type(error).__name__}: {error} (torchrun prints the traceback below.)")
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

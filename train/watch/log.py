@@ -138,11 +138,8 @@ class RunLog:
             update: number of generator updates made.
             facts: further entries of the line; JSON data.
         """
-        if not is_main():
-            return
-        line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
-        with open(self._run / EVENTS_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if is_main():
+            add_event(self._run, kind, update, **facts)
 
     def go_back(self, update: int) -> None:
         """Drop the metrics of the rounds after `update` and reset the progress bar to it."""
@@ -152,6 +149,20 @@ class RunLog:
         drop_after(self._run, update, ABANDONED_FILE)
         self._open(update)
         self._bar.update(self._task, completed=update)
+
+
+def add_event(run: Path, kind: str, update: int, **facts: object) -> None:
+    """Add a line to `events.jsonl`; arguments as for `RunLog.event`.
+
+    Args:
+        run: the run's folder.
+        kind: name of the event.
+        update: number of generator updates made.
+        facts: further entries of the line; JSON data.
+    """
+    line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
+    with open(run / EVENTS_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def drop_after(run: Path, update: int, into: str | None = None) -> None:

@@ -154,6 +154,8 @@ def _status(record: RunRecord) -> str:
         return f"Finished: {record.last} updates."
     if kind == "ended by the guard":
         return f"**Ended by the guard** at update {last['step']} of {updates}: {'; '.join(last['findings'])}."
+    if kind == "failed":
+        return f"**Ended by an error** at update {last['step']} of {updates}: {last['error']}"
     if kind == "stopped":
         return f"Stopped by {last['by']} at update {record.last} of {updates}. A checkpoint was saved."
     return f"The run was at update {record.last} of {updates} when this report was written."
@@ -222,7 +224,7 @@ def _timeline(events: Rows) -> str:
     rows = []
     for event in events:
         when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M:%S")
-        details = event.get("findings") or [event[key] for key in ("finding", "by", "device") if key in event]
+        details = event.get("findings") or [event[key] for key in ("finding", "by", "device", "error") if key in event]
         details = [*details, *(f"{name}: {was}, now {now}" for name, (was, now) in event.get("changed", {}).items())]
         if event["event"] != "saved":
             rows.append((when, str(event["step"]), event["event"], "; ".join(details)))
