@@ -32,9 +32,10 @@ from ..methods import MicroBatch, build_method
 from ..methods.draws import Draws
 from ..run_folder import VALIDATION
 from ..watch.guard import Verdict
-from ..watch.log import RunLog, check_trackers, wandb_tracker
+from ..watch.log import RunLog
 from ..watch.report import write_report
 from ..watch.validation import Validation
+from ..watch.weights_and_biases import check_wandb, wandb_log
 from .disk_space import check_room, state_bytes
 from .failures import recorded_failure
 from .machine import gpu_bytes, machine_facts
@@ -196,8 +197,8 @@ class Trainer:
 
     def _log(self) -> RunLog:
         config = self.config
-        tracker = wandb_tracker(config)
-        return RunLog(config.run, config.method.name, config.updates, self.state.updates, self.method.headline, tracker)
+        wandb = wandb_log(config)
+        return RunLog(config.run, config.method.name, config.updates, self.state.updates, self.method.headline, wandb)
 
     def _respond(self, verdict: Verdict, log: RunLog) -> bool:
         """Roll back, stop or continue, as configured, when the guard reports a collapse.
@@ -292,7 +293,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     device = init_distributed(config.timeout)
     with training_folder(config.run, "magicdistill train"):
         with beginning_together():
-            check_trackers(config)
+            if is_main():
+                check_wandb(config)
         return _train(config, device, resume=resume)
 
 

@@ -1,20 +1,16 @@
 """The log of a run: each curve has one value for each round that counts."""
 
 import json
-import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from magicdistill_core.errors import ConfigError
 from tests.makers import json_lines
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
-from train.watch.log import RunLog, check_trackers, drop_after, read_lines, wandb_tracker
+from train.watch.log import RunLog, drop_after, read_lines
 
 HEADLINE = ("fake/loss",)
 
@@ -28,7 +24,7 @@ def config(tmp_path: Path, tiny_config: Callable[..., dict], monkeypatch: pytest
 
 
 def open_log(config: TrainConfig, done: int) -> RunLog:
-    return RunLog(config.run, "w2s", config.updates, done, HEADLINE, wandb_tracker(config))
+    return RunLog(config.run, "w2s", config.updates, done, HEADLINE)
 
 
 def test_lost_rounds_are_removed(tmp_path: Path) -> None:
@@ -70,57 +66,6 @@ def test_a_round_is_logged_once_after_resuming_and_going_back(config: TrainConfi
         (4, 100.0),
     ]
     assert len(board.Scalars("seconds")) == 4
-
-
-class Wandb(ModuleType):
-    """A stand-in for the package `wandb` that records all calls."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.__spec__ = ModuleSpec("wandb", None)
-        self.settings: list[dict] = []
-        self.logged: list[dict] = []
-        self.metrics: list[tuple] = []
-        self.finished = 0
-
-    def init(self, **settings: object) -> "Wandb":
-        self.settings.append(settings)
-        return self
-
-    def define_metric(self, name: str, step_metric: str) -> None:
-        self.metrics.append((name, step_metric))
-
-    def log(self, values: dict, step: int | None = None) -> None:
-        assert step is None
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-def test_wandb_gets_every_round_of_one_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
-    check_trackers(config)
-    for step in (1, 2):
-        with open_log(config, step - 1) as log:
-            log.log(step, {"fake/loss": 1.0}, seconds=0.5)
-    assert [settings["project"] for settings in wandb.settings] == ["portraits"] * 2
-    assert wandb.settings[0]["id"] == wandb.settings[1]["id"]
-    assert wandb.settings[0]["config"]["updates"] == config.updates
-    assert [row["update"] for row in wandb.logged] == [1, 2]
-    assert wandb.logged[0] == {"fake/loss": 1.0, "seconds": 0.5, "update": 1}
-    assert wandb.metrics == [("*", "update")] * 2
-    assert wandb.finished == 2
-
-
-def test_a_missing_wandb_is_reported_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_trackers(config)
-    monkeypatch.setattr("train.watch.log.find_spec", lambda name: None)
-    config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
-    with pytest.raises(ConfigError, match=r"logging\.wandb is 'portraits'.*pip install wandb"):
-        check_trackers(config)
 
 
 def test_a_metric_that_is_not_logged_is_left_out_of_the_headline(config: TrainConfig) -> None:
