@@ -58,7 +58,7 @@ class Holder:
     work: str
     process: int = field(default_factory=os.getpid)
     machine: str = field(default_factory=platform.node)
-    boot: str = field(default_factory=lambda: _boot())
+    boot: str = field(default_factory=lambda: boot_id())
     since: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(" ", "seconds"))
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -69,7 +69,7 @@ class Holder:
     @property
     def here(self) -> bool:
         """Whether the process is on this machine."""
-        return self.boot == _boot()
+        return self.boot == boot_id()
 
 
 @contextmanager
@@ -245,7 +245,8 @@ def _write(file: int, holder: Holder) -> None:
     os.fsync(file)
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """Return a text that changes with every start of a machine, and is the same in all containers on it."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:  # not Linux
