@@ -315,9 +315,11 @@ def inspect(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for all files that the demo writes.")]) -> None:
     """Distil the pocket teacher, export the generator and compare both. Takes a few minutes on a CPU."""
+    from .folder_lock import folder_lock
     from .pocket.demo import demo as run
 
-    run(out)
+    with folder_lock(out, "magicdistill demo"):
+        run(out)
 
 
 @app.command()
