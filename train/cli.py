@@ -14,6 +14,7 @@ from rich.text import Text
 from magicdistill_core.errors import ConfigError, MagicDistillError
 
 from .pocket.cli import app as pocket_app
+from .surroundings import complete_surroundings
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ VaeOption = Annotated[
 @app.callback()
 def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
     """Send log messages to stderr. Accepts --local_rank, which `deepspeed` passes, and uses LOCAL_RANK instead."""
+    complete_surroundings()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in (__name__.partition(".")[0], "magicdistill_core"):
