@@ -36,7 +36,8 @@ from ..watch.log import RunLog
 from ..watch.report import write_report
 from ..watch.validation import Validation
 from ..watch.weights_and_biases import check_wandb, wandb_log
-from .disk_space import check_room, state_bytes
+from .checkpoint_folders import make_room
+from .disk_space import check_room, is_full, state_bytes
 from .failures import recorded_failure
 from .machine import gpu_bytes, machine_facts
 from .preflight import check_inputs, record_inputs
@@ -197,8 +198,15 @@ class Trainer:
 
     def _log(self) -> RunLog:
         config = self.config
-        wandb = wandb_log(config)
-        return RunLog(config.run, config.method.name, config.updates, self.state.updates, self.method.headline, wandb)
+        return RunLog(
+            config.run,
+            config.method.name,
+            config.updates,
+            self.state.updates,
+            self.method.headline,
+            wandb_log(config),
+            lambda error: is_full(error) and bool(make_room(config.run)),
+        )
 
     def _respond(self, verdict: Verdict, log: RunLog) -> bool:
         """Roll back, stop or continue, as configured, when the guard reports a collapse.

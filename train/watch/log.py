@@ -7,6 +7,8 @@ that no longer count. A curve has one value per round.
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +37,7 @@ class RunLog:
         done: int,
         headline: tuple[str, ...],
         wandb: WandbLog | None = None,
+        make_room: Callable[[OSError], bool] = lambda error: False,
     ) -> None:
         """Prepare the progress bar, and open the logs on the main process.
 
@@ -45,9 +48,11 @@ class RunLog:
             done: number of updates already made; metrics of later updates are dropped.
             headline: names of the metrics shown next to the progress bar.
             wandb: the log at W&B; None to log without it.
+            make_room: function that frees space on the disk if it is full, and returns whether to write again.
         """
         self._run = run
         self._headline = headline
+        self._make_room = make_room
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -70,8 +75,11 @@ class RunLog:
 
     def _open(self, done: int) -> None:
         self._lines = open(self._run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` closes it
+        self._open_tensorboard(done + 1)
+
+    def _open_tensorboard(self, first: int) -> None:
         # TensorBoard hides values that earlier writers logged at `purge_step` and after it.
-        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=done + 1)
+        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=first)
         self._tensorboard.start()
 
     def _close(self) -> None:
@@ -103,8 +111,18 @@ class RunLog:
             return
         row = {**metrics, "seconds": round(seconds, 3)}
         self._lines.write(json.dumps({"step": update, **row}) + "\n")
-        self._lines.flush()
-        self._tensorboard.log(row, step=update)
+        try:
+            self._lines.flush()
+            self._tensorboard.log(row, step=update)
+        except OSError as error:
+            if not self._make_room(error):
+                raise
+            # The file still holds what it could not write. A writer of TensorBoard never recovers from an error.
+            self._lines.flush()
+            with suppress(OSError):
+                self._tensorboard.finish()
+            self._open_tensorboard(update)
+            self._tensorboard.log(row, step=update)
         if self._wandb is not None:
             self._wandb.log(row, update)
         # Without ZeRO in fp32, DeepSpeed does not report gradient norms.
@@ -119,7 +137,13 @@ class RunLog:
             update: number of generator updates made.
             facts: further entries of the line; JSON data.
         """
-        if is_main():
+        if not is_main():
+            return
+        try:
+            add_event(self._run, kind, update, **facts)
+        except OSError as error:
+            if not self._make_room(error):
+                raise
             add_event(self._run, kind, update, **facts)
 
     def go_back(self, update: int) -> None:

@@ -1,12 +1,17 @@
 """The log of a run: each curve has one value for each round that counts."""
 
+import errno
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train.watch.log
 from tests.makers import json_lines
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
@@ -73,3 +78,50 @@ def test_a_metric_that_is_not_logged_is_left_out_of_the_headline(config: TrainCo
     with RunLog(config.run, "sft", 2, 0, ("generator/loss", "generator/gradient_norm")) as log:
         log.log(1, {"generator/loss": 0.5}, seconds=0.5)
     assert [row["generator/loss"] for row in read_lines(config.run / "metrics.jsonl")] == [0.5]
+
+
+class FullOnce:
+    """Something that is written, and for which the disk is full at its second use."""
+
+    def __init__(self, write: Callable[..., None]) -> None:
+        self.write, self.uses = write, 0
+
+    def __call__(self, *given: object, **named: object) -> None:
+        self.uses += 1
+        if self.uses == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.write(*given, **named)
+
+
+@pytest.mark.parametrize("place", ["metrics", "tensorboard", "events"])
+@pytest.mark.parametrize("room", [True, False])
+def test_a_full_disk_costs_no_round(
+    place: str, room: bool, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If room can be made, every round and event is there once; else the error ends the run."""
+    asked: list[OSError] = []
+
+    def make_room(error: OSError) -> bool:
+        asked.append(error)
+        return room
+
+    if place == "tensorboard":
+        full = FullOnce(TensorBoardTracker.log)
+        monkeypatch.setattr(TensorBoardTracker, "log", lambda *given, **named: full(*given, **named))
+    if place == "events":
+        monkeypatch.setattr(train.watch.log, "add_event", FullOnce(train.watch.log.add_event))
+    log = RunLog(config.run, "w2s", 3, 0, HEADLINE, make_room=make_room)
+    if place == "metrics":
+        real = log._lines
+        log._lines = SimpleNamespace(write=real.write, flush=FullOnce(real.flush), close=real.close)  # type: ignore[assignment]
+    with nullcontext() if room else pytest.raises(OSError, match="No space"), log:
+        for step in (1, 2, 3):
+            log.log(step, {"fake/loss": 1.0 * step}, seconds=0.5)
+            log.event("saved", step)
+    assert len(asked) == 1
+    if room:
+        assert [row["step"] for row in json_lines(config.run / "metrics.jsonl")] == [1, 2, 3]
+        assert [event["step"] for event in json_lines(config.run / "events.jsonl")] == [1, 2, 3]
+        board = EventAccumulator(str(config.run / "tensorboard"))
+        board.Reload()
+        assert [event.step for event in board.Scalars("fake/loss")] == [1, 2, 3]
