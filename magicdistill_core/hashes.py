@@ -31,12 +31,21 @@ def weights_sha256(path: str | Path) -> str:
         CheckpointError: if the path does not exist, or the folder holds no weights.
     """
     path = Path(path)
+    files = hashed_files(path)
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def hashed_files(path: str | Path) -> list[Path]:
+    """Return the files that `weights_sha256` covers, in order; arguments and errors as there."""
+    path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. Check the path.")
     if not path.is_dir():
-        return file_sha256(path)
+        return [path]
     files = weight_files(path)
-    digest = hashlib.sha256()
-    for file in sorted({*files, *files[0].parent.glob("*.json")}):
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return sorted({*files, *files[0].parent.glob("*.json")})

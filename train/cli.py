@@ -15,6 +15,7 @@ from rich.text import Text
 from magicdistill_core.errors import ConfigError, MagicDistillError
 
 from .pocket.cli import app as pocket_app
+from .surroundings import complete_surroundings
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ VaeOption = Annotated[
 @app.callback()
 def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
     """Send log messages to stderr. Accepts --local_rank, which `deepspeed` passes, and uses LOCAL_RANK instead."""
+    complete_surroundings()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in (__name__.partition(".")[0], "magicdistill_core"):
@@ -325,9 +327,11 @@ def inspect(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for all files that the demo writes.")]) -> None:
     """Distil the pocket teacher, export the generator and compare both. Takes a few minutes on a CPU."""
+    from .folder_lock import folder_lock
     from .pocket.demo import demo as run
 
-    run(out)
+    with folder_lock(out, "magicdistill demo"):
+        run(out)
 
 
 @app.command()
@@ -382,19 +386,34 @@ def _device(name: str | None) -> "torch.device":
 
 def fail(error: MagicDistillError) -> NoReturn:
     """Print an error as one red paragraph on stderr, and exit with status 2."""
-    # Under a launcher every process prints its own error.
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    text = f"[process {os.environ.get('RANK')}] {error}" if several else str(error)
-    Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+    _print_error(str(error))
     raise SystemExit(_BAD_INPUT)
 
 
+def _print_error(text: str) -> None:
+    # Under a launcher every process prints its own error.
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        text = f"[process {os.environ.get('RANK')}] {text}"
+    Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+
+
 def main() -> None:
-    """Run the `magicdistill` command; print errors of this project without a traceback."""
+    """Run the `magicdistill` command; print errors of this project without a traceback.
+
+    `torchrun` prints the traceback of any other error: the first one of all processes, in its own report.
+    """
     try:
         app()
     except MagicDistillError as error:
         fail(error)
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            raise
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+        _print_error(f"{type(error).__name__}: {error} (torchrun prints the traceback below.)")
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Reading a run needs only this module, and none of the trainer's dependencies.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,13 +121,26 @@ def run_facts(run: Path) -> RunFacts:
     return RunFacts(teacher, mode)
 
 
+def update_of(name: str) -> int | None:
+    """Return the update in a name of the form `step-000200`; None for any other name, such as `step-000200-copy`.
+
+    Args:
+        name: the name of a checkpoint's folder, or of a file of samples without its suffix.
+    """
+    if (match := re.fullmatch("step-([0-9]+)", name)) is None:
+        return None
+    update = int(match[1])
+    return update if name == checkpoint_name(update) else None
+
+
 def checkpoint_updates(root: Path) -> list[int]:
-    """Return the updates that have a checkpoint, in ascending order.
+    """Return the updates that have a folder with a checkpoint's name, in ascending order.
 
     Args:
         root: the run's folder of checkpoints, `RUN/checkpoints`; a missing folder has none.
     """
-    return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
+    updates = ((update_of(path.name), path) for path in root.glob("step-*"))
+    return sorted(update for update, path in updates if update is not None and path.is_dir())
 
 
 def checkpoint_folder(run: Path, update: int | None = None, *, best: bool = False) -> Path:

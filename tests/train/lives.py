@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +47,7 @@ class Request:
         free_space: the free space in bytes that the processes see on every disk.
         naive_accumulation: do not set the accumulation boundaries of engines.
         report: write the report at the end, which takes longer than a tiny training.
+        folders: the working folder of each process, by rank; empty for the server's.
     """
 
     arguments: list[str]
@@ -61,6 +62,7 @@ class Request:
     free_space: int | None = None
     naive_accumulation: bool = False
     report: bool = False
+    folders: list[str] = field(default_factory=list)
 
 
 def _die_at(operation: int, watched: str) -> None:
@@ -90,6 +92,8 @@ def _live(request: Request, rank: int, port: int, output: str) -> None:
     os.dup2(descriptor, 2)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request.processes), MASTER_PORT=str(port))
     os.environ.update(MASTER_ADDR="127.0.0.1", COLUMNS="200")
+    if request.folders:
+        os.chdir(request.folders[rank])
     hit = request.victim is None or request.victim == rank
     if hit and request.die_at is not None:
         _die_at(request.die_at, request.watched)

@@ -30,6 +30,9 @@ N = TypeVar("N", bound=nn.Module)
 
 logger = logging.getLogger(__name__)
 
+# A resumed stage may become longer or shorter, and save or measure at other updates.
+_CHANGEABLE = ("updates", "checkpoint_every", "validation_every")
+
 
 class DivergedError(MagicDistillError):
     """Raised when the loss of a stage is not finite."""
@@ -83,7 +86,7 @@ def train_stage(
         A copy of the network with the averaged weights.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings.
+        ConfigError: if the folder holds a run with other settings than its length and its intervals.
         DivergedError: if the loss is not finite. The previous checkpoint is kept.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -143,10 +146,12 @@ def _resumed(folder: Path, states: Mapping[str, SavedState], settings: StageConf
     manifest = checkpoints.load(folder, states)
     before, now = manifest.notes["settings"], settings.model_dump(mode="json")
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if changed:
+    if fixed := [name for name in changed if name not in _CHANGEABLE]:
         raise ConfigError(
-            f"{folder} holds a run with other settings: {', '.join(changed)} differ. Use the settings of that run, or "
-            f"choose another folder."
+            f"{folder} holds a run with other settings: {', '.join(fixed)} differ. Use the settings of that run, or "
+            f"choose another folder. Only {', '.join(_CHANGEABLE)} may change."
         )
+    for name in changed:
+        logger.info("%s: setting changed: %s from %s to %s", folder, name, before.get(name), now.get(name))
     logger.info("%s: resumed at update %d", folder, manifest.update)
     return manifest.update

@@ -20,14 +20,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from magicdistill_core.errors import ConfigError
 from magicdistill_core.geometry import SIDE_MULTIPLE, unit_to_frames
 from magicdistill_core.media.video import contact_sheet
 from magicdistill_core.taehv import TAEHV
+from magicdistill_core.writable import check_output_file
 
 from ..config.sections import OptimizerConfig, Positive
 from ..distributed import available_device
+from ..folder_lock import folder_lock
 from ..methods.draws import keyed_generator
-from ..run_folder import METRICS_FILE, VALIDATION
+from ..run_folder import FOLDER, LATEST, METRICS_FILE, VALIDATION, checkpoint_folder, read_manifest
 from ..watch.log import read_lines
 from ..watch.plots import plot_losses
 from .dataset import PortraitFolder, held_out_clips, to_unit_frames
@@ -193,9 +196,29 @@ def train_vae(encoder: EncoderConfig, decoder: DecoderConfig, data: Path, run_fo
 
     Returns:
         The PSNR on held-out clips in dB.
+
+    Raises:
+        FolderInUseError: if another process trains in `run_folder`.
+        OutputError: if `run_folder` or `out` cannot be written.
+        ConfigError: if a stage was started with other settings, or the encoder would be trained further although the
+            decoder has already been trained on it.
     """
-    vae = train_encoder(encoder, data, run_folder / ENCODER_RUN)
-    return train_decoder(decoder, vae, data, run_folder / DECODER_RUN, out)
+    check_output_file(out)
+    with folder_lock(run_folder, "magicdistill pocket train-vae"):
+        _check_encoder_is_final(encoder, run_folder)
+        vae = train_encoder(encoder, data, run_folder / ENCODER_RUN)
+        return train_decoder(decoder, vae, data, run_folder / DECODER_RUN, out)
+
+
+def _check_encoder_is_final(config: EncoderConfig, run_folder: Path) -> None:
+    if not (run_folder / DECODER_RUN / FOLDER / LATEST).is_file():
+        return
+    made = read_manifest(checkpoint_folder(run_folder / ENCODER_RUN)).update
+    if made < config.updates:
+        raise ConfigError(
+            f"The decoder in {run_folder} was trained on the encoder of {made} updates, so the encoder cannot be "
+            f"trained to {config.updates} updates. Set the encoder's updates={made}, or choose another folder."
+        )
 
 
 def _device() -> torch.device:

@@ -8,11 +8,9 @@ A save writes to a hidden folder, flushes it to the disk, renames it, and then u
 checkpoint's name is therefore always complete, and a killed run keeps its last good checkpoint.
 """
 
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,9 @@ from torch import Tensor
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.files import atomic_file, write_text
 
-from ..distributed import barrier, first_error, from_all, is_main, rank, world_size
+from ..distributed import barrier, from_all, is_main, rank, world_size
 from ..engines.state import Overlaps, Partition, SavedState
 from ..run_folder import (
-    BEST,
     FOLDER,
     LATEST,
     MANIFEST,
@@ -35,24 +32,15 @@ from ..run_folder import (
     StoredFile,
     checkpoint_folder,
     checkpoint_name,
-    checkpoint_updates,
     read_manifest,
 )
-from .rollback import Rollback, note_rollback
+from . import checkpoint_folders as folders
+from .disk_space import is_full
 
-_TEMPORARY, _STATE = ".tmp-", "state"
+_STATE = "state"
 # Size of one state file; this much is copied to main memory at a time.
 _FILE_BYTES = 2 * 1024**3
 _READ_BYTES = 16 * 1024**2
-
-
-def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(path: Path) -> int:
@@ -92,47 +80,59 @@ def save(
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: on every process, if one of them could not write. Earlier checkpoints are unchanged.
+        CheckpointError: on every process, if one of them could not write. If the disk is full, checkpoints that the run
+            can do without are removed first. The other ones are unchanged.
     """
-    root = run / FOLDER
-    temporary = root / f"{_TEMPORARY}{checkpoint_name(update)}"
+    while True:
+        try:
+            _save(run, states, export, update, keep, measure, since, healthy, notes)
+        except _DiskFullError:
+            removed = folders.make_room(run) if is_main() else []
+            if not from_all(removed)[0]:
+                raise
+        else:
+            return run / FOLDER / checkpoint_name(update)
+
+
+def _save(
+    run: Path,
+    states: Mapping[str, SavedState],
+    export: Callable[[Path], None],
+    update: int,
+    keep: int,
+    measure: float | None,
+    since: int,
+    healthy: bool,
+    notes: dict[str, object],
+) -> None:
+    """Try once to save a checkpoint; a collective call. Arguments and errors as in `save`."""
+    temporary = run / FOLDER / f"{folders.TEMPORARY}{checkpoint_name(update)}"
     if is_main():
-        clear_unfinished(run)
+        folders.clear_unfinished(run)
     barrier()
-    error, files = None, {}
+    error: Exception | None = None
+    files: dict[str, StoredFile] = {}
     try:
         files = _write_states(temporary, states)
     except (OSError, SafetensorError) as problem:
-        error = str(problem)
+        error = problem
     _check_written(run, temporary, error)
     try:
         export(temporary)
         if is_main():
             files |= {p.name: StoredFile(p.stat().st_size, _checksum(p)) for p in temporary.iterdir() if p.is_file()}
     except (OSError, CheckpointError) as problem:
-        error = str(problem.__cause__ or problem)
+        error = problem
     _check_written(run, temporary, error)
     counters = {name: state.counter() for name, state in states.items()}
     all_files = {name: file for part in from_all(files) for name, file in part.items()}
     if is_main():
         manifest = Manifest(update, all_files, counters, measure, healthy, notes)
         try:
-            _publish(root, temporary, manifest, keep, since)
+            _publish(run, temporary, manifest, keep, since)
         except OSError as problem:
-            error = str(problem)
+            error = problem
     _check_written(run, temporary, error)
-    return root / checkpoint_name(update)
-
-
-def clear_unfinished(run: Path) -> None:
-    """Delete partly written checkpoints that a killed process left in a run. Only the main process calls this."""
-    for leftover in (run / FOLDER).glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
-
-
-def stored_bytes(run: Path) -> int:
-    """Return the size of all checkpoints of a run in bytes."""
-    return sum(file.bytes for manifest in _manifests(run / FOLDER).values() for file in manifest.files.values())
 
 
 def _write_states(folder: Path, states: Mapping[str, SavedState]) -> dict[str, StoredFile]:
@@ -162,103 +162,45 @@ def _portions(state: SavedState) -> Iterator[dict[str, Tensor]]:
         yield tensors
 
 
-def _publish(root: Path, temporary: Path, manifest: Manifest, keep: int, since: int) -> None:
+def _publish(run: Path, temporary: Path, manifest: Manifest, keep: int, since: int) -> None:
     """Turn a completely written folder into a checkpoint.
 
     Flush it to the disk, rename it, update `latest` and `best`, and remove old checkpoints.
     """
     write_text(temporary / MANIFEST, manifest.to_json())
     for path in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
-        fsync(path)
-    final = root / checkpoint_name(manifest.update)
-    if final.exists():
-        # Left over from before a rollback. `_remove` renames it first, so no incomplete folder keeps this name.
-        _remove(final)
-    temporary.rename(final)
-    fsync(root)
-    _point(root, LATEST, final)
-    # Later checkpoints are left over from before a rollback; they stay until they are saved again.
-    manifests = {update: other for update, other in _manifests(root).items() if update <= manifest.update}
-    healthy = [update for update, m in manifests.items() if m.healthy]
-    measured = {update: m for update in healthy if (m := manifests[update].measure) is not None}
-    compared = [update for update in measured if update >= since]
-    best = min(compared, key=lambda update: measured[update], default=max(measured, default=None))
-    if best is not None:
-        _point(root, BEST, root / checkpoint_name(best))
-    for update in set(manifests) - {*sorted(manifests)[-keep:], best, *healthy[-1:]}:
-        _remove(root / checkpoint_name(update))
+        folders.fsync(path)
+    folders.publish(run, temporary, manifest.update)
+    try:
+        folders.point(run, LATEST, manifest.update)
+    except OSError as problem:
+        # The checkpoint is complete. It needs no second save, only room for the pointer.
+        if not (is_full(problem) and folders.make_room(run)):
+            raise
+        folders.point(run, LATEST, manifest.update)
+    folders.keep_only(run, manifest.update, keep, since)
 
 
-def _manifests(root: Path) -> dict[int, Manifest]:
-    """Read the manifests of all checkpoints, in order of updates; folders without a readable manifest are skipped."""
-    found = {}
-    for update in checkpoint_updates(root):
-        with suppress(CheckpointError):
-            found[update] = read_manifest(root / checkpoint_name(update))
-    return found
+class _DiskFullError(CheckpointError):
+    """Raised when a checkpoint does not fit on the disk."""
 
 
-def _remove(folder: Path) -> None:
-    # Rename before deleting: a process killed during the deletion must not leave an incomplete checkpoint.
-    trash = folder.with_name(f"{_TEMPORARY}removed-{folder.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    folder.rename(trash)
-    shutil.rmtree(trash)
-
-
-def _point(root: Path, pointer: str, folder: Path) -> None:
-    write_text(root / pointer, folder.name)
-    fsync(root)
-
-
-def _check_written(run: Path, temporary: Path, error: str | None) -> None:
+def _check_written(run: Path, temporary: Path, problem: Exception | None) -> None:
     """Raise on every process if one of them failed to write; a collective call."""
-    error = first_error(error)
-    if error is None:
+    mine = None if problem is None else (str(problem.__cause__ or problem), is_full(problem))
+    failures = [failure for failure in from_all(mine) if failure is not None]
+    if not failures:
         return
     if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
-    updates = checkpoint_updates(run / FOLDER)
+    updates = list(folders.manifests(run))
     last = f"The checkpoint of update {updates[-1]} is intact" if updates else "There is no checkpoint yet"
-    free = shutil.disk_usage(run).free / 1e9
-    raise CheckpointError(
-        f"A checkpoint could not be written to {run / FOLDER} ({error}; {free:.1f} GB are free there). {last}. Free "
-        "disk space or repair the disk, then continue with --resume."
+    free = f"{shutil.disk_usage(run).free / 1e9:.1f} GB are free there"
+    kind = _DiskFullError if any(full for _, full in failures) else CheckpointError
+    raise kind(
+        f"A checkpoint could not be written to {run / FOLDER} ({failures[0][0]}; {free}). {last}. "
+        "Free disk space or repair the disk, then continue with --resume."
     )
-
-
-def point_to(run: Path, update: int) -> None:
-    """Make `latest` name the checkpoint of an update. Only the main process calls this.
-
-    Args:
-        run: the run's folder.
-        update: an update that has a checkpoint.
-    """
-    root = run / FOLDER
-    _point(root, LATEST, root / checkpoint_name(update))
-
-
-def go_back(run: Path, to: Rollback) -> None:
-    """Roll back to an earlier checkpoint and remove the later ones. Only the main process calls this.
-
-    The rollback is recorded in a file first. If the process is killed meanwhile, the next one finishes the rollback.
-
-    Args:
-        run: the run's folder.
-        to: the rollback, to an update that has a checkpoint.
-    """
-    root, update = run / FOLDER, to.update
-    note_rollback(run, to)
-    fsync(root)
-    point_to(run, update)
-    for later in checkpoint_updates(root):
-        if later > update:
-            _remove(root / checkpoint_name(later))
-
-
-def healthy_updates(run: Path) -> list[int]:
-    """Return the updates of a run's healthy checkpoints (saved when the guard found no problem), in ascending order."""
-    return [update for update, manifest in _manifests(run / FOLDER).items() if manifest.healthy]
 
 
 def verified(run: Path) -> Path:
@@ -322,7 +264,9 @@ def load(run: Path, states: Mapping[str, SavedState]) -> Manifest:
             f"{', '.join(states)}. Restore the method and settings with which the run was started."
         )
     for name, state in states.items():
-        state.restore(manifest.counters[name], partial(_read, folder / _STATE / name))
+        # Only the files of the manifest: the folder may hold a copy that somebody made.
+        paths = [folder / file for file in sorted(manifest.files) if Path(file).parent == Path(_STATE, name)]
+        state.restore(manifest.counters[name], partial(_read, paths))
     return manifest
 
 
@@ -330,9 +274,9 @@ def _reader(part: Any) -> Callable[[int, int], Tensor]:
     return lambda first, last: part[first:last]
 
 
-def _read(folder: Path, partitions: list[Partition]) -> None:
+def _read(paths: list[Path], partitions: list[Partition]) -> None:
     overlaps = Overlaps()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in paths:
         file = safe_open(path, framework="pt")
         for key in file.keys():  # noqa: SIM118 - not a dictionary
             kind, start, name = key.split(":", 2)

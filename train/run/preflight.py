@@ -10,7 +10,6 @@ import yaml
 from magicdistill_core.diffusers_folder import weight_files
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.files import write_text
-from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.null_prompt import NULL_TEXT_KEY, load_null_prompt
 from magicdistill_core.safetensors_file import read_header, read_metadata
 from magicdistill_core.wrappers import is_pickle_name
@@ -23,6 +22,7 @@ from ..engines.teacher import teacher_path
 from ..networks.weights import ENCODE_PROMPT
 from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, run_facts
 from . import checkpoints
+from .same_files import check_same, shared_sha256
 
 _DIGEST = "dataset_digest"
 
@@ -57,11 +57,17 @@ def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
             already contains a run, or the run to resume was started with other inputs.
     """
     with beginning_together():
-        inputs = _check_inputs(config, resume=resume)
+        teacher, dataset = _check_files(config, resume=resume)
+    check_same(f"data.dataset ({config.data.dataset})", dataset_digest(dataset.index))
+    inputs = Inputs(teacher, shared_sha256(teacher), dataset)
+    with beginning_together():
+        if resume:
+            _check_unchanged(config, inputs)
     return inputs
 
 
-def _check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
+def _check_files(config: TrainConfig, *, resume: bool) -> tuple[Path, LatentDataset]:
+    """Check that all files exist and have the right kind; return the teacher's path and the dataset."""
     if not resume and (config.run / FOLDER).exists():
         raise ConfigError(
             f"{config.run} already contains a run. Continue it with --resume, or choose another folder (run=FOLDER)."
@@ -79,10 +85,7 @@ def _check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
         run_facts(config.run)
         if (config.run / FOLDER / LATEST).is_file():
             checkpoints.verified(config.run)
-    inputs = Inputs(teacher, weights_sha256(teacher), dataset)
-    if resume:
-        _check_unchanged(config, inputs)
-    return inputs
+    return teacher, dataset
 
 
 def _check_exists(field: str, path: Path, advice: str) -> None:

@@ -17,9 +17,10 @@ from ..distributed import barrier, from_all, is_main, world_size
 from ..engines.engine import Engine
 from ..engines.state import EngineState, SavedState
 from ..methods.draws import Draws
-from ..run_folder import FOLDER, LATEST, checkpoint_folder, read_manifest
+from ..run_folder import FOLDER, LATEST, Manifest, checkpoint_folder, read_manifest
 from ..watch.best import Measure
 from ..watch.guard import Guard, Verdict
+from . import checkpoint_folders as folders
 from . import checkpoints
 from .rollback import Rollback, last_rollback
 
@@ -88,14 +89,14 @@ class RunState:
         """
         root = self.config.run / FOLDER
         if not (root / LATEST).is_file():
-            updates = from_all(checkpoints.checkpoint_updates(root))[0]
+            updates = from_all(list(folders.manifests(self.config.run)))[0]
             if not updates:
                 logger.info("%s has no checkpoint yet: starting from the beginning", self.config.run)
                 return
             # The run was killed between renaming its first checkpoint and writing `latest`. A folder with a
             # checkpoint's name is complete.
             if is_main():
-                checkpoints.point_to(self.config.run, updates[-1])
+                folders.point(self.config.run, LATEST, updates[-1])
             barrier()
         last = last_rollback(self.config.run)
         self._finish_rollback(last)
@@ -125,12 +126,11 @@ class RunState:
 
     def _finish_rollback(self, last: Rollback | None) -> None:
         """Finish the last rollback if its process was killed meanwhile; a collective call."""
-        root = self.config.run / FOLDER
         newest = read_manifest(checkpoint_folder(self.config.run))
         barrier()
         if last is not None and newest.update > last.update and newest.notes["attempt"] < last.attempt:
-            if is_main() and last.update in checkpoints.checkpoint_updates(root):
-                checkpoints.go_back(self.config.run, last)
+            if is_main() and last.update in folders.manifests(self.config.run):
+                folders.go_back(self.config.run, last)
             barrier()
 
     def _check_method(self, notes: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ class RunState:
                 f"folder (run=FOLDER)."
             )
 
-    def _apply(self, manifest: checkpoints.Manifest) -> None:
+    def _apply(self, manifest: Manifest) -> None:
         """Set the progress, the guard and the measure from a loaded checkpoint."""
         notes = manifest.notes
         self.updates = self._saved = manifest.update
@@ -235,7 +235,7 @@ class RunState:
         Returns:
             The update; None if there is no good checkpoint.
         """
-        healthy = from_all(checkpoints.healthy_updates(self.config.run))[0]
+        healthy = from_all(folders.healthy_updates(self.config.run))[0]
         preferred = [update for update in healthy if update < self.updates - self.guard.broken]
         return max(preferred or healthy, default=None)
 
@@ -246,7 +246,7 @@ class RunState:
         attempt = self.attempt + 1
         barrier()
         if is_main():
-            checkpoints.go_back(self.config.run, Rollback(good, attempt))
+            folders.go_back(self.config.run, Rollback(good, attempt))
         barrier()
         self._apply(checkpoints.load(self.config.run, self.saved_states))
         self._set_attempt(attempt)
@@ -260,7 +260,7 @@ class RunState:
         """
         good = self.last_good()
         if is_main() and good is not None:
-            checkpoints.point_to(self.config.run, good)
+            folders.point(self.config.run, LATEST, good)
         barrier()
         if good is None:
             advice = "There is no good checkpoint. Change the settings and start a new run in another folder"

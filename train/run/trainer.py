@@ -19,7 +19,6 @@ from ..distributed import (
     bound_waiting,
     first_error,
     init_distributed,
-    is_lost_process,
     is_main,
     mean_over_processes,
     rank,
@@ -31,17 +30,21 @@ from ..engines.teacher import Teacher, load_teacher
 from ..memory.training import log_memory, memory_of
 from ..methods import MicroBatch, build_method
 from ..methods.draws import Draws
-from ..run_folder import CONFIG_FILE, VALIDATION
+from ..run_folder import VALIDATION
 from ..signals import StopRequest
 from ..watch.guard import Verdict
-from ..watch.log import RunLog, check_trackers, wandb_tracker
+from ..watch.log import RunLog
 from ..watch.report import write_report
 from ..watch.validation import Validation
-from .disk_space import check_room, state_bytes
+from ..watch.weights_and_biases import check_wandb, wandb_log
+from .checkpoint_folders import make_room
+from .disk_space import check_room, is_full, state_bytes
+from .failures import recorded_failure
 from .machine import gpu_bytes, machine_facts
 from .preflight import check_inputs, record_inputs
-from .state import GuardError, RunState
+from .state import RunState
 from .trained_files import TrainedFiles
+from .training_folder import training_folder
 
 logger = logging.getLogger(__name__)
 
@@ -59,25 +62,22 @@ class Outcome:
     stopped_by: str | None
 
 
-class RunError(MagicDistillError):
-    """Raised when a run ends early for a reason outside its configuration."""
-
-
 class Trainer:
     """One run: its networks and engines, its data, and its state."""
 
-    def __init__(self, config: TrainConfig, *, resume: bool) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, *, resume: bool) -> None:
         """Check the inputs, load the networks and, if asked to, the newest checkpoint; a collective call.
 
         Args:
             config: the training's configuration.
+            device: the device of this process.
             resume: whether to continue the run in `config.run` instead of starting a new one.
 
         Raises:
             MagicDistillError: if the configuration, the files or the run's folder are unusable.
         """
         self.config = config
-        self.device = init_distributed(config.timeout)
+        self.device = device
         self.inputs = check_inputs(config, resume=resume)
         self.dataset = self.inputs.dataset
         with beginning_together():
@@ -164,7 +164,9 @@ class Trainer:
             CheckpointError: if a checkpoint could not be written.
         """
         config, state = self.config, self.state
-        with StopRequest("The run saves after this round and stops") as stop, self._log() as log:
+        # Signals stay caught until a failure is recorded: `torchrun` sends one as soon as another process has failed.
+        saves = StopRequest("The run saves after this round and stops")
+        with saves as stop, self._log() as log, recorded_failure(config, lambda: state.updates):
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
             if state.changed:
                 facts["changed"] = state.changed
@@ -197,8 +199,15 @@ class Trainer:
 
     def _log(self) -> RunLog:
         config = self.config
-        tracker = wandb_tracker(config)
-        return RunLog(config.run, config.method.name, config.updates, self.state.updates, self.method.headline, tracker)
+        return RunLog(
+            config.run,
+            config.method.name,
+            config.updates,
+            self.state.updates,
+            self.method.headline,
+            wandb_log(config),
+            lambda error: is_full(error) and bool(make_room(config.run)),
+        )
 
     def _respond(self, verdict: Verdict, log: RunLog) -> bool:
         """Roll back, stop or continue, as configured, when the guard reports a collapse.
@@ -287,20 +296,24 @@ def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
         The number of updates made, and the signal that stopped the run.
 
     Raises:
-        MagicDistillError: if the configuration, the files or the run's folder are unusable, the guard ends the run, or
-            another process has died.
+        MagicDistillError: if the configuration, the files or the run's folder are unusable, another training holds the
+            folder, the guard ends the run, or another process has died.
     """
-    check_trackers(config)
-    trainer = Trainer(config, resume=resume)
+    device = init_distributed(config.timeout)
+    with training_folder(config.run, "magicdistill train"):
+        with beginning_together():
+            if is_main():
+                check_wandb(config)
+        return _train(config, device, resume=resume)
+
+
+def _train(config: TrainConfig, device: torch.device, *, resume: bool) -> Outcome:
+    with recorded_failure(config):
+        trainer = Trainer(config, device, resume=resume)
     try:
-        outcome = trainer.train()
-    except (RuntimeError, OSError) as error:
-        raise _user_error(error, config) from error
-    except GuardError:
+        return trainer.train()
+    finally:
         _write_report(config)
-        raise
-    _write_report(config)
-    return outcome
 
 
 def _write_report(config: TrainConfig) -> None:
@@ -308,19 +321,6 @@ def _write_report(config: TrainConfig) -> None:
         return
     try:
         logger.info("The report of the run: %s", write_report(config.run))
-    except Exception:
+    except Exception as error:
         # The run itself is saved; an error in its report must not make it fail.
-        logger.warning("The report of the run could not be written", exc_info=True)
-
-
-def _user_error(error: RuntimeError | OSError, config: TrainConfig) -> Exception:
-    """Explain a lost process or a disk error to the user; return any other error unchanged."""
-    advice = f"The last checkpoint is intact: continue with magicdistill train {config.run / CONFIG_FILE} --resume."
-    if is_lost_process(error):
-        return RunError(
-            f"Another process of this run has died, or has not answered for {config.timeout:g} minutes ({error}). The "
-            f"last lines of its output show the cause. {advice}"
-        )
-    if isinstance(error, OSError):
-        return RunError(f"The run's folder cannot be written ({error}). Free disk space or repair the disk. {advice}")
-    return error
+        logger.warning("The report of the run could not be written: %s", error)

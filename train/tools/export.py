@@ -5,6 +5,7 @@ without a prompt. Exports store both.
 """
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.null_prompt import null_prompt_tensors
 from magicdistill_core.quantise import Quantised, save_quantised
 from magicdistill_core.safetensors_file import explained_writing, read_tensors, write_safetensors
+from magicdistill_core.writable import check_output_file, check_output_folder
 
 from ..networks.network import load_network
 from ..networks.weights import merge_lora
@@ -55,7 +57,8 @@ def export_run(
     Raises:
         CheckpointError: if the run, the checkpoint or the teacher is missing or damaged, if the teacher is not the file
             used for training, if a teacher is named that the export does not need, if the format does not exist for
-            the run's mode, or if `out` cannot be used.
+            the run's mode, or if `out` has a wrong name.
+        OutputError: if `out` cannot be written.
     """
     _check_target(out, format)
     facts = run_facts(run)
@@ -89,8 +92,11 @@ def _check_target(out: Path, format: ExportFormat) -> None:
             raise CheckpointError(
                 f"{out} exists already. Choose a new folder for the diffusers export, or remove this one."
             )
-    elif out.suffix != ".safetensors":
+        check_output_folder(out)
+        return
+    if out.suffix != ".safetensors":
         raise CheckpointError(f"The export's file name is {out.name}. Expected a name that ends in .safetensors.")
+    check_output_file(out)
 
 
 def _load_generator(folder: Path, facts: RunFacts, teacher: Path | None) -> Checkpoint:
@@ -121,8 +127,9 @@ def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: tor
 def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | None) -> None:
     stored = generator.state[generator.architecture.file_mark].dtype
     network = load_network(generator, dtype or stored)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A name that no other export uses, with the rights of a folder that the user makes.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)) / "export"
     try:
         with explained_writing(out):
             network.save_pretrained(temporary)
@@ -132,6 +139,7 @@ def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | Non
         assert generator.recipe is not None
         tensors = null_prompt_tensors(generator.null_prompt)
         write_safetensors(temporary / COMPANION, tensors, generator.recipe.to_metadata())
-        temporary.rename(out)
+        with explained_writing(out):
+            temporary.rename(out)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.parent, ignore_errors=True)

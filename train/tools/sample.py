@@ -24,6 +24,7 @@ from magicdistill_core.media.video import crop_note, read_image, resize_crop
 from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.pocket.files import VAE as POCKET_VAE
 from magicdistill_core.recipe import Recipe, Sampler
+from magicdistill_core.writable import check_output_file
 
 from ..data.start_images import load_start_images
 from ..data.vae import load_vae
@@ -162,10 +163,11 @@ def sample_file(
         The settings used.
 
     Raises:
-        MagicDistillError: if a file is unusable, or a setting is missing or invalid.
+        MagicDistillError: if a file is unusable, a setting is missing or invalid, or `out` cannot be written.
     """
     if out.suffix.lower() != ".mp4":
         raise VideoError(f"The video's file name is {out.name}. Expected a name that ends in .mp4.")
+    check_output_file(out)
     picture = read_image(image)
     checkpoint = load_weights(file, base, i2v_mode)
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps, shift, width, height, frames)

@@ -1,47 +1,29 @@
 """Log a running training: progress bar, metrics and events. Only the main process logs.
 
 `metrics.jsonl`, TensorBoard and, if configured, W&B hold the metrics of every round that counts. A *round* is one
-generator update with the updates of the other networks before it. After a crash or a rollback, `metrics.jsonl` and
-TensorBoard drop the rounds that no longer count. A curve there has one value per round.
+generator update with the updates of the other networks before it. After a crash or a rollback, they drop the rounds
+that no longer count. A curve has one value per round.
 """
 
 import json
-import secrets
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from accelerate import PartialState
-from accelerate.tracking import TensorBoardTracker, WandBTracker
+from accelerate.tracking import TensorBoardTracker
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from magicdistill_core.errors import ConfigError
 from magicdistill_core.files import write_text
 
-from ..config.training import TrainConfig
 from ..distributed import is_main
 from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE
+from .weights_and_biases import WandbLog
 
-_TENSORBOARD, _WANDB_ID = "tensorboard", "wandb_id"
-
-
-def check_trackers(config: TrainConfig) -> None:
-    """Check before loading that the configured trackers are installed.
-
-    Args:
-        config: the training's configuration.
-
-    Raises:
-        ConfigError: if W&B is configured but not installed.
-    """
-    if config.logging.wandb is not None and find_spec("wandb") is None:
-        raise ConfigError(
-            f"logging.wandb is {config.logging.wandb!r}, but Weights & Biases is not installed. Install it with "
-            "`pip install wandb` and log in with `wandb login`. Or remove logging.wandb; TensorBoard needs neither."
-        )
+_TENSORBOARD = "tensorboard"
 
 
 class RunLog:
@@ -54,7 +36,8 @@ class RunLog:
         updates: int,
         done: int,
         headline: tuple[str, ...],
-        wandb: Callable[[Path], WandBTracker] | None = None,
+        wandb: WandbLog | None = None,
+        make_room: Callable[[OSError], bool] = lambda error: False,
     ) -> None:
         """Prepare the progress bar, and open the logs on the main process.
 
@@ -64,10 +47,12 @@ class RunLog:
             updates: number of updates of the complete run.
             done: number of updates already made; metrics of later updates are dropped.
             headline: names of the metrics shown next to the progress bar.
-            wandb: function that opens the run at W&B (see `wandb_tracker`); None to log without W&B.
+            wandb: the log at W&B; None to log without it.
+            make_room: function that frees space on the disk if it is full, and returns whether to write again.
         """
         self._run = run
         self._headline = headline
+        self._make_room = make_room
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -78,17 +63,23 @@ class RunLog:
             disable=not is_main(),
         )
         self._task = self._bar.add_task(name, total=updates, completed=done, note="")
-        self._wandb: WandBTracker | None = None
+        self._wandb = wandb if is_main() else None
         if is_main():
             PartialState()
-            drop_after(run, done)
+            dropped = drop_after(run, done)
             self._open(done)
-            self._wandb = None if wandb is None else wandb(run)
+            if self._wandb is not None and dropped:
+                self._wandb.restart(read_lines(run / METRICS_FILE), done)
+            elif self._wandb is not None:
+                self._wandb.start()
 
     def _open(self, done: int) -> None:
         self._lines = open(self._run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - `_close` closes it
+        self._open_tensorboard(done + 1)
+
+    def _open_tensorboard(self, first: int) -> None:
         # TensorBoard hides values that earlier writers logged at `purge_step` and after it.
-        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=done + 1)
+        self._tensorboard = TensorBoardTracker(_TENSORBOARD, str(self._run), purge_step=first)
         self._tensorboard.start()
 
     def _close(self) -> None:
@@ -120,12 +111,20 @@ class RunLog:
             return
         row = {**metrics, "seconds": round(seconds, 3)}
         self._lines.write(json.dumps({"step": update, **row}) + "\n")
-        self._lines.flush()
-        self._tensorboard.log(row, step=update)
+        try:
+            self._lines.flush()
+            self._tensorboard.log(row, step=update)
+        except OSError as error:
+            if not self._make_room(error):
+                raise
+            # The file still holds what it could not write. A writer of TensorBoard never recovers from an error.
+            self._lines.flush()
+            with suppress(OSError):
+                self._tensorboard.finish()
+            self._open_tensorboard(update)
+            self._tensorboard.log(row, step=update)
         if self._wandb is not None:
-            # W&B accepts each step number only once, but a rollback repeats updates. W&B therefore draws its curves
-            # over the metric `update`.
-            self._wandb.log({**row, "update": update})
+            self._wandb.log(row, update)
         # Without ZeRO in fp32, DeepSpeed does not report gradient norms.
         note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline if name in metrics)
         self._bar.update(self._task, completed=update, note=note)
@@ -140,9 +139,12 @@ class RunLog:
         """
         if not is_main():
             return
-        line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
-        with open(self._run / EVENTS_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            add_event(self._run, kind, update, **facts)
+        except OSError as error:
+            if not self._make_room(error):
+                raise
+            add_event(self._run, kind, update, **facts)
 
     def go_back(self, update: int) -> None:
         """Drop the metrics of the rounds after `update` and reset the progress bar to it."""
@@ -151,10 +153,26 @@ class RunLog:
         self._close()
         drop_after(self._run, update, ABANDONED_FILE)
         self._open(update)
+        if self._wandb is not None:
+            self._wandb.restart(read_lines(self._run / METRICS_FILE), update)
         self._bar.update(self._task, completed=update)
 
 
-def drop_after(run: Path, update: int, into: str | None = None) -> None:
+def add_event(run: Path, kind: str, update: int, **facts: object) -> None:
+    """Add a line to `events.jsonl`; arguments as for `RunLog.event`.
+
+    Args:
+        run: the run's folder.
+        kind: name of the event.
+        update: number of generator updates made.
+        facts: further entries of the line; JSON data.
+    """
+    line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
+    with open(run / EVENTS_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def drop_after(run: Path, update: int, into: str | None = None) -> bool:
     """Remove the rounds after `update` from `metrics.jsonl`.
 
     Also removes an incomplete line, which a killed process may leave.
@@ -163,10 +181,13 @@ def drop_after(run: Path, update: int, into: str | None = None) -> None:
         run: the run's folder.
         update: the last update to keep.
         into: name of a file in the run's folder, to which the removed rounds are appended; None deletes them.
+
+    Returns:
+        Whether rounds were removed.
     """
     path = run / METRICS_FILE
     if not path.exists():
-        return
+        return False
     kept: list[str] = []
     dropped: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -178,38 +199,7 @@ def drop_after(run: Path, update: int, into: str | None = None) -> None:
     if into is not None:
         with open(run / into, "a", encoding="utf-8") as file:
             file.writelines(dropped)
-
-
-def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
-    """Return a function that opens the run at W&B; after a resume it opens the same W&B run.
-
-    Args:
-        config: the training's configuration.
-
-    Returns:
-        The function, which takes the run's folder; None if no W&B project is configured.
-    """
-    project = config.logging.wandb
-    if project is None:
-        return None
-
-    def open_run(run: Path) -> WandBTracker:
-        known = run / _WANDB_ID
-        if not known.exists():
-            write_text(known, secrets.token_hex(4))
-        tracker = WandBTracker(
-            project,
-            id=known.read_text(encoding="utf-8").strip(),
-            name=run.name,
-            dir=str(run),
-            resume="allow",
-            config=config.model_dump(mode="json"),
-        )
-        tracker.start()
-        tracker.run.define_metric("*", step_metric="update")
-        return tracker
-
-    return open_run
+    return bool(dropped)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

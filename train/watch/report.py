@@ -31,6 +31,7 @@ from ..run_folder import (
     checkpoint_updates,
     read_manifest,
     run_facts,
+    update_of,
 )
 from .guard import RULES
 from .log import read_lines
@@ -153,6 +154,8 @@ def _status(record: RunRecord) -> str:
         return f"Finished: {record.last} updates."
     if kind == "ended by the guard":
         return f"**Ended by the guard** at update {last['step']} of {updates}: {'; '.join(last['findings'])}."
+    if kind == "failed":
+        return f"**Ended by an error** at update {last['step']} of {updates}: {last['error']}"
     if kind == "stopped":
         return f"Stopped by {last['by']} at update {record.last} of {updates}. A checkpoint was saved."
     return f"The run was at update {record.last} of {updates} when this report was written."
@@ -203,14 +206,15 @@ def _guard_text(record: RunRecord) -> str:
 
 
 def _samples(record: RunRecord) -> str:
-    sheets = sorted((record.run / VALIDATION).glob("step-*.png"))
+    # Somebody may have put other pictures there.
+    sheets = sorted(p for p in (record.run / VALIDATION).glob("step-*.png") if update_of(p.stem) is not None)
     if not sheets:
         return "There are no samples: `validation.every` is 0, or the run was too short."
     count = min(_SHEETS, len(sheets))
     picked = [sheets[round(i * (len(sheets) - 1) / max(count - 1, 1))] for i in range(count)]
     text = ["Each row shows one start image with a fixed seed. Columns are frames."]
     for sheet in picked:
-        update = int(sheet.stem.removeprefix("step-"))
+        update = update_of(sheet.stem)
         video = f" ([video](../{VALIDATION}/{sheet.stem}.mp4))" if sheet.with_suffix(".mp4").exists() else ""
         text.append(f"Update {update}{video}\n\n![samples at update {update}](../{VALIDATION}/{sheet.name})")
     return "\n\n".join(text)
@@ -220,7 +224,7 @@ def _timeline(events: Rows) -> str:
     rows = []
     for event in events:
         when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M:%S")
-        details = event.get("findings") or [event[key] for key in ("finding", "by", "device") if key in event]
+        details = event.get("findings") or [event[key] for key in ("finding", "by", "device", "error") if key in event]
         details = [*details, *(f"{name}: {was}, now {now}" for name, (was, now) in event.get("changed", {}).items())]
         if event["event"] != "saved":
             rows.append((when, str(event["step"]), event["event"], "; ".join(details)))

@@ -1,5 +1,6 @@
 """Both pocket trainings at toy size: they learn, and a resumed run is bit-equal to an uninterrupted run."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.taehv import TAEHV, load_taehv
 from train.config.sections import EmaConfig, OptimizerConfig
 from train.data.dataset import LatentDataset
+from train.folder_lock import FolderInUseError, folder_lock
 from train.pocket.dataset import PortraitFolder, RenderConfig, render_folder, to_unit_frames
 from train.pocket.latents import write_latents
 from train.pocket.sketcher import Sketcher, initialise, start_sketcher
@@ -119,6 +121,20 @@ def test_vae_resumes_bit_exactly(
     assert all(torch.equal(once[key], resumed[key]) for key in once)
 
 
+def test_the_encoder_stays_as_the_decoder_knows_it(vae_run: Path, portraits: Path, tmp_path: Path) -> None:
+    """The decoder may be trained further. The encoder may not, and two processes may not train in one folder."""
+    shutil.copytree(vae_run / "run", tmp_path / "run")
+    longer = ENCODER.model_copy(update={"updates": ENCODER.updates + 1})
+    with pytest.raises(ConfigError, match=f"updates={ENCODER.updates}"):
+        train_vae(longer, DECODER, portraits, tmp_path / "run", tmp_path / "vae.st")
+    with folder_lock(tmp_path / "run", "another"), pytest.raises(FolderInUseError, match="another"):
+        train_vae(ENCODER, DECODER, portraits, tmp_path / "run", tmp_path / "vae.st")
+    longer_decoder = DECODER.model_copy(update={"updates": DECODER.updates + 1})
+    train_vae(ENCODER, longer_decoder, portraits, tmp_path / "run", tmp_path / "vae.st")
+    rows = read_lines(tmp_path / "run" / "decoder" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, DECODER.updates + 2))
+
+
 @pytest.fixture(scope="module")
 def latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latents")
@@ -194,6 +210,17 @@ def test_a_stage_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
         run_line(tmp_path, stage(), killed_at=20)
     with pytest.raises(ConfigError, match=r"seed.*differ|differ.*seed"):
         run_line(tmp_path, stage(seed=1))
+
+
+def test_a_stage_may_become_longer_or_shorter(tmp_path: Path) -> None:
+    """Also with other intervals; its latest checkpoint counts."""
+    run_line(tmp_path, stage())
+    run_line(tmp_path, stage(updates=70, checkpoint_every=4, validation_every=5))
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 71))
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-000070"
+    slope = run_line(tmp_path, stage(updates=65)).slope
+    assert torch.equal(slope, run_line(tmp_path, stage(updates=70)).slope)
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 71))
 
 
 def test_a_loss_that_is_not_finite_ends_a_stage_and_keeps_its_checkpoint(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from safetensors.torch import save_file
 
+import train.tools.export
 from magicdistill_core.branch import LowRank, merge
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, OutputError
 from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from magicdistill_core.hashes import file_sha256
 from magicdistill_core.layouts.lora import lora_state
@@ -101,6 +103,35 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path: Path, run: Path, f
     with file_size_limit(100_000), pytest.raises(CheckpointError, match=r"g\.safetensors .*written .*disk"):
         export_run(run, out, format)
     assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("format", ["comfyui", "int8", "lora", "diffusers"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_loaded(
+    tmp_path: Path, format: ExportFormat
+) -> None:
+    """Even before the run is looked at, which does not exist here."""
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputError, match=f"{tmp_path / 'file'} is a file"):
+        export_run(tmp_path / "none", tmp_path / "file" / "out.safetensors", format)
+
+
+@full_mode
+def test_two_diffusers_exports_at_once_leave_one_complete_folder(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one starts and ends while the first one writes."""
+    out, network = tmp_path / "out", train.tools.export.load_network
+
+    def other_first(*given: Any) -> Any:
+        monkeypatch.setattr(train.tools.export, "load_network", network)
+        export_run(run, out, "diffusers")
+        return network(*given)
+
+    monkeypatch.setattr(train.tools.export, "load_network", other_first)
+    with pytest.raises(CheckpointError, match=f"{out} cannot be written"):
+        export_run(run, out, "diffusers")
+    HunyuanVideoTransformer3DModel.from_pretrained(out)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
 
 
 @both_modes

@@ -11,7 +11,7 @@ from torch import Tensor
 import train.tools.sample
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
-from magicdistill_core.errors import CheckpointError, VideoError
+from magicdistill_core.errors import CheckpointError, OutputError, VideoError
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas
@@ -248,6 +248,17 @@ def test_unusable_inputs_are_refused(tmp_path: Path, teacher_file: Path, taehv_f
     with pytest.raises(CheckpointError, match="16 input channels"):
         sample_file(tmp_path / "t2v.safetensors", still, out, vae=taehv_file)
     assert not out.exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_loaded(
+    tmp_path: Path, teacher_file: Path, still: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "folder.mp4").mkdir()
+    monkeypatch.setattr(train.tools.sample, "load_weights", lambda *_: pytest.fail("the weights were loaded"))
+    for out in (tmp_path / "file" / "x.mp4", tmp_path / "folder.mp4", tmp_path / f"{'x' * 300}.mp4"):
+        with pytest.raises(OutputError, match=f"{out.name}|{out.parent}"):
+            sample_file(teacher_file, still, out)
 
 
 def test_condition_layout_is_image_then_mask() -> None:

@@ -1,20 +1,21 @@
 """The log of a run: each curve has one value for each round that counts."""
 
+import errno
 import json
-import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from magicdistill_core.errors import ConfigError
+import train.watch.log
 from tests.makers import json_lines
 from train.config.reading import parse_config
 from train.config.training import TrainConfig
-from train.watch.log import RunLog, check_trackers, drop_after, read_lines, wandb_tracker
+from train.watch.log import RunLog, drop_after, read_lines
 
 HEADLINE = ("fake/loss",)
 
@@ -28,7 +29,7 @@ def config(tmp_path: Path, tiny_config: Callable[..., dict], monkeypatch: pytest
 
 
 def open_log(config: TrainConfig, done: int) -> RunLog:
-    return RunLog(config.run, "w2s", config.updates, done, HEADLINE, wandb_tracker(config))
+    return RunLog(config.run, "w2s", config.updates, done, HEADLINE)
 
 
 def test_lost_rounds_are_removed(tmp_path: Path) -> None:
@@ -72,59 +73,55 @@ def test_a_round_is_logged_once_after_resuming_and_going_back(config: TrainConfi
     assert len(board.Scalars("seconds")) == 4
 
 
-class Wandb(ModuleType):
-    """A stand-in for the package `wandb` that records all calls."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.__spec__ = ModuleSpec("wandb", None)
-        self.settings: list[dict] = []
-        self.logged: list[dict] = []
-        self.metrics: list[tuple] = []
-        self.finished = 0
-
-    def init(self, **settings: object) -> "Wandb":
-        self.settings.append(settings)
-        return self
-
-    def define_metric(self, name: str, step_metric: str) -> None:
-        self.metrics.append((name, step_metric))
-
-    def log(self, values: dict, step: int | None = None) -> None:
-        assert step is None
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-def test_wandb_gets_every_round_of_one_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
-    check_trackers(config)
-    for step in (1, 2):
-        with open_log(config, step - 1) as log:
-            log.log(step, {"fake/loss": 1.0}, seconds=0.5)
-    assert [settings["project"] for settings in wandb.settings] == ["portraits"] * 2
-    assert wandb.settings[0]["id"] == wandb.settings[1]["id"]
-    assert wandb.settings[0]["config"]["updates"] == config.updates
-    assert [row["update"] for row in wandb.logged] == [1, 2]
-    assert wandb.logged[0] == {"fake/loss": 1.0, "seconds": 0.5, "update": 1}
-    assert wandb.metrics == [("*", "update")] * 2
-    assert wandb.finished == 2
-
-
-def test_a_missing_wandb_is_reported_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_trackers(config)
-    monkeypatch.setattr("train.watch.log.find_spec", lambda name: None)
-    config = config.model_copy(update={"logging": config.logging.model_copy(update={"wandb": "portraits"})})
-    with pytest.raises(ConfigError, match=r"logging\.wandb is 'portraits'.*pip install wandb"):
-        check_trackers(config)
-
-
 def test_a_metric_that_is_not_logged_is_left_out_of_the_headline(config: TrainConfig) -> None:
     """Without ZeRO in fp32, DeepSpeed reports no gradient norms."""
     with RunLog(config.run, "sft", 2, 0, ("generator/loss", "generator/gradient_norm")) as log:
         log.log(1, {"generator/loss": 0.5}, seconds=0.5)
     assert [row["generator/loss"] for row in read_lines(config.run / "metrics.jsonl")] == [0.5]
+
+
+class FullOnce:
+    """Something that is written, and for which the disk is full at its second use."""
+
+    def __init__(self, write: Callable[..., None]) -> None:
+        self.write, self.uses = write, 0
+
+    def __call__(self, *given: object, **named: object) -> None:
+        self.uses += 1
+        if self.uses == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.write(*given, **named)
+
+
+@pytest.mark.parametrize("place", ["metrics", "tensorboard", "events"])
+@pytest.mark.parametrize("room", [True, False])
+def test_a_full_disk_costs_no_round(
+    place: str, room: bool, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If room can be made, every round and event is there once; else the error ends the run."""
+    asked: list[OSError] = []
+
+    def make_room(error: OSError) -> bool:
+        asked.append(error)
+        return room
+
+    if place == "tensorboard":
+        full = FullOnce(TensorBoardTracker.log)
+        monkeypatch.setattr(TensorBoardTracker, "log", lambda *given, **named: full(*given, **named))
+    if place == "events":
+        monkeypatch.setattr(train.watch.log, "add_event", FullOnce(train.watch.log.add_event))
+    log = RunLog(config.run, "w2s", 3, 0, HEADLINE, make_room=make_room)
+    if place == "metrics":
+        real = log._lines
+        log._lines = SimpleNamespace(write=real.write, flush=FullOnce(real.flush), close=real.close)  # type: ignore[assignment]
+    with nullcontext() if room else pytest.raises(OSError, match="No space"), log:
+        for step in (1, 2, 3):
+            log.log(step, {"fake/loss": 1.0 * step}, seconds=0.5)
+            log.event("saved", step)
+    assert len(asked) == 1
+    if room:
+        assert [row["step"] for row in json_lines(config.run / "metrics.jsonl")] == [1, 2, 3]
+        assert [event["step"] for event in json_lines(config.run / "events.jsonl")] == [1, 2, 3]
+        board = EventAccumulator(str(config.run / "tensorboard"))
+        board.Reload()
+        assert [event.step for event in board.Scalars("fake/loss")] == [1, 2, 3]
