@@ -19,7 +19,10 @@ ABSOLUTE = {
 }
 PACKAGES = ("magicdistill_core", "nodes", "train")
 # The files of train/ outside its rooms.
-TOP_OF_TRAIN = {"__init__.py", "__main__.py", "cli.py", "distributed.py", "run_folder.py"}
+TOP_OF_TRAIN = {
+    *("__init__.py", "__main__.py", "cli.py", "command_line.py", "console.py"),
+    *("distributed.py", "run_folder.py"),
+}
 ROOMS = {
     *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "comfyui", "pocket"),
     "presets",

@@ -16,12 +16,12 @@ from typing import Any, Self
 
 from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.files import write_text
 
 from ..config.training import TrainConfig
+from ..console import progress
 from ..distributed import is_main
 from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE
 
@@ -68,15 +68,7 @@ class RunLog:
         """
         self._run = run
         self._headline = headline
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            disable=not is_main(),
-        )
+        self._bar = progress(disable=not is_main())
         self._task = self._bar.add_task(name, total=updates, completed=done, note="")
         self._wandb: WandBTracker | None = None
         if is_main():
