@@ -6,13 +6,14 @@ TensorBoard drop the rounds that no longer count. A curve there has one value pe
 """
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
@@ -133,8 +134,8 @@ class RunLog:
         if not is_main():
             return
         line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
-        with open(self._run / EVENTS_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(self._run / EVENTS_FILE, "a+b") as file:
+            file.write(_line_break(file) + json.dumps(line).encode() + b"\n")
 
     def go_back(self, update: int) -> None:
         """Drop the metrics of the rounds after `update` and reset the progress bar to it."""
@@ -161,7 +162,7 @@ def drop_after(run: Path, update: int, into: str | None = None) -> None:
         return
     kept: list[str] = []
     dropped: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             (kept if json.loads(line)["step"] <= update else dropped).append(line + "\n")
         except (ValueError, KeyError, TypeError):
@@ -204,18 +205,29 @@ def wandb_tracker(config: TrainConfig) -> Callable[[Path], WandBTracker] | None:
     return open_run
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def _line_break(file: BinaryIO) -> bytes:
+    """Return a line break if the last line of a file has none, because its process was killed; else nothing."""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def read_lines(path: Path, *needed: str) -> list[dict[str, Any]]:
     """Read a JSON Lines file, and return one dictionary per line.
 
-    Incomplete lines, which a killed process may leave, are skipped. A missing file is empty.
+    Damaged lines, which a killed process or a full disk may leave, are skipped. A missing file is empty.
 
     Args:
         path: the file.
+        needed: entries without which a line is damaged.
     """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and all(name in row for name in needed):
+            rows.append(row)
     return rows
