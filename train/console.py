@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 # The name of the command, which messages print for the user to copy.
@@ -81,7 +82,7 @@ class _PlainColumn(ProgressColumn):
     """A text of a task of a progress bar: its description, or one of its fields."""
 
     def __init__(self, name: str, console: Console, style: str = "") -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._name, self._console, self._style = name, console, style
 
     def render(self, task: Task) -> Text:

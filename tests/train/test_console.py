@@ -72,6 +72,11 @@ def test_a_progress_bar_shows_names_as_they_are() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[lora] [/x]" in shown
     assert "[b] :smile: 1.mp4" in shown
+    narrow = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    with progress(narrow) as bar:
+        bar.add_task("a", total=2, note="generator/loss 0.1234  generator/gradient_norm 0.1234")
+        bar.refresh()
+    assert "\ngenerator" not in narrow.file.getvalue()  # type: ignore[attr-defined]
     assert progress(disable=True).disable
 
 
