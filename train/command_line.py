@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -12,20 +12,22 @@ from magicdistill_core.errors import ConfigError
 
 from .config.paths import at_home
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 
 class CommandLine(typer.Typer):
     """A group of commands that prepares the values of all options and arguments."""
 
-    def command(self, *arguments: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         """Return a decorator that adds a function as a command.
 
         Args:
-            arguments: the command's name.
+            name: the command's name; None takes the function's.
             options: as for `typer.Typer.command`.
         """
-        add = super().command(*arguments, **options)
+        add = super().command(name, **options)
 
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(function: Function) -> Function:
             @wraps(function)
             def call(**values: Any) -> Any:
                 return function(**{name: _prepared(name, value) for name, value in values.items()})

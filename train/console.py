@@ -58,7 +58,7 @@ def show_facts(facts: Mapping[str, str]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def progress(console: Console | None = None, *, disable: bool = False) -> Progress:
+def progress_bar(console: Console | None = None, *, disable: bool = False) -> Progress:
     """Return a progress bar: the task's description, the bar, the count, the time, and the task's field `note`.
 
     Args:

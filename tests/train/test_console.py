@@ -13,7 +13,9 @@ import yaml
 from rich.console import Console
 
 import train
-from train.console import LogHandler, command, progress, show, show_facts
+from train.console import LogHandler, command, progress_bar, show, show_facts
+from train.data.dataset import LatentDataset
+from train.data.dataset_index import DatasetError
 
 # Markup, an emoji code, a closing mark without an opening one, a number that Rich would colour, and a long path.
 NAME = "gen[lora] [/x] [bold]:smile: 10.5/" + "/a long folder" * 30 + "/it's.mp4"
@@ -58,7 +60,7 @@ def test_a_name_that_the_terminal_cannot_show(encoding: str) -> None:
 
         def call(name: str = name) -> None:
             show(name)
-            with progress(Console(width=200, force_terminal=True, color_system=None)) as bar:
+            with progress_bar(Console(width=200, force_terminal=True, color_system=None)) as bar:
                 bar.add_task("portraits", total=1, note=name)
 
         assert printed(encoding, call).count(".mp4") >= 2
@@ -66,18 +68,18 @@ def test_a_name_that_the_terminal_cannot_show(encoding: str) -> None:
 
 def test_a_progress_bar_shows_names_as_they_are() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-    with progress(console) as bar:
+    with progress_bar(console) as bar:
         bar.add_task("[lora] [/x]", total=2, note="[b] :smile: 1.mp4")
         bar.add_task("no note", total=2)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[lora] [/x]" in shown
     assert "[b] :smile: 1.mp4" in shown
     narrow = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
-    with progress(narrow) as bar:
+    with progress_bar(narrow) as bar:
         bar.add_task("a", total=2, note="generator/loss 0.1234  generator/gradient_norm 0.1234")
         bar.refresh()
     assert "\ngenerator" not in narrow.file.getvalue()  # type: ignore[attr-defined]
-    assert progress(disable=True).disable
+    assert progress_bar(disable=True).disable
 
 
 @pytest.mark.parametrize("path", ["plain", "my run", "it's #2", "$HOME/*", "~/x", "[a]"])
@@ -91,7 +93,7 @@ def test_rich_prints_only_in_one_module() -> None:
     for path in folder.rglob("*.py"):
         text = path.read_text()
         if path != folder / "console.py":
-            for word in ("rich.progress", "rich.table", "rich.logging", ").print(", "console.print(", "typer.echo("):
+            for word in ("TextColumn(", "rich.table", "rich.logging", ").print(", "console.print(", "typer.echo("):
                 assert word not in text, f"{path.relative_to(folder)}: {word}"
 
 
@@ -147,3 +149,10 @@ def test_the_command_at_the_end_of_a_training_names_its_folder(
     printed = magicdistill("train", path)[1]
     words = shlex.split(printed.partition("with: ")[2])
     assert words[:3] == ["magicdistill", "export", str(tmp_path / "home" / "my [run]")]
+
+
+def test_advice_to_run_a_command_names_the_folder_for_a_shell(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as found:
+        LatentDataset(tmp_path / "my clips")
+    words = shlex.split(str(found.value).split("`")[1])
+    assert words == ["magicdistill", "prepare", "--videos", "DIR", "--out", str(tmp_path / "my clips")]

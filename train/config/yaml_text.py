@@ -24,9 +24,9 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = _resolvers()
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping; refuse a key that stands there twice, of which YAML would keep only the last."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call, assignment]
+        node = super().compose_mapping_node(anchor)
         seen: dict[str, int] = {}
         for key, _ in node.value:
             # Several `<<` merge several mappings.

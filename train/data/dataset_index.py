@@ -19,6 +19,8 @@ from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.families import all_families
 from magicdistill_core.geometry import latent_shape
 
+from ..console import command
+
 INDEX_NAME = "dataset.json"
 LATENTS, IMAGE_LATENTS, IMAGE_FEATURES = "latents", "image_latents", "image_features"
 
@@ -113,7 +115,7 @@ def read_index(folder: Path) -> DatasetIndex:
     if not path.is_file():
         raise DatasetError(
             f"{folder} is not a latent dataset: it has no {INDEX_NAME}. Make a dataset with "
-            f"`magicdistill prepare --videos DIR --out {folder}`, or correct the path."
+            f"`{command('prepare', '--videos', 'DIR', '--out', folder)}`, or correct the path."
         )
     try:
         return DatasetIndex.model_validate_json(path.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from magicdistill_core.errors import VideoError
@@ -17,7 +18,7 @@ from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.media.video import read_video, resize_crop
 
-from ..console import progress
+from ..console import progress_bar
 from .dataset_index import DatasetIndex, StoredDtype
 from .dataset_writer import LatentWriter
 from .start_images import StartImageEncoder, load_start_images
@@ -121,15 +122,15 @@ def prepare(
         image_encoder_sha256=None if image_encoder is None else weights_sha256(image_encoder),
     )
     report = PrepareReport()
-    with LatentWriter(out, index) as writer, progress(console, disable=console is None) as bar:
-        task = bar.add_task("Preparing", total=len(sources), note="")
+    with LatentWriter(out, index) as writer, _progress(console) as progress:
+        task = progress.add_task("Preparing", total=len(sources), note="")
         for name, path in sources.items():
-            bar.update(task, note=name)
+            progress.update(task, note=name)
             if writer.finished(name):
                 report.already_in += 1
             else:
                 _add_source(writer, encoder, name, path, geometry, device, report)
-            bar.advance(task)
+            progress.advance(task)
         report.total = len(writer)
     if not report.total:
         reasons = "; ".join(report.skipped.values())
@@ -156,6 +157,10 @@ def find_videos(videos: Path) -> dict[str, Path]:
             f"The folder {videos} holds no video (files named {', '.join(sorted(VIDEO_SUFFIXES))}). Check the path."
         )
     return {path.relative_to(videos).as_posix(): path for path in found}
+
+
+def _progress(console: Console | None) -> Progress:
+    return progress_bar(console, disable=console is None)
 
 
 def _add_source(

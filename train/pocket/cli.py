@@ -12,7 +12,7 @@ from magicdistill_core.errors import ConfigError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 
 from ..command_line import CommandLine
-from ..console import progress, show
+from ..console import progress_bar, show
 
 app = CommandLine(
     no_args_is_help=True, help="Build and measure the pocket model: portraits, video autoencoder, teacher, methods."
@@ -28,7 +28,7 @@ Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=valu
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar in the context, which is a function `(done, total)` that moves it."""
-    with progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:

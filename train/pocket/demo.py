@@ -17,7 +17,7 @@ from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
 
 from ..config.reading import load_config
-from ..console import progress, show
+from ..console import progress_bar, show
 from ..data.vae import Vae, load_vae
 from ..distributed import prepare_environment
 from ..networks.network import load_network
@@ -55,7 +55,7 @@ def demo(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     show(f"1/4 Rendering and encoding {CLIPS} pocket portraits", style="bold")
-    with progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("portraits", total=CLIPS)
         write_latents(out / "portraits", CLIPS, advance=lambda: bar.advance(task))
 

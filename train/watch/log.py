@@ -22,7 +22,7 @@ from magicdistill_core.errors import ConfigError
 from magicdistill_core.files import write_text
 
 from ..config.training import TrainConfig
-from ..console import progress
+from ..console import progress_bar
 from ..distributed import is_main
 from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE
 
@@ -69,7 +69,7 @@ class RunLog:
         """
         self._run = run
         self._headline = headline
-        self._bar = progress(disable=not is_main())
+        self._bar = progress_bar(disable=not is_main())
         self._task = self._bar.add_task(name, total=updates, completed=done, note="")
         self._wandb: WandBTracker | None = None
         if is_main():
