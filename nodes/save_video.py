@@ -178,8 +178,8 @@ class SaveVideo(io.ComfyNode):
         frames = writers[0].frames
         if broken:
             warnings.append(
-                f"{broken} of {frames} frames contain NaN or infinite values; NaN is saved as black. The VAE or the "
-                f"model may overflow in fp16: run it in bf16 or fp32."
+                f"{broken} of {frames} frames contain NaN or infinite values; NaN and -inf are saved as black, inf as "
+                f"white. The VAE or the model may overflow in fp16: run it in bf16 or fp32."
             )
         place = f"{subfolder}/{file}" if subfolder else file
         counted = "1 frame" if frames == 1 else f"{frames} frames"

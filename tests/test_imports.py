@@ -20,8 +20,8 @@ ABSOLUTE = {
 PACKAGES = ("magicdistill_core", "nodes", "train")
 # The files of train/ outside its rooms.
 TOP_OF_TRAIN = {
-    *("__init__.py", "__main__.py", "cli.py", "signals.py"),
-    *("distributed.py", "folder_lock.py", "run_folder.py", "surroundings.py"),
+    *("__init__.py", "__main__.py", "cli.py", "command_line.py", "console.py", "distributed.py"),
+    *("folder_lock.py", "run_folder.py", "signals.py", "surroundings.py"),
 }
 ROOMS = {
     *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "comfyui", "pocket"),

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.text import Text
 
 from magicdistill_core.errors import ConfigError, MagicDistillError
 
+from .command_line import CommandLine
+from .console import LogHandler, command, show, show_facts
 from .pocket.cli import app as pocket_app
 from .surroundings import complete_surroundings
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BAD_INPUT = 2
 
-app = typer.Typer(
+app = CommandLine(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,8 +67,7 @@ VaeOption = Annotated[
 def setup(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
     """Send log messages to stderr. Accepts --local_rank, which `deepspeed` passes, and uses LOCAL_RANK instead."""
     complete_surroundings()
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()], force=True)
     for name in (__name__.partition(".")[0], "magicdistill_core"):
         logging.getLogger(name).setLevel(logging.INFO)
 
@@ -99,14 +98,14 @@ def train(
     if outcome.stopped_by:
         text = (
             f"Stopped by {outcome.stopped_by} at update {outcome.updates} of {settings.updates}. A checkpoint was "
-            f"saved. Resume the run with: magicdistill train {settings.run / CONFIG_FILE} --resume"
+            f"saved. Resume the run with: {command('train', settings.run / CONFIG_FILE, '--resume')}"
         )
     else:
         text = (
             f"The run {settings.run} is at update {outcome.updates}. Export its generator with: "
-            f"magicdistill export {settings.run} --out generator.safetensors"
+            f"{command('export', settings.run, '--out', 'generator.safetensors')}"
         )
-    Console().print(text, soft_wrap=True)
+    show(text)
 
 
 @app.command()
@@ -134,13 +133,12 @@ def memory(
     prepare_environment()
     from .engines.teacher import load_teacher
     from .memory.training import memory_of, sample_of
-    from .tools.inspect_file import facts_table
 
     teacher = load_teacher(settings, "meta")
     shapes = sample_of(settings, teacher, frames, height, width)
     with Console(stderr=True).status("Simulating one update of each role without data"):
         found = memory_of(settings, teacher, shapes, gpus)
-    Console().print(facts_table(found.facts()))
+    show_facts(found.facts())
 
 
 @app.command()
@@ -182,20 +180,16 @@ def prepare(
         Console(stderr=True),
         image_encoder,
     )
-    console = Console()
-    console.print(
+    show(
         f"{report.added} samples added, {report.total} in {out}: {frames} frames of {width} x {height} at {fps:g} fps "
-        f"each. {report.already_in} videos were already in the dataset, {len(report.skipped)} videos were skipped.",
-        soft_wrap=True,
-        markup=False,
+        f"each. {report.already_in} videos were already in the dataset, {len(report.skipped)} videos were skipped."
     )
     for reason in by_reason(report.skipped):
-        console.print(Text(f"Skipped: {reason}", style="yellow"), soft_wrap=True)
+        show(f"Skipped: {reason}", style="yellow")
     if report.stopped_by:
-        console.print(
+        show(
             f"Stopped by {report.stopped_by}. Everything encoded so far is stored. Start the same command again to "
-            f"continue.",
-            soft_wrap=True,
+            f"continue."
         )
         raise typer.Exit(128 + signal.Signals[report.stopped_by])
 
@@ -212,7 +206,7 @@ def encode_prompt(
 
     encoded = run(pipeline, prompt, out, _device(device))
     _, tokens, width = encoded.text_states.shape
-    Console().print(f"Wrote {out}: {tokens} tokens of {width}", soft_wrap=True)
+    show(f"Wrote {out}: {tokens} tokens of {width}")
 
 
 @app.command()
@@ -246,7 +240,7 @@ def export(
     if best:
         update = read_manifest(checkpoint_folder(run, best=True)).update
     done = export_run(run, out, format.value, update, None if dtype is None else DTYPES[dtype.value], teacher)
-    Console().print(f"Wrote {out}{f': {done.summary()}' if done else ''}", soft_wrap=True)
+    show(f"Wrote {out}{f': {done.summary()}' if done else ''}")
 
 
 @app.command()
@@ -254,7 +248,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a training run.")
     """Write a report of a run: curves, samples, events, settings and next steps."""
     from .watch.report import write_report
 
-    Console().print(f"Wrote {write_report(run)}", soft_wrap=True)
+    show(f"Wrote {write_report(run)}")
 
 
 @app.command()
@@ -303,7 +297,7 @@ def sample(
             device=_device(device),
             callback=lambda state: status.update(f"Step {state.step + 1} done (sigma {state.sigma:.3f})"),
         )
-    Console().print(
+    show(
         f"Wrote {out}: {settings.frames} frames of {settings.width} x {settings.height} at {settings.fps:g} fps, "
         f"{settings.steps} steps, shift {settings.shift:g}, seed {settings.seed}"
     )
@@ -319,9 +313,9 @@ def inspect(
     ] = False,
 ) -> None:
     """Describe a weights file or a dataset, and print its recipe."""
-    from .tools.inspect_file import facts_table, inspect_file
+    from .tools.inspect_file import inspect_file
 
-    Console().print(facts_table(inspect_file(file, sha256)))
+    show_facts(inspect_file(file, sha256))
 
 
 @app.command()
@@ -363,7 +357,7 @@ def workflows(
     from .comfyui.workflows.write import write_workflows
 
     written = write_workflows(comfyui, thumbnails)
-    Console().print(f"Wrote {len(written)} files into {written[0].parent}", soft_wrap=True)
+    show(f"Wrote {len(written)} files into {written[0].parent}")
 
 
 def _device(name: str | None) -> "torch.device":
@@ -394,7 +388,7 @@ def _print_error(text: str) -> None:
     # Under a launcher every process prints its own error.
     if os.environ.get("WORLD_SIZE", "1") != "1":
         text = f"[process {os.environ.get('RANK')}] {text}"
-    Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+    show(text, error=True, style="red")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ The answer is one line of JSON with the exit codes by rank (negative: the signal
 processes have the environment of a launcher. A request can also ask for faults, such as a kill or a full disk.
 """
 
+import gc
 import json
 import os
 import resource
@@ -36,6 +37,7 @@ class Request:
 
     Attributes:
         arguments: the arguments of `magicdistill train`.
+        then: the arguments of further trainings, which the same processes make one after another.
         processes: the number of processes.
         victim: the rank of the process that has the fault; None for all processes.
         die_at: the victim kills itself with SIGKILL before this file operation below `watched`, counted from 1.
@@ -51,6 +53,7 @@ class Request:
     """
 
     arguments: list[str]
+    then: list[list[str]] = field(default_factory=list)
     processes: int = 1
     victim: int | None = None
     die_at: int | None = None
@@ -106,19 +109,28 @@ def _live(request: Request, rank: int, port: int, output: str) -> None:
         Engine.backward = lambda engine, loss, *, last: engine.engine.backward(loss)  # type: ignore[method-assign]
     if not request.report:
         train.run.trainer.write_report = lambda run: run
-    sys.argv = ["magicdistill", "train", *request.arguments]
-    code = 1
+    # DeepSpeed collects garbage at every start, which takes longer the more objects there are.
+    gc.freeze()
+    code = 0
+    for arguments in (request.arguments, *request.then):
+        code = code or _train(arguments)
+    os._exit(code)
+
+
+def _train(arguments: list[str]) -> int:
+    """Train one configuration, and return the exit code."""
+    sys.argv = ["magicdistill", "train", *arguments]
     try:
         main()
-        code = 0
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
+        return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+    return 0
 
 
 def _wait_for_line(log: Path, lines: int, children: list[int]) -> bool:

@@ -21,12 +21,15 @@ from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.objectives.supervision import Distance
 from magicdistill_core.widening import add_guidance_embedding, widen_to_image
 
-from .sections import OptimizerConfig, Positive, Section
+from .sections import Calls, FilePath, Numbered, OptimizerConfig, Section
 
 # The names of the trained networks. Each has its own engine and optimizer.
 GENERATOR, FAKE, DISCRIMINATOR = "generator", "fake", "discriminator"
 
 Mode = Literal["full", "lora"]
+
+Weight = Annotated[float, Field(ge=0)]
+Zero = Annotated[Literal[0], Numbered]
 
 # The description of a field that every method has.
 NAME = "The method. It decides which other settings there are."
@@ -105,7 +108,7 @@ class DiscriminatorConfig(Section):
     weight: float = Field(
         0.05, gt=0, description="Weight of the generator's adversarial loss; the matching loss has weight 1."
     )
-    updates: Positive = Field(1, description="Discriminator updates before each generator update.")
+    updates: Calls = Field(1, description="Discriminator updates before each generator update.")
     warmup: int = Field(
         0,
         ge=0,
@@ -138,7 +141,7 @@ class MatchingConfig(MethodConfig):
     a_strong: float = Field(
         A_STRONG, gt=0, description="Weight of the branch in the fake score (MD Eq. 5), at which the branch is trained."
     )
-    fake_updates: Positive = Field(
+    fake_updates: Calls = Field(
         5,
         description="Updates of the fake branch before each generator update. Raise it if the fake score does not "
         "follow the generator (`fake/loss` rises).",
@@ -196,16 +199,16 @@ class OneStepConfig(MatchingConfig):
     """
 
     name: Literal["one_step"] = Field("one_step", description=NAME)
-    few_step_generator: Path = Field(
+    few_step_generator: FilePath = Field(
         description="Exported file of a generator with two or more steps. The one-step generator starts from its "
         "weights and learns its samples."
     )
-    pair_weight: tuple[float, float] = Field(
+    pair_weight: tuple[Weight, Weight] = Field(
         (1.0, 0.25),
         description="Weight of the squared distance to the few-step generator's sample from the same noise: at the "
         "first and at the last update.",
     )
-    matching_weight: tuple[float, float] = Field(
+    matching_weight: tuple[Weight, Weight] = Field(
         (0.25, 1.0), description="Weight of the matching loss: at the first and at the last update."
     )
 
@@ -219,7 +222,7 @@ class DMDConfig(MatchingConfig):
     """Distribution matching distillation (DMD), a baseline: the real score is the teacher without the branch."""
 
     name: Literal["dmd"] = Field("dmd", description=NAME)
-    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher without the branch.")
+    a_weak: Zero = Field(0, description="Always 0: the real score is the teacher without the branch.")
     discriminator: None = Field(None, description="Always `null`: use `dmd2` for a discriminator.")
 
 
@@ -227,7 +230,7 @@ class DMD2Config(MatchingConfig):
     """DMD2, a baseline: `dmd` with a discriminator."""
 
     name: Literal["dmd2"] = Field("dmd2", description=NAME)
-    a_weak: Literal[0] = Field(0, description="Always 0: the real score is the teacher without the branch.")
+    a_weak: Zero = Field(0, description="Always 0: the real score is the teacher without the branch.")
     discriminator: DiscriminatorConfig = Field(
         description="The discriminator. At least its `optimizer.lr` must be set."
     )
@@ -242,9 +245,7 @@ class LCMConfig(MethodConfig):
     uses_teacher = True
 
     name: Literal["lcm"] = Field("lcm", description=NAME)
-    ode_steps: Positive = Field(
-        28, description="Steps of the teacher's schedule. Each sample uses one random step of it."
-    )
+    ode_steps: Calls = Field(28, description="Steps of the teacher's schedule. Each sample uses one random step of it.")
     huber_width: float = Field(
         1e-3, gt=0, description="Width c of the Huber distance sqrt(d^2 + c^2) - c, in units of the latents."
     )
@@ -290,7 +291,7 @@ class SFTConfig(MethodConfig):
         "is the same for all weights, but a small network spends its capacity where the weights are high. `null` "
         "weighs all channels equally.",
     )
-    reference_noise: tuple[float, Annotated[float, Field(ge=0)]] | None = Field(
+    reference_noise: tuple[float, Weight] | None = Field(
         None,
         description="Noise on the start images: mean and standard deviation of the logarithm of its strength. With it "
         "the teacher relies less on the start image and moves more; Magic 1-For-1 uses [-3, 0.5]. `null` is no noise.",

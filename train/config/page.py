@@ -31,7 +31,7 @@ proceeds; [Train your own](train-your-own.md) goes from clips to a finished file
 ## How to give settings
 
 **On the command line**, `KEY=VALUE` changes one setting of a configuration file. A dot separates section and setting.
-Put a setting with spaces or braces in quotes.
+Put a setting with spaces or braces in quotes. If a setting is given twice, the last value counts and a warning says so.
 
 ```
 uv run magicdistill train train/presets/pocket_w2s.yaml run=runs/mine updates=10 generator_optimizer.lr=2e-5
@@ -52,12 +52,20 @@ model:
 generator_optimizer: {lr: 1.0e-5}
 ```
 
+**Values** are taken as they are written: `run=2026-11-26` and `run=123` name folders, `updates=010` is 10, and
+`minutes=1:30` is not a number. `true`, `yes` and `on` are the same, and so are `false`, `no` and `off`. `null` means
+"not set". Every number must be finite. In a file, ` #` begins a comment and a name that contains it needs quotes; on
+the command line it does not begin a comment.
+
+**Paths** may begin with `~`, the home folder. A variable such as `$SCRATCH` in a file is an error, because only a shell
+replaces variables; on the command line the shell does. Paths are relative to the folder in which you start the command;
+only `extends` is relative to its file.
+
 An unknown name or a wrong value ends the command with an error that names the setting, before anything is loaded. Each
 run saves its complete configuration, with all defaults filled in, as `config.yaml` in its folder.
 
-Paths are relative to the folder in which you start the command; only `extends` is relative to its file. A resumed run
-may change every setting except those that decide what was trained so far: teacher, dataset, `model.mode`,
-`method.name`, and the number of samples in an update.
+A resumed run may change every setting except those that decide what was trained so far: teacher, dataset,
+`model.mode`, `method.name`, and the number of samples in an update.
 
 In the tables, *required* settings have no default, and `null` means "not set". The defaults are those of the trainer; a
 preset may set other values. MD is the [MagicDistillation](https://arxiv.org/abs/2503.13319) paper, M141 is
@@ -71,6 +79,9 @@ Some words have a fixed meaning here:
   branch and the discriminator before it.
 - The *recipe* is the sampling settings that an exported file stores.
 """
+
+# Limits that are easier to read as powers.
+_POWERS = {2**64 - 1: "2^64 - 1", -(2**63): "-2^63"}
 
 _METHODS: list[type[MethodConfig]] = list(get_args(get_args(AnyMethod)[0]))
 
@@ -162,7 +173,7 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
     """Return a type with its limits in words, such as `integer >= 1`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _kind(parts[0], [limit for part in parts[1:] for limit in part.metadata])
+        return _kind(parts[0], [limit for part in parts[1:] for limit in getattr(part, "metadata", ())])
     if origin is Literal:
         return ", ".join(f"`{_yaml(value)}`" for value in parts)
     if origin in (Union, types.UnionType):
@@ -181,7 +192,8 @@ def _range(metadata: list[Any]) -> str:
     signs = {annotated_types.Gt: (">", "gt"), annotated_types.Ge: (">=", "ge")}
     signs |= {annotated_types.Lt: ("<", "lt"), annotated_types.Le: ("<=", "le")}
     limits = [(signs[type(limit)], limit) for limit in metadata if type(limit) in signs]
-    return ", ".join(f"{sign} {_yaml(getattr(limit, name))}" for (sign, name), limit in limits)
+    values = [(sign, getattr(limit, name)) for (sign, name), limit in limits]
+    return ", ".join(f"{sign} {_POWERS.get(value) or _yaml(value)}" for sign, value in values)
 
 
 def _default(field: FieldInfo) -> str:

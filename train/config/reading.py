@@ -4,43 +4,84 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from magicdistill_core.errors import ConfigError
 
 from ..run_folder import CONFIG_FILE, RUN_FILE
 from .methods import W2SConfig
-from .sections import Section
+from .paths import at_home, written_path
+from .problems import fields_at, problems
+from .sections import Section, takes_text
 from .training import TrainConfig
+from .yaml_text import parse_yaml
 
 S = TypeVar("S", bound=Section)
 
 logger = logging.getLogger(__name__)
 
+# The words of YAML for "not set".
+_NULL = ("null", "Null", "NULL", "~")
 
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
+
+def _override(tree: dict[str, Any], text: str, section: type[Section]) -> None:
+    key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
         raise ConfigError(f"Cannot read the setting {text!r}. Expected key=value, such as zero.stage=3.")
+    if not value:
+        raise ConfigError(
+            f"The setting {text!r} has no value. Write one after the equals sign; null is the value that means 'not "
+            "set'."
+        )
     *path, leaf = key.split(".")
     node: Any = tree
     for part in path:
-        node = node.setdefault(part, {})
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
         if not isinstance(node, dict):
             raise ConfigError(
                 f"In {text!r}, {part} is a value, not a section, so it has no fields. Check the key's spelling."
             )
+    node[leaf] = _value(text, value, [kind for _, kind in fields_at(section, [*path, leaf])])
+
+
+def _value(setting: str, value: str, kinds: list[Any]) -> Any:
+    """Return the value of a setting on the command line.
+
+    Paths and texts are taken as they are, except a text in quotes. Elsewhere braces, brackets and quotes are YAML.
+    """
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    free = any(map(takes_text, kinds))
+    if value in _NULL and (not free or any(type(None) in get_args(kind) for kind in kinds)):
+        return None
+    if not quoted and (free or value[0] not in "[{'\""):
+        return value
     try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem", None) or "it is not YAML"
+        return parse_yaml(value)
+    except ConfigError as error:
         raise ConfigError(
-            f"Cannot read the value of the setting {text!r} ({mark}). A shell splits settings at spaces and braces. "
-            f"Put the complete setting in quotes, such as 'method={{name: dmd}}'."
+            f"Cannot read the value of the setting {setting!r} ({error}). A shell splits settings at spaces and "
+            f"braces. Put the complete setting in quotes, such as 'method={{name: dmd}}'."
         ) from error
+
+
+def _override_all(tree: dict[str, Any], settings: Sequence[str], section: type[Section]) -> None:
+    """Apply settings in their order; of a setting that is given twice, the last value counts."""
+    given: dict[str, str] = {}
+    for text in settings:
+        key = text.partition("=")[0].strip()
+        if key in given and given[key] != text and _is_first_process():
+            logger.warning("The setting %s is given twice: %s counts, not %s", key, text, given[key])
+        given[key] = text
+        _override(tree, text, section)
+
+
+def _is_first_process() -> bool:
+    """Return whether this process is the one that logs; the processes have not joined their group yet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
@@ -48,7 +89,7 @@ def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
 
     Args:
         section: the class of the section.
-        tree: the fields by name, as YAML or JSON data; a section inside is a dictionary.
+        tree: the fields by name, as text or as JSON data; a section inside is a dictionary.
         source: where the data come from, for errors.
 
     Raises:
@@ -57,14 +98,8 @@ def parse_section(section: type[S], tree: dict[str, Any], source: str) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        problems = []
-        for entry in error.errors():
-            name = ".".join(map(str, entry["loc"]))
-            kind = "there is no such field" if entry["type"] == "extra_forbidden" else entry["msg"]
-            kind = kind.removeprefix("Value error, ")
-            problems.append(f"{name}: {kind}" if name else kind)
         raise ConfigError(
-            f"{source} is not a valid configuration. {'; '.join(problems)}. Correct these fields."
+            f"{source} is not a valid configuration. {problems(error, section)}. Correct these fields."
         ) from error
 
 
@@ -86,8 +121,7 @@ def parse_settings(section: type[S], settings: Sequence[str]) -> S:
     # Nested sections start from their defaults: a text can then change a single field of them.
     defaults = {name: field.default for name, field in section.model_fields.items()}
     tree = {name: value.model_dump() for name, value in defaults.items() if isinstance(value, Section)}
-    for text in settings:
-        _override(tree, text)
+    _override_all(tree, settings, section)
     return parse_section(section, tree, " ".join(settings) or "an empty list of settings")
 
 
@@ -110,18 +144,23 @@ def _is_another_method(key: str, before: dict[str, Any], value: dict[str, Any]) 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a file's settings, merged into the settings of the file that it `extends`."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not a YAML file ({error}). Correct it at that place.") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path.name} is not a valid YAML file: {error}. Correct it at that place.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path.name} holds no settings. Expected a YAML mapping; see the presets in train/presets.")
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    parent = path.parent / str(base)
-    if parent in (*children, path):
+    if not isinstance(base, str):
+        raise ConfigError(f"{path.name} extends {base!r}. Expected the path of one other file.")
+    try:
+        parent = path.parent / written_path(base)
+    except ConfigError as error:
+        raise ConfigError(f"{path.name} extends {base!r}, but {error}.") from error
+    if parent.resolve() in {child.resolve() for child in (*children, path)}:
         raise ConfigError(
             f"{path.name} extends {base}, which itself extends {path.name}, directly or through other files. Remove "
             f"one of these `extends`."
@@ -136,9 +175,13 @@ def _moved_to(path: Path, named: Any) -> Path | None:
         The folder that contains `path`; None if the run was not moved, or `path` is not a run's own configuration.
     """
     folder = path.parent
-    if path.name != CONFIG_FILE or not (folder / RUN_FILE).is_file() or Path(str(named)).resolve() == folder.resolve():
+    if path.name != CONFIG_FILE or not (folder / RUN_FILE).is_file():
         return None
-    return folder
+    try:
+        same = isinstance(named, str) and Path(at_home(named)).resolve() == folder.resolve()
+    except ConfigError:  # reported later, with all other wrong settings
+        return None
+    return None if same else folder
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -157,12 +200,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     tree = _read(path)
     if (folder := _moved_to(path, tree.get("run"))) is not None:
-        if not any(text.startswith("run=") for text in overrides) and os.environ.get("RANK", "0") == "0":
+        if not any(text.partition("=")[0].strip() == "run" for text in overrides) and _is_first_process():
             named = tree.get("run")
             logger.warning(
                 "%s names the run %s; its own folder is used instead (run=%s overrides this)", path, named, named
             )
         tree["run"] = str(folder)
-    for text in overrides:
-        _override(tree, text)
+    _override_all(tree, overrides, TrainConfig)
     return parse_config(tree, path.name)

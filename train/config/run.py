@@ -3,11 +3,11 @@
 A *round* is one generator update with the updates of the other networks before it.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from .sections import Positive, Section
+from .sections import Positive, Section, Text
 
 
 class CheckpointConfig(Section):
@@ -27,7 +27,7 @@ class CheckpointConfig(Section):
         description="Number of newest checkpoints to keep. The best one and the newest one that the guard found "
         "healthy are kept as well.",
     )
-    measure: str = Field(
+    measure: Text = Field(
         "generator/real_fake_distance",
         description="Metric that selects the best checkpoint: among the healthy ones, the lowest median over the last "
         "`guard.window` rounds wins. With a fake branch only checkpoints after the metric's peak count; until then the "
@@ -112,17 +112,11 @@ class GuardConfig(Section):
         "An absolute limit, not a multiple of the baseline.",
     )
 
-    @field_validator("action", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        # YAML reads an unquoted `off` as false.
-        return "off" if value is False else value
-
 
 class LoggingConfig(Section):
     """Additional places for metrics. Every run writes `metrics.jsonl` and TensorBoard files to its folder."""
 
-    wandb: str | None = Field(
+    wandb: Text | None = Field(
         None,
         description="Project at Weights & Biases that also receives the metrics. It needs `pip install wandb` and "
         "`wandb login`. `null` sends nothing.",

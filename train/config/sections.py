@@ -1,23 +1,72 @@
 """The base class of every section of the configuration, and the sections that several others contain."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from .paths import written_path
 
 Positive = Annotated[int, Field(ge=1)]
 
+# Calls of a network in one round, or steps of one schedule: all are lists in memory.
+Calls = Annotated[int, Field(ge=1, le=1000)]
+
+# A dimension of tensors.
+Size = Annotated[int, Field(ge=1, le=2**16)]
+
+# What a generator of PyTorch takes. A seed is counted on from here modulo 2^64.
+Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+SEEDS = 2**64
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty; write null if the setting takes it and none is meant")
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise ValueError(f"the text {text!r} has control characters or bytes that are not UTF-8; write it without them")
+    return text
+
+
+def _path_text(value: Any) -> Any:
+    return written_path(_checked(value)) if isinstance(value, str) else value
+
+
+def _number(value: Any) -> Any:
+    """Return the number that a text stands for; pydantic compares the choices of a `Literal` without reading text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+# Users write every value as text. Pydantic reads numbers and truth values from it.
+Text = Annotated[str, AfterValidator(_checked)]
+FilePath = Annotated[Path, BeforeValidator(_path_text)]
+FileOrWord = Annotated[str, AfterValidator(_path_text)]
+Numbered = BeforeValidator(_number)
+
+
+def sections_in(annotation: Any) -> list["type[Section]"]:
+    """Return the sections that a type names, such as the one in `OptimizerConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def takes_text(annotation: Any) -> bool:
+    """Return whether a setting of this type is a path or a free text, which every text fits."""
+    return annotation in (str, Path) or any(takes_text(part) for part in get_args(annotation))
+
 
 class Section(BaseModel):
-    """One section of the configuration. Unknown fields are refused."""
+    """One section of the configuration. Unknown fields and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OptimizerConfig(Section):
     """The AdamW optimizer of one trained network, with its learning rate schedule."""
 
     lr: float = Field(gt=0, description="Learning rate after the warm-up.")
-    betas: tuple[float, float] = Field(
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.0, 0.999),
         description="Decay per update of Adam's moving averages of the gradient and of its square. A first value of 0 "
         "is usual where two networks are trained against each other; use 0.9 for a network that is trained alone.",

@@ -4,8 +4,7 @@ A *branch* is a LoRA on the frozen teacher, used at a weight. A *role* is what a
 teacher, real score, fake score or discriminator. A *recipe* is the sampling settings that an exported file stores.
 """
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,16 +13,30 @@ from magicdistill_core.recipe import Sampler
 
 from .methods import FAKE, AnyMethod, CFGConfig, OneStepConfig, W2SConfig
 from .run import CheckpointConfig, GuardConfig, LoggingConfig
-from .sections import EmaConfig, OptimizerConfig, Positive, Section
+from .sections import (
+    Calls,
+    EmaConfig,
+    FileOrWord,
+    FilePath,
+    Numbered,
+    OptimizerConfig,
+    Positive,
+    Section,
+    Seed,
+    Size,
+)
 
 # Instead of a path: the file of that kind that ships with this project.
 POCKET = "pocket"
+
+# In minutes. PyTorch takes no time that exceeds a few centuries.
+_YEAR = 525600
 
 
 class BranchConfig(Section):
     """Size of a low-rank branch. It adds `alpha / rank * up @ down` to every linear layer of the blocks."""
 
-    rank: Positive = Field(
+    rank: Size = Field(
         64,
         description="Rank of the two matrices. A higher rank can learn more, and takes more memory and a larger file.",
     )
@@ -35,16 +48,16 @@ class BranchConfig(Section):
 class ModelConfig(Section):
     """The teacher, which weights are trained, and how they are held in memory."""
 
-    teacher: str = Field(
+    teacher: FileOrWord = Field(
         description="The teacher's weights: a model file or a diffusers folder. `pocket` is the small model that ships "
         "with this project."
     )
-    null_prompt: Path | None = Field(
+    null_prompt: FilePath | None = Field(
         None,
         description="File with the `null_prompt.*` tensors, the text conditioning of every call; make it with "
         "`magicdistill encode-prompt`. Needed if the teacher's own file has none, otherwise it replaces that one.",
     )
-    negative_prompt: Path | None = Field(
+    negative_prompt: FilePath | None = Field(
         None,
         description="File like `null_prompt` for the unconditional calls of guidance. Required by `method.name: cfg` "
         "and by a `method.guidance_scale` other than 1; refused otherwise.",
@@ -91,13 +104,14 @@ class ModelConfig(Section):
 class ScheduleConfig(Section):
     """How the exported generator is sampled. The values are written into the recipe of the exported file."""
 
-    steps: Positive = Field(
+    steps: Calls = Field(
         4,
         description="Model calls that the generator needs for one video. Distillation trains for exactly this number.",
     )
     shift: float = Field(
         5.0,
         gt=0,
+        le=100,
         description="Moves noise levels towards more noise: t becomes shift * t / (1 + (shift - 1) * t). It applies to "
         "the sampling steps and to the levels drawn for training; 1 changes nothing.",
     )
@@ -111,8 +125,8 @@ class ScheduleConfig(Section):
 class DataConfig(Section):
     """The prepared dataset and the batch size. One update sees processes x micro_batch x accumulation samples."""
 
-    dataset: Path = Field(description="Folder that `magicdistill prepare` wrote.")
-    micro_batch: Positive = Field(
+    dataset: FilePath = Field(description="Folder that `magicdistill prepare` wrote.")
+    micro_batch: Size = Field(
         1, description="Samples that one process computes at a time. Raise it as far as GPU memory allows."
     )
     accumulation: Positive = Field(
@@ -125,7 +139,7 @@ class DataConfig(Section):
 class ZeroConfig(Section):
     """DeepSpeed ZeRO: which state is partitioned among the processes instead of copied to each."""
 
-    stage: Literal[0, 1, 2, 3] = Field(
+    stage: Annotated[Literal[0, 1, 2, 3], Numbered] = Field(
         2,
         description="0 partitions nothing, 1 the optimizer states, 2 also the gradients, 3 also the weights. Use 3 if "
         "the weights do not fit on one GPU; it adds communication to every model call.",
@@ -137,8 +151,8 @@ class ValidationConfig(Section):
 
     every: int = Field(50, ge=0, description="Generator updates between two sets of samples. 0 generates none.")
     samples: Positive = Field(4, description="Number of videos. Their start images are evenly spread over the dataset.")
-    seed: int = Field(0, description="Seed of the samples' noise. It stays the same for the complete run.")
-    vae: str = Field(
+    seed: Seed = Field(0, description="Seed of the samples' noise. It stays the same for the complete run.")
+    vae: FileOrWord = Field(
         "pocket",
         description="VAE that decodes the samples: a TAEHV file or a diffusers folder, the one that the dataset was "
         "made with. `pocket` is the small VAE that ships with this project.",
@@ -148,8 +162,8 @@ class ValidationConfig(Section):
 class TrainConfig(Section):
     """The complete configuration of a training run."""
 
-    run: Path = Field(description="Folder that the run writes its checkpoints, metrics, samples and report to.")
-    seed: int = Field(0, description="Seed of every random draw: noise, noise levels, order of the data, new weights.")
+    run: FilePath = Field(description="Folder that the run writes its checkpoints, metrics, samples and report to.")
+    seed: Seed = Field(0, description="Seed of every random draw: noise, noise levels, order of the data, new weights.")
     updates: Positive = Field(description="Generator updates of the complete run. A resumed run may raise it.")
     model: ModelConfig = Field(description="The teacher, which weights are trained, and how they are held in memory.")
     data: DataConfig = Field(description="The dataset and the batch size.")
@@ -177,6 +191,7 @@ class TrainConfig(Section):
     timeout: float = Field(
         30.0,
         gt=0,
+        le=_YEAR,
         description="Minutes that a process waits for the others before it treats one as dead and stops. Raise it if "
         "single operations take longer.",
     )

@@ -20,6 +20,8 @@ from magicdistill_core.errors import MagicDistillError, cause
 from magicdistill_core.families import all_families
 from magicdistill_core.geometry import latent_shape
 
+from ..console import command
+
 INDEX_NAME = "dataset.json"
 LATENTS, IMAGE_LATENTS, IMAGE_FEATURES = "latents", "image_latents", "image_features"
 
@@ -130,7 +132,7 @@ def read_index(folder: Path) -> DatasetIndex:
     if not path.is_file():
         raise DatasetError(
             f"{folder} is not a latent dataset: it has no {INDEX_NAME}. Make a dataset with "
-            f"`magicdistill prepare --videos DIR --out {folder}`, or correct the path."
+            f"`{command('prepare', '--videos', 'DIR', '--out', folder)}`, or correct the path."
         )
     try:
         index = DatasetIndex.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))

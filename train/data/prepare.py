@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from magicdistill_core.errors import MagicDistillError, VideoError, cause
@@ -21,6 +21,7 @@ from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.media.video import read_video, resize_crop
 
+from ..console import progress_bar
 from ..folder_lock import folder_lock
 from ..signals import StopRequest
 from .contents import Source
@@ -158,15 +159,7 @@ def prepare(
 
 
 def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-        disable=console is None,
-    )
+    return progress_bar(console, disable=console is None)
 
 
 @dataclass(frozen=True)

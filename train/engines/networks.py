@@ -20,7 +20,7 @@ from magicdistill_core.flow import Velocity
 from magicdistill_core.objectives.adversarial import Logits
 
 from ..config.methods import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
-from ..config.sections import OptimizerConfig
+from ..config.sections import SEEDS, OptimizerConfig
 from ..config.training import TrainConfig
 from ..networks.discriminator import Discriminator
 from ..networks.network import load_network
@@ -173,11 +173,11 @@ def build_networks(
     # Built before the branches are added: the discriminator copies a block, and the copy must have no branches.
     discriminator = None
     if base is not None and DISCRIMINATOR in method.trained:
-        discriminator = Discriminator(base, config.seed + 2, recompute=model.activation_checkpointing)
+        discriminator = Discriminator(base, (config.seed + 2) % SEEDS, recompute=model.activation_checkpointing)
     if base is not None and shared:
         add_branch(base, GENERATOR, model.generator_branch.rank, model.generator_branch.alpha, config.seed)
     if base is not None and FAKE in method.trained:
-        add_branch(base, FAKE, model.fake_branch.rank, model.fake_branch.alpha, config.seed + 1)
+        add_branch(base, FAKE, model.fake_branch.rank, model.fake_branch.alpha, (config.seed + 1) % SEEDS)
     if base is not None and shared:
         trained = branch_parameters(base, GENERATOR)
         generator_network, role = RoleNetwork(base, prompt, negative, guidance), Role(GENERATOR, 1.0)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
 from magicdistill_core.writable import check_output_file, check_output_folder
 
-app = typer.Typer(
+from ..command_line import CommandLine
+from ..console import progress_bar, show
+
+app = CommandLine(
     no_args_is_help=True, help="Build and measure the pocket model: portraits, video autoencoder, teacher, methods."
 )
 
@@ -27,8 +29,7 @@ Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=valu
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar in the context, which is a function `(done, total)` that moves it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:
@@ -83,7 +84,7 @@ def train_vae_command(
     first = parse_settings(EncoderConfig, encoder or [])
     second = parse_settings(DecoderConfig, decoder or [])
     quality = train_vae(first, second, data, run, out)
-    typer.echo(f"Held-out PSNR {quality:.2f} dB, written to {out}")
+    show(f"Held-out PSNR {quality:.2f} dB, written to {out}")
 
 
 @app.command("train-teacher")
@@ -130,7 +131,7 @@ def train_teacher_command(
         )
     shape = network_shape(double_blocks, single_blocks)
     train_teacher(teacher_config(run, latents, vae, start, shape, settings or []), out)
-    typer.echo(f"Written to {out}")
+    show(f"Written to {out}")
 
 
 @app.command("latents")
@@ -168,7 +169,7 @@ def evaluate_command(
     with _bar("Sampling") as advance:
         count_one = _counter(advance, len(contenders) * seeds)
         table = evaluate(contenders, clips, list(range(seeds)), out, count_one)
-    typer.echo(table)
+    show(table)
 
 
 @app.command("methods")
@@ -190,4 +191,4 @@ def methods_command(
     names = only or list(TRIALS)
     if unknown := sorted(set(names) - set(TRIALS)):
         raise ConfigError(f"There is no method {', '.join(unknown)} to compare. Known: {', '.join(TRIALS)}.")
-    typer.echo(compare_methods(names, dataset, runs, out, clips, seeds, lambda text: typer.echo(text, err=True)))
+    show(compare_methods(names, dataset, runs, out, clips, seeds, lambda text: show(text, error=True)))

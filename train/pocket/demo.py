@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from magicdistill_core.checkpoint import load_checkpoint
@@ -19,6 +17,7 @@ from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
 
 from ..config.reading import load_config
+from ..console import progress_bar, show
 from ..data.vae import Vae, load_vae
 from ..distributed import prepare_environment
 from ..networks.network import load_network
@@ -53,34 +52,33 @@ def demo(out: Path) -> None:
     """
     if (out / "run" / FOLDER).exists():
         raise ConfigError(f"{out} already holds a demo. Choose another folder with --out, or remove this one.")
-    console = Console()
     out.mkdir(parents=True, exist_ok=True)
 
-    console.print(f"[bold]1/4[/bold] Rendering and encoding {CLIPS} pocket portraits")
-    with Progress(console=console) as progress:
-        task = progress.add_task("portraits", total=CLIPS)
-        write_latents(out / "portraits", CLIPS, advance=lambda: progress.advance(task))
+    show(f"1/4 Rendering and encoding {CLIPS} pocket portraits", style="bold")
+    with progress_bar() as bar:
+        task = bar.add_task("portraits", total=CLIPS)
+        write_latents(out / "portraits", CLIPS, advance=lambda: bar.advance(task))
 
-    console.print("[bold]2/4[/bold] Weak-to-strong distillation")
+    show("2/4 Weak-to-strong distillation", style="bold")
     config = load_config(PRESET, [f"run={out / 'run'}", f"data.dataset={out / 'portraits'}"])
     prepare_environment()
     from ..run.trainer import train
 
     train(config)
 
-    console.print("[bold]3/4[/bold] Exporting")
+    show("3/4 Exporting", style="bold")
     generator = out / "generator.safetensors"
     export_run(out / "run", generator)
     lora = checkpoint_folder(out / "run") / FAKE_LORA_FILE
     (out / FAKE_LORA_FILE).write_bytes(lora.read_bytes())
 
-    console.print("[bold]4/4[/bold] Sampling")
+    show("4/4 Sampling", style="bold")
     start = portrait_clip(PORTRAIT_SEED)[0]
     start_file = out / "start.png"
     Image.fromarray(start.numpy()).save(start_file)
     sample_file(generator, start_file, out / "portrait.mp4")
     compare(out / "compare.png", start, generator)
-    console.print(f"Look at {out / 'compare.png'} and {out / 'portrait.mp4'}")
+    show(f"Look at {out / 'compare.png'} and {out / 'portrait.mp4'}")
 
 
 def compare(path: Path, start: Tensor, generator: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,9 @@ def _check_prompts(config: TrainConfig, teacher: Path, files: list[Path]) -> Non
     for field, path in prompts.items():
         if path is not None:
             text_option = "" if field == "model.null_prompt" else " Set its text with --prompt."
-            _check_exists(field, path, f"Create it with: {ENCODE_PROMPT.format(out=path)}{text_option}")
+            _check_exists(
+                field, path, f"Create it with: {ENCODE_PROMPT.format(out=shlex.quote(str(path)))}{text_option}"
+            )
             load_null_prompt(path)
     # The header of a pickle cannot be read. Loading the teacher later reports a missing null prompt.
     readable = [file for file in files if not is_pickle_name(file)]

@@ -13,6 +13,7 @@ from magicdistill_core.errors import CheckpointError, MagicDistillError
 
 from ..config.methods import FAKE
 from ..config.training import TrainConfig
+from ..console import command
 from ..distributed import barrier, from_all, is_main, world_size
 from ..engines.engine import Engine
 from ..engines.state import EngineState, SavedState
@@ -267,7 +268,7 @@ class RunState:
         else:
             advice = (
                 f"The last good checkpoint is of update {good}. Change the settings and continue from it with "
-                f"--resume, or export it with: magicdistill export {self.config.run} --update {good}"
+                f"--resume, or export it with: {command('export', self.config.run, '--update', good)}"
             )
         return GuardError(f"The run was stopped at update {self.updates}: {'; '.join(findings)}. {advice}.")
 

@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from magicdistill_core.checkpoint import Checkpoint, parse_checkpoint
 from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
@@ -79,20 +78,6 @@ def inspect_file(path: Path, with_hash: bool = False) -> dict[str, str]:
     if with_hash:
         facts["sha256"] = weights_sha256(path)
     return facts
-
-
-def facts_table(facts: Mapping[str, str]) -> Table:
-    """Return a table for the terminal with one row per fact.
-
-    Args:
-        facts: values by label, from `inspect_file` or `Memory.facts`.
-    """
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in facts.items():
-        table.add_row(label, value)
-    return table
 
 
 def _size(count: int) -> str:

@@ -167,8 +167,8 @@ class Guard:
 
     @property
     def healthy(self) -> bool:
-        """Whether the last round with finite values had no finding; also True while there is no baseline."""
-        return self._wrong == 0
+        """Whether the last round had no finding; also True while there is no baseline, except after NaN or infinity."""
+        return not self.broken and self._wrong == 0
 
     def ratios(self) -> dict[str, float]:
         """Return the ratio of each watched metric to its baseline, by the metric's name in the log.

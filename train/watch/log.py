@@ -6,19 +6,20 @@ that no longer count. A curve has one value per round.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from magicdistill_core.files import write_text
 
+from ..console import progress_bar
 from ..distributed import is_main
 from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE
 from .weights_and_biases import WandbLog
@@ -53,15 +54,7 @@ class RunLog:
         self._run = run
         self._headline = headline
         self._make_room = make_room
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            disable=not is_main(),
-        )
+        self._bar = progress_bar(disable=not is_main())
         self._task = self._bar.add_task(name, total=updates, completed=done, note="")
         self._wandb = wandb if is_main() else None
         if is_main():
@@ -168,8 +161,8 @@ def add_event(run: Path, kind: str, update: int, **facts: object) -> None:
         facts: further entries of the line; JSON data.
     """
     line = {"event": kind, "step": update, "time": round(time.time(), 1), **facts}
-    with open(run / EVENTS_FILE, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with open(run / EVENTS_FILE, "a+b") as file:
+        file.write(_line_break(file) + json.dumps(line).encode() + b"\n")
 
 
 def drop_after(run: Path, update: int, into: str | None = None) -> bool:
@@ -190,7 +183,7 @@ def drop_after(run: Path, update: int, into: str | None = None) -> bool:
         return False
     kept: list[str] = []
     dropped: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             (kept if json.loads(line)["step"] <= update else dropped).append(line + "\n")
         except (ValueError, KeyError, TypeError):
@@ -202,18 +195,29 @@ def drop_after(run: Path, update: int, into: str | None = None) -> bool:
     return bool(dropped)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def _line_break(file: BinaryIO) -> bytes:
+    """Return a line break if the last line of a file has none, because its process was killed; else nothing."""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def read_lines(path: Path, *needed: str) -> list[dict[str, Any]]:
     """Read a JSON Lines file, and return one dictionary per line.
 
-    Incomplete lines, which a killed process may leave, are skipped. A missing file is empty.
+    Damaged lines, which a killed process or a full disk may leave, are skipped. A missing file is empty.
 
     Args:
         path: the file.
+        needed: entries without which a line is damaged.
     """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and all(name in row for name in needed):
+            rows.append(row)
     return rows

@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ..config.run import GuardConfig
 from .guard import RULES, WATCHED
 
 Rows = Sequence[dict[str, Any]]
+Array = NDArray[np.float64]
 
 _COLUMNS, _SMOOTHED = 3, 20
+# A longer curve is drawn with this number of intervals: more than a plot has pixels.
+_INTERVALS = 1000
 # A curve of the update's number or duration is not informative.
 _NOT_DRAWN = ("step", "seconds")
 
@@ -51,10 +55,10 @@ def plot_guard(rows: Rows, abandoned: Rows, guard: GuardConfig, path: Path) -> b
     figure, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, abandoned, name)
-        first = [row[name] for row in rows[guard.warmup : guard.warmup + guard.window] if name in row]
-        has_baseline = len(rows) >= guard.warmup + guard.window
+        first = _values(rows[guard.warmup : guard.warmup + guard.window], name)[1]
+        has_baseline = len(rows) >= guard.warmup + guard.window and np.isfinite(first).any()
         for rule in (rule for rule in RULES if rule.metric == name and (has_baseline or not rule.relative)):
-            limit = getattr(guard, rule.limit) * (median(first) if rule.relative else 1.0)
+            limit = getattr(guard, rule.limit) * (float(np.nanmedian(first)) if rule.relative else 1.0)
             axis.axhline(limit, color="tab:red", linewidth=1, linestyle="--", label="limit")
     figure.savefig(path, dpi=100)
     return True
@@ -71,15 +75,56 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _curve(axis: Axes, rows: Rows, abandoned: Rows, name: str) -> None:
-    steps = [row["step"] for row in rows if name in row]
-    values = [row[name] for row in rows if name in row]
-    window = min(_SMOOTHED, max(len(values) // 4, 1))
-    smooth = [median(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
-    axis.plot(steps, values, color="tab:blue", linewidth=0.7, alpha=0.5)
-    axis.plot(steps, smooth, color="tab:blue", linewidth=1.8)
-    lost = [(row["step"], row[name]) for row in abandoned if name in row]
-    if lost:
-        axis.plot(*zip(*lost, strict=True), color="tab:orange", linewidth=1, linestyle=":")
+    steps, values = _values(rows, name)
+    smooth = running_median(values, min(_SMOOTHED, max(len(values) // 4, 1)))
+    axis.plot(*extremes(steps, values), color="tab:blue", linewidth=0.7, alpha=0.5)
+    every = max(len(steps) // _INTERVALS, 1)
+    axis.plot(steps[::every], smooth[::every], color="tab:blue", linewidth=1.8)
+    lost, lost_values = _values(abandoned, name)
+    if len(lost):
+        axis.plot(lost, lost_values, color="tab:orange", linewidth=1, linestyle=":")
     axis.set_title(name, fontsize=10)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
+
+
+def _values(rows: Rows, name: str) -> tuple[Array, Array]:
+    """Return the updates that log a metric, and its values; a value that is not finite is NaN, which is not drawn."""
+    having = [row for row in rows if name in row]
+    steps = np.array([row["step"] for row in having], dtype=float)
+    values = np.array([row[name] for row in having], dtype=float)
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def running_median(values: Array, window: int) -> Array:
+    """Return the median of each value and the `window - 1` values before it, as far as there are any.
+
+    Args:
+        values: `[N]`; NaN is left out.
+        window: number of values in a median.
+    """
+    padded = np.concatenate([np.full(window - 1, np.nan), values])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, window)
+    ordered = np.sort(windows, axis=1)  # NaN is sorted to the end
+    count = np.isfinite(windows).sum(axis=1)
+    last = np.maximum(count - 1, 0)
+    places = np.arange(len(ordered))
+    return (ordered[places, last // 2] + ordered[places, (last + 1) // 2]) / 2
+
+
+def extremes(steps: Array, values: Array) -> tuple[Array, Array]:
+    """Return a curve that looks the same with fewer points: the lowest and the highest value of every interval.
+
+    Args:
+        steps: `[N]`, ascending.
+        values: `[N]`; NaN where there is no value.
+    """
+    size = len(steps) // _INTERVALS
+    if size < 4:
+        return steps, values
+    whole = len(steps) // size * size
+    pieces = values[:whole].reshape(-1, size)
+    low, high = np.where(np.isnan(pieces), np.inf, pieces).min(1), np.where(np.isnan(pieces), -np.inf, pieces).max(1)
+    pairs = np.stack([low, high], axis=1)
+    found = np.where(np.isfinite(pairs), pairs, np.nan).reshape(-1)
+    return np.append(np.repeat(steps[:whole:size], 2), steps[whole:]), np.append(found, values[whole:])

@@ -4,6 +4,7 @@ The report reads nothing except the run's folder. It can therefore be written at
 Markdown file and its plots are in `RUN/report/`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,7 +17,9 @@ import yaml
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.files import write_text
 
-from ..config.run import GuardConfig
+from ..config.reading import load_config
+from ..config.training import TrainConfig
+from ..console import command
 from ..run_folder import (
     ABANDONED_FILE,
     BEST,
@@ -56,7 +59,7 @@ class RunRecord:
     """
 
     run: Path
-    config: Mapping[str, Any]
+    config: TrainConfig
     rows: Rows
     abandoned: Rows
     events: Rows
@@ -79,8 +82,8 @@ class RunRecord:
     @property
     def global_batch(self) -> int:
         """Number of samples per update."""
-        data = self.config["data"]
-        return int(data["micro_batch"] * data["accumulation"] * self.machine.get("processes", 1))
+        data = self.config.data
+        return data.micro_batch * data.accumulation * int(self.machine.get("processes", 1))
 
 
 def read_record(run: Path) -> RunRecord:
@@ -91,15 +94,17 @@ def read_record(run: Path) -> RunRecord:
 
     Raises:
         CheckpointError: if the folder is not a training run, or the run has logged no update.
+        ConfigError: if the run's configuration is missing or damaged.
     """
     run_facts(run)
-    rows = read_lines(run / METRICS_FILE)
+    rows = read_lines(run / METRICS_FILE, "step")
     if not rows:
         raise CheckpointError(
             f"The run {run} has logged no update yet. A report needs at least one update. Train first."
         )
-    config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
-    return RunRecord(run, config, rows, read_lines(run / ABANDONED_FILE), read_lines(run / EVENTS_FILE))
+    config = load_config(run / CONFIG_FILE)
+    events = read_lines(run / EVENTS_FILE, "event", "step", "time")
+    return RunRecord(run, config, rows, read_lines(run / ABANDONED_FILE, "step"), events)
 
 
 def write_report(run: Path) -> Path:
@@ -113,14 +118,13 @@ def write_report(run: Path) -> Path:
 
     Raises:
         CheckpointError: if the folder is not a training run, or the run has logged no update.
+        ConfigError: if the run's configuration is missing or damaged.
     """
     record = read_record(run)
     folder = run / REPORT
     folder.mkdir(exist_ok=True)
     plot_losses(record.rows, record.abandoned, folder / "losses.png")
-    guarded = plot_guard(
-        record.rows, record.abandoned, GuardConfig.model_validate(record.config["guard"]), folder / "guard.png"
-    )
+    guarded = plot_guard(record.rows, record.abandoned, record.config.guard, folder / "guard.png")
     parts = [
         f"# {record.run.name}",
         _status(record),
@@ -139,7 +143,7 @@ def write_report(run: Path) -> Path:
         "## Next steps",
         _next_steps(record),
         "## Settings",
-        f"```yaml\n{yaml.safe_dump(dict(record.config), sort_keys=False).strip()}\n```",
+        f"```yaml\n{yaml.safe_dump(record.config.model_dump(mode='json'), sort_keys=False).strip()}\n```",
     ]
     path = folder / REPORT_FILE
     write_text(path, "\n\n".join(parts) + "\n")
@@ -147,7 +151,7 @@ def write_report(run: Path) -> Path:
 
 
 def _status(record: RunRecord) -> str:
-    updates = record.config["updates"]
+    updates = record.config.updates
     last = record.events[-1] if record.events else {}
     kind = last.get("event")
     if kind == "finished":
@@ -164,12 +168,12 @@ def _status(record: RunRecord) -> str:
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     config, machine = record.config, record.machine
     times = [row["seconds"] for row in record.rows if "seconds" in row]
-    precision = f"{config['model']['mode']}, {config['model']['precision']}"
+    precision = f"{config.model.mode}, {config.model.precision}"
     facts = [
-        ("Method", f"{config['method']['name']} ({precision})"),
+        ("Method", f"{config.method.name} ({precision})"),
         ("Teacher", str(run_facts(record.run).teacher)),
-        ("Dataset", str(config["data"]["dataset"])),
-        ("Sampling", f"{config['schedule']['steps']} steps, shift {config['schedule']['shift']:g}"),
+        ("Dataset", str(config.data.dataset)),
+        ("Sampling", f"{config.schedule.steps} steps, shift {config.schedule.shift:g}"),
         ("Samples per update", str(record.global_batch)),
         ("Time spent in updates", _duration(record.seconds)),
     ]
@@ -178,18 +182,18 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     if machine:
         versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
         facts += [
-            ("Machine", f"{machine['device']}, {machine['processes']} process(es), ZeRO-{config['zero']['stage']}"),
+            ("Machine", f"{machine['device']}, {machine['processes']} process(es), ZeRO-{config.zero.stage}"),
             ("Versions", f"Python {machine['python']}, {versions}"),
         ]
     return facts
 
 
 def _guard_text(record: RunRecord) -> str:
-    config = GuardConfig.model_validate(record.config["guard"])
+    config = record.config.guard
     latest = record.rows[-config.window :]
     lines = []
     for rule in RULES:
-        values = [row[rule.metric] for row in latest if rule.metric in row]
+        values = [row[rule.metric] for row in latest if math.isfinite(row.get(rule.metric, math.nan))]
         if not values:
             continue
         limit = getattr(config, rule.limit)
@@ -237,12 +241,12 @@ def _next_steps(record: RunRecord) -> str:
     run, root = record.run, record.run / FOLDER
     lines = []
     if (root / LATEST).is_file():
-        lines.append(f"    magicdistill export {run} --out generator.safetensors")
+        lines.append(f"    {command('export', run, '--out', 'generator.safetensors')}")
     if (root / BEST).is_file():
         best = read_manifest(checkpoint_folder(run, best=True))
-        lines.append(f"    magicdistill export {run} --best --out generator.safetensors")
-        lines[-1] += f"    # update {best.update}, {record.config['checkpoint']['measure']} {best.measure:.4g}"
-    lines.append(f"    magicdistill train {run / CONFIG_FILE} --resume    # add updates=N for a longer run")
+        lines.append(f"    {command('export', run, '--best', '--out', 'generator.safetensors')}")
+        lines[-1] += f"    # update {best.update}, {record.config.checkpoint.measure} {best.measure:.4g}"
+    lines.append(f"    {command('train', run / CONFIG_FILE, '--resume')}    # add updates=N for a longer run")
     kept = ", ".join(map(str, checkpoint_updates(root))) or "none"
     return (
         f"Available checkpoints: {kept}. Copy the exported file into `models/diffusion_models` of your ComfyUI.\n\n"

@@ -15,6 +15,7 @@ from magicdistill_core.media.video import contact_sheet
 from magicdistill_core.media.video_writing import write_video
 from magicdistill_core.pocket.files import VAE
 
+from ..config.sections import SEEDS
 from ..config.training import ScheduleConfig, ValidationConfig
 from ..data.dataset import LatentDataset
 from ..data.vae import load_vae
@@ -100,7 +101,7 @@ class Validation:
         for number in range(len(self.images)):
             image = self.images[number : number + 1]
             velocity = networks.generator_velocity(self.family.condition(image, self.shape[2]))
-            seed, kept = self.settings.seed + number, self.family.kept_frames
+            seed, kept = (self.settings.seed + number) % SEEDS, self.family.kept_frames
             sampler = self.schedule.sampler
             free = sample_latents(velocity, self.shape, sigmas, sampler, seed, self.device, kept_frames=kept)
             latents.append(self.family.whole(free, image))
@@ -116,6 +117,6 @@ class Validation:
 
     def _write(self, clips: list[Tensor], update: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        labels = [f"seed {self.settings.seed + number}" for number in range(len(clips))]
+        labels = [f"seed {(self.settings.seed + number) % SEEDS}" for number in range(len(clips))]
         contact_sheet(clips, labels, columns=8).save(self.folder / f"step-{update:06d}.png")
         write_video(self.folder / f"step-{update:06d}.mp4", torch.cat(clips, dim=2), self.fps)

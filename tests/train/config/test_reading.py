@@ -131,7 +131,7 @@ def test_the_configuration_of_a_moved_or_copied_run_uses_the_new_folder(
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("[1, 2]", "YAML mapping"), ("a: [", r"(?s)c\.yaml .*YAML file .*line 1, column 5"), ("", "YAML mapping")],
+    [("[1, 2]", "YAML mapping"), ("a: [", r"c\.yaml .*YAML file: .*line 1, column 5"), ("", "YAML mapping")],
 )
 def test_files_without_a_configuration_are_refused(tmp_path: Path, text: str, match: str) -> None:
     path = tmp_path / "c.yaml"

@@ -1,11 +1,9 @@
-import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 
 from magicdistill_core.branch import LowRank
@@ -20,7 +18,7 @@ from magicdistill_core.quantise import quantise_file
 from magicdistill_core.safetensors_file import read_tensors
 from tests.makers import hunyuan_shape, seeded_network
 from train.networks.network import load_network
-from train.tools.inspect_file import facts_table, inspect_file
+from train.tools.inspect_file import inspect_file
 
 
 def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
@@ -128,9 +126,7 @@ def test_loras_vaes_and_unknown_files(tmp_path: Path, teacher_file: Path, taehv_
     facts = inspect_file(path)
     assert facts["kind"] == "unknown"
     assert "blocks.0.self_attn" in facts["why"]
-    console = Console(width=60, record=True, file=io.StringIO())
-    console.print(facts_table(facts))
-    assert "HunyuanVideo" in console.export_text()
+    assert "HunyuanVideo" in facts["why"]
 
 
 def test_every_kind_of_lora_is_told_apart(tmp_path: Path) -> None:

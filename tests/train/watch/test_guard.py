@@ -103,6 +103,9 @@ def test_nan_and_infinite_values_act_at_once(value: float) -> None:
     assert verdict.act
     assert guard.broken
     assert verdict.findings == (f"fake/gradient_norm is {value}",)
+    assert not guard.healthy
+    guard.restore(guard.notes())
+    assert guard.healthy
 
 
 def test_a_resumed_guard_decides_equally() -> None:

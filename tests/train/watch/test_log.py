@@ -125,3 +125,20 @@ def test_a_full_disk_costs_no_round(
         board = EventAccumulator(str(config.run / "tensorboard"))
         board.Reload()
         assert [event.step for event in board.Scalars("fake/loss")] == [1, 2, 3]
+
+
+def test_damaged_lines_are_skipped_and_harm_no_later_line(config: TrainConfig) -> None:
+    """A killed process or a full disk leaves half a line, zeros, or bytes that are no text."""
+    events = config.run / "events.jsonl"
+    events.write_bytes(
+        b'{"event": "started", "step": 0, "time": 1}\n17\n"x"\n{"event": "odd"}\n\xff\0\0\n{"event": "sav'
+    )
+    with open_log(config, 0) as log:
+        log.event("resumed", 3)
+        log.event("finished", 4)
+    assert [e["event"] for e in read_lines(events, "event", "step", "time")] == ["started", "resumed", "finished"]
+    metrics = config.run / "metrics.jsonl"
+    metrics.write_bytes(b'{"step": 1, "fake/loss": 1.0}\n\xff\0\n[]\n{"step": 2, "fake/lo')
+    with open_log(config, 1) as log:
+        log.log(2, {"fake/loss": 2.0}, seconds=0.5)
+    assert [row["step"] for row in read_lines(metrics)] == [1, 2]

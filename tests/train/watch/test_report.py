@@ -2,16 +2,20 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, ConfigError
 from train.config.reading import parse_config
 from train.run_folder import Manifest
+from train.watch.plots import extremes, running_median
 from train.watch.report import write_report
 
 UPDATES = 60
@@ -126,3 +130,63 @@ def test_no_run_and_no_update_are_refused(run: Path) -> None:
     (run / "run.json").unlink()
     with pytest.raises(CheckpointError, match=rf"{run} .*run\.json"):
         write_report(run)
+
+
+def test_damaged_and_infinite_values_do_not_end_the_report(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    broken = {"step": 60, "fake/loss": math.nan, "generator/motion": math.inf, "generator/loss": -math.inf}
+    lines[-1:] = [json.dumps(broken | {"seconds": 2.0}), "17", '{"fake/loss": 3}', '{"step": 61, "fake/l']
+    (run / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\xff\0")
+    with (run / "events.jsonl").open("a") as file:
+        file.write('[]\n{"event": "saved"}\n{"event": "went ba')
+    text = write_report(run).read_text()
+    for said in ("Finished: 60 updates", "| generator/motion | 0.3", "](losses.png)", "](guard.png)"):
+        assert said in text, said
+    assert "nan" not in text.lower().replace("nan or infinite", "")
+
+
+def test_a_metric_that_begins_after_the_baseline(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[45:]:
+        row["generator/temporal_variance"] = 0.1
+    write_lines(run / "metrics.jsonl", rows)
+    assert "generator/temporal_variance" in write_report(run).read_text()
+
+
+def test_a_damaged_configuration_is_named(run: Path) -> None:
+    (run / "config.yaml").write_text("run: [")
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        write_report(run)
+    (run / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        write_report(run)
+
+
+def test_the_commands_of_the_report_name_the_folder(run: Path) -> None:
+    moved = run.rename(run.with_name("my [run] #2"))
+    lines = write_report(moved).read_text().splitlines()
+    printed = [shlex.split(line, comments=True) for line in lines if line.startswith("    magicdistill ")]
+    assert [words[2] for words in printed] == [str(moved), str(moved), str(moved / "config.yaml")]
+
+
+@pytest.mark.parametrize("window", [1, 4, 20])
+def test_the_running_median(window: int) -> None:
+    values = np.random.default_rng(0).standard_normal(50)
+    values[[0, 7, 8, 30]] = np.nan
+    found = running_median(values, window)
+    for place in range(50):
+        seen = [v for v in values[max(0, place + 1 - window) : place + 1] if not math.isnan(v)]
+        expected = median(seen) if seen else math.nan
+        assert found[place] == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("count", [1, 3999, 4000, 50123])
+def test_a_long_curve_is_drawn_with_a_bounded_number_of_points(count: int) -> None:
+    steps, values = np.arange(count, dtype=float), np.random.default_rng(0).standard_normal(count)
+    values[count // 2 : count // 2 + 300] = np.nan
+    drawn, heights = extremes(steps, values)
+    assert len(drawn) == len(heights) <= 4000
+    assert (np.diff(drawn) >= 0).all()
+    for pick in (np.nanmin, np.nanmax):
+        if count > 1:
+            assert pick(heights) == pick(values)
