@@ -76,7 +76,7 @@ class Holder:
 def folder_lock(folder: Path, work: str) -> Iterator[None]:
     """Hold the lock of a folder inside the block. The folder is created if it does not exist.
 
-    A created folder that is still empty at the end is removed.
+    Created folders that are still empty at the end are removed.
 
     Of a run with several processes only the main process takes it.
 
@@ -90,7 +90,7 @@ def folder_lock(folder: Path, work: str) -> Iterator[None]:
     """
     check_output_folder(folder)
     path = folder / LOCK_NAME
-    existed = folder.exists()
+    created = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
         lock = _Lock(path, Holder(work))
     except OSError as error:
@@ -102,9 +102,9 @@ def folder_lock(folder: Path, work: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if not existed:
-            with suppress(OSError):  # not empty
-                folder.rmdir()
+        with suppress(OSError):  # not empty
+            for place in created:
+                place.rmdir()
 
 
 class _Lock:

@@ -9,6 +9,7 @@ import torch
 from magicdistill_core.errors import CheckpointError, MagicDistillError
 
 from ..config.training import TrainConfig
+from ..console import command
 from ..distributed import is_lost_process, is_main
 from ..run_folder import CONFIG_FILE, RUN_FILE, checkpoint_folder, read_manifest
 from ..watch.log import add_event
@@ -27,7 +28,7 @@ def explained(error: BaseException, config: TrainConfig) -> BaseException:
         config: the run's configuration.
     """
     path = config.run / CONFIG_FILE
-    again = f"The last checkpoint is intact: continue with magicdistill train {path} --resume."
+    again = f"The last checkpoint is intact: continue with {command('train', path, '--resume')}."
     advice = again if path.is_file() else "Then start the run again."
     if is_lost_process(error):
         return RunError(

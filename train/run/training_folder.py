@@ -1,11 +1,10 @@
 """The folder of a run while it is trained: writable, the same for all processes, and locked against other trainings."""
 
-import os
 import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from magicdistill_core.errors import ConfigError
@@ -34,18 +33,12 @@ def training_folder(run: Path, work: str) -> Iterator[None]:
         MagicDistillError: on every process, if the folder cannot be written, another training holds it, or not all
             processes see the same folder.
     """
-    created = [folder for folder in (run, *run.parents) if is_main() and not os.path.lexists(folder)]
-    try:
-        with ExitStack() as held:
-            with beginning_together():
-                if is_main():
-                    held.enter_context(folder_lock(run, work))
-            _check_shared(run)
-            yield
-    finally:
-        with suppress(OSError):
-            for folder in created:
-                folder.rmdir()
+    with ExitStack() as held:
+        with beginning_together():
+            if is_main():
+                held.enter_context(folder_lock(run, work))
+        _check_shared(run)
+        yield
 
 
 def _check_shared(run: Path) -> None:
