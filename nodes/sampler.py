@@ -76,9 +76,11 @@ class FewStepSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         settings, notes = settings_for(model, steps, shift, sampler)
         guidance, guidance_notes = embedded_guidance(model, conditioning)
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        # The noise takes the number type of the latent. In half precision it would not be the noise of the seed.
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"]).float()
         check_start_image(model, conditioning, latent, samples)
         sigmas = few_step_sigmas(settings.steps, settings.shift)
+        mask = latent.get("noise_mask")
         guider = Guider_Basic(model)
         guider.set_conds(conditioning)
         samples = guider.sample(
@@ -86,11 +88,12 @@ class FewStepSampler(io.ComfyNode):
             samples,
             few_step_sampler(settings.sampler),
             sigmas,
-            denoise_mask=latent.get("noise_mask"),
+            denoise_mask=mask if mask is None else mask.float(),
             callback=prepare_callback(model, settings.steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        out = latent | {"samples": samples.to(comfy.model_management.intermediate_device())}
+        device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+        out = latent | {"samples": samples.to(device, dtype)}
         record = run_record(model, conditioning, settings, sigmas, seed, guidance)
         return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes + guidance_notes))

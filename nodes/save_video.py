@@ -20,6 +20,7 @@ from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
 from ..magicdistill_core.media.video import read_video
 from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
+from .image_input import check_images, rgb
 from .reporting import report
 
 _FORMATS = {format.title: format for format in FORMATS if format.available}
@@ -151,6 +152,8 @@ class SaveVideo(io.ComfyNode):
         kind, warnings = _FORMATS[format], []
         clip = _frames_clip(video, frame_rate(fps)) if isinstance(video, Tensor) else _video_clip(video, kind.deep)
         sound = clip.audio if audio is None else _sound(audio)
+        if audio is not None and not torch.isfinite(audio["waveform"]).all():
+            warnings.append("the sound contains NaN or infinite values: NaN is saved as silence.")
         if sound is not None and kind.audio_codec is None:
             warnings.append(f"{kind.title} holds no sound: the video is saved without it.")
         # ComfyUI's own writer does not state the colour matrix of the file, so players would have to guess it.
@@ -198,15 +201,10 @@ class SaveVideo(io.ComfyNode):
 
 
 def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
-    """Turn an IMAGE into RGB frames: alpha is dropped, grey is repeated."""
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
-        raise VideoError(
-            f"The frames have the shape {list(images.shape)}, expected an IMAGE [frames, height, width, 3]. Connect "
-            f"the output of a VAE Decode or another node that outputs images."
-        )
+    """Turn an IMAGE into RGB frames, converted one at a time."""
+    check_images(images, "video")
     count, height, width, _ = images.shape
-    frames = (image[..., :3].expand(height, width, 3) for image in images)
-    return _Clip(frames, count, width, height, rate, None)
+    return _Clip((rgb(image) for image in images), count, width, height, rate, None)
 
 
 def _video_clip(video: Input.Video, deep: bool) -> _Clip:
