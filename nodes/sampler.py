@@ -9,9 +9,10 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise
 
 from ..magicdistill_core.flow import few_step_sigmas
 from .native_sampler import few_step_sampler
+from .other_changes import other_changes
 from .previews import prepare_callback
 from .reporting import report
-from .run_record import run_record
+from .run_record import changes_note, run_record
 from .sampling_checks import check_start_image, embedded_guidance
 from .sampling_settings import sampler_input, settings_for, settings_line, shift_input, steps_input
 
@@ -95,5 +96,7 @@ class FewStepSampler(io.ComfyNode):
         )
         device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
         out = latent | {"samples": samples.to(device, dtype)}
-        record = run_record(model, conditioning, settings, sigmas, seed, guidance)
-        return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes + guidance_notes))
+        changes = other_changes(model, conditioning, latent)
+        record = run_record(model, conditioning, settings, sigmas, seed, guidance, changes)
+        notes += guidance_notes + changes_note(changes)
+        return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes))
