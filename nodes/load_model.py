@@ -196,6 +196,7 @@ class LoadModel(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The model with its recipe; its shift is set from the recipe.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

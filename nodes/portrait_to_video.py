@@ -58,7 +58,7 @@ class PortraitToVideo(io.ComfyNode):
                     "start_image",
                     tooltip="The portrait that becomes the first frame. Only the first image of a batch is used. An "
                     "image with another aspect ratio than the video is scaled and cropped: a wide one equally on the "
-                    "left and right, a tall one less at the top than at the bottom.",
+                    "left and right, a tall one less at the top than at the bottom. An alpha channel is laid on white.",
                 ),
                 io.Int.Input(
                     "width",
@@ -85,8 +85,8 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8193,
                     tooltip="Length of the video in frames: 4n + 1, such as 17, 81 or 129, up to 8193. Other numbers "
-                    "are an error: for 80 it suggests 77 and 81. 0 (default) uses the recipe's length. To set the "
-                    "length in seconds, use the input seconds. Fewer frames need less memory and time.",
+                    "are rounded: 80 becomes 81. 0 (default) uses the recipe's length. To set the length in seconds, "
+                    "use the input seconds. Fewer frames need less memory and time.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -149,6 +149,7 @@ class PortraitToVideo(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            has_intermediate_output=True,
         )
 
     @classmethod

@@ -64,6 +64,7 @@ class RealFakeLora(io.ComfyNode):
                 io.Model.Output(display_name="fake", tooltip="The fake score model: base + weight_fake * LoRA."),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

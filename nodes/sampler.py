@@ -57,11 +57,12 @@ class FewStepSampler(io.ComfyNode):
                 io.Latent.Output(tooltip="The sampled video, for VAE Decode."),
                 io.String.Output(
                     display_name="record",
-                    tooltip="How the video was made, as JSON: model file and its sha256, LoRAs, seed, schedule. "
-                    "Connect it to Save portrait video.",
+                    tooltip="How the video was made, as JSON: model file and its sha256, LoRAs, seed, schedule, and "
+                    "what other nodes changed. Connect it to Save portrait video.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

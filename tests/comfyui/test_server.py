@@ -171,7 +171,6 @@ BAD = {
     "LoRA of another family": (roles(lora="stranger.safetensors"), r"stranger\.safetensors .*0/1 "),
     "LoRA of another width": (roles(lora="wide.safetensors"), r"wide\.safetensors .*0/8 "),
     "odd width": (chain(video={"width": 50}), r"width of 50 .* 48\."),
-    "odd length": (chain(video={"length": 16}), "Use 13 or 17"),
     "no recipe, no size": (chain(load={"unet_name": "no_recipe.safetensors"}), "no recipe.* 960, 544 and 129"),
     "no null prompt": (
         chain(load={"unet_name": "no_recipe.safetensors"}, video={"width": 64, "height": 48, "length": 5}),
