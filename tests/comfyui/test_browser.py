@@ -256,7 +256,8 @@ def test_preview_moves_and_a_run_can_be_cancelled(page: Any, server: Any, tmp_pa
 def notes(page: Any) -> dict[str, str]:
     """Return the notes under the pack's nodes by their types."""
     return page.evaluate(
-        "Object.fromEntries(window.app.graph.nodes.map(n => [n.type, n.widgets?.find(w => w.name === '$$node-text-preview')])"
+        "Object.fromEntries(window.app.graph.nodes"
+        ".map(n => [n.type, n.widgets?.find(w => w.name === '$$node-text-preview')])"
         ".filter(([, w]) => w).map(([type, w]) => [type, w.value]))"
     )
 

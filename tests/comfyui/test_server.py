@@ -61,7 +61,7 @@ def test_every_loader_lists_only_what_it_can_load(server: Any) -> None:
 
 def test_defaults_come_from_the_file(server: Any) -> None:
     outputs = server.run(chain())
-    assert outputs["sample"]["text"] == ["4 steps, shift 5, euler\ntimesteps 1000, 937.5, 833.3, 625"]
+    assert outputs["sample"]["text"] == ["4 steps, shift 5, euler.  \ntimesteps 1000, 937.5, 833.3, 625."]
     with av.open(str(saved_video(server, outputs, "save"))) as video:
         stream = video.streams.video[0]
         assert (stream.width, stream.height) == (64, 48)
