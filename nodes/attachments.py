@@ -3,7 +3,8 @@
 They are attached to the MODEL and stay with its clones.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comfy.model_base import WAN21, HunyuanVideoI2V
@@ -31,6 +32,9 @@ class Attached:
         size: number and type of the file's weights in words; None if `path` is None.
         file_hash: the hash of `path`, started when the file was loaded; None if `path` is None.
         loras: name and strength of each LoRA that this pack's nodes applied to the model, in order.
+        patches: the changes of these LoRAs by the names of the weights. They tell this pack's patches from those of
+            other nodes.
+        weight_dtype: the loader's input of that name; None if `path` is None.
     """
 
     path: Path | None
@@ -40,6 +44,18 @@ class Attached:
     size: str | None = None
     file_hash: BackgroundHash | None = None
     loras: tuple[tuple[str, float], ...] = ()
+    patches: tuple[Mapping[str, object], ...] = ()
+    weight_dtype: str | None = None
+
+    def with_lora(self, name: str, strength: float, patches: Mapping[str, object]) -> "Attached":
+        """Return these facts with one more LoRA.
+
+        Args:
+            name: the LoRA's file name.
+            strength: its strength.
+            patches: its changes by the names of the weights.
+        """
+        return replace(self, loras=(*self.loras, (name, strength)), patches=(*self.patches, patches))
 
     def sha256(self) -> str | None:
         """Return the sha256 of the loaded file in hexadecimal; None if the file is unknown or unreadable.

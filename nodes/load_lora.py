@@ -72,6 +72,7 @@ class LoadLora(io.ComfyNode):
                 )
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -100,11 +101,11 @@ class LoadLora(io.ComfyNode):
                 config = model.model.model_config.unet_config
                 apply_release(out, config["depth_single_blocks"], config["guidance_embed"])
         if base is not None:
-            loras = (*base.loras, (lora_name, strength))
             prompt = lora.file.null_prompt or base.null_prompt
             if lora.file.null_prompt is not None:
                 check_prompt_fits(model, lora.file.null_prompt, lora_name)
-            attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt, loras=loras))
+            base = base.with_lora(lora_name, strength, {**lora.patches, **lora.parameters})
+            attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt))
         text = f"{lora.summary()}; strength {strength:g}"
         if recipe is not None:
             text += f"\n{recipe_line(recipe)}"

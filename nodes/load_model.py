@@ -101,7 +101,8 @@ def load_model(
         pooled = None if null_prompt.pooled is None else null_prompt.pooled.clone()
         null_prompt = NullPrompt(null_prompt.text_states.clone(), pooled)
     file_hash = background_hash(Path(path))
-    attach(model, Attached(Path(path), family, recipe, null_prompt, size, file_hash))
+    held = next((name for name, options in _DTYPES.items() if options == model_options), None)
+    attach(model, Attached(Path(path), family, recipe, null_prompt, size, file_hash, weight_dtype=held))
     # ComfyUI loads the file again for a second GPU, or when hooks need weights that are not shared.
     model.cached_patcher_init = (load_model, (path, model_options, start_image_mode))
     return model
@@ -207,6 +208,7 @@ class LoadModel(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The model with its recipe; its shift is set from the recipe.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

@@ -74,6 +74,7 @@ class LoraSteps(io.ComfyNode):
             ],
             outputs=[io.Conditioning.Output(tooltip="The conditioning with the LoRA attached, for the sampler.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

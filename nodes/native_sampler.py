@@ -28,6 +28,7 @@ def few_step_sampler(name: str) -> KSAMPLER:
             callback({"i": state.step, "x": state.x, "denoised": state.x0, "sigma": state.sigma})
             progress.update()
 
+        sigmas = sigmas.float()  # other nodes may compute SIGMAS in any number type
         with comfy.utils.model_trange(len(sigmas) - 1, disable=disable) as progress:
             if name == "renoise":
                 return sample_renoise(velocity, x, sigmas, seeded_noise(extra_args["seed"] or 0), report_step)

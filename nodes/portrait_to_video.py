@@ -12,8 +12,10 @@ from ..magicdistill_core.geometry import SIDE_MULTIPLE
 from ..magicdistill_core.media.video import crop_note, resize_crop
 from .attachments import attached_to
 from .face_box import Boxes, face_in
+from .image_input import check_images, rgb
 from .reporting import report
-from .start_image import check_vae, encode_start, family_taking_images, null_prompt
+from .start_image import check_start, check_vae, encode_start, family_taking_images, null_prompt
+from .transparency import hidden_colours_note
 from .video_size import FIT_IMAGE, FROM_RECIPE, SizeInputs, choose_size
 
 Conditioning = list[list]
@@ -56,7 +58,7 @@ class PortraitToVideo(io.ComfyNode):
                     "start_image",
                     tooltip="The portrait that becomes the first frame. Only the first image of a batch is used. An "
                     "image with another aspect ratio than the video is scaled and cropped: a wide one equally on the "
-                    "left and right, a tall one less at the top than at the bottom.",
+                    "left and right, a tall one less at the top than at the bottom. An alpha channel is laid on white.",
                 ),
                 io.Int.Input(
                     "width",
@@ -83,8 +85,8 @@ class PortraitToVideo(io.ComfyNode):
                     min=0,
                     max=8193,
                     tooltip="Length of the video in frames: 4n + 1, such as 17, 81 or 129, up to 8193. Other numbers "
-                    "are an error: for 80 it suggests 77 and 81. 0 (default) uses the recipe's length. To set the "
-                    "length in seconds, use the input seconds. Fewer frames need less memory and time.",
+                    "are rounded: 80 becomes 81. 0 (default) uses the recipe's length. To set the length in seconds, "
+                    "use the input seconds. Fewer frames need less memory and time.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -146,7 +148,8 @@ class PortraitToVideo(io.ComfyNode):
                     "its first frame."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -169,7 +172,12 @@ class PortraitToVideo(io.ComfyNode):
         notes += check_vae(vae, family.architecture)
         attached = attached_to(model)
         recipe = attached.recipe if attached is not None else None
-        rows, columns = start_image.shape[1:3]
+        check_images(start_image, "start_image")
+        picture = rgb(start_image[:1])
+        notes += check_start(picture)
+        hidden_colours = hidden_colours_note(cls.hidden.prompt, cls.hidden.unique_id, "start_image")
+        notes += [] if hidden_colours is None else [hidden_colours]
+        rows, columns = picture.shape[1:3]
         size_inputs = SizeInputs(width, height, length, seconds, resolution)
         size, size_notes = choose_size(size_inputs, recipe, family, rows, columns)
         notes += size_notes
@@ -192,7 +200,7 @@ class PortraitToVideo(io.ComfyNode):
             )
         text = positive if positive is not None else null_prompt(model, family)
         # Crop and resize exactly as the trainer prepares its clips.
-        image = resize_crop(start_image[:1, ..., :3], size.height, size.width, box)
+        image = resize_crop(picture.clamp(0, 1), size.height, size.width, box)
         start = encode_start(family, vae, image, size, batch_size, clip_vision_output)
         values = dict(start.values)
         unguided = not any("guidance" in conditions for _, conditions in text)

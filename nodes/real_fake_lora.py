@@ -4,8 +4,6 @@ A distillation trains the generator with the difference of two score models. Bot
 weak weight for the real score, at a strong weight for the fake score (MagicDistillation, Eq. 5 and 6).
 """
 
-from dataclasses import replace
-
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -66,6 +64,7 @@ class RealFakeLora(io.ComfyNode):
                 io.Model.Output(display_name="fake", tooltip="The fake score model: base + weight_fake * LoRA."),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -85,5 +84,5 @@ def _score_model(model: ModelPatcher, lora: FittedLora, lora_name: str, weight: 
     out = apply_lora(model, lora, weight)
     base = attached_to(model)
     if base is not None:
-        attach(out, replace(base, loras=(*base.loras, (lora_name, weight))))
+        attach(out, base.with_lora(lora_name, weight, {**lora.patches, **lora.parameters}))
     return out

@@ -21,7 +21,9 @@ def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.Previ
     LOGGER.info("MagicDistillation: %s", text)
     for warning in warnings:
         LOGGER.warning("MagicDistillation: %s", warning)
-    full = "\n".join([text, *(f"Note: {warning}" for warning in warnings)])
+    lines = [*text.splitlines(), *(f"Note: {warning}" for warning in warnings)]
+    # The page's modern design reads a text as Markdown, where two spaces end a line.
+    full = "  \n".join(line if line.endswith((".", ":", "?")) else f"{line}." for line in lines)
     if node.hidden is not None and node.hidden.unique_id:
         PromptServer.instance.send_progress_text(full, node.hidden.unique_id)
     return ui.PreviewText(full)

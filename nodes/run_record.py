@@ -10,10 +10,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..magicdistill_core.lora_schedule import strength_at
-from .attachments import attached_to, known_family
+from .attachments import Attached, attached_to, known_family
+from .other_changes import OtherChanges, hooks_of, is_own_hook
 from .sampling_settings import Settings
 
 _LORAS = "magicdistill_loras"
+_SHOWN = 6
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
@@ -41,8 +43,12 @@ def run_record(
     sigmas: Tensor,
     seed: int,
     guidance: float | None,
+    changes: OtherChanges,
 ) -> str:
-    """Return as JSON everything needed to repeat a run. Facts unknown for a MODEL from another loader are null.
+    """Return as JSON what this pack knows of a run. What it does not know is null, or an entry with null.
+
+    These are the facts about a MODEL from another loader, the file of a merged MODEL, and the LoRAs of other nodes. The
+    prompt, the text encoders and the VAE are not part of it.
 
     Waits for the sha256 of the model file, which has been computed in the background since the file was loaded.
 
@@ -53,25 +59,21 @@ def run_record(
         sigmas: the noise levels, `[steps + 1]`.
         seed: the seed of the starting noise.
         guidance: the input of the network's guidance embedding; None if it has none.
+        changes: what other nodes changed.
     """
     attached, family = attached_to(model), known_family(model)
-    recipe = attached.recipe if attached is not None else None
-    path = attached.path if attached is not None else None
-    tied = dict.fromkeys(lora for _, values in conditioning for lora in values.get(_LORAS, ()))
+    loaded = None if changes.replace_weights else attached
+    path = loaded.path if loaded is not None else None
     record = {
         "magicdistill": pack_version(),
         "checkpoint": path.name if path is not None else None,
-        "sha256": attached.sha256() if attached is not None else None,
+        "sha256": loaded.sha256() if loaded is not None else None,
+        "weight_dtype": loaded.weight_dtype if loaded is not None else None,
         "family": family.architecture.name if family is not None else None,
         "i2v_mode": family.i2v_mode if family is not None else None,
-        "kind": recipe.kind if recipe is not None else None,
-        "loras": [
-            {"name": name, "strength": strength} for name, strength in (attached.loras if attached is not None else ())
-        ]
-        + [
-            {"name": name, "strength_per_step": [strength_at(strengths, step) for step in range(settings.steps)]}
-            for name, strengths in tied
-        ],
+        "kind": loaded.recipe.kind if loaded is not None and loaded.recipe is not None else None,
+        "loras": None if changes.replace_weights else _loras(attached, conditioning, settings.steps, changes),
+        "other_changes": list(changes.descriptions),
         "seed": seed,
         "steps": settings.steps,
         "shift": settings.shift,
@@ -80,3 +82,31 @@ def run_record(
         "guidance": guidance,
     }
     return json.dumps(record)
+
+
+def _loras(
+    attached: Attached | None, conditioning: list[list], steps: int, changes: OtherChanges
+) -> list[dict[str, object]]:
+    """Return the known LoRAs, and an entry with null if there may be more."""
+    on_model = [{"name": name, "strength": weight} for name, weight in (attached.loras if attached is not None else ())]
+    tied = [
+        {"name": name, "strength_per_step": [strength_at(strengths, step) for step in range(steps)]}
+        for name, strengths in dict.fromkeys(lora for _, values in conditioning for lora in values.get(_LORAS, ()))
+    ]
+    # Another node may have removed or added hooks after the LoRA was noted.
+    kept = all(len(values.get(_LORAS, ())) == sum(map(is_own_hook, hooks_of(values))) for _, values in conditioning)
+    unknown = changes.may_add_loras or not kept or (attached is None and bool(changes.descriptions))
+    return on_model + (tied if kept else []) + ([{"name": None, "strength": None}] if unknown else [])
+
+
+def changes_note(changes: OtherChanges) -> list[str]:
+    """Return a note for the user if other nodes changed something; else no note."""
+    if not changes.descriptions:
+        return []
+    names = list(changes.descriptions)
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    lost = " The file is not named, because models were merged." if changes.replace_weights else ""
+    return [
+        f"other nodes changed the MODEL or the CONDITIONING ({shown}). The record names these changes, but it cannot "
+        f"say how to repeat them: keep the workflow.{lost}"
+    ]

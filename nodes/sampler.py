@@ -9,9 +9,10 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise
 
 from ..magicdistill_core.flow import few_step_sigmas
 from .native_sampler import few_step_sampler
+from .other_changes import other_changes
 from .previews import prepare_callback
 from .reporting import report
-from .run_record import run_record
+from .run_record import changes_note, run_record
 from .sampling_checks import check_start_image, embedded_guidance
 from .sampling_settings import sampler_input, settings_for, settings_line, shift_input, steps_input
 
@@ -56,11 +57,12 @@ class FewStepSampler(io.ComfyNode):
                 io.Latent.Output(tooltip="The sampled video, for VAE Decode."),
                 io.String.Output(
                     display_name="record",
-                    tooltip="How the video was made, as JSON: model file and its sha256, LoRAs, seed, schedule. "
-                    "Connect it to Save portrait video.",
+                    tooltip="How the video was made, as JSON: model file and its sha256, LoRAs, seed, schedule, and "
+                    "what other nodes changed. Connect it to Save portrait video.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -76,9 +78,11 @@ class FewStepSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         settings, notes = settings_for(model, steps, shift, sampler)
         guidance, guidance_notes = embedded_guidance(model, conditioning)
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        # The noise takes the number type of the latent. In half precision it would not be the noise of the seed.
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"]).float()
         check_start_image(model, conditioning, latent, samples)
         sigmas = few_step_sigmas(settings.steps, settings.shift)
+        mask = latent.get("noise_mask")
         guider = Guider_Basic(model)
         guider.set_conds(conditioning)
         samples = guider.sample(
@@ -86,11 +90,14 @@ class FewStepSampler(io.ComfyNode):
             samples,
             few_step_sampler(settings.sampler),
             sigmas,
-            denoise_mask=latent.get("noise_mask"),
+            denoise_mask=mask if mask is None else mask.float(),
             callback=prepare_callback(model, settings.steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        out = latent | {"samples": samples.to(comfy.model_management.intermediate_device())}
-        record = run_record(model, conditioning, settings, sigmas, seed, guidance)
-        return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes + guidance_notes))
+        device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+        out = latent | {"samples": samples.to(device, dtype)}
+        changes = other_changes(model, conditioning, latent)
+        record = run_record(model, conditioning, settings, sigmas, seed, guidance, changes)
+        notes += guidance_notes + changes_note(changes)
+        return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes))

@@ -31,6 +31,7 @@ class FewStepSigmas(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(tooltip="The noise levels from 1 to 0, steps + 1 numbers.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -60,6 +61,7 @@ class FewStepSamplerSelect(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output(tooltip="The sampler, for SamplerCustomAdvanced.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

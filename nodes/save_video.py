@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from fractions import Fraction
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
 import comfy.model_management
@@ -20,12 +21,13 @@ from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
 from ..magicdistill_core.media.video import read_video
 from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
+from .filename_prefix import check_codes, portable_prefix, shortened
+from .image_input import check_images, rgb
 from .reporting import report
 
 _FORMATS = {format.title: format for format in FORMATS if format.available}
 _RECORD_TAG = "magicdistill"
 _PREVIEW_CRF = 23
-_SHOWN_PREFIX = 100
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -85,7 +87,8 @@ class SaveVideo(io.ComfyNode):
                     "filename_prefix",
                     default="video/portrait",
                     tooltip="Name of the file, with its subfolder of the output folder; a number is added to the name. "
-                    "Codes such as %date:yyyy-MM-dd% work. Paths outside the output folder are refused.",
+                    "Codes such as %date:yyyy-MM-dd% and %MagicDistillSampler.seed% work. Paths outside the output "
+                    "folder are refused.",
                 ),
                 io.Combo.Input(
                     "format",
@@ -131,7 +134,8 @@ class SaveVideo(io.ComfyNode):
         # Checked before sampling starts. None: the text comes from another node and is not known yet.
         try:
             if filename_prefix is not None:
-                _check_prefix(filename_prefix)
+                portable_prefix(filename_prefix, datetime.now())
+                check_codes(filename_prefix)
         except VideoError as error:
             return str(error)
         return True
@@ -147,16 +151,18 @@ class SaveVideo(io.ComfyNode):
         audio: Input.Audio | None = None,
         record: str | None = None,
     ) -> io.NodeOutput:
-        _check_prefix(filename_prefix)
-        kind, warnings = _FORMATS[format], []
+        prefix, warnings = portable_prefix(filename_prefix, datetime.now())
+        kind = _FORMATS[format]
         clip = _frames_clip(video, frame_rate(fps)) if isinstance(video, Tensor) else _video_clip(video, kind.deep)
         sound = clip.audio if audio is None else _sound(audio)
+        if audio is not None and not torch.isfinite(audio["waveform"]).all():
+            warnings.append("the sound contains NaN or infinite values: NaN is saved as silence.")
         if sound is not None and kind.audio_codec is None:
             warnings.append(f"{kind.title} holds no sound: the video is saved without it.")
         # ComfyUI's own writer does not state the colour matrix of the file, so players would have to guess it.
         try:
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-                filename_prefix, folder_paths.get_output_directory(), clip.width, clip.height
+                prefix, folder_paths.get_output_directory(), clip.width, clip.height
             )
             file = f"{name}_{counter:05}_{kind.suffix}"
             tags = {} if args.disable_metadata else cls._tags(record)
@@ -171,7 +177,7 @@ class SaveVideo(io.ComfyNode):
                 broken = _write(clip, writers)
         except OSError as error:
             raise VideoError(
-                f"The video cannot be saved under {_shortened(filename_prefix)!r} ({error.strerror or error}). Check "
+                f"The video cannot be saved under {shortened(prefix)!r} ({error.strerror or error}). Check "
                 f"that the name is not too long, that the disk has free space and that ComfyUI may write to its output "
                 f"folder."
             ) from error
@@ -198,15 +204,10 @@ class SaveVideo(io.ComfyNode):
 
 
 def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
-    """Turn an IMAGE into RGB frames: alpha is dropped, grey is repeated."""
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
-        raise VideoError(
-            f"The frames have the shape {list(images.shape)}, expected an IMAGE [frames, height, width, 3]. Connect "
-            f"the output of a VAE Decode or another node that outputs images."
-        )
+    """Turn an IMAGE into RGB frames, converted one at a time."""
+    check_images(images, "video")
     count, height, width, _ = images.shape
-    frames = (image[..., :3].expand(height, width, 3) for image in images)
-    return _Clip(frames, count, width, height, rate, None)
+    return _Clip((rgb(image) for image in images), count, width, height, rate, None)
 
 
 def _video_clip(video: Input.Video, deep: bool) -> _Clip:
@@ -261,22 +262,3 @@ def _json(value: object) -> str:
         return match.group().replace("{", "\\u007b").replace("}", "\\u007d")
 
     return _JSON_STRING.sub(escaped, json.dumps(value))
-
-
-def _shortened(prefix: str) -> str:
-    return prefix if len(prefix) <= _SHOWN_PREFIX else f"{prefix[:_SHOWN_PREFIX]}..."
-
-
-def _check_prefix(prefix: str) -> None:
-    """Refuse names outside the output folder, before a folder is created.
-
-    Raises:
-        VideoError: if the prefix is empty, absolute on any system, contains `..`, or has unprintable characters.
-    """
-    paths = (PurePosixPath(prefix), PureWindowsPath(prefix))
-    named = bool(prefix.strip() and paths[0].parts) and prefix.isprintable()
-    if not named or any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
-        raise VideoError(
-            f"The filename prefix {_shortened(prefix)!r} does not stay inside ComfyUI's output folder. Use a name or a "
-            f"path below that folder, such as video/portrait."
-        )

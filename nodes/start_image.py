@@ -14,7 +14,7 @@ from comfy.taesd.taehv import TAEHV
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicdistill_core.errors import CheckpointError
+from ..magicdistill_core.errors import CheckpointError, VideoError
 from ..magicdistill_core.families import hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture, Family
 from ..magicdistill_core.geometry import LATENT_CHANNELS, latent_shape
@@ -22,6 +22,7 @@ from ..magicdistill_core.sizes import VideoSize
 from .attachments import attached_to, known_family
 
 _GRAY = 0.5
+_EXCESS = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,32 @@ def _vae_architecture(network: torch.nn.Module) -> Architecture | None:
     return hunyuan_video.ARCHITECTURE if type(network) is AutoencoderKL else None
 
 
+def check_start(picture: Tensor) -> list[str]:
+    """Check the numbers of a start image.
+
+    Args:
+        picture: RGB `[1, H, W, 3]`, in [0, 1] if it is valid.
+
+    Returns:
+        A note if values are clearly outside [0, 1]. Resizing makes small excesses, which are no reason for a note.
+
+    Raises:
+        VideoError: if it contains NaN or infinite values, which would make every frame black.
+    """
+    if not torch.isfinite(picture).all():
+        raise VideoError(
+            "The start image contains NaN or infinite values, expected numbers from 0 to 1. The node that made it has "
+            "failed, often a VAE in fp16: run that VAE in bf16 or fp32, or load the image from a file."
+        )
+    low, high = float(picture.min()), float(picture.max())
+    if low >= -_EXCESS and high <= 1 + _EXCESS:
+        return []
+    return [
+        f"the start image has values from {low:.3g} to {high:.3g}, but an IMAGE has values from 0 to 1: the rest is "
+        f"cut off. If the picture looks wrong, scale it to 0 to 1 first."
+    ]
+
+
 def encode_start(
     family: Family, vae: VAE, image: Tensor, size: VideoSize, batch: int, features: io.ClipVisionOutput.Type | None
 ) -> Start:
@@ -122,7 +149,11 @@ def encode_start(
         features: CLIP vision features of the image, for families that use them; None if none are connected.
     """
     shape = latent_shape(size.frames, size.height, size.width, batch)
-    samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    samples = torch.zeros(
+        shape,
+        device=comfy.model_management.intermediate_device(),
+        dtype=comfy.model_management.intermediate_dtype(),
+    )
     pixels = image
     if family.image_covers_video:
         # Wan encodes the image followed by gray frames, not the image alone.

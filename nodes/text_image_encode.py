@@ -84,6 +84,7 @@ class TextImageEncode(io.ComfyNode):
             ],
             outputs=[io.Conditioning.Output(tooltip="Image and text, for the input positive of Portrait to video.")],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod

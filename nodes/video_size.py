@@ -19,7 +19,7 @@ class SizeInputs:
     Attributes:
         width: in pixels; 0 follows `resolution`.
         height: in pixels; 0 follows `resolution`.
-        length: number of frames, 4n + 1; 0 uses the recipe's.
+        length: number of frames, rounded to 4n + 1; 0 uses the recipe's.
         seconds: length in seconds, which replaces `length`; 0 uses `length`.
         resolution: `FROM_RECIPE` or `FIT_IMAGE`.
     """
@@ -71,7 +71,11 @@ def choose_size(
     width, height = inputs.width or own.width, inputs.height or own.height
     if fits:
         width, height = _fitted(inputs, own, rows, columns)
-    frames = inputs.length or own.frames
+    frames = own.frames
+    if inputs.length:
+        frames = nearest_length(inputs.length)
+        if frames != inputs.length and not inputs.seconds:
+            notes.append(f"length is {inputs.length}, but videos have 4n + 1 frames: it was rounded to {frames}.")
     if inputs.seconds:
         frames = nearest_length(inputs.seconds * own.fps)
         if inputs.length:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,27 +47,39 @@ class Audio:
 
 
 def waveform_audio(waveform: Tensor, rate: int) -> Audio:
-    """Return samples in [-1, 1] as the sound of a video.
+    """Return samples as the sound of a video. NaN becomes silence, because encoders refuse it.
 
     Args:
-        waveform: `[channels, T]`, or a batch `[B, channels, T]` of which the first is used.
+        waveform: `[channels, T]`, or a batch `[B, channels, T]` of which the first is used; floating point in [-1, 1],
+            or whole numbers, which use the full range of their type (uint8 is silent at 128).
         rate: samples per second.
 
     Raises:
-        VideoError: if the shape is another, the number of channels is not 1, 2 or 6, or the rate is less than 1.
+        VideoError: if the shape is another, the number of channels is not 1, 2 or 6, the rate is less than 1, or the
+            samples are no real numbers.
     """
     channels_first = waveform[0] if waveform.ndim == 3 and len(waveform) else waveform
-    if channels_first.ndim != 2 or channels_first.shape[0] not in LAYOUTS or rate < 1:
+    numbers = not waveform.is_complex() and waveform.dtype != torch.bool
+    if channels_first.ndim != 2 or channels_first.shape[0] not in LAYOUTS or rate < 1 or not numbers:
         raise VideoError(
-            f"The audio has the shape {list(waveform.shape)} at {rate} samples per second, expected [batch, channels, "
-            f"samples] with 1, 2 or 6 channels. Mix it down to stereo first."
+            f"The audio has the shape {list(waveform.shape)} ({waveform.dtype}) at {rate} samples per second, expected "
+            f"[batch, channels, samples] of real numbers with 1, 2 or 6 channels. Mix it down to stereo first."
         )
 
     def chunks() -> Iterator[NDArray[np.float32]]:
         for part in channels_first.split(_CHUNK, dim=1):
-            yield np.ascontiguousarray(part.float().cpu().numpy())
+            yield np.ascontiguousarray(_samples(part.detach()).clamp(-1, 1).cpu().numpy())
 
     return Audio(rate, channels_first.shape[0], chunks())
+
+
+def _samples(part: Tensor) -> Tensor:
+    """Return samples of any real number type in float32."""
+    if part.is_floating_point():
+        return part.float().nan_to_num(nan=0.0)
+    limits = torch.iinfo(part.dtype)
+    silence = (limits.max + 1) // 2 if limits.min == 0 else 0
+    return ((part.double() - silence) / (limits.max - silence)).float()
 
 
 def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Audio | None:

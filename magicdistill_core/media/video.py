@@ -188,14 +188,23 @@ def read_image(path: str | Path) -> Tensor:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16-bit grey, which convert() would clip instead of scaling
                 upright = Image.fromarray((np.asarray(upright, dtype=np.float64) / 257).round().astype(np.uint8))
-            layer = upright.convert("RGBA")
+            opaque = flattened(upright)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise VideoError(
             f"{path} cannot be read as an image ({error}). Expected a PNG, JPEG or WebP image. Copy it again, or "
             f"save it in one of these formats."
         ) from error
-    opaque = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return torch.from_numpy(np.array(opaque))
+
+
+def flattened(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB. Its transparent parts become white.
+
+    Args:
+        image: a picture in any mode of 8 bits.
+    """
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
@@ -277,7 +286,8 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
     for source, target in zip(flat, out, strict=True):  # keeps only one frame in floating point
         plane = source.permute(2, 0, 1)[None]
         resized = F.interpolate(
-            plane if plane.is_floating_point() else plane.float(),
+            # PyTorch's antialiased resizing on the CPU knows no half precision.
+            plane if plane.dtype == torch.float64 else plane.float(),
             size=(height, width),
             mode="bicubic",
             antialias=True,

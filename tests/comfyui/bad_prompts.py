@@ -154,7 +154,7 @@ def wrong_numbers() -> dict[str, Case]:
         )
         for label, value in (("NaN", _NAN), ("text NaN", "nan"), ("infinite", "inf"))
     }
-    for name, value in (("width", 50), ("height", 50), ("width", 8), ("length", 16), ("length", 2), ("length", 8190)):
+    for name, value in (("width", 50), ("height", 50), ("width", 8), ("width", 24), ("height", 8), ("height", 500)):
         video = _portrait_to_video(**{name: value})
         cases[f"{name} of {value}"] = Case(chain | {"video": video, "shown": _shown("video")}, str(value))
     for label, text in STRENGTHS.items():

@@ -253,6 +253,80 @@ def test_preview_moves_and_a_run_can_be_cancelled(page: Any, server: Any, tmp_pa
     page.screenshot(path=tmp_path / "afterwards.png")
 
 
+def notes(page: Any) -> dict[str, str]:
+    """Return the notes under the pack's nodes by their types."""
+    return page.evaluate(
+        "Object.fromEntries(window.app.graph.nodes"
+        ".map(n => [n.type, n.widgets?.find(w => w.name === '$$node-text-preview')])"
+        ".filter(([, w]) => w).map(([type, w]) => [type, w.value]))"
+    )
+
+
+def run_to_the_end(page: Any, event: str) -> None:
+    """Press Run and wait for the last message of the run."""
+    page.evaluate(
+        "event => { window.ended = false;"
+        " window.comfyAPI.api.api.addEventListener(event, () => { window.ended = true }, {once: true}) }",
+        event,
+    )
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("window.ended", timeout=240_000)
+    page.wait_for_timeout(500)
+
+
+def test_notes_are_those_of_the_last_run(page: Any, tmp_path: Path) -> None:
+    open_template(page, "portrait_pocket")
+    set_widget(page, "MagicDistillSaveVideo", "filename_prefix", "video/notes")
+    run_to_the_end(page, "execution_success")
+    first = notes(page)
+    assert all(first[f"MagicDistill{kind}"] for kind in ("LoadModel", "PortraitToVideo", "Sampler", "SaveVideo"))
+    # Every line ends: the modern design shows the lines of a note as one paragraph.
+    assert all(line.endswith((".", ".  ")) for note in first.values() for line in note.split("\n"))
+    set_widget(page, "MagicDistillPortraitToVideo", "width", 50)
+    run_to_the_end(page, "execution_error")
+    assert {kind: note for kind, note in notes(page).items() if note} == {
+        "MagicDistillLoadModel": first["MagicDistillLoadModel"]
+    }
+    page.screenshot(path=tmp_path / "failed.png")
+    page.keyboard.press("Escape")
+    set_widget(page, "MagicDistillPortraitToVideo", "width", 0)
+    # A graph that was opened again knows no notes; the results come from ComfyUI's cache.
+    page.evaluate("window.app.loadGraphData(window.app.graph.serialize())")
+    page.wait_for_timeout(1000)
+    assert not notes(page)
+    run_to_the_end(page, "execution_success")
+    again = notes(page)
+    assert {kind: again[kind] for kind in first if kind != "MagicDistillSaveVideo"} == {
+        kind: note for kind, note in first.items() if kind != "MagicDistillSaveVideo"
+    }
+
+
+def test_codes_in_the_name_are_those_of_comfyuis_own_nodes(page: Any) -> None:
+    prefix = "%date:yyyy-MM-dd%/%MagicDistillPocketPortrait.seed%_%Pocket portrait.size%_%year%"
+    sent = page.evaluate(
+        """async prefix => {
+            const graph = window.app.graph;
+            graph.clear();
+            const add = type => { const node = LiteGraph.createNode(type); graph.add(node); return node; };
+            const image = add('MagicDistillPocketPortrait'), saved = {};
+            for (const type of ['SaveAnimatedWEBP', 'MagicDistillSaveVideo']) {
+                const node = add(type);
+                image.connect(0, node, 0);
+                node.widgets.find(w => w.name === 'filename_prefix').value = prefix;
+                saved[type] = node.serialize().widgets_values.includes(prefix);
+            }
+            const output = Object.values((await window.app.graphToPrompt()).output);
+            const sent = output.filter(n => n.inputs.filename_prefix).map(n => n.inputs.filename_prefix);
+            return {saved, sent};
+        }""",
+        prefix,
+    )
+    stock, ours = sent["sent"]
+    assert ours == stock
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/7_96_%year%", ours)
+    assert all(sent["saved"].values()), "the workflow keeps the codes"
+
+
 def test_help_opens_next_to_the_canvas(page: Any, tmp_path: Path) -> None:
     open_template(page, "portrait_pocket")
     info = page.get_by_test_id("info-button")

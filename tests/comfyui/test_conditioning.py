@@ -101,6 +101,7 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         "fit": hunyuan | {"settings": {"resolution": "fit the image"}},
         "fit to a width": hunyuan | {"settings": {"resolution": "fit the image", "width": 128}},
         "seconds": hunyuan | {"settings": {"seconds": 1.2, "length": 5}},
+        "rounded": hunyuan | {"settings": {"length": 7}},
         "face": hunyuan | {"settings": {"width": 48, "height": 48, "face": [[face]]}},
         "faces": hunyuan | {"settings": {"width": 48, "height": 48, "face": [[person, face | {"label": "face"}]]}},
         "no face": hunyuan | {"settings": {"width": 48, "height": 48, "face": [[]]}},
@@ -169,6 +170,7 @@ def test_the_other_familys_vae_is_refused(name: str, found: str, wanted: str, ex
         ("fit", 64, 48, 17),
         ("fit to a width", 128, 80, 17),
         ("seconds", 64, 48, 9),
+        ("rounded", 64, 48, 9),
         ("stock", 80, 48, 5),
         ("stock token replace", 64, 48, 9),
     ],
@@ -181,6 +183,7 @@ def test_sizes(name: str, width: int, height: int, frames: int, exchange: Exchan
 
 def test_assumptions_and_contradictions_are_reported(exchange: Exchange) -> None:
     for job, facts in {
+        "rounded": ("length is 7", "rounded to 9"),
         "seconds": ("length is 5", "seconds is", "(1.12 s at 8 fps)"),
         "stock": ("960 x 544", "129 frames", "24 fps", "assumed"),
         "stock without a size": ("no recipe", "960, 544 and 129"),

@@ -21,7 +21,7 @@ from magicdistill_core.media.video_writing import write_video
 from . import bad_files, bad_prompts
 from .bad_prompts import Case
 
-OURS = re.compile(r"magicdistill_core\.errors\.(Checkpoint|Video|Config)Error$")
+OURS = re.compile(r"^MagicDistillation\.(Checkpoint|Video|Config)Error$")
 # Errors of ComfyUI itself, before anything runs.
 COMFYUIS = {
     "required_input_missing",

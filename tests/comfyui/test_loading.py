@@ -109,7 +109,7 @@ def files(server: Any, tiny: SimpleNamespace) -> Any:
         ),
         (loader("replace.safetensors"), "HunyuanVideo image-to-video (token_replace)"),
         (loader("wan.safetensors"), "Wan 2.1 image-to-video (concat)"),
-        (loader("wan_fp8.safetensors"), "float8_e4m3fn; no recipe\nNote: wan_fp8.safetensors "),
+        (loader("wan_fp8.safetensors"), "float8_e4m3fn; no recipe.  \nNote: wan_fp8.safetensors "),
         (loader("mp_rank_00_model_states.pt"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, float32; no"),
         (loader("dmd_4_step_i2v.pth"), "HunyuanVideo image-to-video (concat), 2.4 M parameters, bfloat16; no recipe"),
         (loader("open.safetensors", "token_replace"), "HunyuanVideo image-to-video (token_replace)"),
@@ -156,7 +156,7 @@ def test_a_generator_lora_passes_on_its_recipe(files: Any) -> None:
     prompt = shown(with_lora("generator.safetensors", loader("tiny.safetensors")), "lora")
     outputs = files.run(prompt)
     (text,) = outputs["lora"]["text"]
-    assert text.startswith("matched 8/8 modules; strength 1\ngenerator_lora: 2 steps, shift 3, euler")
+    assert text.startswith("matched 8/8 modules; strength 1.  \ngenerator_lora: 2 steps, shift 3, euler")
     assert "Note" not in text
     # Two steps of ComfyUI's schedule at shift 3.
     assert "0.75" in outputs["end"]["text"][0]
@@ -183,7 +183,7 @@ def test_a_lora_provides_the_null_prompt_that_its_base_does_not_have(load: Any, 
     prompt["sample"]["inputs"]["conditioning"] = ["video", 0]
     del prompt["steps"]
     outputs = files.run(prompt)
-    assert outputs["lora"]["text"][0].startswith("matched 8/8 modules; strength 1\ngenerator_lora: 4 steps")
+    assert outputs["lora"]["text"][0].startswith("matched 8/8 modules; strength 1.  \ngenerator_lora: 4 steps")
     assert ", null prompt" in outputs["video"]["text"][0]
     prompt["lora"]["inputs"]["lora_name"] = "generator.safetensors"
     assert re.search("no null prompt.*positive", files.error_of(prompt)["exception_message"])
@@ -202,9 +202,9 @@ def test_strengths_are_checked_before_anything_runs(files: Any) -> None:
 
 def test_strengths_per_step_are_reported(files: Any) -> None:
     (text,) = files.run(_steps(files, "1, 0.5"))["steps"]["text"]
-    assert text == "matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5"
+    assert text == "matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5."
     (text,) = files.run(_steps(files, "1, 0.5", "quantised.safetensors"))["steps"]["text"]
-    assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5\nNote: generator.safetensors ")
+    assert text.startswith("matched 8/8 modules; 4 steps: 1, 0.5, 0.5, 0.5.  \nNote: generator.safetensors ")
     assert "sha256" in text
     (text,) = files.run(_steps(files, "1, 1, 1, 0, 0"))["steps"]["text"]
     assert "5 strengths for 4 steps: " in text

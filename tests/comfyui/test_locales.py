@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
+WORKFLOWS = LOCALES.parent / "workflows"
 RENEW = "MAGICDISTILL_RENEW"
 LANGUAGES = ("en", "zh")
 
@@ -119,6 +120,9 @@ def test_page_speaks_chinese(page: Any, server: Any) -> None:
                 return {titles: Object.fromEntries(ours.map(([name, type]) => [name, type.title])), labels};
             }"""
         )
+        template = json.loads((WORKFLOWS / "portrait_pocket.json").read_text(encoding="utf-8"))
+        page.evaluate("graph => window.app.loadGraphData(graph)", template)
+        titles = page.evaluate("window.app.graph.nodes.map(n => [n.type, n.title])")
     finally:
         server.post("/settings", {"Comfy.Locale": "en"})
         page.reload()
@@ -126,5 +130,8 @@ def test_page_speaks_chinese(page: Any, server: Any) -> None:
         # Wait until the page has restored the last graph, which would otherwise overwrite the next test's graph.
         page.wait_for_function("window.app?.graph?.nodes.length > 0", timeout=90_000)
     assert shown["titles"] == {name: node["display_name"] for name, node in chinese.items()}
+    ours = {name: title for name, title in titles if name in chinese}
+    assert ours
+    assert ours == {name: chinese[name]["display_name"] for name in ours}
     expected = {part["name"] for part in chinese["MagicDistillSampler"]["inputs"].values()}
     assert expected <= set(shown["labels"])

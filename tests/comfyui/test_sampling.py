@@ -111,10 +111,12 @@ def test_the_record_repeats_the_run(answer: dict[str, Tensor], model_file: Path)
     assert record == {
         "checkpoint": "guided.safetensors",
         "sha256": file_sha256(model_file),
+        "weight_dtype": "default",
         "family": "hunyuan_video",
         "i2v_mode": "concat",
         "kind": "generator",
         "loras": [],
+        "other_changes": [],
         "seed": SEED,
         "steps": 4,
         "shift": 5.0,

@@ -224,10 +224,10 @@ def test_names_outside_the_folder_are_refused_before_anything_runs(name: str, se
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "save/" + "y/" * 3000 + "z"])
-def test_names_that_are_too_long_are_explained(name: str, server: Any) -> None:
-    error = server.error_of(prompt(filename_prefix=name))
-    assert f"saved under '{name[:20]}" in error["exception_message"]
-    assert "too long" in error["exception_message"]
+def test_names_that_are_too_long_are_refused_before_anything_runs(name: str, server: Any) -> None:
+    (error,) = server.refusal_of(prompt(filename_prefix=name))["node_errors"]["save"]["errors"]
+    assert f"filename prefix '{name[:20]}" in error["details"]
+    assert "too long" in error["details"]
 
 
 @pytest.mark.parametrize("name", ["save/ünï 中文", "save/%width%x%height%", "save/a.b", "save/with space/"])
@@ -236,6 +236,38 @@ def test_unusual_names_are_accepted(name: str, server: Any) -> None:
     assert path.is_file()
     assert (server.directory / "output").resolve() in path.resolve().parents
     assert "64x64" in path.name or "%" not in name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("codes/%date:yyyy-MM-dd%/x", r"codes/\d{4}-\d\d-\d\d/x_"),
+        ("codes/%date:hh:mm:ss%", r"codes/\d\d_\d\d_\d\d_"),
+        ("codes/%date:dd.M.yy%", r"codes/\d\d\.\d{1,2}\.\d\d_"),
+        ("codes/%year%_%width%", r"codes/20\d\d_64_"),
+        ('codes/a:b*c?"<d>|', "codes/a_b_c___d___"),
+        ("codes\\back\\slash", "codes/back/slash_"),
+        ("codes/aux/nul.x", "codes/aux_/nul_.x_"),
+        ("codes/50%_or_60%", "codes/50%_or_60%_"),
+    ],
+)
+def test_codes_and_characters_become_a_name_for_every_system(name: str, expected: str, server: Any) -> None:
+    outputs = server.run(prompt(filename_prefix=name))
+    path = saved(server, outputs)
+    assert re.fullmatch(expected + r"\d{5}_\.mp4", str(path.relative_to(server.directory / "output")))
+    assert ("Windows" in outputs["save"]["text"][0]) == (":b" in name)
+
+
+def test_codes_for_widgets_are_refused_before_sampling_and_kept_afterwards(server: Any) -> None:
+    name = "codes/%MagicDistillSampler.seed%"
+    (error,) = server.refusal_of(prompt(filename_prefix=name))["node_errors"]["save"]["errors"]
+    assert "%MagicDistillSampler.seed%" in error["details"]
+    # A name from another node is known only after sampling: the video must not be lost.
+    linked = prompt(filename_prefix=["text", 0])
+    linked["text"] = {"class_type": "PrimitiveString", "inputs": {"value": name}}
+    outputs = server.run(linked)
+    assert saved(server, outputs).is_file()
+    assert "was not replaced" in outputs["save"]["text"][0]
 
 
 def test_only_webp_accepts_odd_sides(server: Any) -> None:

@@ -16,15 +16,17 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import jobs_conditioning  # noqa: E402
+import jobs_inputs  # noqa: E402
 import jobs_loras  # noqa: E402
 import jobs_models  # noqa: E402
+import jobs_records  # noqa: E402
 import jobs_sampling  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 
 def main() -> None:
     """Run the jobs one after another."""
-    modules = (jobs_conditioning, jobs_loras, jobs_models, jobs_sampling)
+    modules = (jobs_conditioning, jobs_inputs, jobs_loras, jobs_models, jobs_records, jobs_sampling)
     jobs = {name: job for module in modules for name, job in vars(module).items()}
     for job in json.loads(Path(JOBS).read_text()):
         tensors = jobs[f"job_{job['run']}"](job)

@@ -296,3 +296,11 @@ def test_a_contact_sheet_shows_first_and_last_frame_of_each_row() -> None:
     assert (sheet[:24] < 128).any()  # the label
     with pytest.raises(ValueError, match="2 rows, 1 labels"):
         contact_sheet([still, clip], ["one"], columns=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_resize_crop_accepts_every_floating_point_type(dtype: torch.dtype) -> None:
+    image = torch.rand(60, 100, 3, generator=torch.Generator().manual_seed(1))
+    found = resize_crop(image.to(dtype), 48, 64)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), resize_crop(image, 48, 64), atol=0.02, rtol=0)

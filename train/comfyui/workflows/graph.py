@@ -50,7 +50,7 @@ class Node:
     Attributes:
         id: the node's number in its graph, from 1.
         type: type of the node; for a subgraph its id.
-        title: text in the node's head.
+        title: text in the node's head; None shows its display name in the page's language.
         inputs: the inputs in the saved format.
         outputs: the outputs in the saved format.
         values: values of the widgets, in their order.
@@ -62,7 +62,7 @@ class Node:
 
     id: int
     type: str
-    title: str
+    title: str | None
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     values: list[Any]
@@ -102,7 +102,7 @@ class Node:
             "mode": 0,
             "inputs": self.inputs,
             "outputs": self.outputs,
-            "title": self.title,
+            **({} if self.title is None else {"title": self.title}),
             "properties": self.properties,
             "widgets_values": self.values,
             **self.colours,
@@ -187,7 +187,7 @@ class Graph:
         if links:
             properties["models"] = links
         height = _height(schema) + room
-        node = self._add(node_type, title or schema.title, inputs, outputs, values, properties, height)
+        node = self._add(node_type, title, inputs, outputs, values, properties, height)
         self._connect(node, given)
         return node
 
@@ -250,7 +250,7 @@ class Graph:
     def _add(
         self,
         node_type: str,
-        title: str,
+        title: str | None,
         inputs: list[dict[str, Any]],
         outputs: list[dict[str, Any]],
         values: list[Any],
@@ -286,7 +286,7 @@ class Graph:
             wire = value.out if isinstance(value, Node) else value
             slot = slots.index(name)
             if not types_fit(wire.type, node.inputs[slot]["type"]):
-                raise ConfigError(f"{self.name}: {name} of {node.title} does not accept {wire.type}.")
+                raise ConfigError(f"{self.name}: {name} of {node.title or node.type} does not accept {wire.type}.")
             self._link(wire, node.id, slot)
             node.inputs[slot]["link"] = len(self.links)
 
