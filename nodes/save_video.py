@@ -30,7 +30,10 @@ _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class _Clip(NamedTuple):
-    """A clip to write: its frames (read once), their number if known, their frame rate, and the clip's own sound."""
+    """A clip to write: its frames (read once), their number if known, their frame rate, and the clip's own sound.
+
+    The notes about its pictures are complete after the last frame.
+    """
 
     frames: Iterator[Tensor]
     total: int | None
@@ -38,6 +41,7 @@ class _Clip(NamedTuple):
     height: int
     rate: Fraction
     audio: Audio | None
+    notes: list[str]
 
 
 class SaveVideo(io.ComfyNode):
@@ -175,6 +179,7 @@ class SaveVideo(io.ComfyNode):
                 f"that the name is not too long, that the disk has free space and that ComfyUI may write to its output "
                 f"folder."
             ) from error
+        warnings += clip.notes
         frames = writers[0].frames
         if broken:
             warnings.append(
@@ -206,7 +211,7 @@ def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
         )
     count, height, width, _ = images.shape
     frames = (image[..., :3].expand(height, width, 3) for image in images)
-    return _Clip(frames, count, width, height, rate, None)
+    return _Clip(frames, count, width, height, rate, None, [])
 
 
 def _video_clip(video: Input.Video, deep: bool) -> _Clip:
@@ -226,7 +231,8 @@ def _video_clip(video: Input.Video, deep: bool) -> _Clip:
         yield first
         yield from opened.frames
 
-    return _Clip(frames(), opened.count, width, height, rate, read_audio(source, opened.start, duration))
+    sound = read_audio(source, opened.start, duration)
+    return _Clip(frames(), opened.count, width, height, rate, sound, opened.notes)
 
 
 def _sound(audio: Input.Audio) -> Audio:

@@ -1,6 +1,6 @@
 """The picture stream of a video file: choosing it, decoding it, and the times of its frames."""
 
-import logging
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,6 @@ from .clock import Clock, Pace, may_restart, measure_pace
 from .hdr import HDR_TRANSFERS
 from .opening import MOST_PIXELS, Media, Source
 from .pictures import Pictures, deinterlaced
-
-logger = logging.getLogger(__name__)
 
 # The packets from which the pace is measured are kept in memory: at most so many, and so many bytes.
 _MEASURED_PACKETS, _MEASURED_BYTES = 48, 1 << 26
@@ -73,9 +71,17 @@ def open_stream(source: Source, start: float = 0.0, duration: float = 0.0, deep:
     Raises:
         VideoError: see `read_video`.
     """
+    if start:
+        # Some files cannot be sought, or only imprecisely. They are decoded from their beginning.
+        with contextlib.suppress(VideoError):
+            return _open(source, start, duration, deep, seek=True)
+    return _open(source, start, duration, deep, seek=False)
+
+
+def _open(source: Source, start: float, duration: float, deep: bool, seek: bool) -> FrameStream:
     media = Media(source)
     try:
-        reader = _Reader(media, start, duration, deep)
+        reader = _Reader(media, start, duration, deep, seek)
         frames = reader.frames()
         first = next(frames)
     except BaseException:
@@ -87,14 +93,14 @@ def open_stream(source: Source, start: float = 0.0, duration: float = 0.0, deep:
 class _Reader:
     """Reads the picture stream of an opened file."""
 
-    def __init__(self, media: Media, start: float, duration: float, deep: bool) -> None:
+    def __init__(self, media: Media, start: float, duration: float, deep: bool, seek: bool) -> None:
         self._media, self._start, self._duration, self._deep = media, start, duration, deep
         self.notes: list[str] = []
         self.stream = _picture_stream(media)
         self._decoder = self._make_decoder()
         try:
-            self._packets = self._seek_and_demux()
-        except (av.FFmpegError, OSError) as error:
+            self._packets = self._demux(seek)
+        except (av.FFmpegError, OSError, OverflowError) as error:  # OverflowError: the time of a seek
             raise media.unreadable(error) from error
 
     def _make_decoder(self) -> av.VideoCodecContext:
@@ -107,16 +113,13 @@ class _Reader:
         codec.options = {"max_pixels": str(MOST_PIXELS)}
         return codec
 
-    def _seek_and_demux(self) -> Iterator[av.Packet]:
-        """Go to the start and measure the pace; return all packets from there."""
+    def _demux(self, seek: bool) -> Iterator[av.Packet]:
+        """Go near the start if `seek` is set, and measure the pace; return all packets from there."""
         container, stream = self._media.container, self.stream
         stated = stream.average_rate or stream.guessed_rate
-        if self._start and not container.format.flags & av.format.Flags.no_timestamps.value:
-            early = self._start - _REORDERED / max(float(stated or 25), 1.0)
-            try:
-                container.seek(round((self._media.origin + early) / stream.time_base), stream=stream)
-            except (av.FFmpegError, OverflowError):
-                logger.debug("%s cannot be sought, so it is decoded from its beginning", self._media.name)
+        early = self._start - _REORDERED / max(float(stated or 1), 1.0)
+        if seek and early > 0 and not container.format.flags & av.format.Flags.no_timestamps.value:
+            container.seek(round((self._media.origin + early) / stream.time_base), stream=stream)
         packets = container.demux(stream)
         head, size = [], 0
         for packet in packets:
@@ -138,7 +141,7 @@ class _Reader:
 
     def frames(self) -> Iterator[TimedFrame]:
         """Yield the frames in the order of their times. Close the file at the end."""
-        count = gaps = 0
+        count, gaps = 0, list[float]()
         pictures = Pictures(self.stream.sample_aspect_ratio, self._deep)
         with self._media:
             try:
@@ -146,14 +149,17 @@ class _Reader:
                     transfer = self._decoder.color_trc
                     if transfer in HDR_TRANSFERS:
                         self._note("is HDR. Its colours and brightness are mapped to those of a usual screen.")
-                    count, gaps = count + 1, gaps + gap
+                    count += 1
+                    if gap:
+                        gaps.append(time)
                     yield TimedFrame(time, gap, pictures.rgb(frame, transfer))
             except (av.FFmpegError, OSError) as error:
                 raise self._media.unreadable(error) from error
             if count == 0:
                 raise self._nothing_found()
             if gaps:
-                self._note(f"has {gaps} gaps: places where frames are missing, or where its times jump.")
+                places = "1 place" if len(gaps) == 1 else f"{len(gaps)} places, the first"
+                self._note(f"has missing frames, or times that jump, at {places} at {gaps[0]:.2f} s.")
             if count < self.stream.frames and not self._start and not self._duration:
                 self._note(f"should have {self.stream.frames} frames, only {count} could be decoded.")
 

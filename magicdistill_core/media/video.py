@@ -109,8 +109,7 @@ def read_video(
     if fps is None:
         frames = (timed.pixels for timed in stream.frames)
     else:
-        steady = (timed._replace(gap=False) for timed in stream.frames)
-        frames = (shown.pixels for shown in _resample(steady, float(1 / rate), fps))
+        frames = (shown.pixels for shown in _resample(stream.frames, float(1 / rate), fps, fill=True))
     count = None if start or duration else stream.count
     return Video(
         float(rate) if fps is None else fps, rate if fps is None else Fraction(fps), count, first, frames, stream.notes
@@ -131,22 +130,26 @@ def read_runs(source: Source, fps: float) -> VideoRuns:
         VideoError: see `read_video`.
     """
     stream = open_stream(source)
-    return VideoRuns(_resample(stream.frames, float(1 / stream.pace.rate), fps), stream.notes)
+    return VideoRuns(_resample(stream.frames, float(1 / stream.pace.rate), fps, fill=False), stream.notes)
 
 
-def _resample(frames: Iterable[TimedFrame], interval: float, fps: float) -> Iterator[ShownFrame]:
-    """Yield one frame per `1 / fps` seconds of each run, each the source frame nearest in time.
+def _resample(frames: Iterable[TimedFrame], interval: float, fps: float, fill: bool) -> Iterator[ShownFrame]:
+    """Yield one frame per `1 / fps` seconds, each the source frame nearest in time.
 
     Args:
         frames: frames in the order of their times.
         interval: seconds for which the last source frame of a run is shown.
         fps: frame rate of the result.
+        fill: True shows the frame before a gap until its end; False begins a new run after the gap.
     """
     run, start, emitted, latest, shown = -1, 0.0, 0, 0.0, None
     for source, frame in enumerate(frames):
-        begins = shown is None or frame.gap
+        begins = shown is None or (frame.gap and not fill)
         if shown is not None:
-            until = latest + interval / 2 if begins else (latest + frame.time) / 2
+            if begins:
+                until = latest + interval / 2
+            else:
+                until = frame.time - interval / 2 if frame.gap else (latest + frame.time) / 2
             while start + emitted / fps < until:
                 yield shown
                 emitted += 1

@@ -45,7 +45,7 @@ KINDS = {
     ".mpg": ("mpeg", "mpeg2video", "yuv420p", "mp2", 48000),
     ".gif": ("gif", "gif", "rgb8", None, 0),
     ".flv": ("flv", "flv", "yuv420p", None, 0),
-    ".wmv": ("asf", "wmv2", "yuv420p", "wmav2", 48000),
+    ".wmv": ("asf", "wmv2", "yuv420p", None, 0),
 }
 # The names of fields that hold times, sizes, places and shapes.
 MARKS = (
