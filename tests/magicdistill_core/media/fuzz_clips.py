@@ -49,7 +49,21 @@ KINDS = {
 }
 # The names of fields that hold times, sizes, places and shapes.
 MARKS = (
-    *(b"stts", b"ctts", b"stsz", b"stsc", b"stco", b"elst", b"mdhd", b"mvhd", b"tkhd", b"stsd", b"avcC", b"hdlr", b"trun"),
+    *(
+        b"stts",
+        b"ctts",
+        b"stsz",
+        b"stsc",
+        b"stco",
+        b"elst",
+        b"mdhd",
+        b"mvhd",
+        b"tkhd",
+        b"stsd",
+        b"avcC",
+        b"hdlr",
+        b"trun",
+    ),
     *(b"\x00\x00\x01\xe0", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x47\x41\x00", b"\x47\x01\x00"),
     *(b"\x2a\xd7\xb1", b"\x1f\x43\xb6\x75", b"\x16\x54\xae\x6b", b"\x44\x89", b"\x23\xe3\x83", b"\xb0\x82", b"\xe0"),
     *(b"avih", b"strh", b"strf", b"idx1", b"movi", b"00dc", b"\x21\xf9\x04", b"NETSCAPE", b"onMetaData", b"FLV"),

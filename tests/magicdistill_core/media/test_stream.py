@@ -100,7 +100,9 @@ def test_start_is_exact_in_every_container(tmp_path: Path, suffix: str, start: f
     path = tmp_path / f"a{suffix}"
     codec = "mpeg4" if suffix == ".avi" else "libx264"
     # Frames are stored in another order than they are shown, so a seek can miss some.
-    write_clip(path, every(24), codec, "yuv420p", Fraction(1, FPS), options={"g": "6", "bf": "0" if suffix == ".avi" else "2"})
+    write_clip(
+        path, every(24), codec, "yuv420p", Fraction(1, FPS), options={"g": "6", "bf": "0" if suffix == ".avi" else "2"}
+    )
     expected = [n for n in range(24) if n / FPS >= start - 0.5 / FPS]
     assert numbers(read_video(path, start=start).frames) == expected
 

@@ -1,4 +1,3 @@
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -71,38 +70,6 @@ def test_resampling_keeps_the_duration_and_never_errs_by_more_than_half_a_frame(
     assert abs(len(got) / target - 24 / source) <= 1 / target
     for k, number in enumerate(got):
         assert abs(number / source - k / target) <= 0.5 / source + 1e-3
-
-
-def _turn(path: Path, a: int, b: int, c: int, d: int) -> None:
-    """Put the transformation matrix `x' = ax + cy, y' = bx + dy` (ISO 14496-12, 6.2.2) into the track header."""
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 4 + 4 + 20 + 16  # version and flags, times and ids, layer to reserved
-    one = 1 << 16
-    struct.pack_into(">9i", content, start, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "corner"),
-    [((0, 1, -1, 0), "top right"), ((-1, 0, 0, -1), "bottom right"), ((0, -1, 1, 0), "bottom left")],
-)
-def test_rotation_metadata_is_honoured(tmp_path: Path, matrix: tuple[int, int, int, int], corner: str) -> None:
-    frames = torch.zeros(2, 32, 64, 3, dtype=torch.uint8)
-    frames[:, :16, :16] = 255  # white at the top left as stored
-    path = tmp_path / "phone.mp4"
-    write_video(path, frames, 10.0, crf=5)
-    _turn(path, *matrix)
-    frame = next(read_video(path).frames)
-    assert tuple(frame.shape[:2]) == ((32, 64) if corner == "bottom right" else (64, 32))
-    bright = {
-        "top left": frame[:8, :8],
-        "top right": frame[:8, -8:],
-        "bottom left": frame[-8:, :8],
-        "bottom right": frame[-8:, -8:],
-    }
-    assert {name: bool(part.float().mean() > 200) for name, part in bright.items()} == {
-        name: name == corner for name in bright
-    }
 
 
 @pytest.mark.parametrize(
