@@ -62,9 +62,9 @@ def _hlg_to_light(code: NDArray[np.float32]) -> NDArray[np.float32]:
 @cache
 def _compressed() -> NDArray[np.float32]:
     """Return the light on the screen for PQ levels from 0 to 1: the curve of BT.2390-8, 5.4.1, without black level."""
-    source = _light_to_pq(np.float32(_PEAK))
+    source, white = _light_to_pq(np.array([_PEAK, _WHITE], np.float32))
     level = np.minimum(np.linspace(0, 1, _STEPS, dtype=np.float32) / source, 1)
-    peak = _light_to_pq(np.float32(_WHITE)) / source
+    peak = white / source
     knee = 1.5 * peak - 0.5
     t = np.clip((level - knee) / (1 - knee), 0, 1)
     curve = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * peak

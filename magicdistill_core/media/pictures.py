@@ -142,9 +142,9 @@ def _colour_matrix(frame: av.VideoFrame, hdr: bool) -> int | None:
 
 def _shown_size(frame: av.VideoFrame, pixel_shape: Fraction | None) -> tuple[int, int]:
     """Return the width and height of a frame with square pixels. Even sides stay even, as encoders need them."""
-    shape = pixel_shape or 1
-    if not 1 / _MOST_STRETCH <= shape <= _MOST_STRETCH:
-        shape = 1
+    shape = pixel_shape or Fraction(1)
+    if not Fraction(1, _MOST_STRETCH) <= shape <= _MOST_STRETCH:
+        shape = Fraction(1)
     width, height = frame.width, frame.height
     if shape > 1:
         width = _stretched(width, shape)

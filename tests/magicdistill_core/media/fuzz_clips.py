@@ -1,7 +1,7 @@
 """Mutated clips for the reader: `python -m tests.magicdistill_core.media.fuzz_clips FIRST COUNT`.
 
-Mutation `n` is always the same. Each one is read in every way that the project reads files. The program prints the number
-of each mutation before it reads it, so its caller knows where it crashed, and a line of JSON for each finding.
+Mutation `n` is always the same. Each one is read in every way that the project reads files. The program prints the
+number of each mutation before it reads it, so its caller knows where it crashed, and a line of JSON for each finding.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import av
@@ -179,7 +179,7 @@ def is_still(path: Path) -> bool:
     with contextlib.suppress(av.FFmpegError), av.open(str(path)) as container:
         for frame in container.decode(video=0):
             pictures.append(frame.to_ndarray(format="rgb24").tobytes())
-    return any(a == b for a, b in zip(pictures, pictures[1:], strict=False))
+    return any(a == b for a, b in pairwise(pictures))
 
 
 def read_everything(path: Path, draw: random.Random) -> list[str]:
@@ -199,7 +199,7 @@ def read_everything(path: Path, draw: random.Random) -> list[str]:
         except MagicDistillError as error:
             if "\n" in str(error):
                 wrong.append(f"{way}: the message has several lines: {error}")
-        except Exception:  # noqa: BLE001: the purpose of this program
+        except Exception:  # the purpose of this program is to find these
             wrong.append(f"{way}: {traceback.format_exc()}")
         else:
             if way == "windows" and result:
@@ -215,6 +215,12 @@ def samples(path: Path) -> int:
     return 0 if sound is None else sum(chunk.shape[1] for chunk in islice(sound.chunks, MOST_FRAMES))
 
 
+def say(line: str) -> None:
+    """Tell the caller at once, before a crash can lose the line."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main(first: int, count: int) -> None:
     """Read mutations `first` to `first + count - 1`."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -223,13 +229,13 @@ def main(first: int, count: int) -> None:
     clips = {suffix: clip(suffix) for suffix in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, first + count):
-            print(number, flush=True)
+            say(str(number))
             signal.alarm(SECONDS)  # its signal ends this process
             suffix, name, content = mutated(number, clips)
             path = Path(folder) / f"clip{suffix}"
             path.write_bytes(content)
             for wrong in read_everything(path, random.Random(number)):
-                print(json.dumps({"mutation": number, "kind": f"{suffix} {name}", "wrong": wrong}), flush=True)
+                say(json.dumps({"mutation": number, "kind": f"{suffix} {name}", "wrong": wrong}))
             signal.alarm(0)
 
 

@@ -1,5 +1,6 @@
 import random
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -9,8 +10,10 @@ FPS = Fraction(25)
 PACE = Pace(FPS, 0.04)
 
 
-def ticked(stated: list[float | None], pace: Pace = PACE, duration: float | None = 100.0, restarts: bool = False):  # noqa: ANN201
-    clock = Clock(pace, duration, restarts)
+def ticked(
+    stated: list[float | None], duration: float | None = 100.0, restarts: bool = False
+) -> tuple[list[float], list[int]]:
+    clock = Clock(PACE, duration, restarts)
     pairs = [clock.tick(time) for time in stated]
     return [round(time, 6) for time, _ in pairs], [number for number, (_, gap) in enumerate(pairs) if gap]
 
@@ -53,7 +56,7 @@ def test_the_clock_of_mpeg_ts_may_overflow() -> None:
     """Its 33 bits at 90 kHz are 26.5 hours."""
     around = [(2**33 / 90000 - 0.08 + n / 25) % (2**33 / 90000) for n in range(5)]
     times, gaps = ticked(around, restarts=True)
-    assert [round(b - a, 3) for a, b in zip(times, times[1:], strict=False)] == [0.04] * 4
+    assert [round(b - a, 3) for a, b in pairwise(times)] == [0.04] * 4
     assert gaps == [2]
 
 
@@ -63,7 +66,7 @@ def test_any_times_become_increasing_times_of_a_sensible_length() -> None:
         stated = [draw.choice([None, draw.uniform(-1e9, 1e9), n / 25, draw.uniform(0, 2)]) for n in range(30)]
         clock = Clock(PACE, draw.choice([None, 2.0]), draw.random() < 0.5)
         times = [clock.tick(time)[0] for time in stated]
-        assert all(b > a for a, b in zip(times, times[1:], strict=False))
+        assert all(b > a for a, b in pairwise(times))
         assert times[-1] - times[0] < 30 * 10.1
 
 

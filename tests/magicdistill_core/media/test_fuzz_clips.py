@@ -1,4 +1,4 @@
-"""Damaged clips of every kind: the reader ends with our error or with frames. It never crashes, hangs or freezes motion.
+"""Damaged clips of every kind end with frames or with our error. The reader never crashes, hangs or freezes motion.
 
 `MAGICDISTILL_FUZZ_CLIPS=10000` reads as many mutations instead of a small sample.
 """
@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.magicdistill_core.media.fuzz_clips import KINDS, clip, mutated
 
-SAMPLE = 120
+SAMPLE = 80
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = [sys.executable, "-m", "tests.magicdistill_core.media.fuzz_clips"]
 
@@ -24,8 +26,7 @@ def findings(count: int) -> Iterator[str]:
         done = subprocess.run(
             [*COMMAND, str(first), str(count - first)],
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             check=False,
         )
@@ -44,6 +45,7 @@ def findings(count: int) -> Iterator[str]:
         first = numbers[-1] + 1
 
 
+@pytest.mark.timeout(0 if "MAGICDISTILL_FUZZ_CLIPS" in os.environ else 300)
 def test_damaged_clips_end_with_frames_or_with_our_error() -> None:
     count = int(os.environ.get("MAGICDISTILL_FUZZ_CLIPS", SAMPLE))
     wrong = list(findings(count))

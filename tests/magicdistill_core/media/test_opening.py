@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,15 +29,14 @@ NAMES = [
     "file:b.mp4",
     "[a] *?.mp4",
     "ü 中.mp4",
-    " .mp4",
 ]
 
 
 @pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory is an empty folder."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +64,7 @@ def test_names_need_not_be_utf8(inside: Path) -> None:
         "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mkv\n#EXT-X-ENDLIST\n",
         "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:{folder}/secret.mkv\n#EXT-X-ENDLIST\n",
         "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/secret.ts\n#EXT-X-ENDLIST\n",
-        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 33\n",
     ],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".ts"])
@@ -166,7 +164,7 @@ def test_a_picture_of_an_impossible_size_needs_no_memory(tmp_path: Path) -> None
     place = content.index(b"strf") + 12  # width and height of BITMAPINFOHEADER
     content[place : place + 8] = (30000).to_bytes(4, "little") * 2
     (tmp_path / "a.avi").write_bytes(content)
-    with pytest.raises(VideoError, match="a.avi "):
+    with pytest.raises(VideoError, match=r"a\.avi "):
         list(read_video(tmp_path / "a.avi").frames)
 
 
