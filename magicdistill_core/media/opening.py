@@ -18,8 +18,9 @@ Source = str | Path | io.BytesIO
 
 MOST_PIXELS = 1 << 27
 """Pixels of the largest picture that is decoded: 16384 x 8192 needs 0.4 GB. A damaged file can state any size."""
-# With an empty list of protocols, FFmpeg opens nothing except the bytes that it gets.
-_OPTIONS = {"protocol_whitelist": "", "max_pixels": str(MOST_PIXELS)}
+# With an empty list of protocols, FFmpeg opens nothing except the bytes that it gets. They are options of the container
+# only: with others, PyAV 16 crashes on files whose streams are found late (flv, ts).
+_OPTIONS = {"protocol_whitelist": ""}
 _BUFFER = 1 << 16
 
 
@@ -59,7 +60,9 @@ class Media:
         self._kind = kind
         self._bytes = _Bytes(self._open(source))
         try:
-            self.container = av.open(self._bytes, options=_OPTIONS, metadata_errors="replace", buffer_size=_BUFFER)
+            self.container = av.open(
+                self._bytes, container_options=_OPTIONS, metadata_errors="replace", buffer_size=_BUFFER
+            )
         except (av.FFmpegError, OSError) as error:
             self._bytes.close()
             raise self.unreadable(error) from error

@@ -19,7 +19,9 @@ EXACT = 0x40000 | 0x2000 | 4
 # A damaged file can state any shape. The most extreme shape in use is 2: anamorphic film, and 3D with halved columns.
 _MOST_STRETCH = 4
 _NO_TURN = (False, 1, 1)
-_BT709, _UNSPECIFIED, _BT2020 = 1, 2, 9
+_BT709, _UNSPECIFIED, _FCC, _BT601, _SMPTE240, _BT2020 = 1, 2, 4, 5, 7, 9
+_MATRICES = (_BT709, _FCC, _BT601, _SMPTE240, _BT2020)
+_FULL_RANGE = 2
 # Players take BT.709 for pictures that are larger than these, and BT.601 for others, if the file states no matrix.
 _SD_WIDTH, _SD_HEIGHT = 1279, 576
 
@@ -109,7 +111,11 @@ class Pictures:
             format=("rgba64le" if alpha else "rgb48le") if wide else ("rgba" if alpha else "rgb24"),
             width=width,
             height=height,
+            # Some versions of PyAV ignore what the frame states unless both sides are given.
             src_colorspace=_colour_matrix(frame, hdr),
+            dst_colorspace=_BT709,
+            src_color_range=frame.color_range,
+            dst_color_range=_FULL_RANGE,
             interpolation=EXACT,
         )
         if wide or alpha:
@@ -131,13 +137,14 @@ def _has_alpha(frame: av.VideoFrame) -> bool:
     return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
 
 
-def _colour_matrix(frame: av.VideoFrame, hdr: bool) -> int | None:
-    """Return FFmpeg's number of the colour matrix that players take if the frame states none; None if it states one."""
-    if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
-        return None
-    if hdr:
+def _colour_matrix(frame: av.VideoFrame, hdr: bool) -> int:
+    """Return libswscale's number of a frame's colour matrix; if the frame states none, the one that players take."""
+    if frame.colorspace in _MATRICES:
+        return int(frame.colorspace)
+    if frame.colorspace == _UNSPECIFIED and hdr:
         return _BT2020
-    return _BT709 if frame.width > _SD_WIDTH or frame.height > _SD_HEIGHT else None
+    hd = frame.width > _SD_WIDTH or frame.height > _SD_HEIGHT
+    return _BT709 if frame.colorspace == _UNSPECIFIED and hd else _BT601
 
 
 def _shown_size(frame: av.VideoFrame, pixel_shape: Fraction | None) -> tuple[int, int]:

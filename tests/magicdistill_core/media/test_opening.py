@@ -137,7 +137,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path), "w", format="matroska") as file:
         stream = file.add_stream("mjpeg", rate=1)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        stream.disposition = av.stream.Disposition.attached_pic
+        stream.disposition = av.stream.Disposition.attached_pic.value
         stream.metadata["filename"], stream.metadata["mimetype"] = "cover.jpg", "image/jpeg"
         video = file.add_stream("ffv1", rate=24)
         video.width, video.height, video.pix_fmt = 32, 32, "bgr0"

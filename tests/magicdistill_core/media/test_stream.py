@@ -133,7 +133,7 @@ def test_a_part_without_pictures_is_named(
     tmp_path: Path, write_late_clip: Callable[[Path, float, float], None]
 ) -> None:
     write_late_clip(tmp_path / "late.mkv", 2.0, 0.5)
-    with pytest.raises(VideoError, match=r"no picture from 0 s to 1 s.* begin at 1\.5 s"):
+    with pytest.raises(VideoError, match=r"no picture from 0 s to 1 s.* begin at 1\.5\d* s"):
         read_video(tmp_path / "late.mkv", duration=1.0)
     with pytest.raises(VideoError, match="no picture from 9 s"):
         read_video(tmp_path / "late.mkv", start=9.0)
