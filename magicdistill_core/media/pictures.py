@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from .hdr import HDR_TRANSFERS, to_sdr
@@ -94,6 +95,7 @@ class Pictures:
             deep: True makes float32 in [0, 1], decoded with 16 bits per channel; False makes uint8.
         """
         self._pixel_shape, self._deep = pixel_shape, deep
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
         self._rotation: int | None = None
         self._turn = _NO_TURN
 
@@ -107,7 +109,8 @@ class Pictures:
         width, height = _shown_size(frame, self._pixel_shape)
         hdr, alpha = transfer in HDR_TRANSFERS, _has_alpha(frame)
         wide = self._deep or hdr
-        pixels = frame.to_ndarray(
+        converted = self._reformatter.reformat(
+            frame,
             format=("rgba64le" if alpha else "rgb48le") if wide else ("rgba" if alpha else "rgb24"),
             width=width,
             height=height,
@@ -118,6 +121,7 @@ class Pictures:
             dst_color_range=_FULL_RANGE,
             interpolation=EXACT,
         )
+        pixels = converted.to_ndarray()
         if wide or alpha:
             unit = pixels.astype(np.float32) / (65535 if wide else 255)
             colours = to_sdr(unit[..., :3], transfer) if hdr else unit[..., :3]

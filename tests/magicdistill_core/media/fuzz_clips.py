@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import resource
 import signal
 import sys
@@ -136,8 +137,8 @@ def hit_mark(content: bytearray, draw: random.Random) -> None:
     if not present:
         return flip_bytes(content, draw)
     mark = draw.choice(present)
-    places = [place for place in range(len(content)) if content.startswith(mark, place)]
-    place = draw.choice(places) + len(mark) + draw.randrange(28)
+    places = [found.end() for found in re.finditer(re.escape(mark), content)]
+    place = draw.choice(places) + draw.randrange(28)
     if draw.random() < 0.5:
         content[place : place + 4] = draw.choice(EXTREMES)
     else:
