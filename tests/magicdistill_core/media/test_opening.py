@@ -168,6 +168,14 @@ def test_a_picture_of_an_impossible_size_needs_no_memory(tmp_path: Path) -> None
         list(read_video(tmp_path / "a.avi").frames)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"RIFF\0\0\0\0WEBP", b"no picture"])
+def test_tags_of_unreadable_webp_files_are_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.webp").write_bytes(content)
+    with pytest.raises(VideoError, match=r"a\.webp cannot be read"):
+        read_tags(tmp_path / "a.webp")
+
+
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     for path, part in ((tmp_path / "folder.mp4", "not a file"), (tmp_path / ("x" * 300), "exist|opened")):
