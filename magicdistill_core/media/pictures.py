@@ -9,6 +9,7 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .hdr import HDR_TRANSFERS, to_sdr
@@ -121,9 +122,9 @@ class Pictures:
             dst_color_range=_FULL_RANGE,
             interpolation=EXACT,
         )
-        pixels = converted.to_ndarray()
+        pixels: NDArray[np.generic] = converted.to_ndarray()
         if wide or alpha:
-            unit = pixels.astype(np.float32) / (65535 if wide else 255)
+            unit = pixels.astype(np.float32) / np.float32(65535 if wide else 255)
             colours = to_sdr(unit[..., :3], transfer) if hdr else unit[..., :3]
             if alpha:
                 opacity = unit[..., 3:]

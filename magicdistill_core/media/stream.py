@@ -21,7 +21,7 @@ from .pictures import Pictures, deinterlaced
 _MEASURED_PACKETS, _MEASURED_BYTES = 48, 1 << 26
 # Frames between decoding and showing. A key frame that is decoded before the time of a seek can be shown after it.
 _REORDERED = 16
-_SLOWEST, _FASTEST = Fraction(1, 600), 1000
+_SLOWEST, _FASTEST = Fraction(1, 60), 1000
 # FFmpeg's own decoders of these ignore transparency. libvpx's do not.
 _DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 

@@ -54,12 +54,15 @@ def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]
     video = read_runs(path, geometry.fps)
     buffer: deque[tuple[int, Tensor]] = deque()  # number of the source frame, resized frame
     number = run = first = length = longest = used = still = 0
+    source, resized = -1, torch.empty(0)
     for frame in video.frames:
         if frame.run != run:
             buffer.clear()
             run, first, length = frame.run, number, 0
         if number >= first:  # a stride longer than a window skips frames
-            buffer.append((frame.source, resize_crop(frame.pixels, geometry.height, geometry.width)))
+            if frame.source != source:  # a repeated frame is resized once
+                source, resized = frame.source, resize_crop(frame.pixels, geometry.height, geometry.width)
+            buffer.append((source, resized))
         number, length = number + 1, length + 1
         longest = max(longest, length)
         if len(buffer) == geometry.frames:
