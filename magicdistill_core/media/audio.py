@@ -94,7 +94,7 @@ def _decode(
             target = round((start + media.origin) / stream.time_base)
             if start and target > (stream.start_time or 0):
                 container.seek(target, stream=stream)
-            for frame in container.decode(stream):
+            for frame in (frame for packet in media.packets(stream) for frame in stream.codec_context.decode(packet)):
                 if clock is None:
                     clock = Clock.of(container, Pace(Fraction(rate, frame.samples), frame.samples / rate))
                 time, _ = clock.tick(None if frame.time is None else frame.time - media.origin)

@@ -6,6 +6,7 @@ pictures. A playlist can also name other files or web pages, which are not opene
 
 import errno
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -102,6 +103,24 @@ class Media:
     def origin(self) -> float:
         """The time of the file's beginning on its own clock, in seconds. Players show it as 0:00."""
         return (self.container.start_time or 0) / av.time_base
+
+    def packets(self, stream: av.stream.Stream) -> Iterator[av.Packet]:
+        """Yield the packets of one stream. The last one is empty, which makes decoders return their last frames.
+
+        Args:
+            stream: a stream of the container.
+        """
+        try:
+            for packet in self.container.demux(stream):
+                # An empty packet in the middle is a frame that the camera dropped. Decoders would take it for the end.
+                if packet.size:
+                    yield packet
+        except IndexError:
+            # PyAV raises it at the end of files in which FFmpeg finds more streams while it reads.
+            pass
+        end = av.Packet()
+        end.time_base = stream.time_base
+        yield end
 
     def unreadable(self, error: BaseException) -> VideoError:
         """Return the error for a file that FFmpeg cannot read.

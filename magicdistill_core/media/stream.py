@@ -120,7 +120,7 @@ class _Reader:
         early = self._start - _REORDERED / max(float(stated or 1), 1.0)
         if seek and early > 0 and not container.format.flags & av.format.Flags.no_timestamps.value:
             container.seek(round((self._media.origin + early) / stream.time_base), stream=stream)
-        packets = container.demux(stream)
+        packets = self._media.packets(stream)
         head, size = [], 0
         for packet in packets:
             head.append(packet)

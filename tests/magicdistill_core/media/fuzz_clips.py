@@ -1,4 +1,4 @@
-"""Mutated clips for the reader: `python -m tests.magicdistill_core.media.fuzz_clips FIRST COUNT`.
+"""Mutated clips for the reader: `python -m tests.magicdistill_core.media.fuzz_clips NUMBERS`, such as `7,8,100-199`.
 
 Mutation `n` is always the same. Each one is read in every way that the project reads files. The program prints the
 number of each mutation before it reads it, so its caller knows where it crashed, and a line of JSON for each finding.
@@ -222,14 +222,14 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(first: int, count: int) -> None:
-    """Read mutations `first` to `first + count - 1`."""
+def main(numbers: list[int]) -> None:
+    """Read mutations."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     av.logging.set_level(None)
     clips = {suffix: clip(suffix) for suffix in KINDS}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(first, first + count):
+        for number in numbers:
             say(str(number))
             signal.alarm(SECONDS)  # its signal ends this process
             suffix, name, content = mutated(number, clips)
@@ -241,4 +241,5 @@ def main(first: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    ends = [[int(end) for end in part.split("-")] for part in sys.argv[1].split(",")]
+    main([number for part in ends for number in range(part[0], part[-1] + 1)])

@@ -12,44 +12,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.magicdistill_core.media.fuzz_clips import KINDS, clip, mutated
+from tests.magicdistill_core.media.fuzz_clips import KINDS, mutated
 
 SAMPLE = 80
+# Mutations that once ended with another error: PyAV raised an IndexError at the end of the file.
+FOUND = (3084, 8595)
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = [sys.executable, "-m", "tests.magicdistill_core.media.fuzz_clips"]
 
 
-def findings(count: int) -> Iterator[str]:
-    """Read mutations 0 to `count - 1` in processes of their own; yield what went wrong."""
-    first = 0
-    while first < count:
-        done = subprocess.run(
-            [*COMMAND, str(first), str(count - first)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+def findings(numbers: list[int]) -> Iterator[str]:
+    """Read mutations in processes of their own; yield what went wrong."""
+    while numbers:
+        command = [*COMMAND, ",".join(map(str, numbers))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         lines = done.stdout.splitlines()
-        for line in lines:
-            if line.startswith("{"):
-                yield line
-        numbers = [int(line) for line in lines if line.isdigit()]
-        if done.returncode == 0:
-            assert numbers == list(range(first, count))
-            return
-        assert numbers, done.stderr[-4000:]
-        suffix, name, _ = mutated(numbers[-1], {suffix: clip(suffix) for suffix in KINDS})
-        fault = f"ended with {done.returncode} (a negative number is a signal; -14: it hangs)"
-        yield json.dumps({"mutation": numbers[-1], "kind": f"{suffix} {name}", "wrong": fault})
-        first = numbers[-1] + 1
+        yield from (line for line in lines if line.startswith("{"))
+        read = [int(line) for line in lines if line.isdigit()]
+        assert read, done.stderr[-4000:]
+        assert read == numbers[: len(read)]
+        numbers = numbers[len(read) :]
+        if done.returncode:
+            fault = f"ended with {done.returncode} (a negative number is a signal; -14: it hangs)"
+            yield json.dumps({"mutation": read[-1], "wrong": fault})
+        else:
+            assert not numbers
 
 
 @pytest.mark.timeout(0 if "MAGICDISTILL_FUZZ_CLIPS" in os.environ else 300)
 def test_damaged_clips_end_with_frames_or_with_our_error() -> None:
     count = int(os.environ.get("MAGICDISTILL_FUZZ_CLIPS", SAMPLE))
-    wrong = list(findings(count))
-    assert not wrong, f"{len(wrong)} of {count} mutations:\n" + "\n".join(wrong)
+    wrong = list(findings([*FOUND, *range(count)]))
+    assert not wrong, f"{len(wrong)} findings:\n" + "\n".join(wrong)
 
 
 def test_mutations_are_always_the_same() -> None:

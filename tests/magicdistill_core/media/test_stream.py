@@ -139,6 +139,24 @@ def test_a_part_without_pictures_is_named(
         read_video(tmp_path / "late.mkv", start=9.0)
 
 
+def test_frames_that_a_camera_dropped_are_not_the_end(tmp_path: Path) -> None:
+    """An AVI file has an empty chunk in the place of a dropped frame."""
+    write_clip(tmp_path / "a.avi", every(12), "mjpeg", "yuvj444p", Fraction(1, FPS))
+    content = bytearray((tmp_path / "a.avi").read_bytes())
+    movi, index = content.index(b"movi"), content.index(b"idx1")
+    entry = index + 8 + 16 * 5  # of frame 5: name, flags, place after "movi", size
+    place, size = (int.from_bytes(content[entry + at : entry + at + 4], "little") for at in (8, 12))
+    chunk = movi + place
+    assert content[chunk : chunk + 4] == b"00dc"
+    content[entry + 12 : entry + 16] = bytes(4)
+    content[chunk + 4 : chunk + 16] = bytes(4) + b"JUNK" + (size - 8).to_bytes(4, "little")
+    (tmp_path / "a.avi").write_bytes(content)
+    assert numbers(read_video(tmp_path / "a.avi").frames) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    filled = numbers(read_video(tmp_path / "a.avi", FPS).frames)
+    assert len(filled) == 12
+    assert filled[6:] == [6, 7, 8, 9, 10, 11]
+
+
 def test_impossible_rates_are_named(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.mkv", [0, 1000, 2000])
     with pytest.raises(VideoError, match=r"0\.001 frames per second"):
