@@ -30,7 +30,7 @@ from train.data.windows import WindowGeometry, windows
 
 FRAMES, FPS, WIDTH, HEIGHT = 48, 24, 64, 48
 GEOMETRY = WindowGeometry(frames=17, height=32, width=32, fps=24.0, stride=17)
-SECONDS = 30
+SECONDS = 60  # for one way to read a clip; a damaged size of 100 megapixels takes 12
 MEMORY = 12 << 30
 # No clip has so many frames after resampling, unless its times say so: 90 minutes.
 MOST_FRAMES = 130_000
@@ -195,6 +195,7 @@ def read_everything(path: Path, draw: random.Random) -> list[str]:
     }
     wrong = []
     for way, read in ways.items():
+        signal.alarm(SECONDS)  # its signal ends this process
         try:
             result = read()
         except MagicDistillError as error:
@@ -207,6 +208,7 @@ def read_everything(path: Path, draw: random.Random) -> list[str]:
                 wrong.append(f"{result} windows repeat one picture")
             if way in ("frames", "rate") and result == MOST_FRAMES:
                 wrong.append(f"{way}: the clip does not end")
+    signal.alarm(0)
     return wrong
 
 
@@ -231,13 +233,11 @@ def main(numbers: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in numbers:
             say(str(number))
-            signal.alarm(SECONDS)  # its signal ends this process
             suffix, name, content = mutated(number, clips)
             path = Path(folder) / f"clip{suffix}"
             path.write_bytes(content)
             for wrong in read_everything(path, random.Random(number)):
                 say(json.dumps({"mutation": number, "kind": f"{suffix} {name}", "wrong": wrong}))
-            signal.alarm(0)
 
 
 if __name__ == "__main__":
