@@ -32,7 +32,10 @@ _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class _Clip(NamedTuple):
-    """A clip to write: its frames (read once), their number if known, their frame rate, and the clip's own sound."""
+    """A clip to write: its frames (read once), their number if known, their frame rate, and the clip's own sound.
+
+    The notes about its pictures are complete after the last frame.
+    """
 
     frames: Iterator[Tensor]
     total: int | None
@@ -40,6 +43,7 @@ class _Clip(NamedTuple):
     height: int
     rate: Fraction
     audio: Audio | None
+    notes: list[str]
 
 
 class SaveVideo(io.ComfyNode):
@@ -181,6 +185,7 @@ class SaveVideo(io.ComfyNode):
                 f"that the name is not too long, that the disk has free space and that ComfyUI may write to its output "
                 f"folder."
             ) from error
+        warnings += clip.notes
         frames = writers[0].frames
         if broken:
             warnings.append(
@@ -207,7 +212,7 @@ def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
     """Turn an IMAGE into RGB frames, converted one at a time."""
     check_images(images, "video")
     count, height, width, _ = images.shape
-    return _Clip((rgb(image) for image in images), count, width, height, rate, None)
+    return _Clip((rgb(image) for image in images), count, width, height, rate, None, [])
 
 
 def _video_clip(video: Input.Video, deep: bool) -> _Clip:
@@ -227,7 +232,8 @@ def _video_clip(video: Input.Video, deep: bool) -> _Clip:
         yield first
         yield from opened.frames
 
-    return _Clip(frames(), opened.count, width, height, rate, read_audio(source, opened.start, duration))
+    sound = read_audio(source, opened.start, duration)
+    return _Clip(frames(), opened.count, width, height, rate, sound, opened.notes)
 
 
 def _sound(audio: Input.Audio) -> Audio:

@@ -82,7 +82,8 @@ def _prepare(bench: Bench, folder: Path) -> None:
     """Measure `magicdistill prepare` on synthetic videos, and only its decoding, cutting and resizing."""
     # Imported here because both need PyAV.
     from magicdistill_core.media.video_writing import write_video
-    from train.data.prepare import WindowGeometry, prepare, windows
+    from train.data.prepare import prepare
+    from train.data.windows import WindowGeometry, windows
 
     clip = bench.sizes.medium
     videos = folder / "videos"

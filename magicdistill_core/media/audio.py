@@ -1,9 +1,8 @@
 """The sound of a video, from a tensor or a file. It is processed in chunks, so memory does not grow with its length."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -12,23 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import VideoError
-
-Source = str | Path | io.BytesIO
-"""A media file: its path, or its bytes."""
+from .clock import SHORTEST_GAP, Clock, Pace
+from .opening import Media, Source
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 _CHUNK = 4096
-
-
-def medium(source: Source) -> str | io.BytesIO:
-    """Return what PyAV can open: the path as text, or a new reader of the bytes.
-
-    Each call makes a new reader, so several readers can be at different positions.
-
-    Args:
-        source: a file's path, or its bytes.
-    """
-    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else str(source)
 
 
 @dataclass(frozen=True)
@@ -85,58 +72,82 @@ def _samples(part: Tensor) -> Tensor:
 def read_audio(source: Source, start: float = 0.0, duration: float = 0.0) -> Audio | None:
     """Open the sound of a file for streaming; None if the file has no sound that can be decoded.
 
-    Other numbers of channels than 1, 2 and 6 are mixed to stereo.
+    Other numbers of channels than 1, 2 and 6 are mixed to stereo. Where sound is missing for more than 0.2 seconds, it
+    is silent, so it stays with the picture (`Clock`).
 
     Args:
         source: a file's path, or its bytes.
-        start: where the sound begins, in seconds on the file's own clock. A file's clock may start at any time. To read
-            the sound of a video, pass `Video.start`, the time of its first frame.
+        start: where the sound begins, in seconds from the file's beginning, as in a player: from the first moment of
+            the stream that begins first. To read the sound of a video, pass `Video.start`.
         duration: seconds to read; 0 reads to the end.
 
     Raises:
-        VideoError: while iterating, if the sound is damaged.
+        VideoError: if the file cannot be opened; while iterating, if the sound is damaged.
     """
-    container = av.open(medium(source))
+    media = Media(source, "sound")
     # A stream has no codec context if FFmpeg has no decoder for it.
-    stream = next((s for s in container.streams.audio if s.codec_context is not None and s.rate), None)
+    stream = next((s for s in media.container.streams.audio if s.codec_context is not None and s.rate), None)
     if stream is None:
-        container.close()
+        media.close()
         return None
     channels = stream.channels if stream.channels in LAYOUTS else 2
-    return Audio(stream.rate, channels, _decode(container, stream, channels, start, duration))
+    chunks = _placed(_decode(media, stream, channels, start), stream.rate, channels, start)
+    return Audio(stream.rate, channels, chunks if not duration else _limited(chunks, round(duration * stream.rate)))
 
 
 def _decode(
-    container: av.container.InputContainer, stream: av.AudioStream, channels: int, start: float, duration: float
-) -> Iterator[NDArray[np.float32]]:
-    """Yield chunks from the time `start`, beginning with silence if the stream starts later."""
-    rate = stream.rate
+    media: Media, stream: av.AudioStream, channels: int, start: float
+) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """Yield chunks with their times in seconds from the file's beginning; the first contains `start`, or is later."""
+    rate, container = stream.rate, media.container
     resampler = av.AudioResampler(format="fltp", layout=LAYOUTS[channels], rate=rate)
-    left = round(duration * rate) if duration else None
-    begun = False
-    with container:
+    clock: Clock | None = None
+    with media:
         try:
-            if start > float((stream.start_time or 0) * stream.time_base):
-                container.seek(int(start / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                time = frame.time or 0.0
+            target = round((start + media.origin) / stream.time_base)
+            if start and target > (stream.start_time or 0):
+                container.seek(target, stream=stream)
+            for frame in (frame for packet in media.packets(stream) for frame in stream.codec_context.decode(packet)):
+                if clock is None:
+                    clock = Clock.of(container, Pace(Fraction(rate, frame.samples), frame.samples / rate))
+                time, _ = clock.tick(None if frame.time is None else frame.time - media.origin)
                 for part in resampler.resample(frame):
-                    samples = part.to_ndarray()
-                    if not begun:
-                        early = round((start - time) * rate)
-                        if early >= samples.shape[1]:
-                            continue
-                        begun = True
-                        silence = np.zeros((channels, max(0, -early)), np.float32)
-                        samples = np.concatenate([silence, samples[:, max(0, early) :]], axis=1)
-                    if left is not None:
-                        samples = samples[:, :left]
-                        left -= samples.shape[1]
-                    yield samples
-                    if left == 0:
-                        return
-        except av.FFmpegError as error:
+                    yield time, part.to_ndarray()
+                    time += part.samples / rate
+        # PyAV raises a ValueError if the format changes in the middle.
+        except (av.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise VideoError(
-                f"The sound of the video cannot be decoded ({error.strerror}). The file is damaged. Copy it again, or "
-                f"use other audio."
+                f"The sound of the video cannot be decoded ({reason}). The file is damaged. Copy it again, or use "
+                f"other audio."
             ) from error
+
+
+def _placed(
+    chunks: Iterator[tuple[float, NDArray[np.float32]]], rate: int, channels: int, start: float
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the samples from the time `start`, and silence where the file has no sound."""
+    position: int | None = None
+    for time, samples in chunks:
+        place = round((time - start) * rate)
+        if position is None:
+            if place + samples.shape[1] <= 0:
+                continue
+            samples = samples[:, max(0, -place) :]
+            position = 0
+            missing = max(0, place)
+        else:
+            missing = place - position if place - position > SHORTEST_GAP * rate else 0
+        for first in range(0, missing, _CHUNK):
+            yield np.zeros((channels, min(_CHUNK, missing - first)), np.float32)
+        yield samples
+        position += missing + samples.shape[1]
+
+
+def _limited(chunks: Iterator[NDArray[np.float32]], left: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the first `left` samples."""
+    for chunk in chunks:
+        yield chunk[:, :left]
+        left -= chunk.shape[1]
+        if left <= 0:
+            return

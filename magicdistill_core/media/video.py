@@ -3,16 +3,12 @@
 Frames are uint8 RGB tensors `[H, W, 3]`, clips `[T, H, W, 3]`.
 """
 
-import io
-import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,15 +17,10 @@ from torch import Tensor
 
 from ..errors import VideoError
 from ..sizes import kept_share
-from .audio import Source, medium
+from .opening import Media, Source
+from .stream import TimedFrame, open_stream
 from .webp import read_webp_tags
 
-logger = logging.getLogger(__name__)
-
-# libswscale's flags accurate_rnd, full_chr_h_int and bicubic. By default it rounds down, which darkens every conversion
-# by about one level of 255, and repeats chroma pixels. The flags are numbers because some versions of PyAV do not name
-# them.
-EXACT = 0x40000 | 0x2000 | 4
 # In a portrait that is taller than the video, the face is usually above the middle. Therefore only 1 / _TOP_PART of the
 # surplus rows is cut off at the top, and the rest at the bottom.
 _TOP_PART = 4
@@ -49,9 +40,10 @@ class Video:
         fps: frame rate in frames per second.
         rate: `fps` as an exact fraction.
         count: number of frames that the file states; None if it states none, or if only a part is read.
-        start: time of the first frame in seconds, on the file's own clock. The video's sound begins there
+        start: time of the first frame in seconds from the file's beginning. The video's sound begins there
             (`read_audio`).
-        frames: upright frames `[H, W, 3]`; can be iterated once.
+        frames: frames `[H, W, 3]` as a player shows them; can be iterated once.
+        notes: sentences about the pictures that a user should know; complete after the last frame.
     """
 
     fps: float
@@ -59,12 +51,46 @@ class Video:
     count: int | None
     start: float
     frames: Iterator[Tensor]
+    notes: list[str]
+
+
+class ShownFrame(NamedTuple):
+    """A frame of a video that was resampled.
+
+    Attributes:
+        run: number of the run of connected frames that it belongs to. After a gap a new run begins.
+        source: number of the frame in the file.
+        pixels: `[H, W, 3]`, uint8.
+    """
+
+    run: int
+    source: int
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class VideoRuns:
+    """A video in runs of connected frames; see `read_runs`.
+
+    Attributes:
+        frames: can be iterated once.
+        notes: sentences about the pictures that a user should know; complete after the last frame.
+    """
+
+    frames: Iterator[ShownFrame]
+    notes: list[str]
 
 
 def read_video(
     source: Source, fps: float | None = None, *, start: float = 0.0, duration: float = 0.0, deep: bool = False
 ) -> Video:
-    """Open a video for streaming. Its rotation metadata is applied to the frames.
+    """Open a video for streaming. Its frames come as a player shows them (`Pictures`), and without interlacing.
+
+    Seconds count from the file's beginning, as in a player: from the first moment of the stream that begins first.
+
+    If frames are missing for a while, resampling repeats the last picture, as a player does. This keeps sound and
+    picture together. Where the file's times are damaged or begin anew, the frames follow each other without a pause
+    (`Clock`).
 
     Args:
         source: a file's path, or its bytes.
@@ -78,95 +104,59 @@ def read_video(
         VideoError: at once if the file does not exist, is empty, is not a video, or has no frame; while iterating if it
             is damaged after its first frame.
     """
-    name = "The video" if isinstance(source, io.BytesIO) else str(source)
-    if not isinstance(source, io.BytesIO):
-        if not Path(source).is_file():
-            raise VideoError(f"{name} does not exist or is not a file. Check the path of the video.")
-        if Path(source).stat().st_size == 0:
-            raise VideoError(f"{name} is empty (0 bytes). Copy or record the video again.")
-    try:
-        container = av.open(medium(source))
-    except av.FFmpegError as error:
-        raise _unreadable(name, error) from error
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{name} has no video stream (only {_stream_kinds(container)}). Expected a video file.")
-    stream = container.streams.video[0]
-    rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        container.close()
-        raise VideoError(f"{name} has no frame rate. Re-encode it, for example to mp4 with h264.")
-    count = stream.frames if stream.frames and not start and not duration else None
-    decoded = _decode(name, container, float(rate), start, duration, deep)
-    first = next(decoded)
-    timed = chain([first], decoded)
-    frames = (frame for _, frame in timed) if fps is None else _resample(timed, 1 / float(rate), fps)
-    return Video(float(rate) if fps is None else fps, Fraction(rate if fps is None else fps), count, first[0], frames)
-
-
-def _stream_kinds(container: av.container.InputContainer) -> str:
-    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-
-
-def _unreadable(name: str, error: av.FFmpegError) -> VideoError:
-    return VideoError(
-        f"{name} cannot be read as a video ({error.strerror}). It is damaged or in an unsupported format. Copy "
-        f"it again, or re-encode it, for example to mp4 with h264."
+    stream = open_stream(source, start, duration, deep)
+    first, rate = stream.first.time, stream.pace.rate
+    if fps is None:
+        frames = (timed.pixels for timed in stream.frames)
+    else:
+        frames = (shown.pixels for shown in _resample(stream.frames, float(1 / rate), fps, fill=True))
+    count = None if start or duration else stream.count
+    return Video(
+        float(rate) if fps is None else fps, rate if fps is None else Fraction(fps), count, first, frames, stream.notes
     )
 
 
-def _decode(
-    name: str, container: av.container.InputContainer, rate: float, start: float, duration: float, deep: bool
-) -> Iterator[tuple[float, Tensor]]:
-    """Yield times in seconds and upright frames, in presentation order."""
-    count = 0
-    with container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        # Allow half a frame of tolerance, because times are rounded to the container's ticks.
-        first, end = start - 0.5 / rate, start + duration - 0.5 / rate if duration else math.inf
-        try:
-            if start:
-                container.seek(int(start / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise VideoError(f"{name} is damaged: frame {count} cannot be decoded. Copy the file again.")
-                time = frame.time if frame.time is not None else count / rate
-                if start and time < first:
-                    continue
-                if time >= end:
-                    break
-                pixels = frame.to_ndarray(format="rgb48le" if deep else "rgb24", interpolation=EXACT)
-                if deep:
-                    pixels = pixels.astype(np.float32) / 65535
-                # `rotation` is in degrees counter-clockwise, as in rot90.
-                upright = np.rot90(pixels, k=round(frame.rotation / 90), axes=(0, 1))
-                count += 1
-                yield time, torch.from_numpy(np.ascontiguousarray(upright))
-        except av.FFmpegError as error:
-            raise _unreadable(name, error) from error
-        if count == 0:
-            raise VideoError(f"{name} holds no frame that can be decoded. Copy or record the video again.")
-        if count < stream.frames and not start and not duration:
-            logger.warning("%s should have %d frames, only %d could be decoded", name, stream.frames, count)
+def read_runs(source: Source, fps: float) -> VideoRuns:
+    """Open a video for training: resampled like in `read_video`, but no picture is repeated to fill a gap.
+
+    A gap is a time without new frames of more than 0.2 seconds and more than 5 usual frame intervals, or a place where
+    the file's times go back. There one run of connected frames ends and the next begins.
+
+    Args:
+        source: a file's path, or its bytes.
+        fps: frame rate to resample to.
+
+    Raises:
+        VideoError: see `read_video`.
+    """
+    stream = open_stream(source)
+    return VideoRuns(_resample(stream.frames, float(1 / stream.pace.rate), fps, fill=False), stream.notes)
 
 
-def _resample(timed: Iterator[tuple[float, Tensor]], duration: float, fps: float) -> Iterator[Tensor]:
+def _resample(frames: Iterable[TimedFrame], interval: float, fps: float, fill: bool) -> Iterator[ShownFrame]:
     """Yield one frame per `1 / fps` seconds, each the source frame nearest in time.
 
     Args:
-        timed: times in seconds and frames.
-        duration: seconds for which the last source frame is shown.
+        frames: frames in the order of their times.
+        interval: seconds for which the last source frame of a run is shown.
         fps: frame rate of the result.
+        fill: True shows the frame before a gap until its end; False begins a new run after the gap.
     """
-    start, shown = next(timed)
-    previous, emitted = start, 0
-    for time, frame in timed:
-        while start + emitted / fps < (previous + time) / 2:
-            yield shown
-            emitted += 1
-        previous, shown = time, frame
-    while start + emitted / fps < previous + duration / 2:
+    run, start, emitted, latest, shown = -1, 0.0, 0, 0.0, None
+    for source, frame in enumerate(frames):
+        begins = shown is None or (frame.gap and not fill)
+        if shown is not None:
+            if begins:
+                until = latest + interval / 2
+            else:
+                until = frame.time - interval / 2 if frame.gap else (latest + frame.time) / 2
+            while start + emitted / fps < until:
+                yield shown
+                emitted += 1
+        if begins:
+            run, start, emitted = run + 1, frame.time, 0
+        latest, shown = frame.time, ShownFrame(run, source, frame.pixels)
+    while shown is not None and start + emitted / fps < latest + interval / 2:
         yield shown
         emitted += 1
 
@@ -210,7 +200,8 @@ def flattened(image: Image.Image) -> Image.Image:
 def read_tags(path: str | Path) -> dict[str, str]:
     """Read the metadata tags of a video file, as text by name.
 
-    WebM stores tag names in capitals; they are returned in lower case.
+    WebM stores tag names in capitals; they are returned in lower case. Bytes that are not UTF-8 become replacement
+    characters.
 
     Args:
         path: a video file, also an animated WebP file.
@@ -219,16 +210,11 @@ def read_tags(path: str | Path) -> dict[str, str]:
         VideoError: if the file does not exist or is not a video.
     """
     path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path} does not exist or is not a file. Check the path of the video.")
     if path.suffix.lower() == ".webp":
         return read_webp_tags(path)
-    try:
-        with av.open(str(path)) as container:
-            lower = "matroska" in container.format.name
-            return {key.lower() if lower else key: value for key, value in container.metadata.items()}
-    except av.FFmpegError as error:
-        raise _unreadable(str(path), error) from error
+    with Media(path) as media:
+        lower = "matroska" in media.container.format.name
+        return {key.lower() if lower else key: value for key, value in media.container.metadata.items()}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import VideoError
 from ..files import atomic_file
 from .audio import LAYOUTS, Audio
-from .video import EXACT
+from .pictures import EXACT
 from .webp import write_webp_tags
 
 _MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
@@ -143,8 +143,11 @@ class VideoWriter:
         self._rate = frame_rate(fps)
         flags = {"mp4": {"movflags": "use_metadata_tags+faststart"}, "webp": {"loop": "0"}}
         flags["mov"] = flags["mp4"]
-        # FFmpeg cannot derive the container from the temporary name, so it is passed.
-        self._container = av.open(str(path), "w", format=format.container, options=flags.get(format.container, {}))
+        # FFmpeg cannot derive the container from the temporary name, so it is passed. Without "file:", FFmpeg takes
+        # the name 12:30.mp4 for a protocol.
+        self._container = av.open(
+            f"file:{path.absolute()}", "w", format=format.container, options=flags.get(format.container, {})
+        )
         self._container.metadata.update(tags)
         self._stream: av.VideoStream | None = None
         self._sound: _Sound | None = None

@@ -4,7 +4,9 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import VideoError
 
 _EXIF_FLAG, _ALPHA_FLAG = 0x08, 0x10
 _CHUNK_HEADER = 8
@@ -43,9 +45,15 @@ def read_webp_tags(path: Path) -> dict[str, str]:
 
     Returns:
         The text of each tag by its name; empty if the file has no such tags.
+
+    Raises:
+        VideoError: if the file does not exist or is no picture.
     """
-    with Image.open(path) as image:
-        values = [value for value in image.getexif().values() if isinstance(value, str)]
+    try:
+        with Image.open(path) as image:
+            values = [value for value in image.getexif().values() if isinstance(value, str)]
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise VideoError(f"{path} cannot be read as WebP ({error}). Check the path, or copy the file again.") from error
     # Pillow reads bytes as Latin-1.
     texts = [value.encode("latin-1").decode("utf-8", "replace") for value in values]
     return dict(text.split(":", 1) for text in texts if ":" in text)

@@ -19,7 +19,6 @@ from magicdistill_core.errors import MagicDistillError, VideoError, cause
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
-from magicdistill_core.media.video import read_video, resize_crop
 
 from ..console import progress_bar
 from ..folder_lock import folder_lock
@@ -31,27 +30,9 @@ from .skipped import by_reason
 from .start_images import StartImageEncoder, load_start_images
 from .vae import load_vae
 from .videos import find_videos
+from .windows import WindowGeometry, windows
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WindowGeometry:
-    """How a video is cut: windows of `frames` frames at `fps` frames per second, a new one every `stride` frames.
-
-    Attributes:
-        frames: frames of a window, 4n + 1.
-        height: height in pixels, to which frames are resized and cropped.
-        width: width in pixels.
-        fps: frames per second, to which the video is resampled before it is cut.
-        stride: frames from the start of one window to the start of the next.
-    """
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    stride: int
 
 
 @dataclass
@@ -234,32 +215,3 @@ def _as_video_errors(path: Path) -> Iterator[None]:
             f"{path} cannot be used ({type(error).__name__}: {cause(error)}). Re-encode it, for example to mp4 with "
             f"h264."
         ) from error
-
-
-def windows(path: Path, geometry: WindowGeometry) -> Iterator[tuple[int, Tensor]]:
-    """Yield the windows of a video one after another.
-
-    Args:
-        path: the video file.
-        geometry: how the video is cut.
-
-    Yields:
-        The number of the window's first frame after resampling, and its frames `[T, H, W, 3]` in uint8.
-
-    Raises:
-        VideoError: if the video is unreadable, damaged, or shorter than one window.
-    """
-    buffer: list[Tensor] = []
-    first = count = 0
-    for count, frame in enumerate(read_video(path, geometry.fps).frames, start=1):
-        if count > first:  # a stride longer than a window skips frames
-            buffer.append(resize_crop(frame, geometry.height, geometry.width))
-        if len(buffer) == geometry.frames:
-            yield first, torch.stack(buffer)
-            first += geometry.stride
-            buffer = buffer[geometry.stride :]
-    if first == 0:
-        raise VideoError(
-            f"{path} is too short: it has {count} frames at {geometry.fps:g} fps, expected at least {geometry.frames}. "
-            f"Use longer clips, fewer frames or a higher frame rate."
-        )

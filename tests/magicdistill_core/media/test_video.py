@@ -1,5 +1,3 @@
-import logging
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -74,38 +72,6 @@ def test_resampling_keeps_the_duration_and_never_errs_by_more_than_half_a_frame(
         assert abs(number / source - k / target) <= 0.5 / source + 1e-3
 
 
-def _turn(path: Path, a: int, b: int, c: int, d: int) -> None:
-    """Put the transformation matrix `x' = ax + cy, y' = bx + dy` (ISO 14496-12, 6.2.2) into the track header."""
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 4 + 4 + 20 + 16  # version and flags, times and ids, layer to reserved
-    one = 1 << 16
-    struct.pack_into(">9i", content, start, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "corner"),
-    [((0, 1, -1, 0), "top right"), ((-1, 0, 0, -1), "bottom right"), ((0, -1, 1, 0), "bottom left")],
-)
-def test_rotation_metadata_is_honoured(tmp_path: Path, matrix: tuple[int, int, int, int], corner: str) -> None:
-    frames = torch.zeros(2, 32, 64, 3, dtype=torch.uint8)
-    frames[:, :16, :16] = 255  # white at the top left as stored
-    path = tmp_path / "phone.mp4"
-    write_video(path, frames, 10.0, crf=5)
-    _turn(path, *matrix)
-    frame = next(read_video(path).frames)
-    assert tuple(frame.shape[:2]) == ((32, 64) if corner == "bottom right" else (64, 32))
-    bright = {
-        "top left": frame[:8, :8],
-        "top right": frame[:8, -8:],
-        "bottom left": frame[-8:, :8],
-        "bottom right": frame[-8:, -8:],
-    }
-    assert {name: bool(part.float().mean() > 200) for name, part in bright.items()} == {
-        name: name == corner for name in bright
-    }
-
-
 @pytest.mark.parametrize(
     ("shape", "message"),
     [((2, 31, 64, 3), "64 x 31.*even sides"), ((2, 32, 63, 3), "63 x 32.*even sides"), ((0, 32, 64, 3), "0 frames")],
@@ -146,9 +112,7 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path: Path) -> None:
             read(text)
 
 
-def test_a_truncated_index_is_refused_and_truncated_frames_are_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_truncated_index_is_refused_and_truncated_frames_are_reported(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (24, 64, 64, 3), generator=generator, dtype=torch.uint8)
     path = tmp_path / "a.mp4"
@@ -158,14 +122,14 @@ def test_a_truncated_index_is_refused_and_truncated_frames_are_reported(
     with pytest.raises(VideoError, match="damaged"):
         list(read_video(path).frames)
     path.write_bytes(whole[: len(whole) // 2])
-    with caplog.at_level(logging.WARNING):
-        try:
-            count = len(list(read_video(path).frames))
-        except VideoError as error:
-            assert "damaged" in str(error)  # noqa: PT017
-        else:
-            assert 0 < count < 24
-            assert "24 frames, only" in caplog.text
+    try:
+        video = read_video(path)
+        count = len(list(video.frames))
+    except VideoError as error:
+        assert "damaged" in str(error)  # noqa: PT017
+    else:
+        assert 0 < count < 24
+        assert "24 frames, only" in video.notes[-1]
 
 
 def test_a_file_without_video_is_refused(tmp_path: Path) -> None:
@@ -187,7 +151,7 @@ def test_real_clips_read(shared_data: Path) -> None:
     frames = list(carphone.frames)
     assert carphone.fps == pytest.approx(29.97, abs=1e-3)
     assert len(frames) == 120
-    assert frames[0].shape == (144, 176, 3)
+    assert frames[0].shape == (144, 192, 3)  # 176 stored columns of wide pixels (128:117)
     portrait = read_video(shared_data / "clips" / "liveportrait_d13.mp4", fps=24.0)
     assert next(portrait.frames).shape == (1280, 720, 3)
 
