@@ -6,8 +6,10 @@ prompt from elsewhere, dates are replaced here. The server itself replaces `%wid
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..magicdistill_core.errors import VideoError
 
@@ -106,3 +108,33 @@ def _format_date(form: str, now: datetime) -> str:
         return f"{numbers[code[0]]:0{len(code)}}"
 
     return _DATE_PART.sub(part, form)
+
+
+@contextmanager
+def free_file(folder: Path, name: str, number: int, suffix: str) -> Iterator[Path]:
+    """Take the first file name that is free, so that no other process takes it too.
+
+    Two ComfyUIs may share an output folder. The name is taken by an empty file, which the block replaces. If the block
+    raises, the empty file is removed.
+
+    Args:
+        folder: the folder of the file.
+        name: the name before the number.
+        number: the first number to try.
+        suffix: the suffix of the file, with its point.
+
+    Yields:
+        The path `NAME_00001_.SUFFIX`.
+    """
+    while True:
+        path = folder / f"{name}_{number:05}_{suffix}"
+        try:
+            path.open("xb").close()
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

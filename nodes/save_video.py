@@ -21,7 +21,7 @@ from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
 from ..magicdistill_core.media.video import read_video
 from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
-from .filename_prefix import check_codes, portable_prefix, shortened
+from .filename_prefix import check_codes, free_file, portable_prefix, shortened
 from .image_input import check_images, rgb
 from .reporting import report
 
@@ -168,11 +168,11 @@ class SaveVideo(io.ComfyNode):
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 prefix, folder_paths.get_output_directory(), clip.width, clip.height
             )
-            file = f"{name}_{counter:05}_{kind.suffix}"
             tags = {} if args.disable_metadata else cls._tags(record)
-            shown = ui.SavedResult(file, subfolder, io.FolderType.output)
             with ExitStack() as open_files:
-                path = Path(folder) / file
+                path = open_files.enter_context(free_file(Path(folder), name, counter, kind.suffix))
+                file = path.name
+                shown = ui.SavedResult(file, subfolder, io.FolderType.output)
                 writers = [open_files.enter_context(video_writer(path, clip.rate, tags, crf, kind, sound))]
                 if not kind.plays_anywhere:
                     shown = _preview_result(subfolder, file)

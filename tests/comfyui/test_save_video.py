@@ -19,6 +19,7 @@ from magicdistill_core.media.audio import waveform_audio
 from magicdistill_core.media.video import read_tags, read_video
 from magicdistill_core.media.video_writing import FORMATS, MP4, MP4_10_BIT, PRORES, WEBM, WEBP, write_video
 from magicdistill_core.pocket.render import portrait_clip
+from tests.makers import StockSide
 
 # Unbalanced braces: a reader that counts braces must still find the end of a tag.
 WORKFLOW = {"nodes": [{"id": 1, "type": "Note", "widgets_values": ['a "{" and {{ and \\"{']}], "links": []}
@@ -318,3 +319,13 @@ def test_saving_can_be_cancelled(server: Any) -> None:
     server.post("/interrupt", {})
     assert "execution_interrupted" in dict(server.wait(prompt_id, 60)["status"]["messages"])
     assert written(server) == before
+
+
+def test_videos_that_are_saved_at_once_get_names_of_their_own(stock_side: StockSide, tmp_path: Path) -> None:
+    """As in two ComfyUIs with one output folder. Nothing else is left in the folder."""
+    shades = [0.1, 0.3, 0.5, 0.7, 0.9]
+    stock_side([{"run": "saving", "folder": str(tmp_path), "shades": shades}])
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == [f"clip_{number:05}_.mp4" for number in range(1, 6)]
+    found = sorted(float(next(read_video(file).frames).float().mean()) / 255 for file in files)
+    assert found == pytest.approx(shades, abs=0.02)

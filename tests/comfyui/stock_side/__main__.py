@@ -21,12 +21,13 @@ import jobs_loras  # noqa: E402
 import jobs_models  # noqa: E402
 import jobs_records  # noqa: E402
 import jobs_sampling  # noqa: E402
+import jobs_saving  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 
 def main() -> None:
     """Run the jobs one after another."""
-    modules = (jobs_conditioning, jobs_inputs, jobs_loras, jobs_models, jobs_records, jobs_sampling)
+    modules = (jobs_conditioning, jobs_inputs, jobs_loras, jobs_models, jobs_records, jobs_sampling, jobs_saving)
     jobs = {name: job for module in modules for name, job in vars(module).items()}
     for job in json.loads(Path(JOBS).read_text()):
         tensors = jobs[f"job_{job['run']}"](job)
