@@ -309,6 +309,7 @@ def test_codes_in_the_name_are_those_of_comfyuis_own_nodes(page: Any) -> None:
             graph.clear();
             const add = type => { const node = LiteGraph.createNode(type); graph.add(node); return node; };
             const image = add('MagicDistillPocketPortrait'), saved = {};
+            image.widgets.find(w => w.name === 'seed').value = 7;
             for (const type of ['SaveAnimatedWEBP', 'MagicDistillSaveVideo']) {
                 const node = add(type);
                 image.connect(0, node, 0);
