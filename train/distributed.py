@@ -4,6 +4,7 @@ A *collective call* must be made by every process of the run, because each proce
 *rank* is a process's number, from 0; the process of rank 0 is the *main process*.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
@@ -70,10 +71,17 @@ def init_distributed(timeout: float = 30.0) -> torch.device:
         verbose=False,
     )
     if not torch.cuda.is_available():
+        atexit.register(_leave_group)
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device
+
+
+def _leave_group() -> None:
+    """End the threads of gloo. One that still runs when Python ends the process can abort it after its work is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def bound_waiting(timeout: float) -> None:

@@ -33,3 +33,21 @@ def test_a_training_started_by_a_training_process_joins_its_own_group() -> None:
     command = [sys.executable, "-c", _NESTED]
     done = subprocess.run(command, input=_NESTED, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+# What is registered first runs last, so this looks at the group after everything else has ended.
+_ENDING = """
+import atexit
+import torch.distributed as dist
+atexit.register(lambda: print("left" if not dist.is_initialized() else "still in the group"))
+from train.distributed import init_distributed
+for _ in range(2):
+    init_distributed()
+assert dist.is_initialized()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_leaves_its_group_before_it_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", _ENDING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")[-2]) == (0, "left"), done.stderr[-3000:]
