@@ -45,7 +45,8 @@ same numbers for any configuration, teacher and clip length, before you rent a G
 
 The numbers come from the trainer's own code. It builds the networks with their branches and makes one update of each
 trained network. The tensors have shapes but no data, and every allocation is counted. DeepSpeed's part is computed:
-how it divides weights, gradients and optimizer states, and its buffers at their usual sizes.
+how it divides weights, gradients and optimizer states, and its buffers at their usual sizes. Captions have the most
+tokens that the teacher's text encoders make: 544 for HunyuanVideo and Magic 1-For-1 with the start image, 512 for Wan.
 
 The numbers do not include CUDA itself, the VAE that decodes validation samples, or memory that the allocator cannot
 use. Leave a few GB for them. GB are 10^9 bytes; a GPU sold as 80 GB has 85.
@@ -69,6 +70,7 @@ CASES = (
     Case("hunyuan_i2v_w2s_4step_lora", 1),
     Case("hunyuan_i2v_w2s_4step_lora", 8),
     Case("hunyuan_i2v_w2s_4step", 8),
+    Case("hunyuan_i2v_w2s_4step_paper", 8),
     Case("hunyuan_i2v_dmd_4step", 8),
     Case("hunyuan_i2v_dmd2_4step", 8),
     Case("hunyuan_i2v_dmd2_4step", 16, (FULL_SIZES.longest,)),
@@ -78,7 +80,10 @@ CASES = (
     Case("hunyuan_i2v_cfg", 8),
     Case("hunyuan_i2v_sft", 8),
     Case("magic141_w2s_4step", 16),
+    Case("hunyuan_ti2v_w2s_4step", 8),
+    Case("magic141_ti2v_w2s_4step", 40),
     Case("wan_i2v_w2s_4step", 8, (Clip(81, 480, 832),)),
+    Case("wan_ti2v_w2s_4step", 8, (Clip(81, 480, 832),)),
 )
 
 

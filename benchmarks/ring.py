@@ -12,37 +12,38 @@ import copy
 import json
 import logging
 from dataclasses import dataclass
-from itertools import pairwise
-from math import pi
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from magicdistill_core.flow import Velocity, few_step_sigmas, sample_euler
-from magicdistill_core.metrics.distances import energy_distance
 from magicdistill_core.objectives.adversarial import adversarial_gradient, discriminator_loss
 from magicdistill_core.objectives.consistency import consistency_loss
 from magicdistill_core.objectives.distribution_matching import fake_loss, generator_loss
-from magicdistill_core.objectives.flow_matching import flow_matching_loss
 from magicdistill_core.objectives.noise_levels import sample_sigma
 from magicdistill_core.objectives.rollout import rollout
 from magicdistill_core.objectives.supervision import supervision_loss
 
+from .ring_world import (
+    FAKE_UPDATES,
+    ODE_STEPS,
+    SHIFT,
+    Branch,
+    Network,
+    learn_teacher,
+    measured,
+    sample_data,
+)
+
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES, RADIUS, STD = 8, 2.0, 0.1
-SHIFT, BATCH, FAKE_UPDATES = 5.0, 128, 5
-TEACHER_UPDATES, TEACHER_BATCH, TEACHER_RATE = 6000, 512, 1e-3
-STUDENT_RATE, FAKE_RATE, RANK = 1e-4, 1e-3, 8
-ODE_STEPS, HUBER_WIDTH = 28, 1e-2
-# Number of samples for the energy distance.
-MEASURED = 2000
-# Frequencies that encode the noise level. They keep the generator's few levels well apart.
-_WAVES = tuple(0.5 * 2.0**octave for octave in range(8))
+HUBER_WIDTH = 1e-2
+# Adam's decay rates.
+BETAS = (0.0, 0.999)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Method:
         adversarial: weight of the discriminator's loss.
         pairs: two pairs of weights (first update, last update), interpolated linearly: of the distance to the teacher's
             many-step samples, and of distribution matching. None uses matching alone.
+        batch: number of samples of an update.
+        student_rate: Adam's learning rate of the generator.
+        fake_rate: Adam's learning rate of the fake branch and of the discriminator.
+        epsilon: Adam's epsilon, for all networks.
     """
 
     steps: int = 4
@@ -68,6 +73,10 @@ class Method:
     supervision: float = 0.0
     adversarial: float = 0.0
     pairs: tuple[tuple[float, float], tuple[float, float]] | None = None
+    batch: int = 128
+    student_rate: float = 1e-4
+    fake_rate: float = 1e-3
+    epsilon: float = 1e-8
 
 
 METHODS = {
@@ -84,78 +93,6 @@ METHODS = {
 }
 
 
-def centres() -> Tensor:
-    """Return the centres of the Gaussians, `[8, 2]`."""
-    angles = torch.arange(MODES) * (2 * pi / MODES)
-    return RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1)
-
-
-def sample_data(count: int, generator: torch.Generator) -> Tensor:
-    """Draw samples of the data, `[count, 2]`."""
-    modes = torch.randint(MODES, (count,), generator=generator)
-    return centres()[modes] + STD * torch.randn(count, 2, generator=generator)
-
-
-class Network(nn.Module):
-    """A small network: the velocity of points in the plane, or a discriminator with `outputs=1`."""
-
-    def __init__(self, outputs: int = 2, width: int = 256) -> None:
-        super().__init__()
-        widths = [2 + 2 * len(_WAVES), width, width, width, outputs]
-        self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(widths))
-
-    def forward(self, x: Tensor, sigma: Tensor, branch: "Branch | None" = None, weight: float = 1.0) -> Tensor:
-        """Return `[B, outputs]`.
-
-        Args:
-            x: points `[B, 2]`.
-            sigma: noise levels `[B]`.
-            branch: is added to every layer; None adds nothing.
-            weight: the factor of the branch.
-        """
-        phases = 2 * pi * sigma[:, None].to(x) * torch.tensor(_WAVES)
-        x = torch.cat([x, phases.sin(), phases.cos()], dim=1)
-        for number, layer in enumerate(self.layers):
-            y = layer(x)
-            if branch is not None:
-                y = y + weight * branch(number, x)
-            x = F.silu(y) if number + 1 < len(self.layers) else y
-        return x
-
-
-class Branch(nn.Module):
-    """A low-rank branch on the layers of a network; its output is zero at the start."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        linears = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
-        self.down = nn.ParameterList(
-            torch.randn(RANK, linear.in_features) / linear.in_features**0.5 for linear in linears
-        )
-        self.up = nn.ParameterList(torch.zeros(linear.out_features, RANK) for linear in linears)
-
-    def forward(self, number: int, x: Tensor) -> Tensor:
-        """Return the branch's addition to the output of layer `number`."""
-        return x @ self.down[number].T @ self.up[number].T
-
-
-def learn_teacher(updates: int = TEACHER_UPDATES, seed: int = 0) -> Network:
-    """Train the teacher by flow matching and return it frozen."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network()
-    optimizer = torch.optim.Adam(network.parameters(), TEACHER_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    for _ in range(updates):
-        z, eps = sample_data(TEACHER_BATCH, generator), torch.randn(TEACHER_BATCH, 2, generator=generator)
-        optimizer.zero_grad()
-        flow_matching_loss(network, z, eps, sample_sigma(TEACHER_BATCH, SHIFT, generator)).backward()
-        optimizer.step()
-        schedule.step()
-    return network.requires_grad_(False)
-
-
 class Run:
     """The training of one generator with one method."""
 
@@ -167,17 +104,20 @@ class Run:
             torch.manual_seed(seed)
             self.branch, self.discriminator = Branch(teacher), Network(outputs=1)
         self.sigmas = few_step_sigmas(method.steps, SHIFT)
-        rates = {"student": STUDENT_RATE, "branch": FAKE_RATE, "discriminator": FAKE_RATE}
+        rates = {"student": method.student_rate, "branch": method.fake_rate, "discriminator": method.fake_rate}
         self.optimizers = {
-            name: torch.optim.Adam(getattr(self, name).parameters(), rate, betas=(0.0, 0.999))
+            name: torch.optim.Adam(getattr(self, name).parameters(), rate, BETAS, method.epsilon)
             for name, rate in rates.items()
         }
 
     def _noise(self) -> Tensor:
-        return torch.randn(BATCH, 2, generator=self.generator)
+        return torch.randn(self.method.batch, 2, generator=self.generator)
 
     def _level(self) -> Tensor:
-        return sample_sigma(BATCH, SHIFT, self.generator)
+        return sample_sigma(self.method.batch, SHIFT, self.generator)
+
+    def _data(self) -> Tensor:
+        return sample_data(self.method.batch, self.generator)
 
     def _score(self, weight: float) -> Velocity:
         """Return the teacher with `weight` times the branch: `theta + weight * zeta`."""
@@ -206,7 +146,7 @@ class Run:
         if method.adversarial:
             with torch.no_grad():
                 x_hat = self._rollout(self._noise())
-            z = sample_data(BATCH, self.generator)
+            z = self._data()
             result = discriminator_loss(
                 self._logits, z, x_hat, self._noise(), self._level(), r1=10.0, perturbation=0.1 * self._noise()
             )
@@ -216,8 +156,8 @@ class Run:
     def _consistency(self) -> Tensor:
         """Return the loss of the trainer's method `lcm`; the student is its own target network."""
         sigmas = few_step_sigmas(ODE_STEPS, SHIFT)
-        index = torch.randint(ODE_STEPS, (BATCH,), generator=self.generator)
-        z = sample_data(BATCH, self.generator)
+        index = torch.randint(ODE_STEPS, (self.method.batch,), generator=self.generator)
+        z = self._data()
         return consistency_loss(
             self.student, self.teacher, self.student, z, self._noise(), sigmas[index], sigmas[index + 1], HUBER_WIDTH
         )
@@ -233,8 +173,8 @@ class Run:
             target = sample_euler(self.teacher, noise, few_step_sigmas(ODE_STEPS, SHIFT))
             loss = matching_weight * loss + pair_weight * F.mse_loss(x_hat, target)
         if method.supervision:
-            indices = torch.randint(method.steps, (BATCH,), generator=self.generator)
-            z = sample_data(BATCH, self.generator)
+            indices = torch.randint(method.steps, (method.batch,), generator=self.generator)
+            z = self._data()
             loss = loss + method.supervision * supervision_loss(
                 self.student, z, self._noise(), self.sigmas[indices], distance="huber", xi=1e-3
             )
@@ -247,16 +187,6 @@ class Run:
     def distance(self) -> float:
         """Return the energy distance of the generator's samples from the data."""
         return measured(self.student, self.method.steps)
-
-
-@torch.no_grad()
-def measured(velocity: Velocity, steps: int) -> float:
-    """Return the energy distance of Euler samples from the data. Every call uses the same noise and data."""
-    generator = torch.Generator().manual_seed(12345)
-    noise = torch.randn(MEASURED, 2, generator=generator)
-    return energy_distance(
-        sample_euler(velocity, noise, few_step_sigmas(steps, SHIFT)), sample_data(MEASURED, generator)
-    )
 
 
 def curve(method: Method, teacher: Network, seed: int, updates: int, every: int) -> list[tuple[int, float]]:

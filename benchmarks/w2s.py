@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint
-from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import NetworkShape
 from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
@@ -28,6 +28,7 @@ from train.methods import MicroBatch
 from train.methods.draws import Draws
 from train.methods.matching import DistributionMatching
 from train.networks.families.hunyuan_video import network_inputs
+from train.networks.prompts import Conditioning
 from train.networks.roles import BASE, Role, branch_parameters, checkpoint_activations
 
 from .models import random_clip, random_network
@@ -76,7 +77,7 @@ class TimedNetworks(Networks):
 
     watch: Stopwatch = field(kw_only=True)
 
-    def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
+    def score(self, condition: Conditioning, weight: float, *, unconditional: bool = False) -> Velocity:
         velocity = super().score(condition, weight, unconditional=unconditional)
 
         def timed(x: Tensor, sigma: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ Writing is atomic: a killed process leaves either the old or the new file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .captions import caption_tensors, pop_captions
+from .dequantise import dequantised
 from .diffusers_folder import folder_i2v_mode, weight_files
 from .errors import CheckpointError
 from .families import all_architectures, architecture_of, choose_family
@@ -39,6 +41,7 @@ class Checkpoint:
         source: the file's name for error messages.
         i2v_mode: how the start image enters the network, if a configuration next to the weights (diffusers'
             config.json) states it; else None.
+        captions: the text conditioning of captions that the weights were trained with, by caption.
     """
 
     state: dict[str, Tensor]
@@ -47,6 +50,7 @@ class Checkpoint:
     null_prompt: NullPrompt | None
     source: str
     i2v_mode: str | None = None
+    captions: dict[str, NullPrompt] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
@@ -100,7 +104,7 @@ class Checkpoint:
 
 
 def transformer_tensors(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return the transformer's tensors and the null prompt from a file's tensors, without prefixes and wrapper names.
+    """Return the tensors of transformer, null prompt and captions from a file's tensors, without prefixes and wrappers.
 
     Args:
         state: the tensors of the file, by name.
@@ -119,16 +123,17 @@ def parse_checkpoint(
     source: str,
     *,
     i2v_mode: str | None = None,
-    allow_quantised: bool = False,
 ) -> Checkpoint:
     """Return the tensors of a known transformer as a `Checkpoint`, with their names in the file layout.
 
+    The tensors are not changed: weights in 8 bits stay as they are, without their scales.
+
     Args:
-        state: the tensors by name, in any known naming scheme. The null prompt may be among them.
+        state: the tensors by name, in any known naming scheme, without the scales of quantised weights. Null
+            prompt and captions may be among them.
         recipe: the recipe of the file; None if it has none.
         source: the file's name for error messages.
         i2v_mode: how the start image enters the network, if a configuration next to the weights states it; else None.
-        allow_quantised: True accepts fp8 and int8 weights too, for callers that can compute with them.
 
     Raises:
         CheckpointError: if tensors are missing or unknown, if the file is a LoRA, or if the recipe names another
@@ -136,13 +141,11 @@ def parse_checkpoint(
     """
     architectures = all_architectures()
     state = transformer_tensors(state, source)
-    prompt = pop_null_prompt(state)
+    prompt, captions = pop_null_prompt(state), pop_captions(state)
     if any(map(is_lora_name, state)):
         raise CheckpointError(
             f"{source} is a LoRA, expected a complete transformer. Load its base first and apply the LoRA to it."
         )
-    if not allow_quantised:
-        refuse_quantised(state, source)
     architecture = architecture_of(state.keys())
     if architecture is None:
         raise CheckpointError(
@@ -155,6 +158,7 @@ def parse_checkpoint(
             f"{source} holds a {architecture.title} transformer, but its recipe is for {recipe.family}. Export the "
             f"file again from its training run."
         )
+    architecture.refuse_relatives(state.keys(), source)
     layout = architecture.layout
     if architecture.diffusers_mark in state:
         state = diffusers_to_file(layout, state)
@@ -172,12 +176,14 @@ def parse_checkpoint(
             f"{f' ({listing(missing)})' if missing else ''} and {len(unknown)} are unknown"
             f"{f' ({listing(unknown)})' if unknown else ''}. Use a complete model file of the first generation."
         )
-    complete = prompt is not None and (prompt.pooled is not None or not architecture.prompt_has_pooled)
-    return Checkpoint(state, shape, recipe, prompt if complete else None, source, i2v_mode)
+    if architecture.prompt_has_pooled:
+        prompt = None if prompt is None or prompt.pooled is None else prompt
+        captions = {caption: text for caption, text in captions.items() if text.pooled is not None}
+    return Checkpoint(state, shape, recipe, prompt, source, i2v_mode, captions)
 
 
-def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], Recipe | None]:
-    """Read the tensors and the recipe of a safetensors file, a pickle or a diffusers folder.
+def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], Recipe | None, dict[str, str]]:
+    """Read the tensors, the recipe and the metadata of a safetensors file, a pickle or a diffusers folder.
 
     The tensors keep their names, and are not checked.
 
@@ -186,36 +192,45 @@ def read_weights(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
         device: the device of the tensors; see `read_tensors`.
 
     Returns:
-        The tensors by name, and the recipe; None for a pickle or if no file has a recipe.
+        The tensors by name; the recipe, None for a pickle or if no file has a recipe; and the text entries of all
+        files.
 
     Raises:
         CheckpointError: if the file does not exist, cannot be read safely, or is damaged.
     """
     path = Path(path)
     if path.is_file() and is_pickle_name(path):
-        return {key: tensor.to(device) for key, tensor in read_pickle(path).items()}, None
+        return {key: tensor.to(device) for key, tensor in read_pickle(path).items()}, None, {}
     state: dict[str, Tensor] = {}
+    texts: dict[str, str] = {}
     recipe = None
     for file in weight_files(path):
         tensors, metadata = read_tensors(file, device)
         state |= tensors
+        texts |= metadata
         recipe = recipe or Recipe.from_metadata(metadata, file.name)
-    return state, recipe
+    return state, recipe, texts
 
 
-def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
+def load_checkpoint(path: str | Path, device: str = "cpu", *, allow_quantised: bool = True) -> Checkpoint:
     """Read a transformer from a safetensors file, a `.pt` or `.pth` file with tensors only, or a diffusers folder.
 
     Args:
         path: the file or folder.
         device: the device of the tensors; see `read_tensors`.
+        allow_quantised: True converts int8 and fp8 weights to floating point (`dequantised`); False refuses them.
 
     Raises:
-        CheckpointError: if the file cannot be read safely, is damaged, is quantised, is a LoRA, or is not a complete
-            transformer of a known family.
+        CheckpointError: if the file cannot be read safely, is damaged, is quantised in an unknown format, is a LoRA,
+            or is not a complete transformer of a known family.
     """
-    state, recipe = read_weights(path, device)
-    return parse_checkpoint(state, recipe, Path(path).name, i2v_mode=folder_i2v_mode(Path(path)))
+    state, recipe, metadata = read_weights(path, device)
+    source = Path(path).name
+    state = transformer_tensors(state, source)
+    if not allow_quantised:
+        refuse_quantised(state, source)
+    state = dequantised(state, metadata, source)
+    return parse_checkpoint(state, recipe, source, i2v_mode=folder_i2v_mode(Path(path)))
 
 
 def save_checkpoint(
@@ -224,8 +239,9 @@ def save_checkpoint(
     recipe: Recipe,
     null_prompt: NullPrompt | None,
     dtype: torch.dtype | None = None,
+    captions: Mapping[str, NullPrompt] | None = None,
 ) -> None:
-    """Write a transformer in the file layout with its recipe and null prompt.
+    """Write a transformer in the file layout with its recipe, null prompt and captions.
 
     Args:
         path: the file to write; an existing file is replaced.
@@ -233,9 +249,10 @@ def save_checkpoint(
         recipe: stored in the file's metadata.
         null_prompt: stored as tensors, in their own dtypes; None stores none.
         dtype: dtype of the stored weights; None keeps the dtype of each tensor.
+        captions: text conditioning by caption, stored like the null prompt; None stores none.
 
     Raises:
-        CheckpointError: if the weights are incomplete, or the file cannot be written.
+        CheckpointError: if the weights are incomplete, there are too many captions, or the file cannot be written.
     """
     architecture = architecture_of(state.keys())
     missing = ["every tensor"] if architecture is None else missing_keys(architecture.layout, state)
@@ -245,9 +262,9 @@ def save_checkpoint(
             f"({listing(missing)}). Pass a complete transformer."
         )
     stored = {key: Space(dtype or value.dtype, tuple(value.shape)) for key, value in state.items()}
-    prompt = null_prompt_tensors(null_prompt)
-    spaces = stored | {key: Space.of(value) for key, value in prompt.items()}
+    texts = null_prompt_tensors(null_prompt) | caption_tensors(captions or {})
+    spaces = stored | {key: Space.of(value) for key, value in texts.items()}
     with explained_writing(path), streamed_file(path, spaces, recipe.to_metadata()) as file:
         # Written one by one, so tensors that are views of one storage are stored separately.
-        for key, value in ({**state, **prompt}).items():
+        for key, value in ({**state, **texts}).items():
             file.write(key, value.to(spaces[key].dtype))

@@ -8,7 +8,7 @@ from .families import all_families
 from .layouts.modules import listing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# This file next to the weights holds the recipe and the null prompt, because diffusers has no place for them.
+# This file next to the weights holds recipe, null prompt and captions, because diffusers has no place for them.
 COMPANION = "magicdistill.safetensors"
 
 

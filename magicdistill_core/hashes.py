@@ -1,7 +1,9 @@
-"""Hashes of model files. Recipes and datasets store them to identify the files that they were made from."""
+"""Hashes of model files and tensors. Recipes and datasets store them to identify the files that they were made from."""
 
 import hashlib
 from pathlib import Path
+
+from torch import Tensor
 
 from .diffusers_folder import weight_files
 from .errors import CheckpointError
@@ -49,3 +51,11 @@ def hashed_files(path: str | Path) -> list[Path]:
         return [path]
     files = weight_files(path)
     return sorted({*files, *files[0].parent.glob("*.json")})
+
+
+def tensors_sha256(*tensors: Tensor) -> str:
+    """Return the sha256 of the numbers of tensors, as float32."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

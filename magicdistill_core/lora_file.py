@@ -1,4 +1,4 @@
-"""Read LoRA files of any known dialect, and write LoRA files with a recipe and a null prompt.
+"""Read LoRA files of any known dialect, and write LoRA files with a recipe, a null prompt and captions.
 
 A *dialect* is the way in which a trainer names the tensors of a LoRA file (see `layouts.dialects`). The recipe states
 how to sample with the LoRA. The null prompt is the text conditioning for use without a prompt.
@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .branch import LowRank
+from .captions import caption_tensors, pop_captions
 from .errors import CheckpointError
 from .families import all_architectures, architecture_knowing
 from .families.base import Architecture, NullPrompt
@@ -37,6 +38,7 @@ class LoraFile:
         misses: modules and tensors of the file that do not fit the family.
         alpha_stated: False if the file states no alpha, so the rank was used as alpha.
         null_prompt: the text conditioning of the LoRA's training, or None. It serves a base whose file has none.
+        captions: the text conditioning of captions of the LoRA's training, by caption.
     """
 
     branches: dict[str, LowRank]
@@ -47,6 +49,7 @@ class LoraFile:
     misses: tuple[str, ...] = ()
     alpha_stated: bool = True
     null_prompt: NullPrompt | None = None
+    captions: dict[str, NullPrompt] = field(default_factory=dict)
 
 
 def is_lora(path: str | Path) -> bool:
@@ -72,7 +75,7 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
         hidden: hidden size of the network that the LoRA is for.
 
     Returns:
-        The LoRA, with `branches`, `recipe`, `source` and `null_prompt` set.
+        The LoRA, with `branches`, `recipe`, `source`, `null_prompt` and `captions` set.
 
     Raises:
         CheckpointError: if the file is not a LoRA, is damaged, holds more than low-rank pairs, has modules that its
@@ -80,12 +83,12 @@ def load_lora(path: str | Path, hidden: int) -> LoraFile:
     """
     tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, Path(path).name)
-    prompt = pop_null_prompt(tensors)
+    prompt, captions = pop_null_prompt(tensors), pop_captions(tensors)
     parsed = parse_lora(tensors, metadata, Path(path).name)
     architecture = architecture_knowing(parsed.keys())
     _check_names(architecture, parsed, Path(path).name)
     branches = to_file_layout(architecture.layout, parsed, hidden)
-    return LoraFile(branches, recipe, Path(path).name, null_prompt=prompt)
+    return LoraFile(branches, recipe, Path(path).name, null_prompt=prompt, captions=captions)
 
 
 def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> LoraFile:
@@ -102,7 +105,7 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
     source = Path(path).name
     tensors, metadata = _lora_tensors(Path(path))
     recipe = Recipe.from_metadata(metadata, source)
-    prompt = pop_null_prompt(tensors)
+    prompt, captions = pop_null_prompt(tensors), pop_captions(tensors)
     parsed = read_lora(tensors, metadata, source)
     placed = place_lora(architecture.layout, parsed, hidden)
     # A LoRA of which only differences of norms fit, and none of its pairs, belongs to another model.
@@ -119,7 +122,15 @@ def load_lora_for(architecture: Architecture, path: str | Path, hidden: int) -> 
         )
     misses = (*placed.unknown, *placed.misfits, *parsed.unknown)
     return LoraFile(
-        placed.branches, recipe, source, placed.differences, placed.origins, misses, parsed.alpha_stated, prompt
+        placed.branches,
+        recipe,
+        source,
+        placed.differences,
+        placed.origins,
+        misses,
+        parsed.alpha_stated,
+        prompt,
+        captions,
     )
 
 
@@ -149,7 +160,11 @@ def _lora_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_lora(
-    path: str | Path, branches: Mapping[str, LowRank], recipe: Recipe, null_prompt: NullPrompt | None = None
+    path: str | Path,
+    branches: Mapping[str, LowRank],
+    recipe: Recipe,
+    null_prompt: NullPrompt | None = None,
+    captions: Mapping[str, NullPrompt] | None = None,
 ) -> None:
     """Write branches and a recipe as a LoRA file that ComfyUI's stock loader can read.
 
@@ -159,8 +174,10 @@ def save_lora(
         recipe: stored in the file's metadata.
         null_prompt: the text conditioning of the training, or None. With it, a base whose file has no null prompt
             needs no text encoder.
+        captions: text conditioning by caption, or None.
 
     Raises:
-        CheckpointError: if the file cannot be written.
+        CheckpointError: if there are too many captions, or the file cannot be written.
     """
-    write_safetensors(path, lora_state(branches) | null_prompt_tensors(null_prompt), recipe.to_metadata())
+    texts = null_prompt_tensors(null_prompt) | caption_tensors(captions or {})
+    write_safetensors(path, lora_state(branches) | texts, recipe.to_metadata())

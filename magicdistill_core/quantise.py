@@ -1,7 +1,7 @@
 """Quantise a transformer to int8 in ComfyUI's own format: about half the size of a bf16 file, and half its memory.
 
-Only weights are rounded. Each output row has its own scale: `W ~ scale[row] * q`, with `q` in -127..127. Networks
-compute with the rounded weights in their usual precision. The linear layers of the transformer blocks are rounded.
+Only weights are rounded. Each output row has its own scale: `W ~ scale[row] * q`, with `q` in -127..127. The trainer
+computes with the rounded weights in its usual precision. The linear layers of the transformer blocks are rounded.
 Norms, embedders and the last layer keep their dtypes, because together they are small.
 """
 
@@ -14,23 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .captions import caption_tensors
 from .checkpoint import Checkpoint, load_checkpoint
 from .errors import CheckpointError
+from .int8 import FORMAT, QUANTISATION_KEY, VALUES_AT_A_TIME, quantise_rows
 from .layouts.modules import LayoutMap
 from .null_prompt import null_prompt_tensors
 from .streamed import Space, streamed_file
 
-FORMAT = "int8_tensorwise"
-"""ComfyUI's name of the format. It allows one scale for all rows, or one scale per row as here."""
-QUANTISATION_KEY = "_quantization_metadata"
-"""The metadata key that states which layers of a file are quantised, and in which format."""
-
-_LEVELS = 127
-# Without this flag ComfyUI also rounds the layer's input to int8: faster on some GPUs, but a second rounding error.
+# The flag asks ComfyUI not to round the layer's input too. ComfyUI 0.30 rounds it all the same, row by row, unless a
+# LoRA is on the layer: it ignores the flag if the layer computes in the dtype that its dequantised weight would have.
 _LAYER = {"format": FORMAT, "full_precision_matrix_mult": True}
 _BLOCK_MODULE = re.compile(r"\w*blocks\.\{i\}\.")
-_SMALLEST_SCALE = 1e-30
-_VALUES_AT_A_TIME = 1 << 24
 
 Progress = Callable[[int, int], None]
 """A callback: `(layers done, number of layers)`."""
@@ -62,31 +57,6 @@ class Quantised:
         )
 
 
-def quantise_rows(weight: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Round a matrix to int8 with one scale per row: `weight ~ scale[row] * q`.
-
-    It works on a few rows at a time, which keeps the float32 copies small.
-
-    Args:
-        weight: `[rows, columns]`, of any floating point dtype.
-        factor: if the matrix is `factor * weight`, its factor: `[rows, 1]` or `[rows, columns]`; None for 1.
-
-    Returns:
-        The int8 matrix q `[rows, columns]` and the float32 scales `[rows, 1]`, both new tensors on the CPU.
-    """
-    quantised = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(weight.shape[0], 1)
-    rows = max(1, _VALUES_AT_A_TIME // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], rows):
-        piece = weight[start : start + rows].float()
-        if factor is not None:
-            piece = piece * factor[start : start + rows]
-        scale = (piece.abs().amax(dim=1, keepdim=True) / _LEVELS).clamp_(min=_SMALLEST_SCALE)
-        quantised[start : start + rows] = (piece / scale).round_().clamp_(-_LEVELS, _LEVELS).to(torch.int8)
-        scales[start : start + rows] = scale
-    return quantised, scales
-
-
 def quantised_layers(layout: LayoutMap, state: Mapping[str, Tensor]) -> list[str]:
     """List the modules whose weights are quantised: those with a matrix inside the transformer blocks.
 
@@ -111,14 +81,14 @@ def save_quantised(
 ) -> Quantised:
     """Write a transformer with the matrices of its blocks in int8. ComfyUI's stock loader can read the file.
 
-    The recipe and the null prompt are kept. Tensors are written one by one. The tensors of a safetensors file in the
+    Recipe, null prompt and captions are kept. Tensors are written one by one. The tensors of a safetensors file in the
     file layout are mapped and not read in advance, so at most one layer is in memory at a time.
 
     Args:
         path: the file to write; an existing file is replaced.
         checkpoint: the transformer, not quantised.
-        dtype: dtype of the weights that are not quantised; None keeps the dtype of each tensor. The null prompt always
-            keeps its dtypes.
+        dtype: dtype of the weights that are not quantised; None keeps the dtype of each tensor. The null prompt and
+            the captions always keep their dtypes.
         progress: called after each quantised layer; None for no callback. It may raise an exception to cancel.
 
     Returns:
@@ -131,9 +101,9 @@ def save_quantised(
     layers = quantised_layers(checkpoint.architecture.layout, checkpoint.state)
     weights = {f"{name}.weight" for name in layers}
     kept = {key: value for key, value in checkpoint.state.items() if key not in weights}
-    prompt = null_prompt_tensors(checkpoint.null_prompt)
+    texts = null_prompt_tensors(checkpoint.null_prompt) | caption_tensors(checkpoint.captions)
     spaces = {key: Space(dtype or value.dtype, tuple(value.shape)) for key, value in kept.items()}
-    spaces |= {key: Space.of(value) for key, value in prompt.items()}
+    spaces |= {key: Space.of(value) for key, value in texts.items()}
     for key in weights:
         shape = tuple(checkpoint.state[key].shape)
         spaces |= {key: Space(torch.int8, shape), f"{key}_scale": Space(torch.float32, (shape[0], 1))}
@@ -142,7 +112,7 @@ def save_quantised(
     errors: dict[str, float] = {}
     lost = total = 0.0
     with streamed_file(path, spaces, metadata | {QUANTISATION_KEY: json.dumps(described)}) as file:
-        for key, value in (kept | prompt).items():
+        for key, value in (kept | texts).items():
             file.write(key, value.to(spaces[key].dtype))
         for number, name in enumerate(layers):
             weight = checkpoint.state[f"{name}.weight"]
@@ -159,14 +129,14 @@ def save_quantised(
             lost, total = lost + difference, total + size
             if progress is not None:
                 progress(number + 1, len(layers))
-    before = sum(Space.of(value).bytes for value in (checkpoint.state | prompt).values())
+    before = sum(Space.of(value).bytes for value in (checkpoint.state | texts).values())
     after = sum(space.bytes for space in spaces.values())
     return Quantised(errors, (lost / total) ** 0.5 if total else 0.0, before, after)
 
 
 def _squares(weight: Tensor, quantised: Tensor, scale: Tensor) -> tuple[float, float]:
     """Return the sum of squares of the rounding error, and the sum of squares of the weight."""
-    rows = max(1, _VALUES_AT_A_TIME // max(1, weight.shape[1]))
+    rows = max(1, VALUES_AT_A_TIME // max(1, weight.shape[1]))
     difference = size = 0.0
     pieces = zip(weight.split(rows), quantised.split(rows), scale.split(rows), strict=True)
     for exact, rounded, row_scale in pieces:
@@ -191,4 +161,4 @@ def quantise_file(source: str | Path, path: str | Path, progress: Progress | Non
         CheckpointError: if the source cannot be read safely, is already quantised, is a LoRA, or is not a complete
             transformer of a known family; see `save_quantised` for the others.
     """
-    return save_quantised(path, load_checkpoint(source), progress=progress)
+    return save_quantised(path, load_checkpoint(source, allow_quantised=False), progress=progress)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .int8 import FORMAT, QUANTISATION_KEY, quantise_rows
 from .layouts.modules import listing
-from .quantise import FORMAT, QUANTISATION_KEY, quantise_rows
 from .wrappers import QUANTISATION_MARKS
 
 DESCRIPTION = ".comfy_quant"
@@ -68,7 +68,7 @@ def describe_quantised(state: Mapping[str, Tensor], metadata: Mapping[str, str],
         CheckpointError: if the file was quantised in a format that ComfyUI cannot compute with, if a scale has no
             meaning here, or if the description in the metadata is damaged.
     """
-    _refuse_other_tools(state, source)
+    refuse_other_tools(state, source)
     out = dict(state)
     for name, layer in _layers(metadata, source).items():
         out[f"{_known_layer(name, state)}{DESCRIPTION}"] = _description(layer)
@@ -109,7 +109,16 @@ def describe_quantised(state: Mapping[str, Tensor], metadata: Mapping[str, str],
     return Described(out, converted)
 
 
-def _refuse_other_tools(state: Mapping[str, Tensor], source: str) -> None:
+def refuse_other_tools(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse the tensors of quantisers whose formats ComfyUI's loaders do not read, by their names.
+
+    Args:
+        state: the tensors of the file, by name.
+        source: the file's name for error messages.
+
+    Raises:
+        CheckpointError: if there are such tensors.
+    """
     for tool, marks in _OTHER_TOOLS.items():
         keys = [key for key in state if any(mark in key for mark in marks)]
         if keys:

@@ -13,11 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import CheckpointError
 from .families import family_named
 from .geometry import check_geometry
+from .prompt_templates import PromptTemplate
 
 METADATA_KEY = "magicdistill.recipe"
 
 Sampler = Literal["euler", "renoise"]
 Kind = Literal["teacher", "generator", "teacher_lora", "generator_lora", "fake_lora"]
+
+# Fields that are stored only if they are not 0, because earlier versions do not know them.
+_STORED_UNLESS_ZERO = ("image_in_noise", "dropped_frames")
 
 
 class Recipe(BaseModel):
@@ -44,6 +48,13 @@ class Recipe(BaseModel):
         le=1000,
         description="Input of a network's guidance embedding, if it has one; not classifier-free guidance.",
     )
+    prompt_template: PromptTemplate | None = Field(
+        None, description="How the text, and for some models the start image, were encoded for the training."
+    )
+    image_in_noise: float = Field(
+        0.0, ge=0, lt=1, description="Share of the start image's latent, in every frame, in the starting noise."
+    )
+    dropped_frames: int = Field(0, ge=0, le=64, description="First decoded frames that are no part of the video.")
     width: int = Field(gt=0, le=8192, description="Width of the training videos in pixels, a multiple of 16.")
     height: int = Field(gt=0, le=8192, description="Height of the training videos in pixels, a multiple of 16.")
     frames: int = Field(gt=0, le=8193, description="Frames of the training videos, 4n + 1.")
@@ -65,6 +76,8 @@ class Recipe(BaseModel):
         if family_named(self.family, self.i2v_mode) is None:
             raise ValueError(f"there is no family {self.family!r} with i2v_mode {self.i2v_mode!r}")
         check_geometry(self.frames, self.height, self.width)
+        if self.dropped_frames >= self.frames:
+            raise ValueError(f"dropped_frames is {self.dropped_frames}, which leaves none of {self.frames} frames")
         return self
 
     @property
@@ -75,7 +88,9 @@ class Recipe(BaseModel):
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata that stores this recipe as JSON, and the usual entry `format`."""
         values = self.model_dump(mode="json")
-        stored = {name: value for name, value in values.items() if value is not None or name in self.unknown_fields}
+        left_out = {name for name in _STORED_UNLESS_ZERO if not values[name]}
+        left_out |= {name for name, value in values.items() if value is None and name not in self.unknown_fields}
+        stored = {name: value for name, value in values.items() if name not in left_out}
         return {METADATA_KEY: json.dumps(stored), "format": "pt"}
 
     @classmethod

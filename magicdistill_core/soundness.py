@@ -39,14 +39,17 @@ def check_number_types(state: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def check_null_prompt(prompt: NullPrompt, source: str, text_dim: int | None, pooled_dim: int | None) -> None:
-    """Refuse a null prompt with a wrong shape, or with values that are not finite numbers.
+def check_null_prompt(
+    prompt: NullPrompt, source: str, text_dim: int | None, pooled_dim: int | None, name: str = "null prompt"
+) -> None:
+    """Refuse a null prompt or a caption with a wrong shape, or with values that are not finite numbers.
 
     Args:
-        prompt: the null prompt (the text conditioning in a model file).
+        prompt: the text conditioning in a model file.
         source: the file's name for error messages.
         text_dim: the width of text states that the network expects; None if unknown.
         pooled_dim: the width of pooled text that the network expects; None if unknown.
+        name: what the prompt is, for error messages; for example a caption.
 
     Raises:
         CheckpointError: if a tensor's shape, dtype or values are wrong.
@@ -54,13 +57,13 @@ def check_null_prompt(prompt: NullPrompt, source: str, text_dim: int | None, poo
     parts: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {"text states": (prompt.text_states, (1, None, text_dim))}
     if prompt.pooled is not None:
         parts["pooled text"] = (prompt.pooled, (1, pooled_dim))
-    for name, (tensor, wanted) in parts.items():
+    for part, (tensor, wanted) in parts.items():
         fits = tensor.ndim == len(wanted) and tensor.numel() > 0
         fits = fits and all(size in (found, None) for size, found in zip(wanted, tensor.shape, strict=True))
         if not fits or not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
             expected = ", ".join("any" if size is None else str(size) for size in wanted)
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"The null prompt in {source} cannot be used: its {name} are {list(tensor.shape)} in {kind}, expected "
+                f"The {name} in {source} cannot be used: its {part} are {list(tensor.shape)} in {kind}, expected "
                 f"[{expected}] with finite floating point numbers. Export the file again from its training run."
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .captions import CAPTION_PREFIX, is_caption
 from .errors import CheckpointError
 from .files import enough_memory
 from .layouts.wrapper_names import without_wrappers
@@ -20,10 +21,12 @@ PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl"})
 # The keys under which training frameworks store the weights: DeepSpeed's `mp_rank_00_model_states.pt` uses "module",
 # Magic 1-For-1's `dmd_4_step_i2v.pth` and Lightning use "state_dict".
 _ENVELOPES = ("module", "state_dict", "model", "generator")
-_NULL_PROMPT = "null_prompt."
+# Tensors of texts, which are next to the network under every prefix.
+_TEXTS = ("null_prompt.", CAPTION_PREFIX)
 # If a file holds several networks, the first of these prefixes is used: the network to sample from, not its scores.
 _PREFERRED = ("", "model.diffusion_model.", "model.", "generator.", "hydit_unimodel.guidance_model.feedforward_model.")
-_QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""The dtypes of quantised weights."""
 # Names of the tensors that quantisers add to the weights: ComfyUI's formats, quanto, bitsandbytes.
 QUANTISATION_MARKS = (
     ".weight_scale",
@@ -126,7 +129,8 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
         source: the file's name for messages.
 
     Returns:
-        The tensors with the prefix, renamed, and the null prompt if there is one. All tensors if no mark is found.
+        The tensors with the prefix, renamed, and null prompt and captions if there are any. All tensors if no mark is
+        found.
 
     Raises:
         CheckpointError: if there are several transformers, and none of them has a known prefix; or if two tensors have
@@ -147,9 +151,9 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
             )
         prefix = known[0]
     kept = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and k != prefix}
-    kept |= {key: value for key, value in state.items() if key.startswith(_NULL_PROMPT)}
+    kept |= {key: value for key, value in state.items() if key.startswith(_TEXTS)}
     if prefix and len(kept) < len(state):
-        others = Counter(k.split(".")[0] for k in state if not k.startswith((prefix, _NULL_PROMPT)))
+        others = Counter(k.split(".")[0] for k in state if not k.startswith((prefix, *_TEXTS)))
         listed = ", ".join(f"{name} ({count})" for name, count in others.most_common(6))
         logger.info("%s: using the tensors under %s, ignoring %s", source, prefix, listed)
     return kept
@@ -158,7 +162,8 @@ def unwrapped(state: Mapping[str, Tensor], marks: Iterable[str], source: str) ->
 def _without_wrappers(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        name = without_wrappers(key)
+        # A caption is a text: what looks like a wrapper in it is a part of the text.
+        name = key if is_caption(key) else without_wrappers(key)
         if name in out:
             raise CheckpointError(
                 f"{source} holds {name} twice: under {key}, and without or under another wrapper module. Save the "
@@ -172,6 +177,15 @@ def _ends(key: str, mark: str) -> bool:
     return key == mark or key.endswith(f".{mark}")
 
 
+def is_quantised(state: Mapping[str, Tensor]) -> bool:
+    """Return whether any tensor is int8, uint8 or fp8, or is a quantiser's scale.
+
+    Args:
+        state: the tensors of the file, by name.
+    """
+    return bool(_quantised(state))
+
+
 def refuse_quantised(state: Mapping[str, Tensor], source: str) -> None:
     """Refuse quantised weights, because their precision is lost.
 
@@ -180,16 +194,20 @@ def refuse_quantised(state: Mapping[str, Tensor], source: str) -> None:
         source: the file's name for error messages.
 
     Raises:
-        CheckpointError: if any tensor is int8, uint8 or fp8, or is a quantiser's scale.
+        CheckpointError: see `is_quantised`.
     """
-    low = [key for key, value in state.items() if value.dtype in _QUANTISED or key.endswith(QUANTISATION_MARKS)]
+    low = _quantised(state)
     if not low:
         return
-    kinds = {value.dtype for value in state.values() if value.dtype in _QUANTISED}
+    kinds = {value.dtype for value in state.values() if value.dtype in QUANTISED}
     named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "scales next to the weights"
     shown = ", ".join(sorted(low)[:2]) + (f" and {len(low) - 2} more" if len(low) > 2 else "")
     raise CheckpointError(
-        f"{source} holds quantised weights ({shown}; {named}). Training, exact sampling and export need the "
-        f"full precision. Use the bf16, fp16 or fp32 release of the same model (for HunyuanVideo and Wan the file "
-        f"without fp8, int8 or GGUF in its name, or the diffusers folder)."
+        f"{source} is quantised already ({shown}; {named}), so its weights have lost precision. Quantise the bf16, "
+        f"fp16 or fp32 release of the same model (for HunyuanVideo and Wan the file without fp8, int8 or GGUF in its "
+        f"name, or the diffusers folder)."
     )
+
+
+def _quantised(state: Mapping[str, Tensor]) -> list[str]:
+    return [key for key, value in state.items() if value.dtype in QUANTISED or key.endswith(QUANTISATION_MARKS)]

@@ -9,8 +9,11 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..magicdistill_core.pocket import files
+from .caption import ModelCaption
 from .load_lora import LoadLora
 from .load_model import LoadModel
+from .long_prompts import PromptPerSegment
+from .long_video import LongVideo
 from .lora_steps import LoraSteps
 from .pocket_portrait import PocketPortrait
 from .portrait_to_video import PortraitToVideo
@@ -19,6 +22,7 @@ from .real_fake_lora import RealFakeLora
 from .sampler import FewStepSampler
 from .sampler_parts import FewStepSamplerSelect, FewStepSigmas
 from .save_video import SaveVideo
+from .similar_picture import SimilarPicture
 from .text_image_encode import TextImageEncode
 
 
@@ -41,10 +45,14 @@ class MagicDistillExtension(ComfyExtension):
             RealFakeLora,
             PortraitToVideo,
             TextImageEncode,
+            ModelCaption,
             FewStepSampler,
             FewStepSigmas,
             FewStepSamplerSelect,
             SaveVideo,
+            PromptPerSegment,
+            LongVideo,
             Quantise,
             PocketPortrait,
+            SimilarPicture,
         ]

@@ -4,20 +4,22 @@ They are attached to the MODEL and stay with its clones.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from comfy.model_base import WAN21, HunyuanVideoI2V
+from comfy.model_base import WAN21, HunyuanVideo, HunyuanVideoI2V
 from comfy.model_patcher import ModelPatcher
 
 from ..magicdistill_core.families.base import Family, NullPrompt
-from ..magicdistill_core.families.hunyuan_video import CONCAT
+from ..magicdistill_core.families.hunyuan_video import CONCAT, TOKEN_REPLACE
 from ..magicdistill_core.families.wan import IMAGE_TO_VIDEO
 from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.soundness import check_null_prompt
 from .file_hash import BackgroundHash
 
 _KEY = "magicdistill"
+# ComfyUI's name for the size of the CLIP features' positions, which only Wan 2.1 FLF2V has.
+FLF2V_MARK = "flf_pos_embed_token_number"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Attached:
         patches: the changes of these LoRAs by the names of the weights. They tell this pack's patches from those of
             other nodes.
         weight_dtype: the loader's input of that name; None if `path` is None.
+        captions: the text conditioning of the captions stored in the file, by caption.
     """
 
     path: Path | None
@@ -46,6 +49,7 @@ class Attached:
     loras: tuple[tuple[str, float], ...] = ()
     patches: tuple[Mapping[str, object], ...] = ()
     weight_dtype: str | None = None
+    captions: Mapping[str, NullPrompt] = field(default_factory=dict)
 
     def with_lora(self, name: str, strength: float, patches: Mapping[str, object]) -> "Attached":
         """Return these facts with one more LoRA.
@@ -80,19 +84,32 @@ def attached_to(model: ModelPatcher) -> Attached | None:
     return model.get_attachment(_KEY)
 
 
-def check_prompt_fits(model: ModelPatcher, prompt: NullPrompt, source: str) -> None:
-    """Check that a null prompt (the text conditioning in a model file) has the sizes that a MODEL expects.
+def check_prompt_fits(model: ModelPatcher, prompt: NullPrompt, source: str, name: str = "null prompt") -> None:
+    """Check that a prompt (the text conditioning in a model file) has the sizes that a MODEL expects.
 
     Args:
         model: the MODEL.
-        prompt: the null prompt.
-        source: the name of the null prompt's file for error messages.
+        prompt: the null prompt or a caption.
+        source: the name of the prompt's file for error messages.
+        name: what the prompt is, for error messages.
 
     Raises:
         CheckpointError: if it does not; the message states the wrong size.
     """
     config = model.model.model_config.unet_config
-    check_null_prompt(prompt, source, config.get("context_in_dim"), config.get("vec_in_dim"))
+    check_null_prompt(prompt, source, config.get("context_in_dim"), config.get("vec_in_dim"), name)
+
+
+def check_captions_fit(model: ModelPatcher, captions: Mapping[str, NullPrompt], source: str) -> None:
+    """Check that all captions of a file have the sizes that a MODEL expects; errors as in `check_prompt_fits`.
+
+    Args:
+        model: the MODEL.
+        captions: the text conditioning by caption.
+        source: the file's name for error messages.
+    """
+    for caption, prompt in captions.items():
+        check_prompt_fits(model, prompt, source, f"caption {caption!r:.60}")
 
 
 def known_family(model: ModelPatcher) -> Family | None:
@@ -114,4 +131,21 @@ def known_family(model: ModelPatcher) -> Family | None:
     # Variants of Wan 2.1 are subclasses, have other input channels, or use no CLIP features.
     config = network.model_config.unet_config
     wan = type(network) is WAN21 and config.get("model_type") == "i2v"
+    # A model for first and last frame has two images among its CLIP features.
+    wan = wan and not config.get(FLF2V_MARK)
     return IMAGE_TO_VIDEO if wan and config.get("in_dim") == IMAGE_TO_VIDEO.in_channels else None
+
+
+def assumed_family(model: ModelPatcher) -> Family | None:
+    """Return the family of a MODEL that is to take a start image: the known one, or else the only one that fits.
+
+    A HunyuanVideo network with 16 input channels can take a start image by token replacement only.
+
+    Args:
+        model: the MODEL.
+
+    Returns:
+        The family; None if the MODEL is of none.
+    """
+    family = known_family(model)
+    return TOKEN_REPLACE if family is None and type(model.model) is HunyuanVideo else family

@@ -13,7 +13,7 @@ from ..magicdistill_core.families import family_named
 from ..magicdistill_core.families.base import Family
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.recipe import Recipe
-from .attachments import Attached, attach, attached_to, check_prompt_fits, known_family
+from .attachments import Attached, attach, attached_to, check_captions_fit, check_prompt_fits, known_family
 from .file_hash import file_stamp
 from .low_rank import apply_lora, fit_lora
 from .reporting import recipe_line, recipe_notes, report
@@ -104,8 +104,10 @@ class LoadLora(io.ComfyNode):
             prompt = lora.file.null_prompt or base.null_prompt
             if lora.file.null_prompt is not None:
                 check_prompt_fits(model, lora.file.null_prompt, lora_name)
+            check_captions_fit(model, lora.file.captions, lora_name)
+            captions = lora.file.captions or base.captions
             base = base.with_lora(lora_name, strength, {**lora.patches, **lora.parameters})
-            attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt))
+            attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt, captions=captions))
         text = f"{lora.summary()}; strength {strength:g}"
         if recipe is not None:
             text += f"\n{recipe_line(recipe)}"

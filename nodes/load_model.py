@@ -14,19 +14,20 @@ from comfy_api.latest import io
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from torch import Tensor
 
+from ..magicdistill_core.captions import is_caption
 from ..magicdistill_core.checkpoint import Checkpoint, parse_checkpoint, transformer_tensors
 from ..magicdistill_core.errors import CheckpointError, ImageModeError
 from ..magicdistill_core.families.base import NullPrompt
 from ..magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
 from ..magicdistill_core.files import enough_memory
+from ..magicdistill_core.int8 import QUANTISATION_KEY
 from ..magicdistill_core.null_prompt import NULL_POOLED_KEY, NULL_TEXT_KEY
-from ..magicdistill_core.quantise import QUANTISATION_KEY
 from ..magicdistill_core.quantised_files import describe_quantised
 from ..magicdistill_core.recipe import Recipe
 from ..magicdistill_core.safetensors_file import read_metadata
 from ..magicdistill_core.soundness import check_number_types
 from ..magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
-from .attachments import Attached, attach, attached_to, check_prompt_fits
+from .attachments import Attached, attach, attached_to, check_captions_fit, check_prompt_fits
 from .file_hash import background_hash, file_stamp
 from .reporting import recipe_line, recipe_notes, report
 from .token_replace import apply_release
@@ -66,14 +67,15 @@ def load_model(
     plain = {key: tensor for key, tensor in state.items() if not key.endswith(QUANTISATION_MARKS)}
     # ComfyUI finds a quantised weight's scale by its key name, so such a file keeps its own key names.
     own_names = len(plain) < len(state)
-    checkpoint = _teacher(parse_checkpoint(plain, recipe, name, allow_quantised=True), start_image_mode)
+    checkpoint = _teacher(parse_checkpoint(plain, recipe, name), start_image_mode)
     check_number_types(state, name)
     family = checkpoint.family()  # before loading: ComfyUI's loader empties the state dict that it receives
     shape = checkpoint.shape
     size = _size(checkpoint, described.converted)
     weights = checkpoint.state
     if own_names:
-        weights = {key: tensor for key, tensor in state.items() if key not in (NULL_TEXT_KEY, NULL_POOLED_KEY)}
+        texts = (NULL_TEXT_KEY, NULL_POOLED_KEY)
+        weights = {key: tensor for key, tensor in state.items() if key not in texts and not is_caption(key)}
     try:
         model = comfy.sd.load_diffusion_model_state_dict(
             weights, model_options=model_options, metadata=metadata, disable_dynamic=disable_dynamic
@@ -97,15 +99,21 @@ def load_model(
     null_prompt = checkpoint.null_prompt
     if null_prompt is not None:
         check_prompt_fits(model, null_prompt, name)
-        # Copies, because the memory-mapped file may be replaced while the MODEL is in use.
-        pooled = None if null_prompt.pooled is None else null_prompt.pooled.clone()
-        null_prompt = NullPrompt(null_prompt.text_states.clone(), pooled)
+        null_prompt = _copy(null_prompt)
+    check_captions_fit(model, checkpoint.captions, name)
+    captions = {caption: _copy(prompt) for caption, prompt in checkpoint.captions.items()}
     file_hash = background_hash(Path(path))
     held = next((name for name, options in _DTYPES.items() if options == model_options), None)
-    attach(model, Attached(Path(path), family, recipe, null_prompt, size, file_hash, weight_dtype=held))
+    attached = Attached(Path(path), family, recipe, null_prompt, size, file_hash, weight_dtype=held, captions=captions)
+    attach(model, attached)
     # ComfyUI loads the file again for a second GPU, or when hooks need weights that are not shared.
     model.cached_patcher_init = (load_model, (path, model_options, start_image_mode))
     return model
+
+
+def _copy(prompt: NullPrompt) -> NullPrompt:
+    """Copy a prompt, because the memory-mapped file may be replaced while the MODEL is in use."""
+    return NullPrompt(prompt.text_states.clone(), None if prompt.pooled is None else prompt.pooled.clone())
 
 
 def _misfit(error: Exception) -> str:
@@ -224,7 +232,8 @@ class LoadModel(io.ComfyNode):
         assert attached is not None
         held = "" if weight_dtype == "default" else f" held as {weight_dtype}"
         family = attached.family
-        text = f"{family.architecture.title} image-to-video ({family.i2v_mode}), {attached.size}{held}; "
+        known = f", {len(attached.captions)} captions" if attached.captions else ""
+        text = f"{family.architecture.title} image-to-video ({family.i2v_mode}), {attached.size}{held}{known}; "
         if attached.recipe is None:
             return io.NodeOutput(
                 model,

@@ -13,12 +13,12 @@ from ..magicdistill_core.media.video import crop_note, resize_crop
 from .attachments import attached_to
 from .face_box import Boxes, face_in
 from .image_input import check_images, rgb
+from .prompt_conditioning import Conditioning
+from .prompt_marks import prompt_notes
 from .reporting import report
-from .start_image import check_start, check_vae, encode_start, family_taking_images, null_prompt
+from .start_image import check_start, check_vae, encode_start, family_taking_images, null_prompt, with_portrait
 from .transparency import hidden_colours_note
 from .video_size import FIT_IMAGE, FROM_RECIPE, SizeInputs, choose_size
-
-Conditioning = list[list]
 
 
 class PortraitToVideo(io.ComfyNode):
@@ -102,8 +102,7 @@ class PortraitToVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Text conditioning that replaces the null prompt in the model file. Not connected: the "
                     "null prompt is used, and a file without one is an error. Original releases have none: connect "
-                    "CLIP Text Encode (Wan 2.1), Text Encode HunyuanVideo Image To Video, or Magic 1-For-1 text + "
-                    "image encode.",
+                    "CLIP Text Encode (Wan 2.1), or Text + image encode (HunyuanVideo-I2V, Magic 1-For-1).",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
@@ -199,10 +198,11 @@ class PortraitToVideo(io.ComfyNode):
                 else "clip_vision_output is ignored: this model uses no CLIP features."
             )
         text = positive if positive is not None else null_prompt(model, family)
+        notes += prompt_notes(model, positive)
         # Crop and resize exactly as the trainer prepares its clips.
         image = resize_crop(picture.clamp(0, 1), size.height, size.width, box)
         start = encode_start(family, vae, image, size, batch_size, clip_vision_output)
-        values = dict(start.values)
+        values = {**start.values, **with_portrait(image)}
         unguided = not any("guidance" in conditions for _, conditions in text)
         if family.architecture is HUNYUAN_VIDEO and unguided:
             values["guidance"] = (recipe.embedded_guidance if recipe is not None else None) or EMBEDDED_GUIDANCE
@@ -211,4 +211,6 @@ class PortraitToVideo(io.ComfyNode):
             f"{size.width} x {size.height}, {size.frames} frames ({size.frames / size.fps:.3g} s at {size.fps:g} fps), "
             f"{'text' if positive is not None else 'null prompt'}"
         )
+        if recipe is not None and recipe.dropped_frames:
+            summary += f"; the first {recipe.dropped_frames} frames are dropped when the video is saved"
         return io.NodeOutput(conditioning, start.latent, ui=report(cls, summary, notes))

@@ -68,18 +68,21 @@ class AnimatedPreview(Image.Image):
         )
 
 
-def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
+def prepare_callback(model: ModelPatcher, steps: int, done: int = 0, total: int | None = None) -> Callback:
     """Return a sampling callback that moves the progress bar and, if previews are on, sends an animation.
 
     Args:
         model: the MODEL that is sampled.
         steps: number of sampling steps.
+        done: steps of the node before this sampling.
+        total: steps of the node in all; None if it samples once.
     """
     frames_of = _frame_maker(model)
-    progress = comfy.utils.ProgressBar(steps)
+    all_steps = steps if total is None else total
+    progress = comfy.utils.ProgressBar(all_steps)
     fps = _frame_rate(model)
 
-    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+    def callback(step: int, x0: Tensor, x: Tensor, _: int) -> None:
         preview = None
         if frames_of is not None:
             try:
@@ -87,7 +90,7 @@ def prepare_callback(model: ModelPatcher, steps: int) -> Callback:
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
                 LOGGER.warning("No preview of step %d: not enough memory next to the model.", step + 1)
-        progress.update_absolute(step + 1, total, preview)
+        progress.update_absolute(done + step + 1, all_steps, preview)
 
     return callback
 

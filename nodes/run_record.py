@@ -15,6 +15,8 @@ from .other_changes import OtherChanges, hooks_of, is_own_hook
 from .sampling_settings import Settings
 
 _LORAS = "magicdistill_loras"
+# The entry of a record that Save portrait video reads.
+DROPPED_FRAMES = "dropped_frames"
 _SHOWN = 6
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
@@ -64,6 +66,7 @@ def run_record(
     attached, family = attached_to(model), known_family(model)
     loaded = None if changes.replace_weights else attached
     path = loaded.path if loaded is not None else None
+    recipe = attached.recipe if attached is not None else None
     record = {
         "magicdistill": pack_version(),
         "checkpoint": path.name if path is not None else None,
@@ -80,6 +83,8 @@ def run_record(
         "sampler": settings.sampler,
         "sigmas": sigmas.tolist(),
         "guidance": guidance,
+        "image_in_noise": 0.0 if recipe is None else recipe.image_in_noise,
+        DROPPED_FRAMES: 0 if recipe is None else recipe.dropped_frames,
     }
     return json.dumps(record)
 
@@ -97,6 +102,19 @@ def _loras(
     kept = all(len(values.get(_LORAS, ())) == sum(map(is_own_hook, hooks_of(values))) for _, values in conditioning)
     unknown = changes.may_add_loras or not kept or (attached is None and bool(changes.descriptions))
     return on_model + (tied if kept else []) + ([{"name": None, "strength": None}] if unknown else [])
+
+
+def recorded_drop(record: str | None) -> int:
+    """Return how many frames at the beginning a record asks to drop; 0 without a record, or for another text.
+
+    Args:
+        record: the text at the input record of Save portrait video.
+    """
+    try:
+        value = json.loads(record or "{}").get(DROPPED_FRAMES, 0)
+    except (ValueError, AttributeError):
+        return 0
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def changes_note(changes: OtherChanges) -> list[str]:

@@ -1,19 +1,16 @@
 """Few-step flow sampler: run the core's samplers inside ComfyUI's native sampling path."""
 
-import comfy.model_management
-import comfy.sample
-import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise
 
 from ..magicdistill_core.flow import few_step_sigmas
-from .native_sampler import few_step_sampler
 from .other_changes import other_changes
 from .previews import prepare_callback
+from .release_edges import dropped_note
 from .reporting import report
 from .run_record import changes_note, run_record
-from .sampling_checks import check_start_image, embedded_guidance
+from .sample_latent import sample_latent
+from .sampling_checks import embedded_guidance
 from .sampling_settings import sampler_input, settings_for, settings_line, shift_input, steps_input
 
 
@@ -78,26 +75,10 @@ class FewStepSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         settings, notes = settings_for(model, steps, shift, sampler)
         guidance, guidance_notes = embedded_guidance(model, conditioning)
-        # The noise takes the number type of the latent. In half precision it would not be the noise of the seed.
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"]).float()
-        check_start_image(model, conditioning, latent, samples)
         sigmas = few_step_sigmas(settings.steps, settings.shift)
-        mask = latent.get("noise_mask")
-        guider = Guider_Basic(model)
-        guider.set_conds(conditioning)
-        samples = guider.sample(
-            Noise_RandomNoise(seed).generate_noise(latent | {"samples": samples}),
-            samples,
-            few_step_sampler(settings.sampler),
-            sigmas,
-            denoise_mask=mask if mask is None else mask.float(),
-            callback=prepare_callback(model, settings.steps),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=seed,
-        )
-        device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
-        out = latent | {"samples": samples.to(device, dtype)}
+        callback = prepare_callback(model, settings.steps)
+        out = sample_latent(model, conditioning, latent, seed, settings, callback)
         changes = other_changes(model, conditioning, latent)
         record = run_record(model, conditioning, settings, sigmas, seed, guidance, changes)
-        notes += guidance_notes + changes_note(changes)
+        notes += guidance_notes + changes_note(changes) + dropped_note(model)
         return io.NodeOutput(out, record, ui=report(cls, settings_line(settings, sigmas), notes))

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..magicdistill_core.flow import few_step_sigmas
 from .native_sampler import few_step_sampler
+from .release_edges import edge_notes
 from .reporting import report
 from .sampling_settings import sampler_input, settings_for, settings_line, shift_input, steps_input
 
@@ -38,7 +39,7 @@ class FewStepSigmas(io.ComfyNode):
     def execute(cls, model: ModelPatcher, steps: int, shift: float) -> io.NodeOutput:
         settings, notes = settings_for(model, steps, shift)
         sigmas = few_step_sigmas(settings.steps, settings.shift)
-        return io.NodeOutput(sigmas, ui=report(cls, settings_line(settings, sigmas), notes))
+        return io.NodeOutput(sigmas, ui=report(cls, settings_line(settings, sigmas), notes + edge_notes(model)))
 
 
 class FewStepSamplerSelect(io.ComfyNode):

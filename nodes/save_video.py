@@ -2,48 +2,29 @@
 
 import json
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import args
-from comfy_api.latest import Input, InputImpl, io, ui
+from comfy_api.latest import Input, io, ui
 from torch import Tensor
 
 from ..magicdistill_core.errors import VideoError
-from ..magicdistill_core.media.audio import Audio, read_audio, waveform_audio
-from ..magicdistill_core.media.video import read_video
 from ..magicdistill_core.media.video_writing import FORMATS, MP4, VideoWriter, frame_rate, video_writer
 from .filename_prefix import check_codes, free_file, portable_prefix, shortened
-from .image_input import check_images, rgb
 from .reporting import report
+from .run_record import recorded_drop
+from .video_input import Clip, frames_clip, sound_of, video_clip
 
 _FORMATS = {format.title: format for format in FORMATS if format.available}
 _RECORD_TAG = "magicdistill"
 _PREVIEW_CRF = 23
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-
-
-class _Clip(NamedTuple):
-    """A clip to write: its frames (read once), their number if known, their frame rate, and the clip's own sound.
-
-    The notes about its pictures are complete after the last frame.
-    """
-
-    frames: Iterator[Tensor]
-    total: int | None
-    width: int
-    height: int
-    rate: Fraction
-    audio: Audio | None
-    notes: list[str]
 
 
 class SaveVideo(io.ComfyNode):
@@ -128,6 +109,16 @@ class SaveVideo(io.ComfyNode):
                     "the model file, as text. It is stored in the video file as the tag magicdistill. Connect it to "
                     "look up later how the video was made. Not connected: the tag is left out.",
                 ),
+                io.Int.Input(
+                    "drop_frames",
+                    default=-1,
+                    min=-1,
+                    max=64,
+                    optional=True,
+                    tooltip="Number of first frames of an IMAGE to leave out, up to 64. -1 (default): the number in "
+                    "the record, which is 4 for a HunyuanVideo-I2V concat model, as in its release, and 0 for others; "
+                    "0 without a record. A VIDEO keeps all frames.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
@@ -154,11 +145,18 @@ class SaveVideo(io.ComfyNode):
         crf: float,
         audio: Input.Audio | None = None,
         record: str | None = None,
+        drop_frames: int = -1,
     ) -> io.NodeOutput:
         prefix, warnings = portable_prefix(filename_prefix, datetime.now())
         kind = _FORMATS[format]
-        clip = _frames_clip(video, frame_rate(fps)) if isinstance(video, Tensor) else _video_clip(video, kind.deep)
-        sound = clip.audio if audio is None else _sound(audio)
+        if isinstance(video, Tensor):
+            dropped = recorded_drop(record) if drop_frames < 0 else drop_frames
+            clip = frames_clip(video, frame_rate(fps), dropped)
+        else:
+            clip = video_clip(video, kind.deep)
+            if drop_frames > 0:
+                warnings.append("drop_frames is ignored: a VIDEO keeps all its frames.")
+        sound = clip.audio if audio is None else sound_of(audio)
         if audio is not None and not torch.isfinite(audio["waveform"]).all():
             warnings.append("the sound contains NaN or infinite values: NaN is saved as silence.")
         if sound is not None and kind.audio_codec is None:
@@ -168,7 +166,7 @@ class SaveVideo(io.ComfyNode):
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 prefix, folder_paths.get_output_directory(), clip.width, clip.height
             )
-            tags = {} if args.disable_metadata else cls._tags(record)
+            tags = {} if args.disable_metadata else workflow_tags(cls.hidden, record)
             with ExitStack() as open_files:
                 path = open_files.enter_context(free_file(Path(folder), name, counter, kind.suffix))
                 file = path.name
@@ -198,50 +196,22 @@ class SaveVideo(io.ComfyNode):
         saved = {"files": [ui.SavedResult(file, subfolder, io.FolderType.output)]}
         return io.NodeOutput(ui=ui.PreviewVideo([shown]).as_dict() | report(cls, text, warnings).as_dict() | saved)
 
-    @classmethod
-    def _tags(cls, record: str | None) -> dict[str, str]:
-        """Return the record and the tags `prompt` and `workflow`, which the frontend reads from a dropped file."""
-        values = dict(cls.hidden.extra_pnginfo or {})
-        if cls.hidden.prompt is not None:
-            values["prompt"] = cls.hidden.prompt
-        tags = {name: _json(value) for name, value in values.items()}
-        return tags if record is None else tags | {_RECORD_TAG: record}
+
+def workflow_tags(hidden: io.HiddenHolder, record: str | None) -> dict[str, str]:
+    """Return the record and the tags `prompt` and `workflow`, which the frontend reads from a dropped file.
+
+    Args:
+        hidden: the hidden inputs of the running node.
+        record: the record of the run; None leaves it out.
+    """
+    values = dict(hidden.extra_pnginfo or {})
+    if hidden.prompt is not None:
+        values["prompt"] = hidden.prompt
+    tags = {name: _json(value) for name, value in values.items()}
+    return tags if record is None else tags | {_RECORD_TAG: record}
 
 
-def _frames_clip(images: Tensor, rate: Fraction) -> _Clip:
-    """Turn an IMAGE into RGB frames, converted one at a time."""
-    check_images(images, "video")
-    count, height, width, _ = images.shape
-    return _Clip((rgb(image) for image in images), count, width, height, rate, None, [])
-
-
-def _video_clip(video: Input.Video, deep: bool) -> _Clip:
-    """Turn a VIDEO into frames. A file is read frame by frame at a constant rate; tensors are used as they are."""
-    if not isinstance(video, InputImpl.VideoFromFile):
-        parts = video.get_components()
-        clip = _frames_clip(parts.images, frame_rate(parts.frame_rate))
-        return clip if parts.audio is None else clip._replace(audio=_sound(parts.audio))
-    source, (start, duration) = video.get_stream_source(), video.get_active_trim_window()
-    rate = frame_rate(read_video(source, start=start, duration=duration).rate)
-    # A constant rate, even if the file's rate varies, keeps sound and picture synchronous.
-    opened = read_video(source, float(rate), start=start, duration=duration, deep=deep)
-    first = next(opened.frames)
-    height, width, _ = first.shape
-
-    def frames() -> Iterator[Tensor]:
-        yield first
-        yield from opened.frames
-
-    sound = read_audio(source, opened.start, duration)
-    return _Clip(frames(), opened.count, width, height, rate, sound, opened.notes)
-
-
-def _sound(audio: Input.Audio) -> Audio:
-    """Convert an AUDIO for the writer."""
-    return waveform_audio(audio["waveform"], int(audio["sample_rate"]))
-
-
-def _write(clip: _Clip, writers: list[VideoWriter]) -> int:
+def _write(clip: Clip, writers: list[VideoWriter]) -> int:
     """Write every frame to every file; return the number of frames that contain NaN or infinite values."""
     bar = comfy.utils.ProgressBar(clip.total or 1)
     broken = 0

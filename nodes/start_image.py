@@ -7,7 +7,6 @@ import comfy.model_management
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.wan.vae import WanVAE
-from comfy.model_base import HunyuanVideo
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy.taesd.taehv import TAEHV
@@ -17,10 +16,12 @@ from torch import Tensor
 from ..magicdistill_core.errors import CheckpointError, VideoError
 from ..magicdistill_core.families import hunyuan_video, wan
 from ..magicdistill_core.families.base import Architecture, Family
-from ..magicdistill_core.geometry import LATENT_CHANNELS, latent_shape
+from ..magicdistill_core.geometry import LATENT_CHANNELS, latent_frames, latent_shape
 from ..magicdistill_core.sizes import VideoSize
-from .attachments import attached_to, known_family
+from .attachments import FLF2V_MARK, assumed_family, attached_to, known_family
+from .prompt_conditioning import Conditioning, as_conditioning
 
+_PORTRAIT = "magicdistill_portrait"
 _GRAY = 0.5
 _EXCESS = 0.1
 
@@ -47,15 +48,17 @@ def family_taking_images(model: ModelPatcher) -> tuple[Family, list[str]]:
     Raises:
         CheckpointError: if the MODEL takes no start image.
     """
-    family = known_family(model)
-    if family is None and type(model.model) is HunyuanVideo:
-        return hunyuan_video.TOKEN_REPLACE, [
+    family = assumed_family(model)
+    if family is not None and known_family(model) is None:
+        return family, [
             "this MODEL has 16 input channels, which fits two kinds of model: it is assumed to take its start image by "
             "token replacement (HunyuanVideo-I2V v2). A text-to-video model cannot use a start image. Load few-step "
             "model decides this for a file with a recipe, and corrects how ComfyUI computes token replacement."
         ]
     if family is None or not family.takes_image:
         found = family.title if family is not None else type(model.model).__name__
+        if model.model.model_config.unet_config.get(FLF2V_MARK):
+            found = "Wan 2.1 FLF2V, which makes a video from its first and last frame"
         raise CheckpointError(
             f"The MODEL is a {found}, expected HunyuanVideoI2V (33 input channels: noise, image, mask), HunyuanVideo "
             f"with token replacement (16), or Wan 2.1 image-to-video (36). Load an image-to-video model with Load "
@@ -143,7 +146,8 @@ def encode_start(
     Args:
         family: how the image enters the network.
         vae: the VAE that belongs to the family.
-        image: `[1, H, W, 3]` in [0, 1].
+        image: `[1, H, W, 3]` in [0, 1]; for a family that encodes it together with gray frames also the first 4n + 1
+            frames of the video.
         size: width, height and frames of the video.
         batch: number of videos in one run.
         features: CLIP vision features of the image, for families that use them; None if none are connected.
@@ -158,11 +162,11 @@ def encode_start(
     if family.image_covers_video:
         # Wan encodes the image followed by gray frames, not the image alone.
         pixels = image.new_full((size.frames, *image.shape[1:]), _GRAY)
-        pixels[:1] = image
+        pixels[: len(image)] = image
     encoded = vae.encode(pixels)
     # ComfyUI's mask is 0 for the start image; ComfyUI inverts it for the network.
     mask = encoded.new_ones(1, 1, *shape[2:])
-    mask[:, :, :1] = 0
+    mask[:, :, : latent_frames(len(image))] = 0
     if family.kept_frames:
         # The image is the first frame of the latent, and sampling does not change it.
         samples[:, :, :1] = encoded
@@ -173,8 +177,35 @@ def encode_start(
     return Start(values, {"samples": samples})
 
 
-def null_prompt(model: ModelPatcher, family: Family) -> list[list]:
-    """Return the model's own null prompt as CONDITIONING, padded if the network expects padding (Wan).
+def with_portrait(image: Tensor) -> dict[str, object]:
+    """Return the entry of a CONDITIONING that keeps the start image itself.
+
+    Args:
+        image: the start image in the video's size, `[1, H, W, 3]` in [0, 1].
+    """
+    return {_PORTRAIT: image}
+
+
+def portrait_in(conditioning: Conditioning) -> Tensor:
+    """Return the start image that Portrait to video keeps in its CONDITIONING, `[1, H, W, 3]`.
+
+    Args:
+        conditioning: the CONDITIONING of Portrait to video.
+
+    Raises:
+        VideoError: if it comes from another node.
+    """
+    portrait = conditioning[0][1].get(_PORTRAIT) if conditioning else None
+    if not isinstance(portrait, Tensor):
+        raise VideoError(
+            "The conditioning does not come from Portrait to video, so the portrait itself is missing. Connect both "
+            "outputs of Portrait to video; connect text to its input positive."
+        )
+    return portrait
+
+
+def null_prompt(model: ModelPatcher, family: Family) -> Conditioning:
+    """Return the model's own null prompt as CONDITIONING.
 
     The null prompt is the text conditioning in the model file, for use without a prompt.
 
@@ -191,7 +222,4 @@ def null_prompt(model: ModelPatcher, family: Family) -> list[list]:
             "The model's file carries no null prompt, and no text is connected. Connect a text conditioning to the "
             "input positive, or use a file exported by MagicDistillation, loaded with Load few-step model."
         )
-    text, pooled = attached.null_prompt.text_states, attached.null_prompt.pooled
-    if family.architecture is wan.ARCHITECTURE and text.shape[1] < wan.TEXT_TOKENS:
-        text = torch.nn.functional.pad(text, (0, 0, 0, wan.TEXT_TOKENS - text.shape[1]))
-    return [[text, {} if pooled is None else {"pooled_output": pooled}]]
+    return as_conditioning(attached.null_prompt, family)

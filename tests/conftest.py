@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
@@ -110,20 +110,38 @@ def comfyui_dir(skip_or_fail: Callable[[str, str], NoReturn]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def stock_process(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """One process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side/`."""
+    folder = tmp_path_factory.mktemp("stock")
+    command = [sys.executable, str(Path(__file__).parent / "comfyui" / "stock_side"), str(comfyui_dir)]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder
+        ) as process,
+    ):
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="session")
 def stock_side(
-    comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    stock_process: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
-    """Runs jobs inside one process that has ComfyUI, and not the trainer, on its path; see `comfyui/stock_side/`."""
+    """Runs jobs in `stock_process`."""
 
     def run(jobs: list[dict]) -> list[dict[str, Tensor]]:
-        folder = tmp_path_factory.mktemp("stock")
+        folder = tmp_path_factory.mktemp("jobs")
         files = [folder / f"{number}.safetensors" for number in range(len(jobs))]
         jobs = [job | {"out": str(file)} for job, file in zip(jobs, files, strict=True)]
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        script = Path(__file__).parent / "comfyui" / "stock_side"
-        command = [sys.executable, str(script), str(comfyui_dir), str(folder / "jobs.json")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+        assert stock_process.stdin is not None
+        assert stock_process.stdout is not None
+        print(folder / "jobs.json", file=stock_process.stdin, flush=True)
+        answer = stock_process.stdout.readline()
+        assert answer.startswith("stock side:"), "the process with ComfyUI has ended"
+        problem = json.loads(answer.removeprefix("stock side:"))
+        assert not problem, problem[-4000:]
         return [load_file(file) for file in files]
 
     return run

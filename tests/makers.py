@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from magicdistill_core.families.base import Family, NullPrompt
 from magicdistill_core.families.hunyuan_video import CONCAT, NetworkShape
 from magicdistill_core.families.wan import WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, CAPTIONED_LORA, ONE_STEP
 from magicdistill_core.taehv import TAEHV
 from train.networks.network import build_network
 
@@ -71,6 +73,21 @@ def merged_network(network: torch.nn.Module, branches: Mapping[str, LowRank], we
             scale = weight * branch.alpha / len(branch.down)
             merged.get_submodule(name).weight += scale * (branch.up @ branch.down)
     return merged
+
+
+# Files that ship with the repository once they are trained.
+TRAINED_LATER = (ONE_STEP, CAPTIONED_LORA, CAPTIONED_4STEP_LORA)
+
+
+def skip_without_weights(*needed: Path) -> None:
+    """Skip the test if a model file that ships with the repository has not been trained yet.
+
+    Args:
+        needed: the files that the test needs; without any, all of `TRAINED_LATER`.
+    """
+    for file in needed or TRAINED_LATER:
+        if not file.is_file():
+            pytest.skip(f"{file.name} is not there yet")
 
 
 def json_lines(path: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 GITHUB = sorted((ROOT / ".github").rglob("*.yml"))
 LOCKED = {package["name"]: package for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+LIMIT = 50_000_000
+"""Bytes of all tracked files: small enough to clone in seconds and to send to a machine with 64 MiB of upload."""
+
+
+def test_all_tracked_files_together_are_small() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is a copy without Git")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    assert len(sizes) > 400
+    largest = sorted(sizes, key=sizes.__getitem__)[-6:]
+    assert sum(sizes.values()) <= LIMIT, {name: sizes[name] for name in largest}
 
 
 @pytest.mark.parametrize("path", GITHUB, ids=lambda path: path.name)

@@ -13,6 +13,7 @@ from magicdistill_core.errors import CheckpointError
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 METRICS_FILE, ABANDONED_FILE, EVENTS_FILE = "metrics.jsonl", "metrics-abandoned.jsonl", "events.jsonl"
+VALIDATION_FILE = "validation.jsonl"
 VALIDATION, REPORT = "validation", "report"
 FOLDER, LATEST, BEST, MANIFEST = "checkpoints", "latest", "best", "manifest.json"
 # In the folder of checkpoints: the update of the last rollback, and the number of rollbacks.
@@ -25,7 +26,10 @@ GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
 
 
 def checkpoint_name(update: int) -> str:
-    """Return the folder name of an update's checkpoint, such as `step-000200`."""
+    """Return the folder name of an update's checkpoint, such as `step-000200`.
+
+    In the fake warm-up the update is minus the number of rounds left: `step--00012` has twelve left.
+    """
     return f"step-{update:06d}"
 
 
@@ -42,10 +46,10 @@ class Manifest:
     """Description of a checkpoint, with all its files.
 
     Attributes:
-        update: number of generator updates made.
+        update: number of generator updates made; in the fake warm-up minus the number of rounds left.
         files: size and checksum of each file, by path inside the checkpoint.
         counters: number of updates that each saved state had made, by the state's name.
-        measure: value of the configured measure, lower is better; None if it was not known yet.
+        measure: mean energy score of the validation at this update, lower is better; None if it was not validated.
         healthy: whether the guard had no finding.
         notes: further state of a resumed run, as JSON data.
     """
@@ -127,7 +131,7 @@ def update_of(name: str) -> int | None:
     Args:
         name: the name of a checkpoint's folder, or of a file of samples without its suffix.
     """
-    if (match := re.fullmatch("step-([0-9]+)", name)) is None:
+    if (match := re.fullmatch("step-(-?[0-9]+)", name)) is None:
         return None
     update = int(match[1])
     return update if name == checkpoint_name(update) else None
@@ -165,7 +169,8 @@ def checkpoint_folder(run: Path, update: int | None = None, *, best: bool = Fals
         return root / checkpoint_name(update)
     pointer = root / (BEST if best else LATEST)
     if not pointer.is_file():
-        raise CheckpointError(f"The run {run} has no file {FOLDER}/{pointer.name}. {available}")
+        reason = " The best checkpoint is chosen by validations (validation.every)." if best else ""
+        raise CheckpointError(f"The run {run} has no file {FOLDER}/{pointer.name}.{reason} {available}")
     folder = root / pointer.read_text(encoding="utf-8").strip()
     if folder.parent != root or not folder.is_dir():
         raise CheckpointError(f"{pointer} names {folder.name!r}, which does not exist. {available}")

@@ -11,7 +11,8 @@ from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
-from train.networks.network import load_network, prompt_on
+from train.networks.network import load_network
+from train.networks.prompts import prompt_on
 from train.networks.weights import load_weights
 
 from ..harness import GB, Bench, HostMemory, Row

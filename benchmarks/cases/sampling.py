@@ -22,7 +22,8 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.recipe import Recipe
 from train.comfyui.server import ComfyUIError, find_comfyui
 from train.networks.families.hunyuan_video import network_inputs
-from train.networks.network import network_velocity, prompt_on
+from train.networks.network import network_velocity
+from train.networks.prompts import prompt_on
 
 from ..harness import Bench
 from ..models import random_clip, random_network, random_prompt

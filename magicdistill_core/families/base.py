@@ -4,13 +4,14 @@ Each architecture has two modules with the same name. The module here lists its 
 module in `train/networks/families` builds and calls the network. Both packages find their modules themselves.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..layouts.modules import LayoutMap
 
 # The conditioning on a start image. Its form depends on the family. The batch is the first axis of every tensor.
@@ -65,10 +66,13 @@ class StartImage:
         latents: the image encoded as one frame, `[B, 16, 1, H, W]`. For a family that encodes the image followed by
             gray frames: `[B, 16, T, H, W]`. Both are in the network's scale.
         features: features of CLIP's vision tower, `[B, tokens, width]`, for a family whose network uses them.
+        known_frames: first latent frames that the image, or a video that is continued, determines. More than 1 only for
+            a family that encodes them together with gray frames.
     """
 
     latents: Tensor
     features: Tensor | None = None
+    known_frames: int = 1
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -83,7 +87,7 @@ class StartImage:
     def map(self, function: Callable[[Tensor], Tensor]) -> "StartImage":
         """Apply a function to `latents` and, if there are any, to `features`; return the results as a new object."""
         features = None if self.features is None else function(self.features)
-        return StartImage(function(self.latents), features)
+        return StartImage(function(self.latents), features, self.known_frames)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,11 @@ class Architecture:
         file_spelling: who defined the names of the file layout.
         shape: reads the sizes (a `Shape`) from a state dict in the file layout; it raises CheckpointError if the
             weights are of another kind.
+        prompt_tokens: tokens of the longest prompt that its text encoders make, tokens of the start image included.
         prompt_has_pooled: whether the text conditioning has a pooled part.
+        negative_text: the negative prompt that the release publishes; "" if it publishes none.
+        relatives: models with other inputs that look like this transformer: their titles by the beginning of a tensor's
+            name that only they have, in either layout.
     """
 
     name: str
@@ -109,7 +117,27 @@ class Architecture:
     diffusers_mark: str
     file_spelling: str
     shape: Callable[[Mapping[str, Tensor]], Any]
+    prompt_tokens: int
     prompt_has_pooled: bool = True
+    negative_text: str = ""
+    relatives: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def refuse_relatives(self, names: Collection[str], source: str) -> None:
+        """Refuse the weights of a model that has the same transformer with other inputs.
+
+        Args:
+            names: tensor names, in the file layout or in diffusers' layout.
+            source: the file's name for error messages.
+
+        Raises:
+            CheckpointError: if a name belongs to one of `relatives`.
+        """
+        for mark, title in self.relatives.items():
+            if found := next((name for name in names if name.startswith(mark)), None):
+                raise CheckpointError(
+                    f"{source} is {title} (it has {found}), expected {self.title} image-to-video. Choose a model file "
+                    f"of that."
+                )
 
 
 @dataclass(frozen=True)

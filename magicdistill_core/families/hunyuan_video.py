@@ -154,6 +154,8 @@ ARCHITECTURE = Architecture(
     diffusers_mark="x_embedder.proj.weight",
     file_spelling="Tencent",
     shape=network_shape,
+    # HunyuanVideo-I2V concat: 288 tokens of the start image, then at most 256 of the text.
+    prompt_tokens=288 + 256,
 )
 CONCAT = Family(
     ARCHITECTURE,

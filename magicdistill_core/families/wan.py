@@ -16,6 +16,12 @@ IMAGE_CHANNELS = 2 * LATENT_CHANNELS + MASK_CHANNELS
 HEAD_DIM = 128
 TEXT_TOKENS = 512  # prompts are padded with zeros to this length, and the network sees the padding
 FEATURE_SHAPE = (257, 1280)  # CLIP ViT-H's second to last hidden layer: a class token and 16 x 16 patches
+# The negative prompt that Wan 2.1 publishes as a setting: a list of faults, separated by Chinese commas.
+NEGATIVE_TEXT = (
+    "色调艳丽 过曝 静态 细节模糊不清 字幕 风格 作品 画作 画面 静止 整体发灰 最差质量 低质量 JPEG压缩残留 丑陋的 残缺的 "
+    "多余的手指 画得不好的手部 画得不好的脸部 畸形的 毁容的 形态畸形的肢体 手指融合 静止不动的画面 杂乱的背景 三条腿 "
+    "背景人很多 倒着走"
+).replace(" ", "\uff0c")
 # Mean and std of the VAE's latents per channel. The network sees (latent - mean) / std.
 LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -25,6 +31,26 @@ LATENT_STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
+
+
+# Tensors that only other models of the Wan family have, by the beginning of their names in either layout.
+_RELATIVES = {
+    "img_emb.emb_pos": "Wan 2.1 FLF2V, which makes a video from its first and last frame",
+    "condition_embedder.image_embedder.pos_embed": "Wan 2.1 FLF2V, which makes a video from its first and last frame",
+    "vace_": "Wan VACE",
+    "control_adapter.": "Wan Fun Camera",
+    "ref_conv.": "Wan Fun Control",
+    "casual_audio_encoder.": "Wan 2.2 S2V (speech to video)",
+    "audio_proj.": "a Wan model with an audio input, such as HuMo",
+    "face_adapter.": "Wan 2.2 Animate",
+    "patch_embedding_": "a Wan model with more than one patch embedding, such as SCAIL",
+}
+# Networks without CLIP features, by their input channels.
+_WITHOUT_FEATURES = {
+    LATENT_CHANNELS: "a text-to-video model",
+    IMAGE_CHANNELS: "Wan 2.2 image-to-video (A14B)",
+    3 * LATENT_CHANNELS: "Wan 2.2 TI2V 5B",
+}
 
 
 @dataclass(frozen=True)
@@ -86,10 +112,11 @@ def wan_shape(state: Mapping[str, Tensor]) -> WanShape:
             f"This is not a Wan 2.1 transformer. Choose a Wan 2.1 image-to-video model file."
         )
     if "img_emb.proj.1.weight" not in state:
+        found = _WITHOUT_FEATURES.get(patch_embed.shape[1], "another variant")
         raise CheckpointError(
-            f"This Wan transformer of {patch_embed.shape[1]} input channels does not use CLIP features (img_emb is "
-            f"missing). It is text-to-video, or Wan 2.2. Expected Wan 2.1 image-to-video with {IMAGE_CHANNELS} input "
-            f"channels. Choose such a file."
+            f"This Wan transformer is {found}: it has {patch_embed.shape[1]} input channels and uses no CLIP features "
+            f"(img_emb is missing). Expected Wan 2.1 image-to-video with {IMAGE_CHANNELS} input channels. Choose such "
+            f"a file."
         )
     return WanShape(
         in_channels=patch_embed.shape[1],
@@ -124,8 +151,9 @@ def denormalised(latents_BCTHW: Tensor) -> Tensor:
 def image_condition(image: StartImage, latent_frames: int) -> tuple[Tensor, Tensor]:
     """Return the 20 channels that follow the noisy latent (mask, then image), and the CLIP features.
 
-    The mask is 1 on latent frame 0 in all four channels, else 0. The VAE encodes the image and the gray frames after it
-    together; padding the latent of the image with zeros would produce other values.
+    The mask is 1 on the known latent frames in all four channels, else 0. Known is frame 0, and in a video that
+    continues another one, the frames that it shares with that. The VAE encodes the known frames and the gray frames
+    after them together; padding the latent of the image with zeros would produce other values.
 
     Args:
         image: latents `[B, 16, T, H, W]` of image and gray frames in the network's scale, and CLIP features.
@@ -145,7 +173,7 @@ def image_condition(image: StartImage, latent_frames: int) -> tuple[Tensor, Tens
             f"features. Prepare the data again for this family."
         )
     mask = latents.new_zeros(latents.shape[0], MASK_CHANNELS, latent_frames, *latents.shape[3:])
-    mask[:, :, :1] = 1
+    mask[:, :, : image.known_frames] = 1
     return torch.cat([mask, latents], dim=1), features
 
 
@@ -157,7 +185,10 @@ ARCHITECTURE = Architecture(
     diffusers_mark="condition_embedder.time_proj.weight",
     file_spelling="Wan",
     shape=wan_shape,
+    prompt_tokens=TEXT_TOKENS,
     prompt_has_pooled=False,
+    negative_text=NEGATIVE_TEXT,
+    relatives=_RELATIVES,
 )
 IMAGE_TO_VIDEO = Family(
     ARCHITECTURE,

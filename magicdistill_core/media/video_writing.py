@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import VideoError
 from ..files import atomic_file
-from .audio import LAYOUTS, Audio
+from .audio import Audio
 from .pictures import EXACT
+from .sound_stream import SoundStream
 from .webp import write_webp_tags
 
 _MAX_FPS_DENOMINATOR = 1001  # NTSC rates such as 30000/1001 stay exact
@@ -26,11 +27,6 @@ _NTSC_SPELLING = 5e-4  # 23.976 and 29.97 mean 24000/1001 and 30000/1001
 _BT709, _LIMITED_RANGE = 1, 1
 _CRF_MAX = 51
 _VP9_CRF_MAX = 63
-# Sample rates that the audio encoder supports. Sound with any other rate is resampled to the last one.
-_ENCODER_RATES = {
-    "aac": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
-    "libopus": (8000, 12000, 16000, 24000, 48000),
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ class VideoWriter:
         )
         self._container.metadata.update(tags)
         self._stream: av.VideoStream | None = None
-        self._sound: _Sound | None = None
+        self._sound: SoundStream | None = None
 
     def add(self, pixels: Tensor) -> None:
         """Write the next frame.
@@ -205,7 +201,7 @@ class VideoWriter:
             codec.color_range = _LIMITED_RANGE
         if self._audio is not None and self._format.audio_codec is not None:
             # Add the sound before the first packet, which writes the container's header.
-            self._sound = _Sound(self._container, self._format.audio_codec, self._audio)
+            self._sound = SoundStream(self._container, self._format.audio_codec, self._audio)
         return stream
 
     def _samples(self, pixels: Tensor) -> tuple[NDArray[np.generic], str]:
@@ -245,39 +241,6 @@ class VideoWriter:
     def close(self) -> None:
         """Close the file. Without `finish` before it, the file is incomplete."""
         self._container.close()
-
-
-class _Sound:
-    """The audio stream of a file. It is written as far as the video, so neither stream has to be buffered for long."""
-
-    def __init__(self, container: av.container.OutputContainer, codec: str, audio: Audio) -> None:
-        rates = _ENCODER_RATES.get(codec, (audio.rate,))
-        rate = audio.rate if audio.rate in rates else rates[-1]
-        self._container, self._audio = container, audio
-        stream = container.add_stream(codec, rate=rate, layout=LAYOUTS[audio.channels])
-        assert isinstance(stream, av.AudioStream)
-        self._stream = stream
-        self._written = 0
-        self._rest = np.zeros((audio.channels, 0), np.float32)
-
-    def write_until(self, seconds: Fraction) -> None:
-        """Write the samples up to the time `seconds`, counted from the beginning."""
-        wanted = math.ceil(seconds * self._audio.rate) - self._written
-        while self._rest.shape[1] < wanted and (chunk := next(self._audio.chunks, None)) is not None:
-            self._rest = np.concatenate([self._rest, chunk], axis=1)
-        samples, self._rest = self._rest[:, :wanted], self._rest[:, wanted:]
-        if samples.shape[1]:
-            frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[self._audio.channels]
-            )
-            frame.sample_rate, frame.time_base = self._audio.rate, Fraction(1, self._audio.rate)
-            frame.pts = self._written
-            self._container.mux(self._stream.encode(frame))
-            self._written += samples.shape[1]
-
-    def finish(self) -> None:
-        """Write the samples that the encoder still buffers."""
-        self._container.mux(self._stream.encode(None))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class DiscriminatorLoss(NamedTuple):
         loss: the loss, a scalar with its graph.
         real_logit: mean logit of the data, without graph.
         fake_logit: mean logit of the generator's samples, without graph.
-        penalty: `mean (D(z) - D(z + perturbation))^2`, before its weight `r1`, without graph; 0 if `r1` is 0.
+        penalty: `mean (D(z_s) - D(z_s + perturbation))^2`, before its weight `r1`, without graph; 0 if `r1` is 0.
     """
 
     loss: Tensor
@@ -44,9 +44,10 @@ def discriminator_loss(
 ) -> DiscriminatorLoss:
     """Return the discriminator's loss: softplus losses on data and samples, plus a penalty on its slope.
 
-    The loss is `mean(softplus(-D(z)) + softplus(D(x_hat)) + r1 * (D(z) - D(z + perturbation))^2)`. D reads noised
-    latents; all of its inputs get the same noise and level. The last term is the R1 penalty with a finite difference
-    instead of the gradient, because flash attention cannot be differentiated twice.
+    The loss is `mean(softplus(-D(z_s)) + softplus(D(x_s)) + r1 * (D(z_s) - D(z_s + perturbation))^2)`. `z_s` and `x_s`
+    are the data and the samples, both noised with `eps` at level `sigma`. The last term is the R1 penalty with a finite
+    difference instead of the gradient, because flash attention cannot be differentiated twice. The perturbation is
+    added to the input of D, after the noise. Before the noise it would shrink to `(1 - sigma)` of its size.
 
     Args:
         discriminator: D, a callable `(x_sigma, sigma) -> logits [B]`.
@@ -55,15 +56,16 @@ def discriminator_loss(
         eps: standard normal noise shaped as `z`.
         sigma: noise levels `[B]`.
         r1: weight of the penalty; 0 skips its discriminator call.
-        perturbation: small noise shaped as `z`, already scaled; None if `r1` is 0.
+        perturbation: small noise shaped as `z`, already scaled, for the noised data; None if `r1` is 0.
     """
-    real = discriminator(add_noise(z, eps, sigma), sigma).float()
+    z_sigma = add_noise(z, eps, sigma)
+    real = discriminator(z_sigma, sigma).float()
     fake = discriminator(add_noise(x_hat.detach(), eps, sigma), sigma).float()
     loss = (F.softplus(-real) + F.softplus(fake)).mean()
     penalty = real.new_zeros(())
     if r1:
         assert perturbation is not None
-        moved = discriminator(add_noise(z + perturbation, eps, sigma), sigma).float()
+        moved = discriminator(z_sigma + perturbation, sigma).float()
         penalty = (real - moved).square().mean()
         loss = loss + r1 * penalty
     return DiscriminatorLoss(loss, real.detach().mean(), fake.detach().mean(), penalty.detach())

@@ -26,12 +26,15 @@ class GeneratorLoss(NamedTuple):
         loss: the loss, a scalar with its graph.
         gradient_norm: `mean |g|` of the gradient g in the loss (see `matching_gradient`), after normalisation.
         real_fake_distance: `mean |r - f|` before guidance.
+        relative_distance: the size of `r - f` relative to `r - u` with `u = eps - x_hat`, before guidance (see
+            `relative_distance`).
         guidance_ratio: `mean |r_guided - r| / mean |r - f|`; 0 without guidance.
     """
 
     loss: Tensor
     gradient_norm: Tensor
     real_fake_distance: Tensor
+    relative_distance: Tensor
     guidance_ratio: Tensor
 
 
@@ -75,6 +78,25 @@ def matching_gradient(
         return expand_sigma(sigma, difference) * difference
     distance = per_sample_mean((real - (eps - x_hat)).abs())
     return difference / distance.clamp_min(NORMALIZER_FLOOR)
+
+
+def relative_distance(x_hat: Tensor, eps: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """Return `rms(r - f) / rms(r - u)` with `u = eps - x_hat`, the mean over the samples, a scalar.
+
+    It is the part of the real score's error on the generator's samples that the fake score removes. The best fake score
+    is the conditional mean of u, so `E (r - u)^2 = E (r - f)^2 + E (f - u)^2`. Therefore the ratio of its root mean
+    squares is at most 1: 0 if both scores are equal, 1 if the fake score predicts the samples perfectly. A lasting
+    value above 1 means that the fake score is worse than the real score on the generator's own samples. (Derived.)
+
+    Args:
+        x_hat: the generator's samples `[B, ...]`.
+        eps: the noise that was added to them, `[B, ...]`.
+        real: the velocity `[B, ...]` of the real score, before guidance.
+        fake: the velocity `[B, ...]` of the fake score.
+    """
+    apart = per_sample_mean((real - fake).square()).sqrt()
+    error = per_sample_mean((real - (eps - x_hat)).square()).sqrt()
+    return (apart / error.clamp_min(NORMALIZER_FLOOR)).mean()
 
 
 def surrogate_loss(x_hat: Tensor, gradient: Tensor) -> Tensor:
@@ -121,13 +143,14 @@ def generator_loss(
         r = real(x_sigma, sigma)
         f = fake(x_sigma, sigma)
         distance = (r - f).abs().mean()
+        relative = relative_distance(x_hat, eps, r, f)
         ratio = torch.zeros_like(distance)
         if guidance is not None:
             guided = guided_velocity(r, guidance.unconditional(x_sigma, sigma), guidance.scale)
             ratio = (guided - r).abs().mean() / distance.clamp_min(NORMALIZER_FLOOR)
             r = guided
         gradient = matching_gradient(x_hat, eps, sigma, r.float(), f.float(), normalize=normalize)
-    return GeneratorLoss(surrogate_loss(x_hat, gradient), gradient.abs().mean(), distance, ratio)
+    return GeneratorLoss(surrogate_loss(x_hat, gradient), gradient.abs().mean(), distance, relative, ratio)
 
 
 def fake_loss(x_hat: Tensor, eps: Tensor, sigma: Tensor, fake: Velocity) -> Tensor:

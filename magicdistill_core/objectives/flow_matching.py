@@ -15,15 +15,16 @@ def flow_matching_loss(
     """Return `mean(weight * (velocity(x_s, s) - (eps - z))^2)`, a scalar (M141 Eq. 9; MD Eq. 3).
 
     s is `sigma`, and `x_s = (1 - s) z + s eps`. A weight does not change the optimal velocity. It only decides where a
-    network of limited size is most accurate: at the entries with the largest weights.
+    network of limited size is most accurate: at the entries with the largest weights. With the weight `s^2` (see
+    `x0_weight`) the loss is the mean squared error of the clean estimate `x_s - s velocity(x_s, s)`.
 
     Args:
         velocity: the trained network, a callable `(x, sigma) -> velocity`.
         z: clean samples `[B, ...]`; no gradient flows to them.
         eps: standard normal noise shaped as `z`.
         sigma: noise levels `[B]`.
-        weight: positive weights that broadcast over `z`, such as `[C, 1, 1, 1]` for one weight per channel; None for
-            equal weights.
+        weight: positive weights that broadcast over `z`, such as `[C, 1, 1, 1]` for one weight per channel or
+            `[B, 1, 1, 1, 1]` for one per sample; None for equal weights.
 
     Returns:
         A scalar, computed in float32 or a higher precision.
@@ -32,6 +33,22 @@ def flow_matching_loss(
     predicted = velocity(add_noise(z, eps, sigma), sigma)
     error = (predicted - (eps - z)).to(torch.promote_types(predicted.dtype, torch.float32)).square()
     return error.mean() if weight is None else (error * weight).mean()
+
+
+def x0_weight(sigma: Tensor, like: Tensor) -> Tensor:
+    """Return the weights `sigma^2` that turn the flow-matching loss into an error of the clean estimate (M141).
+
+    The clean estimate is `x0 = x_s - s v`, and the clean sample is `z = x_s - s (eps - z)`. So `(x0 - z)^2 = s^2 (v -
+    (eps - z))^2`. Levels with little noise then count less than in the velocity's own error.
+
+    Args:
+        sigma: noise levels `[B]`.
+        like: a tensor `[B, ...]` with the number of axes of the samples.
+
+    Returns:
+        `[B, 1, ...]`, which broadcasts over `like`.
+    """
+    return expand_sigma(sigma.square(), like)
 
 
 def noise_reference(image_latent: Tensor, log_std: Tensor, eps: Tensor) -> Tensor:

@@ -9,11 +9,18 @@ WEIGHTS = Path(__file__).parent / "weights"
 DIFFUSION_MODELS = WEIGHTS / "diffusion_models"
 VAES = WEIGHTS / "vae"
 LORAS = WEIGHTS / "loras"
+READERS = WEIGHTS / "reader"
 
 TEACHER = DIFFUSION_MODELS / "magicdistill_pocket_teacher.safetensors"
 GENERATOR = DIFFUSION_MODELS / "magicdistill_pocket_generator.safetensors"
+ONE_STEP = DIFFUSION_MODELS / "magicdistill_pocket_one_step.safetensors"
 VAE = VAES / "magicdistill_pocket_vae.safetensors"
 FAKE_LORA = LORAS / "magicdistill_pocket_fake_lora.safetensors"
+# Both are LoRAs on the teacher and carry the captions: the captioned teacher, and its 4-step generator.
+CAPTIONED_LORA = LORAS / "magicdistill_pocket_captioned_lora.safetensors"
+CAPTIONED_4STEP_LORA = LORAS / "magicdistill_pocket_captioned_4step_lora.safetensors"
+# No ComfyUI loader reads it: the trainer measures samples with it.
+READER = READERS / "magicdistill_pocket_reader.safetensors"
 
 # Width and height of the training videos, in pixels.
 SIZE = 96

@@ -6,9 +6,11 @@ Positions in the picture are in half-image units: the picture covers [-1, 1] in 
 """
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from .motion import Beginning, Direction, Future, sample_beginning, sample_direction, sample_future
 
 Color = tuple[float, float, float]
 
@@ -44,56 +46,6 @@ _IRIS: tuple[Color, ...] = (
 )
 HAIR_STYLES = ("short", "bangs", "parted", "long", "curly", "bun", "bald")
 COLLARS = ("crew", "vee", "shirt")
-
-
-@dataclass(frozen=True)
-class Wave:
-    """A smooth pseudo-random signal: a sum of two sine waves.
-
-    Attributes:
-        amplitude: about the largest distance from `offset`.
-        hertz: frequency of the first wave.
-        phase: phase of the first wave in periods, from 0 to 1.
-        second_ratio: frequency of the second wave divided by that of the first.
-        second_phase: phase of the second wave in periods.
-        offset: the value around which the signal moves.
-    """
-
-    amplitude: float
-    hertz: float
-    phase: float
-    second_ratio: float
-    second_phase: float
-    offset: float = 0.0
-
-    def at(self, t: np.ndarray) -> np.ndarray:
-        """Return the signal at times `t` in seconds, shaped as `t`."""
-        first = np.sin(2 * np.pi * (self.hertz * t + self.phase))
-        second = np.sin(2 * np.pi * (self.hertz * self.second_ratio * t + self.second_phase))
-        return self.offset + self.amplitude * (0.72 * first + 0.28 * second)
-
-
-@dataclass(frozen=True)
-class Motion:
-    """The motion of the person. Angles are in radians, shifts in half-images, gaze in head units, times in seconds."""
-
-    shift_x: Wave
-    shift_y: Wave
-    roll: Wave
-    yaw: Wave
-    pitch: Wave
-    gaze_x: Wave
-    gaze_y: Wave
-    brow: Wave
-    talk_hertz: float
-    talk_phase: float
-    talk_amount: float
-    talk_rest_hertz: float
-    talk_rest_phase: float
-    round_mouth: Wave
-    blink_period: float
-    blink_phase: float
-    blink_length: float
 
 
 @dataclass(frozen=True)
@@ -154,7 +106,8 @@ class PortraitSpec:
     collar: str
     shoulder_level: float
     neck_width: float
-    motion: Motion
+    beginning: Beginning
+    future: Future
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -178,42 +131,6 @@ def _palette(rng: np.random.Generator, anchors: tuple[Color, ...]) -> Color:
 
 def _hsv(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Color:
     return colorsys.hsv_to_rgb(float(rng.random()), _uniform(rng, *saturation), _uniform(rng, *value))
-
-
-def _wave(
-    rng: np.random.Generator, amplitude: tuple[float, float], hertz: tuple[float, float], offset: float = 0.0
-) -> Wave:
-    return Wave(
-        amplitude=_uniform(rng, *amplitude),
-        hertz=_uniform(rng, *hertz),
-        phase=float(rng.random()),
-        second_ratio=_uniform(rng, 1.6, 2.3),
-        second_phase=float(rng.random()),
-        offset=offset,
-    )
-
-
-def _sample_motion(rng: np.random.Generator) -> Motion:
-    return Motion(
-        # A person who talks to a camera turns the head by a few degrees per second, not by thirty.
-        shift_x=_wave(rng, (0.015, 0.04), (0.25, 0.6)),
-        shift_y=_wave(rng, (0.01, 0.02), (0.3, 0.7)),
-        roll=_wave(rng, (0.02, 0.05), (0.25, 0.6)),
-        yaw=_wave(rng, (0.06, 0.16), (0.25, 0.6), offset=_uniform(rng, -0.25, 0.25)),
-        pitch=_wave(rng, (0.02, 0.05), (0.3, 0.7)),
-        gaze_x=_wave(rng, (0.02, 0.06), (0.2, 0.5)),
-        gaze_y=_wave(rng, (0.0, 0.015), (0.2, 0.5)),
-        brow=_wave(rng, (0.01, 0.035), (0.3, 0.7)),
-        talk_hertz=_uniform(rng, 1.0, 1.8),
-        talk_phase=float(rng.random()),
-        talk_amount=_uniform(rng, 0.12, 0.22),
-        talk_rest_hertz=_uniform(rng, 0.15, 0.35),
-        talk_rest_phase=float(rng.random()),
-        round_mouth=_wave(rng, (0.05, 0.16), (0.5, 1.1)),
-        blink_period=_uniform(rng, 1.6, 3.2),
-        blink_phase=float(rng.random()),
-        blink_length=_uniform(rng, 0.4, 0.55),
-    )
 
 
 def _sample_place(rng: np.random.Generator) -> Place:
@@ -259,10 +176,10 @@ def sample_portrait(generator: np.random.Generator) -> PortraitSpec:
         cloth_second=_hsv(rng, (0.0, 0.4), (0.55, 1.0)),
         place=_sample_place(rng),
         light=(light_x / norm, light_y / norm, light_z / norm),
-        head_size=_uniform(rng, 0.62, 0.73),
+        head_size=_uniform(rng, 0.88, 1.0),
         head_width=_uniform(rng, 0.70, 0.83),
         jaw=_uniform(rng, -0.12, 0.2),
-        center=(_uniform(rng, -0.08, 0.08), _uniform(rng, -0.13, -0.03)),
+        center=(_uniform(rng, -0.05, 0.05), _uniform(rng, -0.04, 0.04)),
         hair_style=style,
         hairline=_uniform(rng, -0.66, -0.48),
         hair_volume=_uniform(rng, 1.06, 1.16),
@@ -292,7 +209,19 @@ def sample_portrait(generator: np.random.Generator) -> PortraitSpec:
         round_glasses=bool(rng.random() < 0.5),
         frame_color=_hsv(rng, (0.0, 0.6), (0.05, 0.4)),
         collar=COLLARS[int(rng.integers(len(COLLARS)))],
-        shoulder_level=_uniform(rng, 0.76, 0.86),
+        shoulder_level=_uniform(rng, 1.02, 1.12),
         neck_width=_uniform(rng, 0.2, 0.28),
-        motion=_sample_motion(rng),
+        beginning=sample_beginning(rng),
+        future=sample_future(rng, sample_direction(rng)),
     )
+
+
+def with_future(spec: PortraitSpec, generator: np.random.Generator, direction: Direction | None = None) -> PortraitSpec:
+    """Return the portrait with the same first frame and another future.
+
+    Args:
+        spec: the portrait.
+        generator: numpy's generator of the future.
+        direction: what the person does. None draws it.
+    """
+    return replace(spec, future=sample_future(generator, direction or sample_direction(generator)))

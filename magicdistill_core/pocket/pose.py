@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .motion import eyelid_closure, mouth_opening, yaw
 from .painting import Array, Canvas
 from .portrait import PortraitSpec
 
@@ -23,6 +24,33 @@ class Pose:
     mouth: Array
     rounding: Array
     blink: Array
+
+
+def pose_at(spec: PortraitSpec, seconds: np.ndarray) -> Pose:
+    """Evaluate all motions of a portrait.
+
+    Args:
+        spec: the person with the beginning and the future of the motion.
+        seconds: times of the frames, `[T]`.
+    """
+    start, future = spec.beginning, spec.future
+
+    def column(values: np.ndarray) -> Array:
+        return values.astype(np.float32).reshape(-1, 1, 1)
+
+    return Pose(
+        x=column(spec.center[0] + future.shift_x.at(seconds)),
+        y=column(spec.center[1] + future.shift_y.at(seconds)),
+        roll=column(start.roll + future.roll.at(seconds)),
+        yaw=column(yaw(start, future, seconds)),
+        pitch=column(start.pitch + future.pitch.at(seconds)),
+        gaze_x=column(start.gaze_x + future.gaze_x.at(seconds)),
+        gaze_y=column(start.gaze_y + future.gaze_y.at(seconds)),
+        brow=column(start.brow + future.brow.at(seconds)),
+        mouth=column(mouth_opening(start, future, seconds)),
+        rounding=column(start.rounding + future.rounding.at(seconds)),
+        blink=column(eyelid_closure(future, seconds)),
+    )
 
 
 def in_head(canvas: Canvas, pose: Pose, spec: PortraitSpec) -> tuple[Array, Array]:

@@ -3,8 +3,8 @@
 The renderer paints a head as layers of soft-edged shapes on a cylinder. A turn of the head therefore shows true
 parallax: eyes, nose and mouth move and become narrower towards the far side, the hairline follows, and one ear
 disappears. All arithmetic is single-threaded float32 numpy, vectorised over frames. A seed therefore produces the same
-bytes on every machine. The default clip has 17 frames at 24 frames per second. The person sways, blinks, looks around
-and speaks.
+bytes on every machine. The default clip has 17 frames at 24 frames per second. The person sways, turns the head,
+blinks, looks around and speaks.
 """
 
 import numpy as np
@@ -12,27 +12,50 @@ import torch
 
 from .face import draw_face
 from .files import SIZE
+from .motion import Direction
 from .painting import Array, Canvas, cover, falloff
-from .portrait import Motion, PortraitSpec, sample_portrait
-from .pose import Pose, in_head
+from .portrait import PortraitSpec, sample_portrait, with_future
+from .pose import Pose, in_head, pose_at
 
 FRAMES_PER_SECOND = 24
 DEFAULT_FRAMES = 17
 DEFAULT_SIZE = SIZE
 
 
-def portrait_clip(seed: int, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
+def portrait(seed: int, future: int = 0, direction: Direction | None = None) -> PortraitSpec:
+    """Return the portrait of a seed.
+
+    Args:
+        seed: determines the person, the background, the light and the first frame; a whole number from 0 on.
+        future: which continuation of the first frame, a whole number from 0 on.
+        direction: what the person does. None draws it.
+    """
+    spec = sample_portrait(np.random.default_rng(seed))
+    if future == 0 and direction is None:
+        return spec
+    return with_future(spec, np.random.default_rng((seed, future)), direction)
+
+
+def portrait_clip(
+    seed: int,
+    frames: int = DEFAULT_FRAMES,
+    size: int = DEFAULT_SIZE,
+    future: int = 0,
+    direction: Direction | None = None,
+) -> torch.Tensor:
     """Render the clip of a seed: uint8 `[frames, size, size, 3]`, RGB.
 
     Args:
-        seed: determines the person, the background, the light and the motion; a whole number from 0 on.
+        seed: see `portrait`.
         frames: number of frames at 24 frames per second.
         size: width and height in pixels.
+        future: see `portrait`. All futures of a seed have the same first frame.
+        direction: see `portrait`.
 
     Raises:
         ValueError: see `render_portrait`.
     """
-    return render_portrait(sample_portrait(np.random.default_rng(seed)), frames, size)
+    return render_portrait(portrait(seed, future, direction), frames, size)
 
 
 def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int = DEFAULT_SIZE) -> torch.Tensor:
@@ -51,8 +74,7 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
             f"Cannot render {frames} frames of {size} x {size} pixels: at least 1 frame of 16 x 16 is needed. "
             f"Choose larger numbers."
         )
-    seconds = (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float64)
-    pose = _pose(spec, seconds)
+    pose = pose_at(spec, frame_times(frames))
     canvas = Canvas(frames, size)
     _draw_background(canvas, spec)
     body = canvas.shifted(0.35 * pose.x, 0.25 * pose.y)
@@ -63,40 +85,13 @@ def render_portrait(spec: PortraitSpec, frames: int = DEFAULT_FRAMES, size: int 
     return torch.from_numpy(canvas.to_uint8())
 
 
-def _pose(spec: PortraitSpec, seconds: np.ndarray) -> Pose:
-    """Evaluate all motions at the times of the frames, each `[T, 1, 1]`."""
-    motion = spec.motion
+def frame_times(frames: int) -> np.ndarray:
+    """Return the times of a clip's frames in seconds, `[frames]`.
 
-    def column(values: np.ndarray) -> Array:
-        return values.astype(np.float32).reshape(-1, 1, 1)
-
-    return Pose(
-        x=column(spec.center[0] + motion.shift_x.at(seconds)),
-        y=column(spec.center[1] + motion.shift_y.at(seconds)),
-        roll=column(motion.roll.at(seconds)),
-        yaw=column(motion.yaw.at(seconds)),
-        pitch=column(motion.pitch.at(seconds)),
-        gaze_x=column(motion.gaze_x.at(seconds)),
-        gaze_y=column(motion.gaze_y.at(seconds)),
-        brow=column(motion.brow.at(seconds)),
-        mouth=column(_mouth_opening(motion, seconds)),
-        rounding=column(motion.round_mouth.at(seconds)),
-        blink=column(_blink(motion, seconds)),
-    )
-
-
-def _mouth_opening(motion: Motion, seconds: np.ndarray) -> np.ndarray:
-    """Opening of the mouth in head units: syllables (a fast oscillation) inside phrases (a slow envelope)."""
-    syllable = 0.5 - 0.5 * np.cos(2 * np.pi * (motion.talk_hertz * seconds + motion.talk_phase))
-    phrase = 0.62 + 0.38 * np.sin(2 * np.pi * (motion.talk_rest_hertz * seconds + motion.talk_rest_phase))
-    return motion.talk_amount * phrase * syllable**1.2
-
-
-def _blink(motion: Motion, seconds: np.ndarray) -> np.ndarray:
-    """Closure of the eyelids: 0 is open, 1 is closed."""
-    since = np.mod(seconds + motion.blink_phase * motion.blink_period, motion.blink_period)
-    bump = np.sin(np.pi * np.clip(since / motion.blink_length, 0, 1))
-    return np.clip(1.25 * bump**1.5, 0, 1)
+    Args:
+        frames: number of frames at 24 frames per second.
+    """
+    return (np.arange(frames) / FRAMES_PER_SECOND).astype(np.float64)
 
 
 def _draw_background(canvas: Canvas, spec: PortraitSpec) -> None:

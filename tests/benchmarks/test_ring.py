@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.ring import METHODS, Method, Network, Run, learn_teacher, measured, sample_data
+from benchmarks.ring import METHODS, Method, Run
+from benchmarks.ring_world import Network, learn_teacher, measured, sample_data
 
 UPDATES = 100
 # More updates: learning is slower without normalisation, and consistency distillation first moves away from the data.

@@ -53,6 +53,16 @@ def _save(**changes: Any) -> dict[str, Any]:
     return node("MagicDistillSaveVideo", **inputs | {"format": "mp4 (h264)", "crf": 18.0} | changes)
 
 
+def _long(**changes: Any) -> dict[str, Any]:
+    inputs = _sampler()["inputs"] | {"vae": ["vae", 0], "seconds": 2.0, "filename_prefix": "fuzz/long"}
+    return node("MagicDistillLongVideo", **inputs | changes)
+
+
+def _similar(**changes: Any) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"folder": "", "clip_vision": ["load", 0], "rank": 1, "shown": 1}
+    return node("MagicDistillSimilarPicture", **inputs | changes)
+
+
 def _shown(source: str, output: int = 0) -> dict[str, Any]:
     return node("PreviewAny", source=[source, output])
 
@@ -87,12 +97,16 @@ GOOD: Prompt = {
     "MagicDistillTextImageEncode": node(
         "MagicDistillTextImageEncode", clip=["load", 0], clip_vision_output=["load", 0], prompt=""
     ),
+    "MagicDistillModelCaption": node("MagicDistillModelCaption", model=["load", 0], caption=""),
     "MagicDistillSampler": _sampler(),
     "MagicDistillSigmas": node("MagicDistillSigmas", model=["load", 0], steps=0, shift=0.0),
     "MagicDistillSamplerSelect": node("MagicDistillSamplerSelect", model=["load", 0], sampler="recipe"),
     "MagicDistillQuantise": node("MagicDistillQuantise", unet_name="tiny.safetensors"),
     "MagicDistillSaveVideo": _save(),
     "MagicDistillPocketPortrait": node("MagicDistillPocketPortrait", seed=1, size=64),
+    "MagicDistillLongVideo": _long(),
+    "MagicDistillSegmentPrompts": node("MagicDistillSegmentPrompts", model=["load", 0], prompts=""),
+    "MagicDistillSimilarPicture": _similar(),
 }
 
 
@@ -151,6 +165,11 @@ def wrong_numbers() -> dict[str, Case]:
             ("MagicDistillPortraitToVideo", "seconds"),
             ("MagicDistillSaveVideo", "fps"),
             ("MagicDistillSaveVideo", "crf"),
+            ("MagicDistillLongVideo", "seconds"),
+            ("MagicDistillLongVideo", "shift"),
+            ("MagicDistillLongVideo", "crf"),
+            ("MagicDistillLongVideo", "max_color_drift"),
+            ("MagicDistillLongVideo", "min_sharpness"),
         )
         for label, value in (("NaN", _NAN), ("text NaN", "nan"), ("infinite", "inf"))
     }
@@ -183,6 +202,9 @@ STRENGTHS: dict[str, Any] = {
     "long": "x" * 10_000,
     "two points": "1.0.0",
 }
+
+
+_ATTACKS = ("parent", "backslash parent inside", "absolute", "drive", "network", "empty", "NUL", "line feed")
 
 
 def bad_prefixes(canary: str) -> dict[str, Case]:
@@ -226,19 +248,28 @@ def bad_prefixes(canary: str) -> dict[str, Case]:
         "long folder": "x" * 300 + "/y",
         "long path": "/".join(["abcdefgh"] * 600).lstrip("/"),
     }
-    return {
-        f"prefix: {label}": Case({"portrait": BASE["portrait"], "save": _save(filename_prefix=prefix)})
-        for label, prefix in prefixes.items()
-    } | {
-        f"prefix from another node: {label}": Case(
-            {
-                "portrait": BASE["portrait"],
-                "text": node("PrimitiveString", value=prefixes[label]),
-                "save": _save(filename_prefix=["text", 0]),
-            }
-        )
-        for label in ("parent", "backslash parent inside", "absolute", "drive", "network", "empty", "NUL", "line feed")
-    }
+    return (
+        {
+            f"prefix: {label}": Case({"portrait": BASE["portrait"], "save": _save(filename_prefix=prefix)})
+            for label, prefix in prefixes.items()
+        }
+        | {
+            f"prefix from another node: {label}": Case(
+                {
+                    "portrait": BASE["portrait"],
+                    "text": node("PrimitiveString", value=prefixes[label]),
+                    "save": _save(filename_prefix=["text", 0]),
+                }
+            )
+            for label in _ATTACKS
+        }
+        | {
+            f"prefix of a long video: {label}": Case(
+                BASE | {"video": _portrait_to_video(), "tested": _long(filename_prefix=prefixes[label])}
+            )
+            for label in _ATTACKS
+        }
+    )
 
 
 # Names that look like attacks but are harmless, because they stay below the output folder.

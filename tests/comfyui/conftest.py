@@ -26,6 +26,7 @@ from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.recipe import METADATA_KEY, Recipe
 from magicdistill_core.taehv import TAEHV
+from tests.makers import random_prompt as makers_prompt
 from train.comfyui.server import prepare_directory, serve
 from train.networks.network import build_network
 
@@ -211,6 +212,9 @@ def _write_models(models: Path, tiny: SimpleNamespace) -> None:
     folder = models / "diffusion_models"
     good = folder / "tiny.safetensors"
     tiny.write_model(good, network, recipe, prompt)
+    told = {"speaks": makers_prompt(4, 32, seed=1), "nods": makers_prompt(4, 32, seed=2)}
+    weights = {k: v for k, v in load_file(good).items() if not k.startswith("null_prompt.")}
+    save_checkpoint(folder / "told.safetensors", weights, recipe, prompt, captions=told)
     state, metadata = load_file(good), recipe.to_metadata()
     plain = {key: tensor for key, tensor in state.items() if not key.startswith("null_prompt.")}
     save_file(plain, folder / "no_recipe.safetensors")

@@ -180,6 +180,18 @@ def test_template_runs_and_comes_back_from_its_video(page: Any, server: Any, tmp
     assert "4242" in texts(page)
 
 
+def test_a_long_video_is_shown_when_it_is_done(page: Any, tmp_path: Path) -> None:
+    """The page would show the last preview of the sampling instead of the video."""
+    open_template(page, "long_portrait_pocket")
+    set_widget(page, "MagicDistillLongVideo", "seconds", 1.0)
+    set_widget(page, "MagicDistillLongVideo", "seed", 40)
+    set_widget(page, "MagicDistillLongVideo", "filename_prefix", "video/long_shown")
+    page.get_by_test_id("queue-button").click()
+    wait_for_video(page, "long_shown")
+    page.screenshot(path=tmp_path / "long_portrait_pocket.png")
+    assert "24 frames in 2 segments, of which 2 are new" in texts(page)
+
+
 def test_nodes_are_dragged_found_linked_and_run(page: Any, tmp_path: Path) -> None:
     page.evaluate("window.app.graph.clear()")
     page.locator(".node-library-tab-button").first.click()

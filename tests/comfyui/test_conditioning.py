@@ -9,7 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
@@ -20,6 +30,12 @@ from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.media.video import Box, resize_crop
 from magicdistill_core.taehv import TAEHV, load_taehv
 from tests.makers import StockSide
+from train.data.clip_pixels import clip_pixels
+from train.data.encoders.base import TextEncoder
+from train.data.encoders.hunyuan_i2v import HunyuanI2VText
+from train.data.encoders.hunyuan_video import HunyuanVideoText
+from train.data.encoders.llama import ClipL, Llama
+from train.data.encoders.magic141 import Magic141Text
 
 from .batches import WAN_SHAPE
 
@@ -63,6 +79,9 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
     replace = folder / "replace.safetensors"
     network = tiny.network(tiny.shape(in_channels=16), TOKEN_REPLACE)
     tiny.write_model(replace, network, tiny.recipe("generator", i2v_mode="token_replace"), tiny.prompt())
+    prompted = folder / "prompted.safetensors"
+    asked = {"prompt_template": "hunyuan_i2v_concat", "dropped_frames": 4}
+    tiny.write_model(prompted, tiny.network(tiny.shape()), tiny.recipe("generator", **asked), tiny.prompt())
     hunyuan_vae, wan_vae = folder / "hunyuan_vae.safetensors", folder / "wan_vae.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -83,6 +102,7 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
     save_file({"image": photo, "text": inputs["text"], "pooled": inputs["pooled"]}, folder / "text.st")
     hunyuan = {"model": str(concat), "vae": str(hunyuan_vae), "inputs": str(folder / "photo.st"), "loader": "pack"}
     with_text = hunyuan | {"loader": "stock", "inputs": str(folder / "text.st")}
+    from_pack = {"model": str(prompted), "loader": "pack", "settings": {}}
     all_of_wan = {"model": str(wan), "vae": "wan", "inputs": str(folder / "all.st"), "settings": SIZES, "native": True}
     face = {"x": 70, "y": 10, "width": 20, "height": 20}
     person = {"x": 0, "y": 0, "width": 90, "height": 60, "label": "person"}
@@ -111,6 +131,10 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         "stock": with_text | {"settings": {"resolution": "fit the image", "length": 5, "height": 48}},
         "stock token replace": with_text | {"model": str(replace), "settings": SIZES},
         "token replace": hunyuan | {"model": str(replace), "settings": {}},
+        "prompted": hunyuan | {"model": str(prompted), "settings": {}},
+        "prompted as trained": with_text | from_pack | {"mark": "hunyuan_i2v_concat"},
+        "prompted otherwise": with_text | from_pack | {"mark": "magic141"},
+        "wan prompted otherwise": all_of_wan | {"mark": "magic141"},
     }
     answers = dict(zip(jobs, stock_side([job | {"run": "portrait"} for job in jobs.values()]), strict=True))
     return Exchange(answers, photo, inputs, null_text, hunyuan_vae)
@@ -194,6 +218,16 @@ def test_assumptions_and_contradictions_are_reported(exchange: Exchange) -> None
     assert "assumed" not in exchange.said("token replace")
 
 
+def test_text_that_the_training_did_not_use_is_noted(exchange: Exchange) -> None:
+    assert "null prompt does not show this image" in exchange.said("prompted")
+    assert "first 4 frames are dropped" in exchange.said("prompted")
+    for fact in ("null prompt does not", "encoded for"):
+        assert fact not in exchange.said("prompted as trained")
+    for fact in ("encoded for Magic 1-For-1", "HunyuanVideo-I2V concat"):
+        assert fact in exchange.said("prompted otherwise")
+    assert "trained with the prompts of Wan 2.1. Use CLIP Text Encode" in exchange.said("wan prompted otherwise")
+
+
 @pytest.mark.parametrize("name", ["stock token replace", "token replace"])
 def test_token_replace_begins_with_the_image(name: str, exchange: Exchange) -> None:
     answer = exchange.answers[name]
@@ -230,16 +264,24 @@ LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "nu
     "vocab_size": 128320,
 }
 CLIP_L = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+VISION = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
+TEMPLATES = [
+    "HunyuanVideo (text only)",
+    "HunyuanVideo-I2V concat",
+    "HunyuanVideo-I2V token-replace",
+    "Magic 1-For-1",
+]
 PROMPTS = ["", "she turns to the window and smiles", "word " * 300]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The answers of the encode node, and its networks."""
+    """The answers of the encode node, its networks, and the trainer's encoders with the same networks."""
 
     answer: dict[str, Tensor]
     llama: LlamaModel
-    clip_l: CLIPTextModel
+    trainer: dict[str, TextEncoder]
+    image: Tensor
     projected: Tensor
     tokenizer: PreTrainedTokenizerFast
 
@@ -260,7 +302,9 @@ class Encoded:
 
 
 @pytest.fixture(scope="module")
-def encoded(comfyui_dir: Path, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+def encoded(
+    comfyui_dir: Path, tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pytest.TempPathFactory
+) -> Encoded:
     """Write a tiny Llama and CLIP-L with random weights under the key names that ComfyUI expects."""
     folder = tmp_path_factory.mktemp("encoders")
     with torch.random.fork_rng(devices=[]):
@@ -271,7 +315,16 @@ def encoded(comfyui_dir: Path, stock_side: StockSide, tmp_path_factory: pytest.T
             torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.1)
     save_file({f"model.{key}": value for key, value in llama.state_dict().items()}, folder / "llama.safetensors")
     save_file({f"text_model.{key}": value for key, value in clip_l.state_dict().items()}, folder / "clip_l.safetensors")
-    projected = torch.randn(576, 64, generator=torch.Generator().manual_seed(6)) * 0.1
+    image = torch.rand(1, 3, 90, 60, generator=torch.Generator().manual_seed(6))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        vision = CLIPVisionConfig(**VISION, image_size=336, patch_size=14)
+        config = LlavaConfig(vision_config=vision, text_config=llama.config, image_token_index=128257)
+        llava = LlavaForConditionalGeneration(config).eval()
+        llava.model.language_model = llama
+        pixels = clip_pixels(image, 336, middle=True)
+        with torch.no_grad():
+            projected = torch.cat(list(llava.model.get_image_features(pixels).pooler_output)).reshape(576, 64)
     save_file({"projected": projected[None]}, folder / "in.st")
     job = {"run": "text_image", "llama": str(folder / "llama.safetensors"), "inputs": str(folder / "in.st")}
     job |= {"clip_l": str(folder / "clip_l.safetensors"), "llama_config": LLAMA, "clip_config": CLIP_L}
@@ -282,8 +335,80 @@ def encoded(comfyui_dir: Path, stock_side: StockSide, tmp_path_factory: pytest.T
     }
     (folder / "lossy.json").write_text(json.dumps(lossy))
     job |= {"tokenizer": str(rules), "lossy_tokenizer": str(folder / "lossy.json")}
+    job |= {"models": _written_models(tiny, folder), "templates": TEMPLATES}
     (answer,) = stock_side([job | {"prompts": PROMPTS}])
-    return Encoded(answer, llama, clip_l, projected, tokenizer)
+    words = CLIPTokenizer.from_pretrained(comfyui_dir / "comfy" / "sd1_tokenizer")
+    parts = (Llama(tokenizer, llava, folder), ClipL(words, clip_l))
+    trainer = {
+        "HunyuanVideo (text only)": HunyuanVideoText(*parts),
+        "HunyuanVideo-I2V concat": HunyuanI2VText("hunyuan_i2v_concat", *parts),
+        "HunyuanVideo-I2V token-replace": HunyuanI2VText("hunyuan_i2v_token_replace", *parts),
+        "Magic 1-For-1": Magic141Text(*parts),
+    }
+    return Encoded(answer, llama, trainer, image, projected, tokenizer)
+
+
+def _written_models(tiny: SimpleNamespace, folder: Path) -> dict[str, str]:
+    """Write models whose files state how their prompts were encoded, or do not; return their paths by name."""
+    files = {}
+    for name, changes in {
+        "silent": {},
+        "magic141": {"prompt_template": "magic141"},
+        "text": {"prompt_template": "hunyuan_video"},
+    }.items():
+        file = folder / f"{name}.safetensors"
+        tiny.write_model(file, tiny.network(tiny.shape()), tiny.recipe("generator", **changes), tiny.prompt())
+        files[name] = str(file)
+    wan, replace = folder / "wan.safetensors", folder / "replace.safetensors"
+    state = diffusers_to_file(WAN, tiny.network(WAN_SHAPE, IMAGE_TO_VIDEO).state_dict())
+    save_checkpoint(wan, state, tiny.recipe("teacher", family="wan"), None)
+    network = tiny.network(tiny.shape(in_channels=16), TOKEN_REPLACE)
+    tiny.write_model(replace, network, tiny.recipe("teacher", i2v_mode="token_replace"), tiny.prompt())
+    return files | {"wan": str(wan), "stock 16": str(replace)}
+
+
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("title", TEMPLATES)
+def test_states_are_those_of_the_trainers_encoder(title: str, number: int, encoded: Encoded) -> None:
+    image = None if "text only" in title else encoded.image
+    expected = encoded.trainer[title].encode(PROMPTS[number], image)
+    found = encoded.answer[f"{title}.states.{number}"]
+    assert found.shape == expected.text_states.shape
+    torch.testing.assert_close(found, expected.text_states, atol=2e-4, rtol=1e-3)
+    assert expected.pooled is not None
+    torch.testing.assert_close(encoded.answer[f"{title}.pooled.{number}"], expected.pooled, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("title", "stride"), [(TEMPLATES[1], 2), (TEMPLATES[2], 4)])
+def test_comfyuis_own_node_differs_in_the_last_state_alone(title: str, stride: int, encoded: Encoded) -> None:
+    """It keeps the end of the user's turn, the release the blank line after the assistant's header."""
+    for number in range(2):
+        found = encoded.answer[f"{title}.states.{number}"]
+        native = encoded.answer[f"native i2v.{stride}.{number}"]
+        assert found.shape == native.shape
+        torch.testing.assert_close(found[:, :-1], native[:, :-1], atol=1e-5, rtol=1e-5)
+        assert (found[:, -1] - native[:, -1]).abs().max() > 1e-2
+
+
+def test_the_models_file_decides_the_template(encoded: Encoded) -> None:
+    assert torch.equal(encoded.answer["states.1"], encoded.answer["Magic 1-For-1.states.1"])
+    assert torch.equal(encoded.answer["magic141.states.1"], encoded.answer["Magic 1-For-1.states.1"])
+    assert "Note" not in encoded.said("magic141.said.1")
+    assert torch.equal(encoded.answer["text.states.1"], encoded.answer["native.1"])
+    assert torch.equal(encoded.answer["silent.states.1"], encoded.answer[f"{TEMPLATES[1]}.states.1"])
+    assert "HunyuanVideo-I2V concat is assumed" in encoded.said("silent.said.1")
+    assert "CLIP Text Encode with Wan's UMT5" in encoded.said("wan.said.1")
+    # As by Portrait to video: 16 channels can take a start image by token replacement only.
+    assert torch.equal(encoded.answer["stock 16.states.1"], encoded.answer[f"{TEMPLATES[2]}.states.1"])
+    assert "HunyuanVideo-I2V token-replace is assumed" in encoded.said("stock 16.said.1")
+
+
+def test_images_for_clip_are_prepared_as_by_comfyuis_node(stock_side: StockSide, tmp_path: Path) -> None:
+    image = torch.rand(2, 90, 60, 3, generator=torch.Generator().manual_seed(8))
+    save_file({"image": image}, tmp_path / "in.st")
+    (answer,) = stock_side([{"run": "clip_pixels", "inputs": str(tmp_path / "in.st"), "side": 224}])
+    for name, middle in (("center", True), ("none", False)):
+        torch.testing.assert_close(answer[name], clip_pixels(image.movedim(-1, 1), 224, middle=middle))
 
 
 @pytest.mark.parametrize("number", range(len(PROMPTS)))
@@ -330,10 +455,12 @@ def test_text_states_are_hunyuanvideos_own(number: int, encoded: Encoded) -> Non
 
 
 def test_long_prompts_and_wrong_encoders_are_reported(encoded: Encoded) -> None:
-    assert encoded.said("said.0").startswith("146 image tokens, ")
+    assert encoded.said("said.0").startswith("Magic 1-For-1: 146 image tokens, ")
     assert "Note" not in encoded.said("said.1")
     assert "146 image tokens, 256 text tokens" in encoded.said("said.2")
     assert "reads 256" in encoded.said("said.2")
+    assert encoded.answer[f"{TEMPLATES[1]}.states.2"].shape[1] == 288 + 252
+    assert "reads 256" in encoded.said(f"{TEMPLATES[1]}.said.2")
     for job, facts in {
         "blind": ("projector", "llava_llama3_vision"),
         "other": ("llava_llama3 and clip_l", "DualCLIPLoader"),

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicdistill_core.families.hunyuan_video import LATENT_SCALE, concat_condition
+from magicdistill_core.families.base import Family, StartImage
+from magicdistill_core.families.hunyuan_video import CONCAT, LATENT_SCALE, TOKEN_REPLACE, concat_condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise, seeded_noise
 from magicdistill_core.taehv import load_taehv
 from tests.makers import StockSide, merged_network, write_half_taehv
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import network_velocity
+from train.networks.sampling import generate
 
 from .batches import hunyuan_batch
 
@@ -67,6 +69,13 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         {"run": "sample", "name": "sample", "model": file, "vae": str(vae), "inputs": str(folder / "image.st")}
         | {"seed": SEED}
     )
+    for family, channels in ((CONCAT, 33), (TOKEN_REPLACE, 16)):
+        name = f"image in noise {family.i2v_mode}"
+        networks[name] = tiny.network(tiny.shape(in_channels=channels), family)
+        recipe = tiny.recipe("generator", i2v_mode=family.i2v_mode, image_in_noise=0.25)
+        tiny.write_model(folder / f"{family.i2v_mode}.safetensors", networks[name], recipe, prompt)
+        changes = {"name": name, "model": str(folder / f"{family.i2v_mode}.safetensors")}
+        jobs.append(jobs[-1] | changes)
     answers = dict(zip((job["name"] for job in jobs), stock_side(jobs), strict=True))
     return Exchange(answers, networks, load_file(folder / "image.st")["image"], vae)
 
@@ -139,6 +148,24 @@ def test_sampler_node_equals_the_core(sampler: str, exchange: Exchange, tiny: Si
         else:
             expected = sample_euler(velocity, noise, few_step_sigmas(4, 5))
     torch.testing.assert_close(answer[sampler] * LATENT_SCALE, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [CONCAT, TOKEN_REPLACE], ids=lambda family: family.i2v_mode)
+def test_the_image_in_the_noise_is_the_trainers(family: Family, exchange: Exchange, tiny: SimpleNamespace) -> None:
+    name = f"image in noise {family.i2v_mode}"
+    start = StartImage(exchange.answers[name]["image_latent"].repeat(2, 1, 1, 1, 1) * LATENT_SCALE)
+
+    def expected(share: float) -> Tensor:
+        network, sigmas = exchange.networks[name], few_step_sigmas(4, 5)
+        return generate(network, tiny.prompt(), start, 5, sigmas, "euler", SEED, image_in_noise=share)
+
+    found = exchange.answers[name]["recipe"] * LATENT_SCALE
+    torch.testing.assert_close(found, expected(0.25), atol=1e-4, rtol=1e-4)
+    assert (found - expected(0.0)).abs().max() > 1e-2
+    # The schedule alone cannot add it, and says so; other models need no such note.
+    said = {job: bytes(exchange.answers[job]["sigmas said"].tolist()).decode() for job in (name, "sample")}
+    assert "a share of 0.25 of the start image" in said[name]
+    assert "start image" not in said["sample"]
 
 
 def test_stock_schedule_follows_the_recipes_shift(exchange: Exchange) -> None:

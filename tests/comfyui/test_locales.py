@@ -120,6 +120,8 @@ def test_page_speaks_chinese(page: Any, server: Any) -> None:
                 return {titles: Object.fromEntries(ours.map(([name, type]) => [name, type.title])), labels};
             }"""
         )
+        # Wait until the page has restored the last graph, which would otherwise replace this one.
+        page.wait_for_function("window.app?.graph?.nodes.length > 0", timeout=90_000)
         template = json.loads((WORKFLOWS / "portrait_pocket.json").read_text(encoding="utf-8"))
         page.evaluate("graph => window.app.loadGraphData(graph)", template)
         titles = page.evaluate("window.app.graph.nodes.map(n => [n.type, n.title])")

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
-from magicdistill_core.families.hunyuan_video import NetworkShape
+from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from magicdistill_core.families.hunyuan_video import LATENT_SCALE, NetworkShape, concat_condition
 from magicdistill_core.families.wan import FEATURE_SHAPE, IMAGE_TO_VIDEO, WanShape
+from magicdistill_core.int8 import QUANTISATION_KEY
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
-from magicdistill_core.quantise import QUANTISATION_KEY, Quantised, quantise_file
+from magicdistill_core.quantise import Quantised, quantise_file
 from magicdistill_core.safetensors_file import read_metadata
 from tests.makers import StockSide
+from train.networks.network import load_network, network_velocity
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +69,7 @@ def exchange(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyt
         "x": torch.randn(2, 16, 3, 6, 8, generator=generator),
         "sigma": torch.tensor([0.9375, 0.625]),
         "image": torch.randn(2, 16, 1, 6, 8, generator=generator),
-        "mask": torch.ones(1, 1, 3, 6, 8),
+        "mask": (torch.arange(3) > 0).float().reshape(1, 1, 3, 1, 1).expand(1, 1, 3, 6, 8).contiguous(),
         "text": prompt.text_states.repeat(2, 1, 1),
         "pooled": prompt.pooled.repeat(2, 1),
     }
@@ -151,6 +153,27 @@ def test_our_loader_computes_the_same_and_loras_go_on_top(exchange: Exchange) ->
     assert torch.equal(rounded["ours"], rounded["stock"])
     assert apart(exact["lora"], exact["stock"]) > 0.03, "the LoRA changes next to nothing"
     assert apart(rounded["lora"], exact["lora"]) < 0.03
+
+
+def test_the_trainer_computes_nearly_what_comfyui_computes(exchange: Exchange) -> None:
+    """ComfyUI also rounds the inputs of int8 layers, so the difference is about as large as that of the weights."""
+    file, answer = exchange.files["hunyuan_int8"], exchange.answers["hunyuan_int8"]["stock"]
+    done, numbers = exchange.done["hunyuan"], load_file(file)
+    products = {f"{name}.weight": numbers[f"{name}.weight"] * numbers[f"{name}.weight_scale"] for name in done.errors}
+    inputs, checkpoint = load_file(file.parent / "inputs.st"), load_checkpoint(file)
+    plain = trainers_velocity(replace(checkpoint, state=checkpoint.state | products), inputs)
+    assert apart(plain, answer) < 2 * done.error
+    # The trainer keeps the products in the file's bf16, which is the smaller difference.
+    assert 1e-4 < apart(trainers_velocity(checkpoint, inputs), plain) < 0.5 * done.error
+
+
+def trainers_velocity(checkpoint: Checkpoint, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the velocity of the trainer's network in fp32."""
+    assert checkpoint.null_prompt is not None
+    network = load_network(checkpoint)
+    condition = concat_condition(inputs["image"] * LATENT_SCALE, inputs["x"].shape[2])
+    with torch.no_grad():
+        return network_velocity(network, condition, checkpoint.null_prompt)(inputs["x"], inputs["sigma"])
 
 
 @pytest.mark.parametrize("title", [row[0] for row in UNDESCRIBED])

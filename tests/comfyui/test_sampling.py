@@ -12,14 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magicdistill_core.families.hunyuan_video import LATENT_SCALE
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.hashes import file_sha256
+from magicdistill_core.media.video import read_video
 from tests.makers import StockSide, write_half_taehv
 
 from .prompts import SAMPLED, Prompt, changed
@@ -122,6 +125,8 @@ def test_the_record_repeats_the_run(answer: dict[str, Tensor], model_file: Path)
         "shift": 5.0,
         "sampler": "euler",
         "guidance": 3.0,
+        "image_in_noise": 0.0,
+        "dropped_frames": 0,
     }
 
 
@@ -209,6 +214,26 @@ def test_previews_take_no_memory_from_the_model_and_a_failed_one_ends_no_run(ans
     assert text(answer, "loaded").split() == ["HunyuanVideoI2V"] * 3
     assert torch.equal(answer["previews on"], answer["previews off"])
     assert torch.equal(answer["previews missing"], answer["previews off"])
+
+
+def test_previews_of_real_latents_show_their_video(
+    model_file: Path, stock_side: StockSide, shared_data: Path, tmp_path: Path
+) -> None:
+    """A real clip of HunyuanVideo, in the network's scale: previews have its colours, and its frames in order."""
+    raw = torch.from_numpy(np.load(shared_data / "latents" / "hunyuan_129x416x544.npy")).float()
+    save_file({"latents": raw * LATENT_SCALE}, tmp_path / "in.st")
+    (answer,) = stock_side([{"run": "preview_frames", "model": str(model_file), "inputs": str(tmp_path / "in.st")}])
+    pictures = answer["pictures"].float()
+    assert (len(pictures), int(answer["share"])) == (33, 4)
+    clip = torch.stack(list(read_video(shared_data / "latents" / "hunyuan_129x832x1088.mp4").frames))
+    shown = torch.nn.functional.interpolate(clip[::4].movedim(-1, 1).float(), size=pictures.shape[2:], mode="area")
+    assert len(shown) == 33
+    likeness = torch.corrcoef(torch.cat([pictures.flatten(1), shown.flatten(1)]))[:33, 33:]
+    assert likeness.diagonal().min() > 0.7
+    assert (pictures - shown).abs().mean(dim=(1, 2, 3)).max() < 30
+    # The clip moves most at its beginning. A latent covers the three frames before its own, too.
+    nearest = likeness[:10].argmax(dim=1)
+    assert (nearest - torch.arange(10)).abs().max() <= 1
 
 
 def test_no_previews_are_made_where_they_are_switched_off(server: Any) -> None:

@@ -329,3 +329,25 @@ def test_videos_that_are_saved_at_once_get_names_of_their_own(stock_side: StockS
     assert [file.name for file in files] == [f"clip_{number:05}_.mp4" for number in range(1, 6)]
     found = sorted(float(next(read_video(file).frames).float().mean()) / 255 for file in files)
     assert found == pytest.approx(shades, abs=0.02)
+
+
+def test_first_frames_are_left_out_as_the_record_or_the_input_says(stock_side: StockSide, tmp_path: Path) -> None:
+    record = json.dumps({"seed": 3, "dropped_frames": 4})
+    settings = {
+        "plain": {},
+        "recorded": {"record": record},
+        "set": {"drop_frames": 2, "record": record},
+        "none": {"drop_frames": 0, "record": record},
+        "strange": {"record": "a text"},
+        "all": {"drop_frames": 9},
+    }
+    (answer,) = stock_side([{"run": "dropping", "folder": str(tmp_path), "frames": 9, "settings": settings}])
+    said = {name: bytes(text.tolist()).decode() for name, text in answer.items()}
+    for name, kept in {"plain": 9, "recorded": 5, "set": 7, "none": 9, "strange": 9, "video": 9}.items():
+        assert f"{kept} frames" in said[name]
+        (file,) = tmp_path.glob(f"{name}_*.mp4")
+        first = float(next(read_video(file).frames).float().mean()) / 255
+        assert first == pytest.approx((9 - kept) / 8, abs=0.02)
+    assert "a VIDEO keeps all its frames" in said["video"]
+    assert "has 9 frames" in said["all"]
+    assert "leaves none" in said["all"]

@@ -51,11 +51,14 @@ def test_every_loader_lists_only_what_it_can_load(server: Any) -> None:
         found = kind[0] if isinstance(kind[0], list) else kind[1]["options"]
         return {option for option in found if option.startswith("magicdistill_pocket")}
 
-    models, vaes = {files.TEACHER.name, files.GENERATOR.name}, {files.VAE.name}
+    models, vaes, loras = (
+        {path.name for path in folder.glob("*.safetensors")}
+        for folder in (files.DIFFUSION_MODELS, files.VAES, files.LORAS)
+    )
+    assert {files.TEACHER.name, files.GENERATOR.name} <= models
     assert options("UNETLoader", "unet_name") == models
     assert options("MagicDistillLoadModel", "unet_name") == models
     assert options("VAELoader", "vae_name") == vaes
-    loras = {path.name for path in files.LORAS.glob("*.safetensors")}
     assert options("LoraLoaderModelOnly", "lora_name") == loras
 
 

@@ -23,8 +23,10 @@ from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.lora import to_file_layout
 from magicdistill_core.layouts.modules import diffusers_to_file
 from magicdistill_core.layouts.wan import WAN
+from magicdistill_core.long_video.making import SEGMENTS_TAG
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.media.video import read_tags
+from magicdistill_core.pocket.files import GENERATOR, ONE_STEP, TEACHER, WEIGHTS
 from magicdistill_core.pocket.render import portrait_clip
 from train.comfyui.workflows import models
 from train.comfyui.workflows.models import ModelFile
@@ -37,7 +39,15 @@ from .batches import WAN_SHAPE
 pytestmark = pytest.mark.slow
 
 FILES = {file.name: file for file in vars(models).values() if isinstance(file, ModelFile)}
-POCKET = ("portrait_pocket", "portrait_in_one_node", "real_fake_sweep_pocket")
+# The model file and the steps of each workflow that makes one portrait.
+PORTRAITS = {
+    "portrait_pocket": (GENERATOR, 4),
+    "portrait_pocket_one_step": (ONE_STEP, 1),
+    "portrait_pocket_ti2v": (TEACHER, 4),
+    "portrait_in_one_node": (GENERATOR, 4),
+}
+PORTRAITS = {name: needed for name, needed in PORTRAITS.items() if name in DEFINITIONS}
+POCKET = (*PORTRAITS, "real_fake_sweep_pocket", "long_portrait_pocket")
 LARGE = sorted(set(DEFINITIONS) - set(POCKET))
 # Loaders of files whose sizes are fixed in ComfyUI: text encoders, vision towers, full checkpoints.
 HEAVY = {"DualCLIPLoader", "CLIPLoader", "CLIPVisionLoader", "CheckpointLoaderSimple"}
@@ -76,6 +86,13 @@ def test_every_workflow_is_defined_has_a_picture_and_is_offered(server: Any) -> 
             assert np.asarray(picture).std() > 20
     assert set(server.get("/workflow_templates")["magicdistillation"]) == set(DEFINITIONS)
     assert server.get("/api/workflow_templates/magicdistillation/portrait_pocket.json") == workflow("portrait_pocket")
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_the_model_files_of_a_pocket_workflow_are_in_the_pack(name: str) -> None:
+    named = set(re.findall(r"magicdistill_pocket_\w+\.safetensors", (FOLDER / f"{name}.json").read_text()))
+    assert named
+    assert named <= {path.name for path in WEIGHTS.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
@@ -187,8 +204,10 @@ def check_video(path: Path, size: tuple[int, int], frames: int, fps: float) -> N
         assert sum(1 for _ in video.decode(stream)) == frames
 
 
-@pytest.mark.parametrize("name", ["portrait_pocket", "portrait_in_one_node"])
+@pytest.mark.parametrize("name", PORTRAITS)
 def test_pocket_portraits_run_as_they_are(name: str, schemas: dict[str, Schema], server: Any) -> None:
+    file, steps = PORTRAITS[name]
+    captioned = name.endswith("ti2v")
     whole = workflow(name)
     prompt = to_prompt(whole, schemas)
     # A new name: for a prompt that it has already run, ComfyUI returns the old file.
@@ -201,12 +220,22 @@ def test_pocket_portraits_run_as_they_are(name: str, schemas: dict[str, Schema],
     # ComfyUI stores a file's fingerprint next to its node's inputs.
     assert {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in stored.items()} == prompt
     record = json.loads(tags["magicdistill"])
-    assert (record["checkpoint"], record["steps"], record["seed"]) == (models.POCKET_GENERATOR.name, 4, 0)
+    assert (record["checkpoint"], record["steps"], record["seed"]) == (file.name, steps, 0)
+    assert len(record.get("loras", [])) == captioned
     assert len(record["sha256"]) == 64
     with av.open(str(video)) as container:
         first = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.float32)
     seed = of_type(prompt, "MagicDistillPocketPortrait")[0]["seed"]
     assert np.abs(first - portrait_clip(seed, 1)[0].numpy()).mean() < 12, "the video does not begin with its portrait"
+
+
+def test_the_long_pocket_portrait_runs_as_it_is(schemas: dict[str, Schema], server: Any) -> None:
+    prompt = to_prompt(workflow("long_portrait_pocket"), schemas)
+    outputs = server.run(prompt)
+    (video,) = saved(server, outputs)
+    check_video(video, (96, 96), 96, 24.0)
+    segments = json.loads(read_tags(video)[SEGMENTS_TAG])["segments"]
+    assert [entry["first_frame"] for entry in segments] == [0, 16, 32, 48, 64, 80]
 
 
 def test_real_fake_sweep_shows_five_weights_of_one_noise(schemas: dict[str, Schema], server: Any) -> None:
@@ -281,7 +310,8 @@ def without_heavy(prompt: dict[str, Any], schemas: Mapping[str, Schema]) -> dict
     """Return a prompt without the nodes whose files cannot be small, and without those that depend on them."""
     rest = deepcopy(prompt)
     for key, node in rest.items():
-        if node["class_type"] == "VAEDecode":
+        # The two nodes that make a start image.
+        if node["class_type"] in ("VAEDecode", "MagicDistillSimilarPicture"):
             rest[key] = {"class_type": "MagicDistillPocketPortrait", "inputs": {"seed": 1, "size": 128}}
     gone: set[str] = set()
 
@@ -320,7 +350,11 @@ def test_large_ones_run_on_tiny_files_of_the_same_make(name: str, schemas: dict[
         area, frames = stream.width * stream.height, sum(1 for _ in container.decode(stream))
         fps = float(stream.average_rate)
     assert 0.6 < area / (64 * 48) <= 1
-    assert (frames, fps) == (17, of_type(prompt, "MagicDistillSaveVideo")[0]["fps"])
+    if long := of_type(prompt, "MagicDistillLongVideo"):
+        # The recipe of the tiny file has 8 frames per second.
+        assert (frames, fps) == (8 * long[0]["seconds"], 8.0)
+    else:
+        assert (frames, fps) == (17, of_type(prompt, "MagicDistillSaveVideo")[0]["fps"])
     record = json.loads(read_tags(path)["magicdistill"])
     assert record["steps"] == (1 if "one_step" in name else 4)
     assert (record["shift"], record["sampler"]) == (5.0, "euler")

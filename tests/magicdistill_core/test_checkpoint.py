@@ -184,11 +184,15 @@ def test_incomplete_and_unknown_weights_are_listed(tmp_path: Path, state: dict[s
     assert not list(tmp_path.iterdir())
 
 
-def test_quantised_weights_are_read_only_on_request(state: dict[str, Tensor]) -> None:
+def test_quantised_weights_become_floating_point(tmp_path: Path, state: dict[str, Tensor]) -> None:
     small = state | {"img_in.proj.weight": state["img_in.proj.weight"].to(torch.float8_e4m3fn)}
-    with pytest.raises(CheckpointError, match=r"quantised weights \(img_in\.proj\.weight; float8_e4m3fn"):
-        parse_checkpoint(dict(small), None, "x")
-    assert parse_checkpoint(dict(small), None, "x", allow_quantised=True).shape == SHAPE
+    save_file(small, tmp_path / "a.safetensors")
+    rounded = small | {"img_in.proj.weight": small["img_in.proj.weight"].float()}
+    assert equal(load_checkpoint(tmp_path / "a.safetensors"), rounded)
+    with pytest.raises(CheckpointError, match=r"quantised already \(img_in\.proj\.weight; float8_e4m3fn"):
+        load_checkpoint(tmp_path / "a.safetensors", allow_quantised=False)
+    # ComfyUI's networks compute with such weights, so the pack keeps them.
+    assert parse_checkpoint(small, None, "x").state["img_in.proj.weight"].dtype == torch.float8_e4m3fn
 
 
 def test_tied_views_are_written(tmp_path: Path, state: dict[str, Tensor]) -> None:

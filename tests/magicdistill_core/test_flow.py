@@ -13,6 +13,7 @@ from magicdistill_core.flow import (
     seeded_noise,
     shift_sigma,
     velocity_to_x0,
+    with_image,
     x0_to_velocity,
 )
 
@@ -152,3 +153,12 @@ def test_seeded_noise_repeats_for_a_seed_and_is_not_the_starting_noise() -> None
     assert not torch.equal(draws[0], seeded_noise(7)(0, torch.zeros(SHAPE)))
     assert first(2, torch.zeros(SHAPE, dtype=torch.float64)).dtype == torch.float64
     seeded_noise(2**64 - 1)(0, torch.zeros(1))
+
+
+def test_starting_noise_with_an_image_is_a_mixture_over_all_frames() -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise, image = torch.randn(2, 16, 3, 4, 4, generator=generator), torch.randn(2, 16, 1, 4, 4, generator=generator)
+    mixed = with_image(noise, image, 0.25)
+    for frame in range(3):
+        torch.testing.assert_close(mixed[:, :, frame], 0.75 * noise[:, :, frame] + 0.25 * image[:, :, 0])
+    assert with_image(noise, image, 0.0) is noise

@@ -1,5 +1,5 @@
-import ctypes
 import json
+import multiprocessing
 import os
 import threading
 from dataclasses import replace
@@ -14,42 +14,19 @@ from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.hashes import file_sha256
+from magicdistill_core.int8 import QUANTISATION_KEY
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import file_to_diffusers
 from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.pocket import files
-from magicdistill_core.quantise import (
-    QUANTISATION_KEY,
-    quantise_file,
-    quantise_rows,
-    quantised_layers,
-    save_quantised,
-)
+from magicdistill_core.quantise import quantise_file, quantised_layers, save_quantised
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
 
 
 @pytest.fixture(scope="module")
 def pocket() -> Checkpoint:
-    return load_checkpoint(files.GENERATOR)
-
-
-def test_rows_are_rounded_to_the_nearest_of_their_own_levels() -> None:
-    weight = torch.randn(300, 70, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 2, 300)[:, None]
-    weight[7] = 0
-    quantised, scale = quantise_rows(weight)
-    assert (quantised.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float32, (300, 1))
-    assert (quantised * scale - weight).abs().le(0.5001 * scale).all()
-    largest = quantised.int().abs().amax(1)
-    assert largest[torch.arange(300) != 7].eq(127).all()
-    assert largest[7] == 0
-
-
-def test_rows_do_not_depend_on_how_many_fit_into_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
-    whole = quantise_rows(weight)
-    monkeypatch.setattr("magicdistill_core.quantise._VALUES_AT_A_TIME", 100)
-    assert all(torch.equal(a, b) for a, b in zip(quantise_rows(weight), whole, strict=True))
+    return load_checkpoint(files.TEACHER)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +59,7 @@ def test_only_the_matrices_of_the_blocks_are_quantised(layout: object, inside: l
 
 def test_the_file_states_its_layers_and_keeps_the_other_tensors(tmp_path: Path, pocket: Checkpoint) -> None:
     done = []
-    result = quantise_file(files.GENERATOR, tmp_path / "q.safetensors", lambda *step: done.append(step))
+    result = quantise_file(files.TEACHER, tmp_path / "q.safetensors", lambda *step: done.append(step))
     said = json.loads(read_metadata(tmp_path / "q.safetensors")[QUANTISATION_KEY])
     layers = list(said["layers"])
     assert layers == quantised_layers(HUNYUAN_VIDEO, pocket.state) == list(result.errors)
@@ -102,7 +79,7 @@ def test_the_file_states_its_layers_and_keeps_the_other_tensors(tmp_path: Path, 
     assert max(result.errors.values()) < 0.012
     assert 0.003 < result.error < 0.008
     assert result.bytes_after == pytest.approx((tmp_path / "q.safetensors").stat().st_size, rel=0.01)
-    assert "37 layers" in result.summary()
+    assert f"{len(layers)} layers" in result.summary()
 
 
 def test_the_other_tensors_can_be_cast(tmp_path: Path, pocket: Checkpoint) -> None:
@@ -112,12 +89,13 @@ def test_the_other_tensors_can_be_cast(tmp_path: Path, pocket: Checkpoint) -> No
 
 
 def test_a_full_size_file_is_half_of_its_bf16_twin(pocket: Checkpoint) -> None:
-    """The sizes of the released HunyuanVideo: 24 times the pocket network's width, 20 double and 40 single blocks."""
+    """The sizes of the released HunyuanVideo: a width of 3072, 20 double and 40 single blocks."""
     state, times = {}, {"double_blocks": 20, "single_blocks": 40}
+    factor = 3072 // pocket.shape.hidden
     for key, value in pocket.state.items():
         kind, _, rest = key.partition(".")
         if kind in times and rest.startswith("0."):
-            wide = [size if "_norm" in key else 24 * size for size in value.shape]
+            wide = [size if "_norm" in key else factor * size for size in value.shape]
             state[key] = torch.empty(wide, device="meta")
     inside = sum(times[key.split(".")[0]] * value.numel() for key, value in state.items())
     assert inside == pytest.approx(12.46e9, rel=1e-3)
@@ -129,17 +107,28 @@ def test_a_full_size_file_is_half_of_its_bf16_twin(pocket: Checkpoint) -> None:
 
 def test_memory_stays_below_a_few_layers(tmp_path: Path) -> None:
     """The file is mapped and written in pieces, so memory holds at most the float32 copies of one layer."""
-    pocket, hidden = load_checkpoint(files.GENERATOR), 512
+    pocket = load_checkpoint(files.TEACHER)
+    width, hidden = pocket.shape.hidden, 512
     state = {key: value for key, value in pocket.state.items() if not key.startswith("single_blocks.")}
     for key, value in pocket.state.items():
         if key.startswith("single_blocks.0."):
-            shape = [size * hidden // 128 if size >= 128 else size for size in value.shape]
+            shape = [size * hidden // width if size >= width else size for size in value.shape]
             state |= {key.replace(".0.", f".{block}.", 1): torch.full(shape, 0.5) for block in range(20)}
     save_file(state, tmp_path / "large.safetensors")
-    del state
-    checkpoint = replace(pocket, state=read_tensors(tmp_path / "large.safetensors")[0])
-    ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory is reused, which hides new use
-    before, peak, done = _anonymous(), 0, threading.Event()
+    # A process of its own: in one that did other work, what that work freed and what it still frees hide the new use.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        before, after, peak = pool.apply(
+            _quantise_and_watch, (tmp_path / "large.safetensors", tmp_path / "q.safetensors")
+        )
+    assert before > 310e6
+    assert after < before
+    assert 5e6 < peak < 110e6
+
+
+def _quantise_and_watch(path: Path, out: Path) -> tuple[int, int, int]:
+    """Quantise the tensors of a file, and return bytes before and after, and the peak of the new memory in bytes."""
+    checkpoint = replace(load_checkpoint(files.TEACHER), state=read_tensors(path)[0])
+    start, peak, done = _anonymous(), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
@@ -148,11 +137,10 @@ def test_memory_stays_below_a_few_layers(tmp_path: Path) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    result = save_quantised(tmp_path / "q.safetensors", checkpoint)
+    result = save_quantised(out, checkpoint)
     done.set()
     watcher.join()
-    assert result.bytes_before > 310e6
-    assert 5e6 < peak - before < 110e6
+    return result.bytes_before, result.bytes_after, peak - start
 
 
 def _anonymous() -> int:
@@ -163,18 +151,21 @@ def _anonymous() -> int:
 
 def test_other_spellings_become_the_file_layout(tmp_path: Path, pocket: Checkpoint) -> None:
     save_file(
-        {k: v.contiguous().clone() for k, v in file_to_diffusers(HUNYUAN_VIDEO, pocket.state, 128).items()},
+        {
+            k: v.contiguous().clone()
+            for k, v in file_to_diffusers(HUNYUAN_VIDEO, pocket.state, pocket.shape.hidden).items()
+        },
         tmp_path / "d.safetensors",
     )
     quantise_file(tmp_path / "d.safetensors", tmp_path / "q.safetensors")
-    quantise_file(files.GENERATOR, tmp_path / "expected.safetensors")
+    quantise_file(files.TEACHER, tmp_path / "expected.safetensors")
     got, expected = load_file(tmp_path / "q.safetensors"), load_file(tmp_path / "expected.safetensors")
     assert all(torch.equal(got[key], expected[key]) for key in expected if "null_" not in key)
 
 
 def test_unsuitable_files_are_refused_and_nothing_is_written(tmp_path: Path, pocket: Checkpoint) -> None:
     out = tmp_path / "out" / "q.safetensors"
-    quantise_file(files.GENERATOR, tmp_path / "q.safetensors")
+    quantise_file(files.TEACHER, tmp_path / "q.safetensors")
     with pytest.raises(CheckpointError, match=r"q\.safetensors .*quantised.*int8"):
         quantise_file(tmp_path / "q.safetensors", out)
     with pytest.raises(CheckpointError, match=r"fake_lora.* is a LoRA"):
@@ -200,7 +191,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(
 
 def test_cancelling_keeps_the_old_file(tmp_path: Path, pocket: Checkpoint) -> None:
     out = tmp_path / "q.safetensors"
-    quantise_file(files.GENERATOR, out)
+    quantise_file(files.TEACHER, out)
     old = file_sha256(out)
 
     def cancel(done: int, _: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from magicdistill_core.errors import CheckpointError
-from magicdistill_core.quantise import QUANTISATION_KEY
+from magicdistill_core.int8 import QUANTISATION_KEY
 from magicdistill_core.quantised_files import describe_quantised
 from magicdistill_core.soundness import check_number_types
 

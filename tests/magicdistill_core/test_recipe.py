@@ -13,12 +13,18 @@ def test_every_field_is_stored_in_the_metadata() -> None:
     recipe = Recipe.model_validate(
         BASICS
         | {"sampler": "renoise", "method": "w2s", "training_step": 600, "a_weak": 0.25, "a_strong": 1.0}
+        | {"prompt_template": "magic141", "image_in_noise": 0.001, "dropped_frames": 4}
         | {"teacher_hash": "ab", "base_hash": "cd", "base_kind": "folder", "lora_rank": 64, "lora_alpha": 32.0}
     )
     metadata = recipe.to_metadata()
     assert all(isinstance(value, str) for value in metadata.values())
     assert Recipe.from_metadata(metadata) == recipe
     assert json.loads(metadata[METADATA_KEY])["family"] == "hunyuan_video"
+
+
+def test_fields_that_earlier_versions_do_not_know_are_stored_only_if_they_are_used() -> None:
+    stored = json.loads(Recipe.model_validate(BASICS).to_metadata()[METADATA_KEY])
+    assert not {"prompt_template", "image_in_noise", "dropped_frames"} & stored.keys()
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
@@ -63,6 +69,9 @@ def test_invalid_json_is_an_error_and_recipes_are_immutable() -> None:
         ({"fps": float("inf")}, "fps.*finite"),
         ({"fps": 1e300}, "fps"),
         ({"guidance_scale": 1e9}, "guidance_scale"),
+        ({"dropped_frames": 17}, "dropped_frames is 17.*none of 17 frames"),
+        ({"image_in_noise": 1.0}, "image_in_noise"),
+        ({"prompt_template": "flux"}, "prompt_template.*flux"),
         ({"a_weak": float("-inf")}, "a_weak.*finite"),
         ({"lora_alpha": float("inf")}, "lora_alpha.*finite"),
     ],

@@ -126,10 +126,12 @@ def test_files_without_weights_are_refused(tmp_path: Path, content: object) -> N
         {"double_blocks.0.img_attn_qkv.weight._scale": torch.ones(384)},
     ],
 )
-def test_quantised_files_are_refused_with_advice(tmp_path: Path, state: dict[str, Tensor], change: dict) -> None:
+def test_quantised_files_are_refused_on_request_with_advice(
+    tmp_path: Path, state: dict[str, Tensor], change: dict
+) -> None:
     save_file(state | change, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors .*quantised.*bf16, fp16 or fp32"):
-        load_checkpoint(tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors .*quantised already.*bf16, fp16 or fp32"):
+        load_checkpoint(tmp_path / "a.safetensors", allow_quantised=False)
 
 
 def test_gguf_is_refused_with_advice(tmp_path: Path) -> None:

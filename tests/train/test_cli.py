@@ -8,6 +8,8 @@ from PIL import Image
 
 from magicdistill_core.media.video import read_video
 from magicdistill_core.media.video_writing import write_video
+from magicdistill_core.prompt_templates import TITLES
+from train.commands.options import Template
 from train.data.dataset import LatentDataset
 
 
@@ -26,6 +28,10 @@ def test_help_names_every_command_and_does_not_wait_for_torch(magicdistill) -> N
     heavy = "import sys, train.cli; print([m for m in ('torch', 'diffusers', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_prompt_template_can_be_chosen() -> None:
+    assert [template.value for template in Template] == list(TITLES)
 
 
 def test_bad_input_is_one_paragraph_on_stderr(magicdistill, tmp_path: Path) -> None:

@@ -55,8 +55,13 @@ class MethodConfig(Section):
 
     @property
     def uses_negative_prompt(self) -> bool:
-        """Whether `model.negative_prompt` must be given."""
+        """Whether the method makes unconditional calls, with `model.negative_prompt`."""
         return False
+
+    @property
+    def warmup_rounds(self) -> int:
+        """Number of rounds before the first update of the generator, in which only the fake branch learns."""
+        return 0
 
     @property
     def start_file(self) -> Path | None:
@@ -117,11 +122,14 @@ class DiscriminatorConfig(Section):
     r1: float = Field(
         100.0,
         ge=0,
-        description="Weight of the approximate R1 penalty (D(z) - D(z + r1_noise * n))^2, which smooths the "
-        "discriminator near the data. 0 turns it off.",
+        description="Weight of the approximate R1 penalty (D(z_s) - D(z_s + r1_noise * n))^2, which smooths the "
+        "discriminator near the noised data z_s. 0 turns it off.",
     )
     r1_noise: float = Field(
-        0.1, gt=0, description="Standard deviation of the noise in the R1 penalty, in units of the latents."
+        0.1,
+        gt=0,
+        description="Standard deviation of the noise n in the R1 penalty, in units of the latents. It is added to what "
+        "the discriminator reads, so it has this size at every noise level.",
     )
 
 
@@ -146,6 +154,13 @@ class MatchingConfig(MethodConfig):
         description="Updates of the fake branch before each generator update. Raise it if the fake score does not "
         "follow the generator (`fake/loss` rises).",
     )
+    fake_warmup: int = Field(
+        0,
+        ge=0,
+        description="Rounds of the fake branch alone before the first update of the generator: `fake_updates` updates "
+        "of the branch each. Until the branch has learned something, the difference of the scores is below the "
+        "rounding of bf16, and Adam makes full steps with it. Look at `signal/agreement` in the log.",
+    )
     normalize: bool = Field(
         True,
         description="Divide each sample's matching gradient by the mean distance between the sample and the real "
@@ -161,8 +176,8 @@ class MatchingConfig(MethodConfig):
         1.0,
         ge=1,
         description="Scale w of classifier-free guidance in the real score: v(negative) + w * (v(prompt) - "
-        "v(negative)). 1 is no guidance; a larger w needs `model.negative_prompt`. Trainers that write v(prompt) + s "
-        "* (v(prompt) - v(negative)) use s = w - 1.",
+        "v(negative)). 1 is no guidance; a larger w needs `model.negative_prompt` or `data.captions`. Trainers that "
+        "write v(prompt) + s * (v(prompt) - v(negative)) use s = w - 1.",
     )
     supervision: SupervisionConfig | None = Field(
         None, description="Ground-truth supervision in addition to matching. `null` is none."
@@ -180,6 +195,11 @@ class MatchingConfig(MethodConfig):
     def uses_negative_prompt(self) -> bool:
         """Whether the real score is guided, which needs the negative prompt."""
         return self.guidance_scale != 1
+
+    @property
+    def warmup_rounds(self) -> int:
+        """The setting `fake_warmup`."""
+        return self.fake_warmup
 
     def recipe_fields(self) -> dict[str, Any]:
         """Return the method's name and the weights of the branch."""
@@ -282,6 +302,12 @@ class SFTConfig(MethodConfig):
         le=1,
         description="Share of the samples whose noise level is uniform instead of logit-normal, before "
         "`schedule.shift`. Logit-normal levels are rarely near 0 or 1; 0.5 also trains both ends.",
+    )
+    loss_weight: Literal["velocity", "x0"] = Field(
+        "velocity",
+        description="What the loss measures: `velocity` is the squared error of the velocity v. `x0` is the squared "
+        "error of the clean estimate, sigma^2 times the former, as Magic 1-For-1 trains its teacher; levels with "
+        "little noise then count less.",
     )
     channel_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None,

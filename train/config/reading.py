@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from magicdistill_core.errors import ConfigError
 
 from ..run_folder import CONFIG_FILE, RUN_FILE
+from .earlier import of_this_version
 from .methods import W2SConfig
 from .paths import at_home, written_path
 from .problems import fields_at, problems
@@ -168,6 +169,11 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merged(_read(parent, (*children, path)), tree)
 
 
+def _is_own_configuration(path: Path) -> bool:
+    """Return whether a file is the configuration that a run wrote into its own folder."""
+    return path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file()
+
+
 def _moved_to(path: Path, named: Any) -> Path | None:
     """Return the folder of a moved or copied run: `path` is the run's own configuration, but names another folder.
 
@@ -175,7 +181,7 @@ def _moved_to(path: Path, named: Any) -> Path | None:
         The folder that contains `path`; None if the run was not moved, or `path` is not a run's own configuration.
     """
     folder = path.parent
-    if path.name != CONFIG_FILE or not (folder / RUN_FILE).is_file():
+    if not _is_own_configuration(path):
         return None
     try:
         same = isinstance(named, str) and Path(at_home(named)).resolve() == folder.resolve()
@@ -189,7 +195,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     A file may contain `extends: OTHER.yaml`, a path relative to its own folder. It then needs only the settings that
     differ from that file. The `config.yaml` of a run that was moved or copied applies to the folder that contains it,
-    unless an override sets `run`.
+    unless an override sets `run`. The `config.yaml` of a run of an earlier version is read as that version meant it.
 
     Args:
         path: the YAML file.
@@ -199,6 +205,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: if a file is absent, is not a YAML mapping, or is not valid.
     """
     tree = _read(path)
+    if _is_own_configuration(path):
+        tree, notes = of_this_version(tree)
+        for note in notes if _is_first_process() else ():
+            logger.info("%s was written by an earlier version: %s", path, note)
     if (folder := _moved_to(path, tree.get("run"))) is not None:
         if not any(text.partition("=")[0].strip() == "run" for text in overrides) and _is_first_process():
             named = tree.get("run")

@@ -27,12 +27,6 @@ class CheckpointConfig(Section):
         description="Number of newest checkpoints to keep. The best one and the newest one that the guard found "
         "healthy are kept as well.",
     )
-    measure: Text = Field(
-        "generator/real_fake_distance",
-        description="Metric that selects the best checkpoint: among the healthy ones, the lowest median over the last "
-        "`guard.window` rounds wins. With a fake branch only checkpoints after the metric's peak count; until then the "
-        "newest is the best. Methods without this metric use `generator/loss`.",
-    )
 
 
 class GuardConfig(Section):
@@ -92,13 +86,12 @@ class GuardConfig(Section):
         description="Highest share of latent values with a magnitude above 4. An absolute limit, not a multiple of the "
         "baseline.",
     )
-    gradient_ceiling: float = Field(
-        4.0, gt=0, description="Highest mean absolute value of the distribution-matching gradient."
-    )
-    distance_ceiling: float = Field(
-        4.0,
+    relative_distance_ceiling: float = Field(
+        1.0,
         gt=0,
-        description="Highest mean distance between real and fake score. Above it the two scores drift apart.",
+        description="Highest distance between real and fake score, relative to the real score's error on the samples. "
+        "A good fake score stays below 1; above it the two scores drift apart. An absolute limit, not a multiple of "
+        "the baseline, because the distance starts at zero with the branch.",
     )
     fake_loss_ceiling: float = Field(
         4.0,
@@ -111,11 +104,34 @@ class GuardConfig(Section):
         description="Highest ratio of the guidance part of the real score to the distance between real and fake score. "
         "An absolute limit, not a multiple of the baseline.",
     )
+    energy_rise: float = Field(
+        2.0,
+        gt=0,
+        description="Highest rise of the validation's energy score above the best one so far, in standard errors of "
+        "the difference. Two validations in a row above it are a collapse.",
+    )
+    energy_jump: float = Field(
+        4.0, gt=0, description="Like `energy_rise`, but a single validation above it is a collapse."
+    )
+    energy_margin: float = Field(
+        0.03,
+        ge=0,
+        description="A smaller rise is never a collapse, whatever its standard error. It is a share of the energy "
+        "score at the run's start.",
+    )
 
 
 class LoggingConfig(Section):
-    """Additional places for metrics. Every run writes `metrics.jsonl` and TensorBoard files to its folder."""
+    """Additional metrics and places for them. Every run writes `metrics.jsonl` and TensorBoard files to its folder."""
 
+    signal_every: int = Field(
+        50,
+        ge=0,
+        description="Generator updates between two measurements of the training signal: how well the difference of "
+        "real and fake score in bf16 agrees with fp32, and the share of weights whose gradients are below Adam's "
+        "epsilon. The last round of the fake warm-up is measured too, or without one the first update. A measurement "
+        "makes one more rollout and four more calls, two of them in fp32. 0 turns it off.",
+    )
     wandb: Text | None = Field(
         None,
         description="Project at Weights & Biases that also receives the metrics. It needs `pip install wandb` and "

@@ -74,8 +74,9 @@ class OptimizerConfig(Section):
     eps: float = Field(
         1e-8,
         gt=0,
-        description="Adam's epsilon: gradients much smaller than this have almost no effect. Use 1e-15 for a LoRA of a "
-        "13B model, whose gradients are near 1e-9.",
+        description="Adam's epsilon: weights whose gradients are much smaller than this hardly move. Use 1e-15 for a "
+        "LoRA of a 13B model, whose gradients are near 1e-9. `signal/generator_below_eps` in the log is the share of "
+        "the generator's weights with smaller gradients.",
     )
     weight_decay: float = Field(
         0.0, ge=0, description="Each update first multiplies the weights by 1 - lr * weight_decay. 0 is no decay."

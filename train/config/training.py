@@ -54,13 +54,15 @@ class ModelConfig(Section):
     )
     null_prompt: FilePath | None = Field(
         None,
-        description="File with the `null_prompt.*` tensors, the text conditioning of every call; make it with "
-        "`magicdistill encode-prompt`. Needed if the teacher's own file has none, otherwise it replaces that one.",
+        description="File with the `null_prompt.*` tensors, the text conditioning of every call without a caption; "
+        "make it with `magicdistill encode-prompt`. Needed if the teacher's own file has none, otherwise it replaces "
+        "that one.",
     )
     negative_prompt: FilePath | None = Field(
         None,
-        description="File like `null_prompt` for the unconditional calls of guidance. Required by `method.name: cfg` "
-        "and by a `method.guidance_scale` other than 1; refused otherwise.",
+        description="File like `null_prompt` for the unconditional calls of guidance, which `method.name: cfg` and a "
+        "`method.guidance_scale` other than 1 make; refused otherwise. Required without `data.captions`. With captions "
+        "the default is the empty text: the null prompt, or the sample's own if the text encoder sees the image.",
     )
     i2v_mode: Literal["concat", "token_replace", "none"] | None = Field(
         None,
@@ -120,6 +122,20 @@ class ScheduleConfig(Section):
         description="`euler` follows the velocity to the next level. `renoise` (DMD2) predicts the clean latents and "
         "adds new noise at the next level.",
     )
+    image_in_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the start image's latent in the starting noise of samples. 0.001 for HunyuanVideo-I2V, "
+        "whose release starts so; 0 for other teachers. Training itself starts from pure noise.",
+    )
+    dropped_frames: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="First decoded frames that are left out of a video. 4 for HunyuanVideo-I2V with concat, whose "
+        "release leaves them out; 0 for other teachers.",
+    )
 
 
 class DataConfig(Section):
@@ -134,6 +150,25 @@ class DataConfig(Section):
         description="Micro-batches whose gradients are combined into one update. Raise it for a larger batch in the "
         "same memory.",
     )
+    captions: bool = Field(
+        False,
+        description="Train each sample with its own caption (`magicdistill prepare --text-encoder`) instead of the "
+        "null prompt. The dataset must contain captions.",
+    )
+    caption_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="With `captions`: share of the samples that get the empty text instead of their caption, drawn "
+        "anew in every update. A teacher that will be guided needs it in `sft`; 0.1 is usual.",
+    )
+    held_out: int | None = Field(
+        None,
+        ge=0,
+        description="Samples of the dataset that the training does not see, for validation. All windows of a video are "
+        "held out together, so there may be up to twice as many. `null` holds out 10 %, at most 64, and none of a "
+        "dataset with fewer than 20 samples. 0 trains on everything, and validation then uses clips of the training.",
+    )
 
 
 class ZeroConfig(Section):
@@ -147,15 +182,35 @@ class ZeroConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Videos with fixed seeds that the run generates as it trains, for you to look at."""
+    """Samples with fixed noise that the run makes as it trains: their energy score selects the best checkpoint.
 
-    every: int = Field(50, ge=0, description="Generator updates between two sets of samples. 0 generates none.")
-    samples: Positive = Field(4, description="Number of videos. Their start images are evenly spread over the dataset.")
+    One validation costs `samples * seeds * schedule.steps` network calls for one sample each, shared by all processes.
+    The start of a run is validated too.
+    """
+
+    every: int = Field(
+        50,
+        ge=0,
+        description="Generator updates between two validations. The last update is validated too. Only validated "
+        "checkpoints can be the best, so `checkpoint.every` should be the same or a multiple. 0 turns validation off, "
+        "and no checkpoint is the best.",
+    )
+    samples: Positive = Field(
+        16,
+        description="Number of clips, evenly spread over those that `data.held_out` keeps. The error of the energy "
+        "score falls with the square root of this number.",
+    )
+    seeds: Annotated[int, Field(ge=2)] = Field(
+        2, description="Samples of each clip, from different noise. The energy score needs at least 2."
+    )
+    shown: Positive = Field(
+        4, description="Number of the clips that are decoded into the contact sheet and the video, one sample of each."
+    )
     seed: Seed = Field(0, description="Seed of the samples' noise. It stays the same for the complete run.")
     vae: FileOrWord = Field(
         "pocket",
-        description="VAE that decodes the samples: a TAEHV file or a diffusers folder, the one that the dataset was "
-        "made with. `pocket` is the small VAE that ships with this project.",
+        description="VAE that decodes the shown samples: a TAEHV file or a diffusers folder, the one that the dataset "
+        "was made with. `pocket` is the small VAE that ships with this project.",
     )
 
 
@@ -182,7 +237,9 @@ class TrainConfig(Section):
         description="Optimizer of the fake branch. Required by the methods that train one; `null` for all others.",
     )
     zero: ZeroConfig = Field(ZeroConfig(), description="What DeepSpeed partitions among the processes.")
-    validation: ValidationConfig = Field(ValidationConfig(), description="Videos to look at while the run trains.")
+    validation: ValidationConfig = Field(
+        ValidationConfig(), description="Samples that are measured and shown while the run trains."
+    )
     checkpoint: CheckpointConfig = Field(
         CheckpointConfig(), description="When the run saves its state, and which checkpoints it keeps."
     )
@@ -204,11 +261,16 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         needs, has = self.method.uses_negative_prompt, self.model.negative_prompt is not None
-        if needs and not has:
+        if self.data.caption_dropout and not self.data.captions:
+            raise ValueError(
+                f"data.caption_dropout is {self.data.caption_dropout:g}, but the run trains without captions: set "
+                "data.captions=true, or data.caption_dropout=0"
+            )
+        if needs and not has and not self.data.captions:
             raise ValueError(
                 f"the method {self.method.name} needs model.negative_prompt: guidance moves away from an unconditional "
-                "prompt, and the null prompt alone is not enough. Name its file, or set method.guidance_scale=1 for no "
-                "guidance"
+                "prompt, and the null prompt alone is not enough. Name its file, train with captions "
+                "(data.captions=true), or set method.guidance_scale=1 for no guidance"
             )
         if has and not needs:
             raise ValueError(

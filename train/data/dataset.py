@@ -15,6 +15,7 @@ from magicdistill_core.safetensors_file import read_header
 
 from .dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, check_shards, damaged, read_index
 from .finite import not_finite
+from .text_states import TextStates
 
 
 class LatentBatch(NamedTuple):
@@ -30,7 +31,13 @@ class LatentBatch(NamedTuple):
 
 
 class LatentDataset:
-    """Read access to a latent dataset by sample number. Tensors are read on demand."""
+    """Read access to a latent dataset by sample number. Tensors are read on demand.
+
+    Attributes:
+        folder: the dataset's folder.
+        index: its index.
+        texts: the prompts of its samples; None for a dataset without captions.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Open a dataset, and check that its shards are complete.
@@ -53,6 +60,10 @@ class LatentDataset:
         check_shards(self.folder, self.index)
         for number in range(len(self.index.shards)):
             self._check(number)
+        self.texts = None
+        if self.index.texts is not None:
+            samples = [prompts for shard in self.index.shards for prompts in shard.prompts or []]
+            self.texts = TextStates(self.folder, self.index.texts, samples)
 
     @property
     def frames(self) -> int:
@@ -178,7 +189,7 @@ class LatentDataset:
         )
 
     def _damaged(self, number: int, why: str) -> DatasetError:
-        return damaged(self.folder, self.index.shards[number], why)
+        return damaged(self.folder, self.index.shards[number].file, why)
 
     def _check(self, number: int) -> None:
         shard = self.index.shards[number]
@@ -190,3 +201,7 @@ class LatentDataset:
         expected = {key: (len(shard.samples), *shape) for key, shape in self._shapes.items()}
         if shapes != expected:
             raise self._damaged(number, f"its tensors are {shapes}, but the index states {expected}")
+        if self.index.texts is not None and len(shard.prompts or []) != len(shard.samples):
+            raise self._damaged(
+                number, f"the index states {len(shard.prompts or [])} captions for its {len(shard.samples)} samples"
+            )

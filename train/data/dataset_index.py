@@ -6,13 +6,15 @@ A shard holds `latents` `[N, 16, T, H, W]` and `image_latents` `[N, 16, 1, H, W]
 image), both in the network's scale. For Wan 2.1 `image_latents` are `[N, 16, T, H, W]` (the first frame and gray frames
 encoded together), and `image_features` `[N, 257, 1280]` are the CLIP features of the first frame.
 
+A dataset with captions also has files of text states (`text_index.py`), which its samples name by number.
+
 The index names a new shard only after the shard is on disk. An interrupted preparation loses at most the samples of one
 unfinished shard.
 """
 
 import codecs
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +23,7 @@ from magicdistill_core.families import all_families
 from magicdistill_core.geometry import latent_shape
 
 from ..console import command
+from .text_index import TEXT_PREFIX, SamplePrompts, TextFile, TextIndex
 
 INDEX_NAME = "dataset.json"
 LATENTS, IMAGE_LATENTS, IMAGE_FEATURES = "latents", "image_latents", "image_features"
@@ -51,6 +54,9 @@ class Shard(BaseModel):
     file: str
     bytes: int = Field(description="Size of the file in bytes. It reveals a truncated copy at once.")
     samples: list[str] = Field(description="Keys of the samples, in the order of the rows.")
+    prompts: list[SamplePrompts] | None = Field(
+        None, description="Prompts of the samples, in the order of the rows. None in a dataset without captions."
+    )
 
 
 class DatasetIndex(BaseModel):
@@ -82,6 +88,14 @@ class DatasetIndex(BaseModel):
         description="Contents of the source videos, by the name that their samples begin with. Datasets of earlier "
         "versions have none.",
     )
+    texts: TextIndex | None = Field(None, description="Text states of the captions. None in a dataset without them.")
+
+    def stored(self) -> str:
+        """Return the text of `dataset.json`. Earlier versions can read a dataset without captions."""
+        absent: dict[str, Any] = {name: True for name in ("contents", "texts") if not getattr(self, name)}
+        if self.texts is None:
+            absent["shards"] = {"__all__": {"prompts"}}
+        return self.model_dump_json(indent=1, exclude=absent)
 
     @property
     def count(self) -> int:
@@ -157,36 +171,39 @@ def _reason(error: ValidationError | OSError) -> str:
 
 
 def check_shards(folder: Path, index: DatasetIndex) -> None:
-    """Check that all shards of a dataset exist and have the size that was written.
+    """Check that all shards and files of text states exist and have the size that was written.
 
     Args:
         folder: the dataset's folder.
         index: its index.
 
     Raises:
-        DatasetError: if a shard is missing or truncated.
+        DatasetError: if a file is missing or truncated.
     """
-    for shard in index.shards:
+    files: list[Shard | TextFile] = [*index.shards, *(index.texts.files if index.texts is not None else [])]
+    for file in files:
         try:
-            size = (folder / shard.file).stat().st_size
+            size = (folder / file.file).stat().st_size
         except FileNotFoundError:
-            raise damaged(folder, shard, "the file is missing") from None
+            raise damaged(folder, file.file, "the file is missing") from None
         except OSError as error:
-            raise damaged(folder, shard, cause(error)) from error
-        if size != shard.bytes:
-            state = "truncated, or its copy has not finished" if size < shard.bytes else "another file"
-            raise damaged(folder, shard, f"it has {size:,} bytes, but {shard.bytes:,} were written, so it is {state}")
+            raise damaged(folder, file.file, cause(error)) from error
+        if size != file.bytes:
+            state = "truncated, or its copy has not finished" if size < file.bytes else "another file"
+            why = f"it has {size:,} bytes, but {file.bytes:,} were written, so it is {state}"
+            raise damaged(folder, file.file, why)
 
 
-def damaged(folder: Path, shard: Shard, why: str) -> DatasetError:
-    """Return the error of a shard that cannot be used.
+def damaged(folder: Path, file: str, why: str) -> DatasetError:
+    """Return the error of a shard or of a file of text states that cannot be used.
 
     Args:
         folder: the dataset's folder.
-        shard: the shard.
+        file: the file's name.
         why: what was found, as a part of a sentence.
     """
+    kind = "File" if file.startswith(TEXT_PREFIX) else "Shard"
     return DatasetError(
-        f"Shard {shard.file} of {folder} cannot be used: {why}. Copy the shard again from its original, or delete "
-        f"the folder and prepare the dataset again."
+        f"{kind} {file} of {folder} cannot be used: {why}. Copy it again from its original, or delete the folder and "
+        f"prepare the dataset again."
     )

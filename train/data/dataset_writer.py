@@ -28,6 +28,8 @@ from .dataset_index import (
     read_index,
 )
 from .finite import not_finite
+from .text_index import TEXT_PREFIX, SamplePrompts, TextIndex
+from .text_writer import TextWriter
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,9 @@ class LatentWriter:
 
     Opening an existing dataset continues it. `key in writer` tells whether a sample is already stored, and
     `finished(source)` whether all samples of a source video are. The caller holds the folder's lock.
+
+    Attributes:
+        texts: the writer of the samples' prompts; None for a dataset without captions.
     """
 
     def __init__(self, folder: Path, index: DatasetIndex) -> None:
@@ -51,19 +56,20 @@ class LatentWriter:
 
         Args:
             folder: the dataset's folder.
-            index: the settings of the dataset, without shards and sources.
+            index: the settings of the dataset, without shards and sources. `texts` is the text encoder, without files.
 
         Raises:
-            DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE or image encoder,
-                or one of its shards is missing or truncated.
+            DatasetError: if the folder holds a dataset with another geometry, frame rate, dtype, VAE, image encoder or
+                text encoder, or one of its files is missing or truncated.
         """
         self._folder = folder
         self._shapes = index.tensor_shapes()
         self._dtype = getattr(torch, index.dtype)
         if (folder / INDEX_NAME).exists():
             index = _continued(folder, read_index(folder), index)
-        for unfinished in folder.glob(".shard-*.tmp"):  # left by a killed process, up to 256 MB each
-            unfinished.unlink(missing_ok=True)
+        for pattern in (".shard-*.tmp", f".{TEXT_PREFIX}*.tmp"):  # left by a killed process, up to 256 MB each
+            for unfinished in folder.glob(pattern):
+                unfinished.unlink(missing_ok=True)
         self._index = index
         sample_bytes = self._dtype.itemsize * sum(torch.Size(shape).numel() for shape in self._shapes.values())
         self._shard_samples = max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // sample_bytes))
@@ -76,6 +82,12 @@ class LatentWriter:
         # Sources of earlier versions, which stored only names.
         self._named = (self._sources.keys() | {key.rpartition("#")[0] for key in self._keys}) - self._contents.keys()
         self._pending: dict[str, dict[str, Tensor]] = {}
+        self._prompts: dict[str, SamplePrompts] = {}
+        self.texts = None if index.texts is None else TextWriter(folder, index.texts)
+        self._captions: defaultdict[str, set[str]] = defaultdict(set)
+        for shard in index.shards:
+            for key, prompts in zip(shard.samples, shard.prompts or [], strict=False):
+                self._remember(key, prompts)
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +132,22 @@ class LatentWriter:
             return Source(name, content)
         return Source(f"{name}@{content.sha256[:12]}", content)
 
-    def append(self, key: str, latent: Tensor, image: StartImage, source: Source | None = None) -> None:
+    def captions_of(self, source: str) -> frozenset[str]:
+        """Return the captions of a source video's samples in the dataset.
+
+        Args:
+            source: the source's name.
+        """
+        return frozenset(self._captions.get(source, ()))
+
+    def append(
+        self,
+        key: str,
+        latent: Tensor,
+        image: StartImage,
+        source: Source | None = None,
+        prompts: SamplePrompts | None = None,
+    ) -> None:
         """Add one sample, and write a shard when enough samples are waiting.
 
         Args:
@@ -128,10 +155,12 @@ class LatentWriter:
             latent: clean latent `[16, T, H, W]` in the network's scale.
             image: one start image, as a batch of one.
             source: the source video that the sample is from; None if it is from no file.
+            prompts: the sample's prompts, from `texts.refer`; None for a dataset without captions.
 
         Raises:
             NotFiniteError: if a value is NaN or infinite, also after rounding to the stored dtype.
-            ValueError: if the key is already stored, or a shape does not fit the dataset's geometry.
+            ValueError: if the key is already stored, a shape does not fit the dataset's geometry, or `prompts` are
+                missing or unexpected.
             CheckpointError: as for `flush`.
         """
         given = {LATENTS: latent, IMAGE_LATENTS: image.latents[0]}
@@ -141,15 +170,22 @@ class LatentWriter:
             raise ValueError(f"Sample {key} is already in the dataset. Check `key in writer` first.")
         if (shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != self._shapes:
             raise ValueError(f"Sample {key} has tensors {shapes}, expected {self._shapes}.")
+        if (prompts is None) != (self.texts is None):
+            raise ValueError(f"Sample {key} has {'no' if prompts is None else 'a'} caption, unlike the dataset.")
         stored = {name: tensor.detach().cpu().to(self._dtype) for name, tensor in given.items()}
         for name, tensor in stored.items():
             if found := not_finite(tensor):
                 raise NotFiniteError(_overflow(key, name, found, given[name], self._index.dtype))
         self._pending[key] = stored
+        if prompts is not None:
+            self._prompts[key] = prompts
+            self._remember(key, prompts)
         self._keys.add(key)
         if source is not None:
             self._know(source)
-        if len(self._pending) >= self._shard_samples:
+        # Text states that depend on the image are larger than the latents of a small clip.
+        texts = 0 if self.texts is None else self.texts.pending_bytes
+        if len(self._pending) >= self._shard_samples or texts >= _SHARD_BYTES:
             self.flush()
 
     def finish_source(self, source: Source) -> None:
@@ -163,30 +199,38 @@ class LatentWriter:
                 self._names[source.content].append(source.name)
             self._contents[source.name] = source.content
 
+    def _remember(self, key: str, prompts: SamplePrompts) -> None:
+        assert self.texts is not None
+        self._captions[key.rpartition("#")[0]].add(self.texts.caption(prompts))
+
     def flush(self) -> None:
-        """Write the waiting samples as a shard, then the index.
+        """Write the waiting prompts and samples as files, then the index.
 
         Raises:
-            CheckpointError: if the shard or the index cannot be written; the samples keep waiting.
+            CheckpointError: if a file cannot be written; the samples keep waiting.
         """
         known = {"sources": list(self._sources), "contents": dict(self._contents)}
         same = all(getattr(self._index, name) == value for name, value in known.items())
-        if not self._pending and same and (self._folder / INDEX_NAME).exists():
+        waiting = self._pending or (self.texts is not None and self.texts.pending_bytes)
+        if not waiting and same and (self._folder / INDEX_NAME).exists():
             return
-        shards = list(self._index.shards)
+        shards, texts = list(self._index.shards), None
+        if self.texts is not None:
+            self.texts.flush()
+            texts = self.texts.index
         if self._pending:
             name = f"shard-{len(shards):05d}.safetensors"
             samples = self._pending.values()
             write_safetensors(
                 self._folder / name, {key: torch.stack([s[key] for s in samples]) for key in self._shapes}, {}
             )
-            shards.append(Shard(file=name, bytes=(self._folder / name).stat().st_size, samples=list(self._pending)))
-        self._index = self._index.model_copy(update={"shards": shards, **known})
+            size = (self._folder / name).stat().st_size
+            prompts = None if self.texts is None else [self._prompts[key] for key in self._pending]
+            shards.append(Shard(file=name, bytes=size, samples=list(self._pending), prompts=prompts))
+        self._index = self._index.model_copy(update={"shards": shards, "texts": texts, **known})
         with explained_writing(self._folder / INDEX_NAME):
-            # Earlier versions can read a dataset that has no contents of videos.
-            absent = set() if self._contents else {"contents"}
-            write_text(self._folder / INDEX_NAME, self._index.model_dump_json(indent=1, exclude=absent))
-        self._pending = {}
+            write_text(self._folder / INDEX_NAME, self._index.stored())
+        self._pending, self._prompts = {}, {}
 
 
 def _begins_with(path: Path, content: Content, before: Content) -> bool:
@@ -202,6 +246,10 @@ def _overflow(key: str, name: str, found: str, given: Tensor, dtype: str) -> str
     return f"The {name} of {key} have {found}. {why}, or check the VAE and the clip."
 
 
+def _encoder(texts: TextIndex | None) -> str:
+    return "none" if texts is None else f"{texts.encoder_sha256[:12]} with template {texts.template or 'unknown'}"
+
+
 def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
     settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256")
     differing = [
@@ -209,6 +257,9 @@ def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> Datas
         for n in settings
         if getattr(found, n) != getattr(wanted, n)
     ]
+    encoders = [_encoder(index.texts) for index in (found, wanted)]
+    if encoders[0] != encoders[1]:
+        differing.append(f"text encoder {encoders[0]} (now: {encoders[1]})")
     if differing:
         raise DatasetError(
             f"{folder} holds a dataset made with other settings: {', '.join(differing)}. Continue it with the same "

@@ -19,15 +19,19 @@ from magicdistill_core.errors import MagicDistillError, VideoError, cause
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
+from magicdistill_core.prompt_templates import PromptTemplate, architecture_of_template, needs_image
 
 from ..console import progress_bar
 from ..folder_lock import folder_lock
 from ..signals import StopRequest
+from .captions import CaptionError, find_captions
 from .contents import Source
 from .dataset_index import DatasetIndex, StoredDtype
 from .dataset_writer import LatentWriter, NotFiniteError
+from .encoders import TextEncoder, files_sha256, load_text_encoder
 from .skipped import by_reason
 from .start_images import StartImageEncoder, load_start_images
+from .text_index import SamplePrompts, TextIndex
 from .vae import load_vae
 from .videos import find_videos
 from .windows import WindowGeometry, windows
@@ -67,6 +71,9 @@ def prepare(
     device: torch.device | str = "cpu",
     console: Console | None = None,
     image_encoder: Path | None = None,
+    text_encoder: Path | None = None,
+    captions: Path | None = None,
+    template: PromptTemplate | None = None,
 ) -> PrepareReport:
     """Encode every usable window of every video into the latent dataset `out`.
 
@@ -89,13 +96,19 @@ def prepare(
         console: shows the progress bar; None shows none.
         image_encoder: CLIP's folder, for a family that uses its features (see `load_start_images`); None for the
             others.
+        text_encoder: a diffusers pipeline whose text encoder encodes the captions (see `load_text_encoder`); None makes
+            a dataset without captions.
+        captions: table of the captions (see `find_captions`); None takes the text files next to the videos. A template
+            that shows the start image needs no captions.
+        template: the prompt template; None is the pipeline's own.
 
     Returns:
         The numbers of samples and videos, and the skipped videos.
 
     Raises:
-        MagicDistillError: if there are no videos, none is usable, the geometry does not fit, `out` cannot be written,
-            is in use by another process, or holds a dataset with other settings; or the GPU fails.
+        MagicDistillError: if there are no videos, none is usable, the geometry does not fit, the captions do not match
+            the videos, an encoder is of another family, `out` cannot be written, is in use by another process, or holds
+            a dataset with other settings; or the GPU fails.
     """
     check_geometry(frames, height, width)
     geometry = WindowGeometry(frames, height, width, fps, frames if stride is None else stride)
@@ -104,15 +117,27 @@ def prepare(
             f"stride is {stride} and fps is {fps}. Expected a stride of at least 1 frame and a positive fps."
         )
     sources = find_videos(videos)
+    if template is not None and text_encoder is None:
+        raise CaptionError(
+            f"A prompt template is named ({template}), but no text encoder. Name the diffusers pipeline of the "
+            f"teacher's release (--text-encoder), or leave out --template."
+        )
+    texts = _captions(sources, captions, text_encoder)
     report = PrepareReport()
     with folder_lock(out, "magicdistill prepare"):
         encoder = load_start_images(load_vae(vae, device), image_encoder, device)
+        reader, text_index = None, None
+        if text_encoder is not None:
+            reader = load_text_encoder(text_encoder, template, device)
+            _check_text_encoder(reader.template, encoder, text_encoder, with_captions=texts is not None)
+            text_index = TextIndex(encoder_sha256=files_sha256(text_encoder), template=reader.template)
         index = DatasetIndex(
             **asdict(geometry),
             family=encoder.vae.architecture,
             dtype=dtype,
             vae_sha256=weights_sha256(vae),
             image_encoder_sha256=None if image_encoder is None else weights_sha256(image_encoder),
+            texts=text_index,
         )
         with (
             StopRequest("The preparation ends after this window and keeps all windows so far") as stop,
@@ -120,7 +145,7 @@ def prepare(
             _progress(console) as progress,
         ):
             task = progress.add_task("Preparing", total=len(sources), note="")
-            preparation = _Preparation(writer, encoder, geometry, device, sources, report, stop)
+            preparation = _Preparation(writer, encoder, geometry, device, sources, report, stop, reader, texts or {})
             for name, path in sources.items():
                 if stop.name:
                     break
@@ -139,6 +164,35 @@ def prepare(
     return report
 
 
+def _captions(sources: Mapping[str, Path], table: Path | None, text_encoder: Path | None) -> dict[str, str] | None:
+    """Return the captions that will be encoded; None if there are none, or no text encoder is named."""
+    if text_encoder is None:
+        if table is not None:
+            raise CaptionError(
+                f"A table of captions is named ({table}), but no text encoder. Name the diffusers pipeline of the "
+                f"teacher's release (--text-encoder), or leave out --captions."
+            )
+        if unused := sum(path.with_suffix(".txt").is_file() for path in sources.values()):
+            logger.info("%d videos have a caption next to them. It is not used without --text-encoder", unused)
+        return None
+    return find_captions(sources, table)
+
+
+def _check_text_encoder(
+    template: PromptTemplate, encoder: StartImageEncoder, pipeline: Path, *, with_captions: bool
+) -> None:
+    if (found := architecture_of_template(template)) != encoder.vae.architecture:
+        raise CaptionError(
+            f"The text encoder {pipeline} belongs to {found}, but the VAE encodes for {encoder.vae.architecture}. Use "
+            f"both from the release of the teacher."
+        )
+    if not with_captions and not needs_image(template):
+        raise CaptionError(
+            f"A text encoder is named ({pipeline}), but there are no captions: no video has a text file next to it. "
+            f"Add text files or a table (--captions), or leave out --text-encoder to train with the null prompt."
+        )
+
+
 def _progress(console: Console | None) -> Progress:
     return progress_bar(console, disable=console is None)
 
@@ -152,6 +206,8 @@ class _Preparation:
     sources: Mapping[str, Path]
     report: PrepareReport
     stop: StopRequest
+    reader: TextEncoder | None
+    captions: Mapping[str, str]
 
     def add(self, name: str, path: Path) -> None:
         """Add the windows of a video that are not in the dataset.
@@ -161,15 +217,17 @@ class _Preparation:
         """
         with _as_video_errors(path):
             source = self.writer.source_of(name, path, self.sources)
+        caption = self.captions.get(name, "")
+        self._check_caption(source, path, caption)
         if self.writer.finished(source):
             self.report.already_in += 1
             if source.name != name:
                 logger.info("%s has the same contents as %s, which is in the dataset", name, source.name)
             return
         refused: list[str] = []
-        for key, latent, image in self._encoded(source, path):
+        for key, latent, image, prompts in self._encoded(source, path, caption):
             try:
-                self.writer.append(key, latent, image, source)
+                self.writer.append(key, latent, image, source, prompts)
                 self.report.added += 1
             except NotFiniteError as error:
                 refused.append(str(error))
@@ -179,7 +237,28 @@ class _Preparation:
             raise VideoError(f"Windows of {path} that were left out: {len(refused)}. {refused[0]}")
         self.writer.finish_source(source)
 
-    def _encoded(self, source: Source, path: Path) -> Iterator[tuple[str, Tensor, StartImage]]:
+    def _check_caption(self, source: Source, path: Path, caption: str) -> None:
+        """Refuse a video whose windows in the dataset have another caption."""
+        if self.reader is not None and (others := sorted(self.writer.captions_of(source.name) - {caption})):
+            raise VideoError(
+                f"{path} has the caption {caption!r:.60}, but its windows in the dataset were encoded with "
+                f"{others[0]!r:.60}. Restore the caption, or prepare the videos into another folder."
+            )
+
+    def _prompts(self, path: Path, caption: str, image: Tensor) -> SamplePrompts | None:
+        """Encode the caption of a window if it is not yet in the dataset; the image is `[1, 3, H, W]`."""
+        reader, texts = self.reader, self.writer.texts
+        if reader is None or texts is None:
+            return None
+        seen = image if needs_image(reader.template) else None
+        try:
+            return texts.refer(caption, lambda text: reader.encode(text, seen))
+        except (MagicDistillError, ValueError) as error:
+            raise VideoError(f"The caption of {path} cannot be used: {error}") from error
+
+    def _encoded(
+        self, source: Source, path: Path, caption: str
+    ) -> Iterator[tuple[str, Tensor, StartImage, SamplePrompts | None]]:
         with _as_video_errors(path):
             for start, window in windows(path, self.geometry):
                 if self.stop.name:
@@ -187,8 +266,10 @@ class _Preparation:
                 key = f"{source.name}#{start}"
                 if key not in self.writer:
                     unit = frames_to_unit(window).to(self.device)
+                    first = unit[:, 0]
+                    prompts = self._prompts(path, caption, first)
                     latent = self.encoder.vae.encode(unit)[0]
-                    yield key, latent, self.encoder.encode(unit[:, 0], self.geometry.frames)
+                    yield key, latent, self.encoder.encode(first, self.geometry.frames), prompts
 
 
 @contextmanager

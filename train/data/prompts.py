@@ -1,54 +1,69 @@
 """Encoding of prompts to small files. Training and sampling read them and need no text encoder."""
 
-import json
+import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from magicdistill_core.errors import CheckpointError, MagicDistillError, cause
+from magicdistill_core.families import all_architectures
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.null_prompt import null_prompt_tensors
+from magicdistill_core.geometry import frames_to_unit
+from magicdistill_core.media.video import read_image
+from magicdistill_core.null_prompt import TEMPLATE_ENTRY, null_prompt_tensors
+from magicdistill_core.prompt_templates import (
+    HUNYUAN_VIDEO,
+    TITLES,
+    PromptTemplate,
+    architecture_of_template,
+    needs_image,
+)
 from magicdistill_core.safetensors_file import write_safetensors
 from magicdistill_core.writable import check_output_file
 
+from .encoders import load_text_encoder, own_template
 from .finite import not_finite
 
-_INDEX = "model_index.json"
-_PARTS = (
-    "Expected a complete diffusers pipeline with its folders tokenizer and text_encoder (for HunyuanVideo tokenizer_2 "
-    "and text_encoder_2 as well)."
-)
-_WAN_TOKENS = 512
-# Tokens of the template before the prompt. HunyuanVideoPipeline removes their states.
-_TEMPLATE_TOKENS = 95
+logger = logging.getLogger(__name__)
 
 
-def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device | str = "cpu") -> NullPrompt:
+def encode_prompt(
+    pipeline: Path,
+    prompt: str,
+    out: Path,
+    device: torch.device | str = "cpu",
+    image: Path | None = None,
+    template: PromptTemplate | None = None,
+) -> NullPrompt:
     """Encode a prompt with the text encoders of a diffusers pipeline, and write a file for `model.null_prompt`.
-
-    HunyuanVideo's text-to-video template is used, even for an image-to-video pipeline. The image-to-video template also
-    shows an image to the language model, so its result fits only that image.
 
     Args:
         pipeline: folder of a diffusers HunyuanVideo or Wan pipeline; only tokenizers and text encoders are read.
         prompt: the text; "" is the null prompt.
         out: the file (.safetensors) to write.
         device: device of the text encoders.
+        image: the start image for a prompt template that shows it to the language model. The file then fits only this
+            image. None uses the text alone.
+        template: the prompt template. None is the pipeline's own; without an image, HunyuanVideo's for text alone also
+            for an image-to-video pipeline, with a warning.
 
     Returns:
         The written text conditioning, in bfloat16 on the CPU, without padding tokens.
 
     Raises:
         OutputError: if `out` cannot be written. Nothing is loaded then.
+        VideoError: if the image cannot be read.
+        PromptError: if the template needs an image and there is none, or the other way round; if the prompt is too
+            long, or the pipeline's encoders do not serve the template.
         CheckpointError: if the folder holds no such pipeline, a part of it cannot be loaded, or its result is not
             finite.
     """
     check_output_file(out)
-    kind = _kind(pipeline)
-    _check_parts(pipeline, kind)
+    unit = None if image is None else frames_to_unit(read_image(image)[None])[0]
+    chosen = template or _usual_template(pipeline, with_image=image is not None)
+    encoder = load_text_encoder(pipeline, chosen, device)
     try:
-        encoded = (_hunyuan_video if "HunyuanVideo" in kind else _wan)(pipeline, kind, prompt, torch.device(device))
+        found = encoder.encode(prompt, unit)
     except MagicDistillError:
         raise
     except torch.OutOfMemoryError as error:
@@ -57,103 +72,41 @@ def encode_prompt(pipeline: Path, prompt: str, out: Path, device: torch.device |
         ) from error
     except Exception as error:
         raise CheckpointError(
-            f"The text encoders in {pipeline} cannot be used ({cause(error)}). Download the folder again. {_PARTS}"
+            f"The text encoders in {pipeline} cannot be used ({cause(error)}). Download the folder again."
         ) from error
+    encoded = NullPrompt(found.text_states.cpu(), None if found.pooled is None else found.pooled.cpu())
     for name, tensor in (("text states", encoded.text_states), ("pooled text", encoded.pooled)):
-        if tensor is not None and (found := not_finite(tensor)):
+        if tensor is not None and (bad := not_finite(tensor)):
             raise CheckpointError(
-                f"The text encoders in {pipeline} made {name} with {found}. Nothing was written. Use --device cpu, or "
+                f"The text encoders in {pipeline} made {name} with {bad}. Nothing was written. Use --device cpu, or "
                 f"download the folder again."
             )
-    write_safetensors(out, null_prompt_tensors(encoded), {"prompt": prompt, "format": "pt"})
+    described = {"prompt": prompt, TEMPLATE_ENTRY: chosen} | ({} if image is None else {"image": image.name})
+    write_safetensors(out, null_prompt_tensors(encoded), described | {"format": "pt"})
     return encoded
 
 
-def _kind(pipeline: Path) -> str:
-    index = pipeline / _INDEX
-    advice = "Expected the folder of a diffusers HunyuanVideo or Wan pipeline."
-    if not index.is_file():
-        raise CheckpointError(f"{pipeline} has no {_INDEX}. {advice}")
-    try:
-        kind = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read ({error}). {advice}") from error
-    if not kind.startswith(("HunyuanVideo", "Wan")):
-        raise CheckpointError(f"{pipeline} holds a {kind}. {advice}")
-    return kind
+def negative_text(pipeline: Path) -> str:
+    """Return the negative prompt that the release of a pipeline's model publishes; "" if it publishes none.
 
-
-def _check_parts(pipeline: Path, kind: str) -> None:
-    names = ["tokenizer", "text_encoder"]
-    if kind.startswith("HunyuanVideo"):
-        names += ["tokenizer_2", "text_encoder_2"]
-    wanted = [(name, "*.json" if name.startswith("tokenizer") else "*.safetensors") for name in names]
-    if missing := [f"{name}/{files}" for name, files in wanted if not any((pipeline / name).glob(files))]:
-        raise CheckpointError(f"{pipeline} has no {', '.join(missing)}. {_PARTS}")
-
-
-def _load(kind: Any, pipeline: Path, **components: Any) -> Any:
-    return kind.from_pretrained(
-        pipeline, dtype=torch.bfloat16, use_safetensors=True, local_files_only=True, **components
-    )
-
-
-def _hunyuan_video(pipeline: Path, kind: str, prompt: str, device: torch.device) -> NullPrompt:
-    from diffusers import HunyuanVideoPipeline
-
-    # These are loaded separately: Llama's tokenizer and, in an image-to-video pipeline, the language model of LLaVA.
-    apart = ("tokenizer", "text_encoder") if "ImageToVideo" in kind else ("tokenizer",)
-    components: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler", *apart))
-    encoders = _load(HunyuanVideoPipeline, pipeline, **components)
-    encoders.register_modules(tokenizer=_llama_tokenizer(pipeline / "tokenizer"))
-    if "ImageToVideo" in kind:
-        from transformers import LlavaForConditionalGeneration
-
-        llava = _load(LlavaForConditionalGeneration, pipeline / "text_encoder")
-        # Before transformers 4.52 the language model is an attribute of the outer model.
-        encoders.register_modules(text_encoder=getattr(llava, "model", llava).language_model)
-    encoders.to(device)
-    with torch.no_grad():
-        text, pooled, mask = encoders.encode_prompt(prompt, device=device)
-    return NullPrompt(text[:, mask[0].bool()].cpu(), pooled.cpu())
-
-
-def _llama_tokenizer(folder: Path) -> Any:
-    """Load Llama 3's tokenizer, with the rules of its own file.
-
-    Diffusers names the class LlamaTokenizerFast, which is Llama 2's. Under transformers 5 this class replaces the rules
-    of the file by its own, and loses spaces and line breaks.
+    Args:
+        pipeline: folder of a diffusers HunyuanVideo or Wan pipeline.
 
     Raises:
-        CheckpointError: if the tokenizer changes HunyuanVideo's template, or splits it into another number of tokens.
+        CheckpointError: if the folder holds no such pipeline.
     """
-    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    template = DEFAULT_PROMPT_TEMPLATE["template"]
-    text, before = template.format(""), template.partition("{}")[0]
-    kept = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids, clean_up_tokenization_spaces=False)
-    count = len(tokenizer(before).input_ids)
-    if kept != text or count != _TEMPLATE_TOKENS:
-        raise CheckpointError(
-            f"The tokenizer in {folder} is not the one that HunyuanVideo was trained with. It splits the template "
-            f"before the prompt into {count} tokens, expected {_TEMPLATE_TOKENS}, and decodes the template as "
-            f"{kept[:80]!r}... Download the folder again from a release of HunyuanVideo in diffusers' format "
-            f"(tokenizer.json is Llama 3's)."
-        )
-    return tokenizer
+    name = architecture_of_template(own_template(pipeline))
+    return next(a.negative_text for a in all_architectures() if a.name == name)
 
 
-def _wan(pipeline: Path, kind: str, prompt: str, device: torch.device) -> NullPrompt:
-    from diffusers import WanPipeline
-
-    components: dict[str, Any] = dict.fromkeys(("transformer", "transformer_2", "vae", "scheduler"))
-    encoders = _load(WanPipeline, pipeline, **components).to(device)
-    with torch.no_grad():
-        text, _ = encoders.encode_prompt(
-            prompt, do_classifier_free_guidance=False, max_sequence_length=_WAN_TOKENS, device=device
-        )
-    # The pipeline pads with zeros. The padding is removed here; each call of the network pads again.
-    tokens = int(text[0].abs().sum(dim=-1).nonzero().max()) + 1
-    return NullPrompt(text[:, :tokens].cpu(), None)
+def _usual_template(pipeline: Path, with_image: bool) -> PromptTemplate:
+    own = own_template(pipeline)
+    if with_image or not needs_image(own):
+        return own
+    logger.warning(
+        "%s was trained with the start image in every prompt, and this prompt has none. As a null prompt for all clips "
+        "that is possible, but the teacher is then outside of what it was trained for. To see the difference, encode a "
+        "prompt with --image and compare samples",
+        TITLES[own],
+    )
+    return HUNYUAN_VIDEO

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from magicdistill_core.errors import CheckpointError, cause
 from magicdistill_core.families import all_families
 from magicdistill_core.families.base import Family, StartImage
 from magicdistill_core.families.wan import FEATURE_SHAPE
+from magicdistill_core.geometry import latent_frames
 
+from .clip_pixels import clip_pixels
 from .vae import Vae
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-# CLIP normalises its images by these. Gray frames replace the frames that will be generated.
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Gray frames replace the frames that will be generated.
 _GRAY = 0.5
 
 
@@ -43,11 +43,9 @@ class ClipVision:
         Args:
             images: `[B, 3, H, W]` in [0, 1], on the device of the vision tower.
         """
-        side = self._model.config.image_size
-        square = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (square.new_tensor(values).reshape(1, 3, 1, 1) for values in (_MEAN, _STD))
-        pixels = ((square - mean) / std).to(self._model.dtype)
-        return self._model(pixels, output_hidden_states=True).hidden_states[-2].float()
+        pixels = clip_pixels(images, self._model.config.image_size, middle=False)
+        hidden = self._model(pixels.to(self._model.dtype), output_hidden_states=True).hidden_states
+        return hidden[-2].float()
 
 
 class StartImageEncoder:
@@ -64,20 +62,33 @@ class StartImageEncoder:
         self._clip = clip
         self._covers_video = _family_of(vae).image_covers_video
 
+    @property
+    def takes_history(self) -> bool:
+        """Whether a video may begin with several known frames, and not only with an image."""
+        return self._covers_video
+
     @torch.no_grad()
-    def encode(self, images: Tensor, frames: int) -> StartImage:
+    def encode(
+        self, images: Tensor, frames: int, history: Tensor | None = None, anchor: Tensor | None = None
+    ) -> StartImage:
         """Encode start images.
 
         Args:
             images: `[B, 3, H, W]` in [0, 1] on the VAE's device.
             frames: number of frames of the videos, 4n + 1; used by families that encode the image together with gray
                 frames.
+            history: known frames that follow the images, `[B, 4n, 3, H, W]`; None for none. Only for families that take
+                them (`takes_history`).
+            anchor: images of the same persons `[B, 3, H, W]` for the CLIP features; None takes `images`.
         """
-        features = None if self._clip is None else self._clip.features(images)
+        features = None if self._clip is None else self._clip.features(images if anchor is None else anchor)
         if not self._covers_video:
+            assert history is None
             return StartImage(self.vae.encode_image(images), features)
-        gray = torch.full_like(images, _GRAY)[:, None].expand(-1, frames - 1, -1, -1, -1)
-        return StartImage(self.vae.encode(torch.cat([images[:, None], gray], dim=1)), features)
+        known = images[:, None] if history is None else torch.cat([images[:, None], history], dim=1)
+        gray = torch.full_like(images, _GRAY)[:, None].expand(-1, frames - known.shape[1], -1, -1, -1)
+        latents = self.vae.encode(torch.cat([known, gray], dim=1))
+        return StartImage(latents, features, latent_frames(known.shape[1]))
 
 
 def load_start_images(vae: Vae, image_encoder: Path | None, device: torch.device | str = "cpu") -> StartImageEncoder:

@@ -5,6 +5,7 @@ trained, the teacher and the real score are not. A *branch* is a LoRA on frozen 
 roles, at a weight per role (see `networks.roles`).
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,32 +13,68 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from magicdistill_core.families.base import Condition
 from magicdistill_core.flow import Velocity
 
 from ..config.sections import OptimizerConfig
 from ..config.training import TrainConfig
 from ..distributed import is_main
-from ..networks.discriminator import Discriminator, Features
+from ..networks.discriminator import Discriminator
+from ..networks.hunyuan_transformer import Features
+from ..networks.prompts import Conditioning
 from ..networks.roles import BASE, Role, RoleNetwork
 
+logger = logging.getLogger(__name__)
 
-def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, Any]:
+# Elements of DeepSpeed's usual bucket of gradients.
+_BUCKET = 500_000_000
+
+
+def has_fp32_gradients(config: TrainConfig, network: nn.Module) -> bool:
+    """Return whether the gradients of a bf16 network are added over processes and micro-batches in fp32.
+
+    Each backward pass makes gradients in bf16. In bf16 a sum of many of them loses the small ones. That matters for
+    a branch, whose gradients are small and whose fp32 buffers are too, and wherever micro-batches are accumulated. All
+    weights of a network, without accumulation, keep bf16: fp32 would need 2 more bytes per weight.
+
+    Args:
+        config: the training's configuration.
+        network: the network that is trained; one with frozen weights trains a branch.
+    """
+    if config.model.precision == "fp32":
+        return False
+    is_branch = any(not parameter.requires_grad for parameter in network.parameters())
+    return is_branch or config.data.accumulation > 1
+
+
+def deepspeed_config(
+    config: TrainConfig, clip: float, stage: int, *, fp32_gradients: bool = False, trained: int | None = None
+) -> dict[str, Any]:
     """Return the DeepSpeed settings of one engine, as `deepspeed.initialize` takes them.
 
     Args:
         config: the training's configuration.
         clip: the norm to which gradients are clipped; 0 for no clipping.
         stage: the ZeRO stage, 0 to 3.
+        fp32_gradients: whether to add bf16 gradients over processes and micro-batches in fp32. At stage 0 DeepSpeed
+            can only add those of the processes in fp32.
+        trained: number of trained parameters; None for a frozen network.
     """
     zero: dict[str, Any] = {"stage": stage}
+    if trained is not None:
+        # DeepSpeed allocates the complete bucket, in fp32 at stage 3. A branch needs less than the usual one.
+        zero["reduce_bucket_size"] = min(_BUCKET, trained)
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
         if config.model.mode == "lora":
             # Two engines gather the partitions of one shared base. If one of them prefetched a parameter, the other one
             # would find it in flight.
             zero["stage3_prefetch_bucket_size"] = 0
-    return {
+    types: dict[str, Any] = {}
+    if fp32_gradients:
+        types = {"communication_data_type": "fp32"}
+        if stage > 0:
+            types["data_types"] = {"grad_accum_dtype": "fp32"}
+    return types | {
         "train_micro_batch_size_per_gpu": config.data.micro_batch,
         "gradient_accumulation_steps": config.data.accumulation,
         "gradient_clipping": clip,
@@ -48,6 +85,11 @@ def deepspeed_config(config: TrainConfig, clip: float, stage: int) -> dict[str, 
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def full_size(parameter: nn.Parameter) -> int:
+    """Return the number of elements of a parameter, also if ZeRO-3 has partitioned it already."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 class Engine:
@@ -75,6 +117,13 @@ class Engine:
         """
         self.loss_scale = loss_scale
         self._settings = optimizer
+        fp32_gradients = has_fp32_gradients(config, network)
+        if fp32_gradients and stage == 0 and config.data.accumulation > 1 and is_main():
+            logger.warning(
+                "At zero.stage=0 DeepSpeed adds the gradients of data.accumulation=%d micro-batches in bf16, which "
+                "loses small ones. Set zero.stage=1 or 2 to add them in fp32",
+                config.data.accumulation,
+            )
         # Lowered when a run rolls back after a collapse.
         self.lr_factor = 1.0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -90,7 +139,13 @@ class Engine:
                 fused=parameters[0].is_cuda,
             ),
             # Gradients carry the loss scale. Scaling the clip norm too clips at the configured unscaled norm.
-            config=deepspeed_config(config, optimizer.clip * loss_scale, stage),
+            config=deepspeed_config(
+                config,
+                optimizer.clip * loss_scale,
+                stage,
+                fp32_gradients=fp32_gradients,
+                trained=sum(full_size(parameter) for parameter in parameters),
+            ),
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -134,12 +189,12 @@ class NetworkCalls:
     module: nn.Module
 
     def velocity(
-        self, condition: Condition, role: Role, *, unconditional: bool = False, guidance: Tensor | None = None
+        self, condition: Conditioning, role: Role, *, unconditional: bool = False, guidance: Tensor | None = None
     ) -> Velocity:
         """Return the velocity function `(x, sigma) -> velocity` of the network in one role for one batch.
 
         Args:
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
             role: the branch and its weight.
             unconditional: use the negative prompt instead of the prompt.
             guidance: guidance scales `[B]` for a network with a guidance embedding; None uses
@@ -148,7 +203,7 @@ class NetworkCalls:
         options = {"unconditional": unconditional, "guidance": guidance}
         return lambda x, sigma: self.module(x, sigma, condition, role, **options)
 
-    def features(self, x: Tensor, sigma: Tensor, condition: Condition) -> Features:
+    def features(self, x: Tensor, sigma: Tensor, condition: Conditioning) -> Features:
         """Compute the features after the base's last double block (see `networks.discriminator`).
 
         This calls the network directly. The engine would count a backward through its own output as one of its own
@@ -157,7 +212,7 @@ class NetworkCalls:
         Args:
             x: noisy frames `[B, 16, T, H, W]`.
             sigma: noise levels `[B]`.
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
         """
         features: Features = self.network(x, sigma, condition, BASE, features=True)
         return features

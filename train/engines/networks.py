@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint
-from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.flow import Velocity
 from magicdistill_core.objectives.adversarial import Logits
 
@@ -24,6 +24,7 @@ from ..config.sections import SEEDS, OptimizerConfig
 from ..config.training import TrainConfig
 from ..networks.discriminator import Discriminator
 from ..networks.network import load_network
+from ..networks.prompts import Conditioning
 from ..networks.roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
 from .engine import DiscriminatorEngine, Engine, FrozenNetwork, NetworkCalls, NetworkEngine
 from .pair_generator import PairGenerator, load_pair_generator
@@ -60,44 +61,46 @@ class Networks:
         """Return the engine of a trained role, by its name."""
         return self.engines[name]
 
-    def generator_velocity(self, condition: Condition, *, guidance: Tensor | None = None) -> Velocity:
+    def generator_velocity(self, condition: Conditioning, *, guidance: Tensor | None = None) -> Velocity:
         """Return the generator's velocity function `(x, sigma) -> velocity`, with gradients where they are enabled.
 
         Args:
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
             guidance: guidance scales `[B]` for a network with a guidance embedding; None uses
                 `model.embedded_guidance`.
         """
         return self.generator.velocity(condition, self.generator_role, guidance=guidance)
 
-    def score(self, condition: Condition, weight: float, *, unconditional: bool = False) -> Velocity:
+    def score(self, condition: Conditioning, weight: float, *, unconditional: bool = False) -> Velocity:
         """Return the velocity function `(x, sigma) -> velocity` of `theta + weight * zeta` (MD Eq. 5, 6).
 
         Args:
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
             weight: weight of the branch: `a_strong` for the fake score, `a_weak` for the real score.
             unconditional: use the negative prompt instead of the prompt.
         """
         return self.fake.velocity(condition, Role(FAKE, weight), unconditional=unconditional)
 
-    def teacher(self, condition: Condition, *, unconditional: bool = False, guidance: Tensor | None = None) -> Velocity:
+    def teacher(
+        self, condition: Conditioning, *, unconditional: bool = False, guidance: Tensor | None = None
+    ) -> Velocity:
         """Return the velocity function `(x, sigma) -> velocity` of the frozen teacher theta; call it without gradients.
 
         Args:
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
             unconditional: use the negative prompt instead of the prompt.
             guidance: guidance scales `[B]` for a network with a guidance embedding; None uses
                 `model.embedded_guidance`.
         """
         return self._teacher.velocity(condition, BASE, unconditional=unconditional, guidance=guidance)
 
-    def discriminator_logits(self, condition: Condition) -> Logits:
+    def discriminator_logits(self, condition: Conditioning) -> Logits:
         """Return a function `(x, sigma) -> logits [B]`: the discriminator on features of the frozen teacher (MD 3.4).
 
         Gradients flow through the features to `x` only, not to the teacher's weights.
 
         Args:
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
         """
         discriminator = self.engines[DISCRIMINATOR].engine.module
 

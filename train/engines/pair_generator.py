@@ -12,10 +12,10 @@ from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import ConfigError
-from magicdistill_core.families.base import Condition
 from magicdistill_core.flow import few_step_sigmas, sample_euler, sample_renoise
 from magicdistill_core.recipe import Recipe
 
+from ..networks.prompts import Conditioning
 from ..networks.roles import BASE
 from .engine import NetworkCalls
 
@@ -28,11 +28,11 @@ class PairGenerator:
     recipe: Recipe
 
     @torch.no_grad()
-    def sample(self, condition: Condition, noise: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
+    def sample(self, condition: Conditioning, noise: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
         """Return the samples of the generator from `noise`, without gradients.
 
         Args:
-            condition: the family's conditioning on the batch's start images.
+            condition: the conditioning on the batch's start images, and on its prompts if there are any.
             noise: `[B, C, T, H, W]`.
             fresh: function `(step) -> noise [B, C, T, H, W]`, called for new noise by a re-noising sampler.
 

@@ -130,6 +130,25 @@ class EngineState:
         return 0
 
     @torch.no_grad()
+    def below(self, eps: float, beta: float) -> tuple[float, float]:
+        """Count the elements of this process's partitions whose gradients are below Adam's epsilon.
+
+        An element is below if `sqrt(v) < eps` with Adam's bias-corrected second moment `v = exp_avg_sq / (1 - beta^t)`
+        after t steps. Elements that never had a gradient are among them.
+
+        Args:
+            eps: Adam's epsilon.
+            beta: decay of the average of the squared gradient, the second of Adam's betas.
+
+        Returns:
+            The number of elements below, and the number of all elements; both 0 before the first step.
+        """
+        limit = eps**2 * (1 - beta ** self.counter())
+        moments = [p.tensors["exp_avg_sq"] for p in self.partitions() if p.written and "exp_avg_sq" in p.tensors]
+        counts = [(moment < limit).sum() for moment in moments]
+        return float(torch.stack(counts).sum()) if counts else 0.0, float(sum(moment.numel() for moment in moments))
+
+    @torch.no_grad()
     def restore(self, counter: int, read: Callable[[list[Partition]], None]) -> None:
         """Load saved weights and moments, and copy the fp32 weights back into the network; a collective call.
 
@@ -189,11 +208,16 @@ class EngineState:
     def _flat_parts(self) -> Iterator[_Part]:
         """Yield the parts of ZeRO-1 and 2.
 
-        There is one flat fp32 tensor per parameter group, split among the processes at any element.
+        There is one flat fp32 tensor per parameter group, split among the processes at any element. DeepSpeed has a
+        class of its own for ZeRO-1 with bf16 weights and fp32 gradients, with other names.
         """
         names, wrapper = self._names(), self._wrapper
         assert wrapper is not None
-        for low, flat in zip(wrapper.bit16_groups, wrapper.single_partition_of_fp32_groups, strict=True):
+        if hasattr(wrapper, "bf16_groups"):
+            groups, flats = wrapper.bf16_groups, wrapper.fp32_groups_flat_partition
+        else:
+            groups, flats = wrapper.bit16_groups, wrapper.single_partition_of_fp32_groups
+        for low, flat in zip(groups, flats, strict=True):
             for p in low:
                 if p._hp_mapping is not None:
                     source, target = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.families.base import NullPrompt
-from magicdistill_core.null_prompt import load_null_prompt
+from magicdistill_core.null_prompt import load_null_prompt, prompt_file_template
 from magicdistill_core.pocket.files import TEACHER
+from magicdistill_core.prompt_templates import PromptTemplate
 
 from ..config.training import POCKET, TrainConfig
 from ..networks.weights import null_prompt_of
@@ -18,13 +19,15 @@ class Teacher:
 
     Attributes:
         checkpoint: the weights, prepared for the method: for example with a new guidance embedding.
-        prompt: the prompt of conditional calls.
-        negative: the prompt of unconditional calls; None if the configuration names none.
+        prompt: the null prompt: that of conditional calls, unless the samples have captions.
+        negative: the prompt of unconditional calls; None if the method makes none.
+        prompt_template: how `prompt` was encoded, if its file states it; else None.
     """
 
     checkpoint: Checkpoint
     prompt: NullPrompt
     negative: NullPrompt | None
+    prompt_template: PromptTemplate | None
 
 
 def teacher_path(config: TrainConfig) -> Path:
@@ -48,8 +51,13 @@ def load_teacher(config: TrainConfig, device: str = "cpu") -> Teacher:
     checkpoint = config.method.prepared(load_checkpoint(teacher_path(config), device), model.mode).teacher(
         model.i2v_mode
     )
-    prompted = checkpoint
+    architecture = checkpoint.architecture.name
+    prompted, template = checkpoint, None if checkpoint.recipe is None else checkpoint.recipe.prompt_template
     if model.null_prompt is not None:
-        prompted = replace(checkpoint, null_prompt=load_null_prompt(model.null_prompt))
-    negative = None if model.negative_prompt is None else load_null_prompt(model.negative_prompt)
-    return Teacher(checkpoint, null_prompt_of(prompted), negative)
+        prompted = replace(checkpoint, null_prompt=load_null_prompt(model.null_prompt, architecture))
+        template = prompt_file_template(model.null_prompt)
+    prompt, negative = null_prompt_of(prompted), None
+    if config.method.uses_negative_prompt:
+        # With captions, guidance moves away from the empty text unless another one is named.
+        negative = prompt if model.negative_prompt is None else load_null_prompt(model.negative_prompt, architecture)
+    return Teacher(checkpoint, prompt, negative, template)

@@ -6,7 +6,7 @@ settings.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -19,12 +19,13 @@ from magicdistill_core.families.base import StartImage
 from ..config.training import TrainConfig
 from ..data.dataset import LatentDataset
 from ..data.dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, sample_shapes
-from ..engines.engine import Engine, NetworkCalls, NetworkEngine, deepspeed_config
+from ..engines.engine import Engine, NetworkCalls, NetworkEngine, deepspeed_config, has_fp32_gradients
 from ..engines.networks import Factories, Networks, build_networks
 from ..engines.teacher import Teacher
 from ..methods import build_method
 from ..methods.draws import Draws
 from ..networks.discriminator import Discriminator
+from ..networks.prompts import PromptBatch
 from ..networks.roles import RoleNetwork
 from .bytes_held import META, BytesHeld, fused_attention
 
@@ -91,6 +92,7 @@ class _NetworkEngine(NetworkEngine):
     ) -> None:
         self.network = network
         self.module = network
+        self.fp32_gradients = has_fp32_gradients(config, network)
         # Backward passes in one micro-batch.
         self.backwards = 0
         self.parameters = _as_deepspeed_holds(network, parameters, config)
@@ -107,6 +109,7 @@ class _DiscriminatorEngine(Engine):
 
     def __init__(self, discriminator: Discriminator, config: TrainConfig, *settings: object) -> None:
         self.engine = SimpleNamespace(module=discriminator)
+        self.fp32_gradients = has_fp32_gradients(config, discriminator)
         self.parameters = _as_deepspeed_holds(discriminator, list(discriminator.parameters()), config)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -150,7 +153,28 @@ def sample_of(
     return sample_shapes(teacher.checkpoint.architecture.name, frames, height, width)
 
 
-def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[int, ...]], gpus: int) -> Memory:
+def caption_tokens(config: TrainConfig) -> int | None:
+    """Return the number of tokens of the longest prompt in the configured dataset; None if that is not known or needed.
+
+    Args:
+        config: the training's configuration.
+    """
+    if not config.data.captions:
+        return None
+    try:
+        texts = LatentDataset(config.data.dataset).texts
+    except DatasetError:
+        return None
+    return None if texts is None else texts.longest
+
+
+def memory_of(
+    config: TrainConfig,
+    teacher: Teacher,
+    shapes: Mapping[str, tuple[int, ...]],
+    gpus: int,
+    tokens: int | None = None,
+) -> Memory:
     """Compute the memory that a training needs on each GPU.
 
     The networks are built on `meta`, and each role makes one update there; this measures the weights and the network
@@ -161,6 +185,8 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
         teacher: the teacher, loaded on `meta` or on a device.
         shapes: the shapes of one sample's tensors by name, from `sample_shapes`.
         gpus: the number of GPUs, with one process each.
+        tokens: tokens of the longest prompt, for a run with captions; None takes the most that the teacher's text
+            encoders make (`Architecture.prompt_tokens`).
 
     Returns:
         The bytes on each GPU, by use.
@@ -175,13 +201,13 @@ def memory_of(config: TrainConfig, teacher: Teacher, shapes: Mapping[str, tuple[
     network_bytes, discriminator = _bytes(modules), _bytes(discriminators)
     divisor = gpus if stage == 3 else 1
     pair_generator = _bytes([networks.pair_generator.network.network]) if networks.pair_generator is not None else 0
-    updates = _updates(config, teacher, networks, shapes)
+    updates = _updates(config, teacher, networks, shapes, tokens or teacher.checkpoint.architecture.prompt_tokens)
     optimizer, gradients, step = _states(config, networks, gpus)
     return Memory(
         _share(network_bytes, divisor) + discriminator,
         optimizer,
         gradients,
-        _buffers(config, networks, network_bytes),
+        _buffers(config, _engines(networks), network_bytes),
         updates,
         step,
         # DeepSpeed partitions the few-step generator before the other networks are loaded.
@@ -258,15 +284,22 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def _engines(networks: Networks) -> list[_NetworkEngine | _DiscriminatorEngine]:
+    engines = []
+    for engine in networks.engines.values():
+        assert isinstance(engine, _NetworkEngine | _DiscriminatorEngine)
+        engines.append(engine)
+    return engines
+
+
 def _states(config: TrainConfig, networks: Networks, gpus: int) -> tuple[int, int, int]:
     """Compute the bytes of the optimizer states, of the gradients, and of an optimizer step.
 
     Call this after `_updates`, which counts the backward passes.
     """
     average, settings = config.generator_ema, _zero(config)
-    optimizer, gradients, steps = 0, [], []
-    for engine in networks.engines.values():
-        assert isinstance(engine, _NetworkEngine | _DiscriminatorEngine)
+    optimizer, kept, temporary, steps = 0, 0, [0], []
+    for engine in _engines(networks):
         # A discriminator's engine stays at stage 2.
         stage = config.zero.stage if isinstance(engine, _NetworkEngine) else min(config.zero.stage, 2)
         trained = sum(parameter.numel() for parameter in engine.parameters)
@@ -277,41 +310,55 @@ def _states(config: TrainConfig, networks: Networks, gpus: int) -> tuple[int, in
         if engine is networks.generator and average is not None and not average.on_cpu:
             copies += 1
         optimizer += copies * _FP32_BYTES * share
-        # At stage 2 the gradients of a second backward exist next to the accumulated ones.
-        sets = 2 if stage == 2 and engine.backwards * config.data.accumulation > 1 else 1
-        gradients.append(sets * width * (share if stage >= 2 else trained))
-        steps.append(
-            _FP32_BYTES * min(share, int(settings.sub_group_size)) if stage == 3 else (width + _FP32_BYTES) * share
-        )
-    # At stage 3 every engine allocates its gradients permanently.
-    return optimizer, sum(gradients) if config.zero.stage == 3 else max(gradients), max(steps)
+        in_fp32 = engine.fp32_gradients and stage > 0
+        if stage == 3:
+            # Every engine allocates its gradients permanently.
+            kept += (_FP32_BYTES if in_fp32 else width) * share
+            steps.append(_FP32_BYTES * min(share, int(settings.sub_group_size)))
+        elif in_fp32:
+            # At stage 2 the fp32 sums are the gradients of the step. At stage 1 they are never partitioned or freed.
+            kept += _FP32_BYTES * trained if stage == 1 else 0
+            temporary.append(width * trained if stage == 1 else _FP32_BYTES * share)
+        else:
+            # At stage 2 the gradients of a second backward exist next to the accumulated ones.
+            sets = 2 if stage == 2 and engine.backwards * config.data.accumulation > 1 else 1
+            temporary.append(sets * width * (share if stage >= 2 else trained))
+            steps.append((width + _FP32_BYTES) * share)
+    return optimizer, kept + max(temporary), max(steps, default=0)
 
 
-def _zero(config: TrainConfig) -> DeepSpeedZeroConfig:
-    return DeepSpeedZeroConfig(**deepspeed_config(config, 0.0, config.zero.stage)["zero_optimization"])
+def _zero(config: TrainConfig, trained: int | None = None) -> DeepSpeedZeroConfig:
+    settings = deepspeed_config(config, 0.0, config.zero.stage, trained=trained)
+    return DeepSpeedZeroConfig(**settings["zero_optimization"])
 
 
-def _buffers(config: TrainConfig, networks: Networks, network_bytes: int) -> int:
+def _buffers(config: TrainConfig, engines: Sequence[_NetworkEngine | _DiscriminatorEngine], network_bytes: int) -> int:
     """Compute the bytes of DeepSpeed's buffers.
 
     At stages 1 and 2 this is one bucket of gradients. At stage 3 it is one bucket per trained network, a copy of the
-    reduced gradients, and the gathered weights.
+    reduced gradients, and the gathered weights. A bucket holds as many elements as the network trains, up to a limit.
     """
-    settings = _zero(config)
+    stage = config.zero.stage
+    if stage == 0:
+        return 0
     width = 2 if config.model.precision == "bf16" else _FP32_BYTES
-    bucket = int(settings.reduce_bucket_size) * width
-    if config.zero.stage < 3:
+    buckets = []
+    for engine in engines:
+        trained = sum(parameter.numel() for parameter in engine.parameters)
+        settings = _zero(config, trained)
+        # At stage 2 the bucket has the gradients of one backward pass, in the type of the weights.
+        wide = engine.fp32_gradients and stage != 2
+        if stage < 3 or isinstance(engine, _NetworkEngine):
+            buckets.append(int(settings.reduce_bucket_size) * (_FP32_BYTES if wide else width))
+    if stage < 3:
         # Allocated for a backward pass and freed after it.
-        return bucket if config.zero.stage else 0
-    trained = [
-        _bytes_of(engine.parameters) for engine in networks.engines.values() if isinstance(engine, _NetworkEngine)
-    ]
-    gathered = min(network_bytes, int(settings.max_live_parameters) * width)
-    return bucket * len(trained) + min(bucket, max(trained)) + gathered
+        return max(buckets)
+    gathered = min(network_bytes, int(_zero(config).max_live_parameters) * width)
+    return sum(buckets) + max(buckets) + gathered
 
 
 def _updates(
-    config: TrainConfig, teacher: Teacher, networks: Networks, shapes: Mapping[str, tuple[int, ...]]
+    config: TrainConfig, teacher: Teacher, networks: Networks, shapes: Mapping[str, tuple[int, ...]], tokens: int
 ) -> dict[str, int]:
     """Run one update per role on `meta`; return the peak bytes of its network calls, by role."""
     method = build_method(config, networks, Draws(config.seed), META)
@@ -327,8 +374,22 @@ def _updates(
             images = StartImage(empty(IMAGE_LATENTS), empty(IMAGE_FEATURES) if IMAGE_FEATURES in shapes else None)
             positions = list(range(count))
             batch = method.micro_batch(
-                teacher.checkpoint.family(), images, shapes[LATENTS], 0, positions, lambda: empty(LATENTS)
+                teacher.checkpoint.family(),
+                images,
+                shapes[LATENTS],
+                0,
+                positions,
+                lambda: empty(LATENTS),
+                _longest_prompts(teacher, count, tokens) if config.data.captions else None,
             )
             method.loss(role, batch).backward(networks.engine(role), last=True)
         peaks[role] = memory.peak
     return peaks
+
+
+def _longest_prompts(teacher: Teacher, count: int, tokens: int) -> PromptBatch:
+    """Return prompts without data; several of them have a mask, as prompts of different lengths have."""
+    null = teacher.prompt
+    text = torch.empty(count, tokens, null.text_states.shape[2], device=META)
+    shown = torch.ones(count, tokens, device=META, dtype=torch.bool) if count > 1 else None
+    return PromptBatch(text, shown, None if null.pooled is None else null.pooled.to(META).expand(count, -1))

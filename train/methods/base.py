@@ -14,7 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from magicdistill_core.families.base import Condition, Family, StartImage
+from magicdistill_core.families.base import Family, StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.objectives.rollout import rollout
 
@@ -22,6 +22,7 @@ from ..config.methods import MethodConfig
 from ..config.training import TrainConfig
 from ..engines.engine import Engine
 from ..engines.networks import Networks
+from ..networks.prompts import Captioned, Conditioning, PromptBatch
 from .draws import Draws
 
 S = TypeVar("S", bound=MethodConfig)
@@ -32,15 +33,16 @@ class MicroBatch:
     """The input of one forward pass on one process.
 
     Attributes:
-        condition: the family's conditioning on the start images; only the family's network interprets it.
+        condition: the family's conditioning on the start images, which only the family's network interprets; with
+            captions also the prompts of the samples.
         positions: the samples' positions in the update's global batch, which covers all processes and micro-batches.
-        update: number of the update, from 0, counted over all roles.
+        update: number of the update, counted over all roles: from 0, and negative in the fake warm-up.
         shape: `(C, T, H, W)` of the noise, losses and samplers: a latent without the frames that the start image
             provides.
         read_latents: reads the clean latents `[B, C, T, H, W]` of this shape from the dataset.
     """
 
-    condition: Condition
+    condition: Conditioning
     positions: list[int]
     update: int
     shape: tuple[int, ...]
@@ -124,6 +126,11 @@ class Method(ABC, Generic[S]):
     def order(self) -> tuple[str, ...]:
         """The roles to update in one round, in this order. A round contains exactly one generator update."""
 
+    @property
+    def warmup_order(self) -> tuple[str, ...]:
+        """The roles to update in one round before the first generator update; empty for a method without these."""
+        return ()
+
     @abstractmethod
     def loss(self, role: str, batch: MicroBatch) -> Loss:
         """Compute the loss of one role on one micro-batch; its gradients reach only the parameters of that role.
@@ -132,6 +139,17 @@ class Method(ABC, Generic[S]):
             role: the role's name, one of `order`.
             batch: the micro-batch.
         """
+
+    def agreement(self, batch: MicroBatch) -> Tensor | None:
+        """Return how well the training signal in the network's precision agrees with fp32; a collective call.
+
+        Args:
+            batch: the micro-batch to measure on.
+
+        Returns:
+            A cosine, a scalar; None if the method has no difference of scores. It is the default.
+        """
+        return None
 
     def prepare_images(self, images: StartImage, update: int, positions: list[int]) -> StartImage:
         """Return the start images as the network receives them; unchanged by default.
@@ -151,6 +169,8 @@ class Method(ABC, Generic[S]):
         update: int,
         positions: list[int],
         read_latents: Callable[[], Tensor],
+        prompts: PromptBatch | None = None,
+        negatives: PromptBatch | None = None,
     ) -> MicroBatch:
         """Build a micro-batch with the family's conditioning.
 
@@ -161,8 +181,11 @@ class Method(ABC, Generic[S]):
             update: number of the update, from 0, counted over all roles.
             positions: the samples' positions in the update's global batch.
             read_latents: reads the latents `[B, 16, T, H, W]` from the dataset.
+            prompts: the prompts of the samples; None if all samples have the null prompt.
+            negatives: the prompts of the samples' unconditional calls; None uses the negative prompt of the networks.
         """
-        condition = family.condition(self.prepare_images(images, update, positions), shape[1])
+        start = family.condition(self.prepare_images(images, update, positions), shape[1])
+        condition = start if prompts is None else Captioned(start, prompts, negatives)
         return MicroBatch(condition, positions, update, family.free_shape(shape), lambda: family.free(read_latents()))
 
     def _noise(self, purpose: str, batch: MicroBatch) -> Tensor:

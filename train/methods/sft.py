@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.flow import shift_sigma
-from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference
+from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference, x0_weight
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 
 from ..config.methods import GENERATOR, SFTConfig
@@ -28,13 +28,13 @@ class FineTuning(Method[SFTConfig]):
         return (GENERATOR,)
 
     def loss(self, role: str, batch: MicroBatch) -> Loss:
-        """Return the flow matching loss (M141 Eq. 9) at logit-normal levels."""
+        """Return the flow matching loss (M141 Eq. 9) at logit-normal levels, in velocities or in clean estimates."""
+        sigma, weight = self._levels(batch), self._channel_weights()
+        if self.settings.loss_weight == "x0":
+            by_level = x0_weight(sigma, batch.latents)
+            weight = by_level if weight is None else by_level * weight
         value = flow_matching_loss(
-            self.networks.generator_velocity(batch.condition),
-            batch.latents,
-            self._noise("loss", batch),
-            self._levels(batch),
-            self._channel_weights(),
+            self.networks.generator_velocity(batch.condition), batch.latents, self._noise("loss", batch), sigma, weight
         )
         return Loss(value, {"generator/loss": value.detach()})
 

@@ -5,53 +5,16 @@ single block, and a linear layer that maps the pooled tokens to one logit.
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from magicdistill_core.errors import ConfigError
 
-
-class Features(NamedTuple):
-    """The inputs of a single block.
-
-    Attributes:
-        video: video tokens after the last double block, `[B, tokens, hidden]`.
-        text: text tokens after the last double block, `[B, text tokens, hidden]`.
-        context: modulation and positions, in the order of a block's other arguments.
-    """
-
-    video: Tensor
-    text: Tensor
-    context: tuple[Any, ...]
-
-
-def double_block_features(transformer: Any, inputs: dict[str, Tensor]) -> Features:
-    """Run the transformer up to its last double block, and return the inputs of the first single block.
-
-    Args:
-        transformer: diffusers' HunyuanVideo transformer.
-        inputs: the keyword arguments of the transformer's forward, from `call_inputs`.
-    """
-    x, timestep = inputs["hidden_states"], inputs["timestep"]
-    rotary = transformer.rope(x)
-    time, token_replace = transformer.time_text_embed(timestep, inputs["pooled_projections"], inputs.get("guidance"))
-    first_frame_tokens = (x.shape[3] // transformer.config.patch_size) * (x.shape[4] // transformer.config.patch_size)
-    text = transformer.context_embedder(inputs["encoder_hidden_states"], timestep, inputs["encoder_attention_mask"])
-    video = transformer.x_embedder(x)
-    recompute = torch.is_grad_enabled() and transformer.gradient_checkpointing
-    # No attention mask: the prompts have no padding (see `families.hunyuan_video.UnmaskedAttention`).
-    context = (time, None, rotary, token_replace, first_frame_tokens)
-    for block in transformer.transformer_blocks:
-        if recompute:
-            video, text = transformer._gradient_checkpointing_func(block, video, text, *context)
-        else:
-            video, text = block(video, text, *context)
-    return Features(video, text, context)
+from .hunyuan_transformer import Features, HunyuanVideoTransformer3DModel
 
 
 class Discriminator(nn.Module):
@@ -89,7 +52,7 @@ class Discriminator(nn.Module):
         """Compute the logits `[B]` in float32: high for data, low for the generator's samples.
 
         Args:
-            features: the teacher's features, from `double_block_features`.
+            features: the teacher's features, from `HunyuanVideoTransformer3DModel.features`.
         """
         if not self.recompute:
             return self._logits(features)

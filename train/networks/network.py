@@ -3,7 +3,6 @@
 A call of the network returns the velocity of the noisy frames.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,16 +10,17 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from magicdistill_core.checkpoint import Checkpoint
-from magicdistill_core.families.base import Condition, Family, NullPrompt, map_condition
+from magicdistill_core.families.base import Condition, Family, map_condition
 from magicdistill_core.families.hunyuan_video import CONCAT, EMBEDDED_GUIDANCE
 from magicdistill_core.flow import Velocity
 from magicdistill_core.layouts.modules import file_to_diffusers
 
 from .families import kind_for, kind_of
+from .prompts import PromptBatch, Prompts, prompt_on
 
 
 def build_network(shape: Any, family: Family = CONCAT) -> Any:
-    """Build a diffusers transformer with random weights, for prompts without padding.
+    """Build a diffusers transformer with random weights.
 
     Args:
         shape: the sizes of the transformer, in the class of its family (`NetworkShape` or `WanShape`).
@@ -52,12 +52,6 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, dev
     return network.to(device).eval()
 
 
-def prompt_on(prompt: NullPrompt, device: torch.device) -> NullPrompt:
-    """Return a prompt with its tensors on a device."""
-    pooled = None if prompt.pooled is None else prompt.pooled.to(device)
-    return replace(prompt, text_states=prompt.text_states.to(device), pooled=pooled)
-
-
 def has_guidance_embedding(network: nn.Module) -> bool:
     """Return whether the guidance scale is an input of a diffusers transformer."""
     return bool(getattr(network.config, "guidance_embeds", False))
@@ -68,7 +62,7 @@ def call_inputs(
     x: Tensor,
     sigma: Tensor,
     condition: Condition,
-    prompt: NullPrompt,
+    prompt: Prompts,
     guidance: Tensor | float = EMBEDDED_GUIDANCE,
 ) -> dict[str, Any]:
     """Return the keyword arguments of one call of a network of any family.
@@ -78,7 +72,7 @@ def call_inputs(
         x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets.
         sigma: noise levels `[B]`.
         condition: the family's conditioning on the start images.
-        prompt: text conditioning, repeated over the batch.
+        prompt: text conditioning: one prompt for all samples, or one per sample.
         guidance: guidance scale for a network with a guidance embedding: one number, or `[B]`. Other networks ignore
             it.
     """
@@ -89,7 +83,7 @@ def call_inputs(
 
 
 def network_velocity(
-    network: nn.Module, condition: Condition, prompt: NullPrompt, guidance: float = EMBEDDED_GUIDANCE
+    network: nn.Module, condition: Condition, prompt: Prompts, guidance: float = EMBEDDED_GUIDANCE
 ) -> Velocity:
     """Return a function `(x, sigma) -> velocity` that calls the network with the conditioning of one batch.
 
@@ -99,12 +93,13 @@ def network_velocity(
     Args:
         network: diffusers' transformer, from `load_network`.
         condition: the family's conditioning on the batch's start images.
-        prompt: text conditioning, repeated over the batch.
+        prompt: text conditioning: one prompt for all samples, or one per sample.
         guidance: guidance scale for a network with a guidance embedding; other networks ignore it.
     """
     device = next(network.parameters()).device
     # Moved once here, instead of from the host at every call.
-    prompt, condition = prompt_on(prompt, device), map_condition(lambda tensor: tensor.to(device), condition)
+    prompt = prompt.to(device) if isinstance(prompt, PromptBatch) else prompt_on(prompt, device)
+    condition = map_condition(lambda tensor: tensor.to(device), condition)
     kind = kind_of(network)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from magicdistill_core.branch import LowRank, branch_scale
 from magicdistill_core.families import architecture_knowing
-from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.layouts.lora import to_file_layout
 
-from .discriminator import double_block_features
 from .families import kind_of
-from .network import call_inputs, prompt_on
+from .network import call_inputs
+from .prompts import Captioned, Conditioning, Prompts, prompt_on
 
 # PyTorch's fused attention kernels. The unfused one, which computes the full attention matrix, is not among them.
 _ATTENTION = {
@@ -124,7 +124,7 @@ class RoleNetwork(nn.Module):
 
         Args:
             transformer: diffusers' transformer, with or without branches.
-            prompt: text conditioning of the calls.
+            prompt: text conditioning of calls without prompts per sample.
             negative: text conditioning of `unconditional` calls; None if there are no such calls.
             guidance: guidance scale for a network with a guidance embedding, unless a call sets another.
         """
@@ -142,7 +142,7 @@ class RoleNetwork(nn.Module):
         self,
         x: Tensor,
         sigma: Tensor,
-        condition: Condition,
+        condition: Conditioning,
         role: Role,
         *,
         unconditional: bool = False,
@@ -155,20 +155,24 @@ class RoleNetwork(nn.Module):
             x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets; cast to the network's
                 dtype here.
             sigma: noise levels `[B]`.
-            condition: the family's conditioning on the start images.
+            condition: the family's conditioning on the start images; `Captioned` also has the prompts of the samples.
             role: the branch and its weight.
             unconditional: use the negative prompt instead of the prompt.
             guidance: guidance scales `[B]` for a network with a guidance embedding; None is `self.guidance`.
             features: return the `Features` after the last double block instead, and skip the later blocks.
         """
         dtype = next(self.transformer.parameters()).dtype
-        prompt = self.negative if unconditional else self.prompt
+        prompt: Prompts | None = self.negative if unconditional else self.prompt
+        if isinstance(condition, Captioned):
+            prompt = (condition.negatives or prompt) if unconditional else condition.prompts
+            condition = condition.condition
         assert prompt is not None
         with self.switch.held(self.switch.state_of(role)):
             scale = self.guidance if guidance is None else guidance
             inputs = call_inputs(self.transformer, x.to(dtype), sigma, condition, prompt, scale)
             if features:
-                return double_block_features(self.transformer, inputs)
+                transformer: Any = self.transformer
+                return transformer.features(**inputs)
             return self.kind.output(self.transformer(**inputs, return_dict=False)[0]).float()
 
 

@@ -94,7 +94,10 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     mode = theta.i2v_mode if theta.recipe is None else theta.recipe.i2v_mode
     prompt = lora.null_prompt or theta.null_prompt
     source = f"{base.name} with {lora_file.name}"
-    return replace(theta, state=state, recipe=merged, null_prompt=prompt, source=source, i2v_mode=mode)
+    captions = lora.captions or theta.captions
+    return replace(
+        theta, state=state, recipe=merged, null_prompt=prompt, source=source, i2v_mode=mode, captions=captions
+    )
 
 
 def whole_recipe(recipe: Recipe) -> Recipe:

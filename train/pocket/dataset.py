@@ -20,6 +20,7 @@ from torch import Tensor
 from magicdistill_core.errors import CheckpointError, MagicDistillError, cause
 from magicdistill_core.files import enough_memory, write_text
 from magicdistill_core.geometry import SIDE_MULTIPLE
+from magicdistill_core.pocket.motion import Direction
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, portrait_clip
 from magicdistill_core.safetensors_file import explained_writing, read_header, write_safetensors
 
@@ -67,7 +68,14 @@ def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"portraits-{shard:05d}.safetensors"
 
 
-def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 1) -> Iterator[Tensor]:
+def render_clips(
+    seeds: Sequence[int],
+    frames: int,
+    size: int,
+    processes: int = 1,
+    future: int = 0,
+    directions: Sequence[Direction] | None = None,
+) -> Iterator[Tensor]:
     """Render the clips of some seeds one after another, and yield each as uint8 `[T, H, W, 3]` on the CPU.
 
     Args:
@@ -75,18 +83,22 @@ def render_clips(seeds: Sequence[int], frames: int, size: int, processes: int = 
         frames: frames per clip.
         size: width and height in pixels.
         processes: number of processes that render; 1 renders in this process.
+        future: which continuation of each first frame, as for `portrait_clip`.
+        directions: what the person of each clip does. None draws it.
     """
-    render = partial(_render, frames=frames, size=size)
+    render = partial(_render, frames=frames, size=size, future=future)
+    clips = list(zip(seeds, [None] * len(seeds) if directions is None else directions, strict=True))
     if processes == 1:
-        yield from (torch.from_numpy(render(seed)) for seed in seeds)
+        yield from (torch.from_numpy(render(clip)) for clip in clips)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from (torch.from_numpy(clip) for clip in pool.imap(render, seeds, chunksize=16))
+        yield from (torch.from_numpy(clip) for clip in pool.imap(render, clips, chunksize=16))
 
 
-def _render(seed: int, frames: int, size: int) -> np.ndarray:
+def _render(clip: tuple[int, Direction | None], frames: int, size: int, future: int) -> np.ndarray:
+    seed, direction = clip
     # numpy, because tensors are sent between processes through shared memory, which may be missing in a container.
-    return portrait_clip(seed, frames, size).numpy()
+    return portrait_clip(seed, frames, size, future, direction).numpy()
 
 
 def render_folder(

@@ -1,57 +1,56 @@
-"""The demo: distil the pocket teacher with weak-to-strong (W2S) distribution matching, export, and sample videos."""
+"""The demo: distil the pocket teacher with weak-to-strong (W2S) distribution matching, export, and compare models."""
 
-import logging
+import time
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from magicdistill_core.checkpoint import load_checkpoint
-from magicdistill_core.errors import ConfigError
-from magicdistill_core.families.base import StartImage
-from magicdistill_core.flow import few_step_sigmas
-from magicdistill_core.geometry import frames_to_unit, latent_frames, unit_to_frames
-from magicdistill_core.media.video import contact_sheet
-from magicdistill_core.pocket.files import TEACHER, VAE
-from magicdistill_core.pocket.render import portrait_clip
+from magicdistill_core.errors import CheckpointError, ConfigError
+from magicdistill_core.pocket.files import GENERATOR, ONE_STEP, TEACHER, VAE
+from magicdistill_core.pocket.render import FRAMES_PER_SECOND, portrait_clip
+from magicdistill_core.recipe import Recipe
+from magicdistill_core.safetensors_file import read_metadata
 
 from ..config.reading import load_config
-from ..console import progress_bar, show
-from ..data.vae import Vae, load_vae
+from ..console import progress_bar, show, show_facts
+from ..data.vae import load_vae
 from ..distributed import prepare_environment
-from ..networks.network import load_network
-from ..networks.sampling import generate
-from ..networks.weights import null_prompt_of
 from ..run_folder import FAKE_LORA_FILE, FOLDER, checkpoint_folder
 from ..tools.export import export_run
-from ..tools.sample import resolve_settings, sample_file
+from ..tools.sample import sample_file
+from .comparison import Row, sample_row, write_comparison
 from .latents import write_latents
 
-logger = logging.getLogger(__name__)
-
 PRESET = Path(__file__).parents[1] / "presets" / "pocket_demo.yaml"
-CLIPS = 64
+CLIPS = 48
 # Different from the seeds of all training portraits.
 PORTRAIT_SEED = 900_001
-TEACHER_STEPS = 28
+# The moving picture shows the clips at half speed.
+_FPS = FRAMES_PER_SECOND / 2
 
 
 def demo(out: Path) -> None:
     """Distil the pocket teacher for a few minutes and show the result.
 
-    Writes `run/`, `portraits/`, `generator.safetensors`, `fake_lora.safetensors`, `start.png`, `portrait.mp4` and
-    `compare.png` to `out`. `compare.png` shows the start image, the teacher with 28 and with 4 steps, and the distilled
-    generator with 4 steps.
+    Writes `run/`, `portraits/`, `generator.safetensors`, `fake_lora.safetensors`, `start.png`, `portrait.mp4`,
+    `compare.png` and `compare.webp` to `out`. The last two show the start image and, from the same noise, clips of the
+    teacher at its own number of steps and at that of the generator, of this run's generator, and of the shipped
+    generators of several steps and of one step.
 
     Args:
         out: the folder; it is created if it is missing.
 
     Raises:
         ConfigError: if `out` already holds a demo.
+        CheckpointError: if a shipped model file is missing or damaged.
     """
     if (out / "run" / FOLDER).exists():
         raise ConfigError(f"{out} already holds a demo. Choose another folder with --out, or remove this one.")
+    recipes = {file: _recipe(file) for file in (TEACHER, GENERATOR)}
+    if ONE_STEP.is_file():
+        recipes[ONE_STEP] = _recipe(ONE_STEP)
+    else:
+        show(f"{ONE_STEP.name} is not in the weights folder: the comparison has no row for it.")
     out.mkdir(parents=True, exist_ok=True)
 
     show(f"1/4 Rendering and encoding {CLIPS} pocket portraits", style="bold")
@@ -64,7 +63,9 @@ def demo(out: Path) -> None:
     prepare_environment()
     from ..run.trainer import train
 
+    began = time.perf_counter()
     train(config)
+    seconds = time.perf_counter() - began
 
     show("3/4 Exporting", style="bold")
     generator = out / "generator.safetensors"
@@ -74,42 +75,54 @@ def demo(out: Path) -> None:
 
     show("4/4 Sampling", style="bold")
     start = portrait_clip(PORTRAIT_SEED)[0]
-    start_file = out / "start.png"
-    Image.fromarray(start.numpy()).save(start_file)
-    sample_file(generator, start_file, out / "portrait.mp4")
-    compare(out / "compare.png", start, generator)
-    show(f"Look at {out / 'compare.png'} and {out / 'portrait.mp4'}")
+    Image.fromarray(start.numpy()).save(out / "start.png")
+    sample_file(generator, out / "start.png", out / "portrait.mp4")
+    vae = load_vae(VAE)
+    rows = comparison_rows(recipes, generator, config.updates, seconds)
+    sampled = [sample_row(row, vae, start) for row in rows]
+    write_comparison(out / "compare.png", out / "compare.webp", start, sampled, _FPS)
+
+    show("compare.png shows, from top to bottom:", style="bold")
+    show_facts({"start image": "the first frame of every clip"} | {one.row.label: one.fact() for one in sampled})
+    show(f"Look at {out / 'compare.png'}, {out / 'compare.webp'} and {out / 'portrait.mp4'}")
 
 
-def compare(path: Path, start: Tensor, generator: Path) -> None:
-    """Write a picture that compares teacher (28 and 4 steps) and distilled generator (4 steps) from the same noise.
+def comparison_rows(recipes: dict[Path, Recipe], generator: Path, updates: int, seconds: float) -> list[Row]:
+    """Return the models that the demo compares, the teacher first.
 
     Args:
-        path: the picture to write.
-        start: the start image, uint8 `[H, W, 3]`.
-        generator: the distilled model file.
+        recipes: recipes of the shipped model files that are there.
+        generator: the model file of the demo's own run.
+        updates: number of generator updates of that run.
+        seconds: the time of that run.
     """
-    vae = load_vae(VAE)
-    strips = [
-        ("start image", start[None]),
-        (f"teacher, {TEACHER_STEPS} steps", _clip(vae, TEACHER, start, TEACHER_STEPS)),
-        ("teacher, 4 steps", _clip(vae, TEACHER, start, 4)),
-        ("distilled, 4 steps", _clip(vae, generator, start, 4)),
+    steps, many = recipes[GENERATOR].steps, recipes[TEACHER].steps
+    rows = [
+        Row(f"teacher, {_steps(many)}", "the model before distillation", TEACHER, many),
+        Row(f"teacher, {_steps(steps)}", "the same model", TEACHER, steps),
+        Row(
+            f"this run ({updates} updates), {_steps(steps)}",
+            f"the teacher after the distillation of {seconds:.0f} s just now",
+            generator,
+            steps,
+        ),
     ]
-    contact_sheet([clip for _, clip in strips], [label for label, _ in strips], columns=9).save(path)
+    for file, recipe in recipes.items():
+        if file == TEACHER:
+            continue
+        label = f"shipped ({recipe.training_step} updates), {_steps(recipe.steps)}"
+        rows.append(Row(label, f"a longer distillation, the shipped file {file.name}", file, recipe.steps))
+    return rows
 
 
-@torch.no_grad()
-def _clip(vae: Vae, file: Path, start: Tensor, steps: int, seed: int = 0) -> Tensor:
-    checkpoint = load_checkpoint(file)
-    settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, steps)
-    latents = generate(
-        load_network(checkpoint),
-        null_prompt_of(checkpoint),
-        StartImage(vae.encode_image(frames_to_unit(start[None])[:, 0])),
-        latent_frames(settings.frames),
-        few_step_sigmas(steps, settings.shift),
-        settings.sampler,
-        seed,
-    )
-    return unit_to_frames(vae.decode(latents))
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _recipe(file: Path) -> Recipe:
+    recipe = Recipe.from_metadata(read_metadata(file), file.name)
+    if recipe is None:
+        raise CheckpointError(
+            f"{file} carries no recipe, so its number of steps is unknown. Restore the shipped file of this name."
+        )
+    return recipe

@@ -10,12 +10,14 @@ from magicdistill_core.families.base import StartImage
 from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.pocket.files import VAE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
+from magicdistill_core.pocket.vocabulary import caption_of
 
 from ..data.dataset_index import DatasetIndex
 from ..data.dataset_writer import LatentWriter
 from ..data.vae import load_vae
 from ..distributed import available_device
 from ..folder_lock import folder_lock
+from .captions import drawn_direction, encode_caption, vocabulary_index
 from .dataset import PortraitFolder, render_clips, to_unit_frames
 
 # Different from the training seeds of the pocket models (from 0) and from the held-out seeds (see dataset.py).
@@ -31,6 +33,7 @@ def write_latents(
     processes: int = 1,
     portraits: Path | None = None,
     stride: int = 1,
+    captions: bool = False,
 ) -> None:
     """Render and encode portraits into a dataset folder, or continue an unfinished folder.
 
@@ -47,13 +50,18 @@ def write_latents(
             now.
         stride: take every `stride`-th frame of longer clips, so that portraits move faster. The clips of `portraits`
             must be that long (`frames_needed`).
+        captions: let each portrait follow a direction that its seed determines, and store the caption of that
+            direction. Only for portraits that are rendered now.
 
     Raises:
+        ValueError: if `captions` is set for rendered portraits, which followed other directions.
         PortraitFolderError: if `portraits` holds fewer clips, or clips of another size or length.
         MagicDistillError: if `out` cannot be written, or another process writes it.
     """
+    if captions and portraits is not None:
+        raise ValueError(f"The portraits in {portraits} follow no captions. Render them now, or set captions to False.")
     with folder_lock(out, "magicdistill pocket latents"):
-        _write_latents(out, clips, first_seed, advance, vae_file, processes, portraits, stride)
+        _write_latents(out, clips, first_seed, advance, vae_file, processes, portraits, stride, captions)
 
 
 def _write_latents(
@@ -65,6 +73,7 @@ def _write_latents(
     processes: int,
     portraits: Path | None,
     stride: int,
+    captions: bool,
 ) -> None:
     device = available_device()
     vae = load_vae(vae_file, device)
@@ -75,6 +84,7 @@ def _write_latents(
         fps=FRAMES_PER_SECOND / stride,
         dtype="float16",
         vae_sha256=weights_sha256(vae_file),
+        texts=vocabulary_index() if captions else None,
     )
     folder = None
     if portraits is not None:
@@ -88,8 +98,9 @@ def _write_latents(
             advance()
         # A GPU needs many clips at once to be fully used. A CPU is not faster with more than one.
         group = 32 if device.type == "cuda" else 1
+        directions = [drawn_direction(seed) for seed in missing] if captions else None
         rendered: Iterator[Tensor] = (
-            render_clips(missing, frames_needed(stride), DEFAULT_SIZE, processes)
+            render_clips(missing, frames_needed(stride), DEFAULT_SIZE, processes, directions=directions)
             if folder is None
             else (folder.clip(seed - first_seed) for seed in missing)
         )
@@ -100,7 +111,10 @@ def _write_latents(
                 latents = vae.encode(frames).float()
             for seed, latent in zip(chosen, latents, strict=True):
                 # The encoder is causal, so latent 0 of a clip is equal to its first frame encoded as a still image.
-                writer.append(_key(seed), latent, StartImage(latent[None, :, :1]))
+                prompts = None
+                if writer.texts is not None:
+                    prompts = writer.texts.refer(caption_of(drawn_direction(seed)), encode_caption)
+                writer.append(_key(seed), latent, StartImage(latent[None, :, :1]), prompts=prompts)
                 advance()
 
 

@@ -1,11 +1,9 @@
-"""Compare the training methods on the pocket model: run each preset and measure the method's own goal.
+"""Run the presets of the methods that make no few-step generator, and measure each method's own goal.
 
-The measures use held-out portraits and noise that no run has seen. Each method has a measure that fits its goal:
+The measures use held-out portraits and noise that no run has seen:
 
-- distribution matching: the distance of few-step samples from data;
-- consistency distillation: the distance of few-step samples from the teacher's many-step samples;
-- guidance distillation: the error of the guided velocity;
-- fine-tuning: the flow-matching loss.
+- guidance distillation (`cfg`): the error of the guided velocity;
+- fine-tuning (`sft`), also of a widened text-to-video network: the flow-matching loss.
 """
 
 import json
@@ -13,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,22 +21,17 @@ from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_check
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS
 from magicdistill_core.geometry import LATENT_CHANNELS
+from magicdistill_core.metrics.bootstrap import Interval
 from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.widening import widen_to_image
 
 from ..data.vae import load_vae
+from ..distributed import available_device
 from .dataset import held_out_clips, to_unit_frames
-from .evaluate import encode
 from .latents import frames_needed, write_latents
-from .measures import (
-    HeldOut,
-    Measure,
-    distance_from_data,
-    distance_from_many_steps,
-    held_out_loss,
-    recipe_of,
-    unexplained_guidance,
-)
+from .measuring.comparison import compare, shown_interval
+from .measuring.held_out import encode
+from .measuring.velocity_errors import HeldOutClips, Measure, held_out_loss, recipe_of, unexplained_guidance
 
 PRESETS = Path(__file__).parents[1] / "presets"
 _PATCH_EMBED = "img_in.proj.weight"
@@ -78,12 +71,6 @@ def _widened(teacher: Checkpoint) -> Checkpoint:
 
 
 TRIALS: Mapping[str, Trial] = {
-    "w2s": Trial("pocket_w2s", distance_from_data),
-    "dmd": Trial("pocket_dmd", distance_from_data),
-    "dmd2": Trial("pocket_dmd2", distance_from_data),
-    "supervised": Trial("pocket_supervised", distance_from_data),
-    "one_step": Trial("pocket_one_step", distance_from_data, ("method.few_step_generator={runs}/w2s.safetensors",)),
-    "lcm": Trial("pocket_lcm", distance_from_many_steps),
     "cfg": Trial("pocket_cfg", unexplained_guidance),
     "sft": Trial("pocket_sft", held_out_loss, fast=True),
     "widen": Trial(
@@ -92,19 +79,17 @@ TRIALS: Mapping[str, Trial] = {
 }
 
 
-def hold_out(clips: int, seeds: int, fast: bool = False) -> HeldOut:
-    """Render and encode held-out start images with their clips, and as many clips of other people as data.
+def held_out_of(clips: int, fast: bool = False) -> HeldOutClips:
+    """Render and encode held-out clips.
 
     Args:
-        clips: number of start images.
-        seeds: number of noise seeds; they are 0, 1, 2 and so on.
+        clips: number of clips.
         fast: whether the portraits move faster, as in `Trial`.
     """
     stride = _STRIDE if fast else 1
-    frames = held_out_clips(2 * clips, frames_needed(stride))[:, ::stride]
-    latents = encode(load_vae(VAE), to_unit_frames(frames))
-    mine = latents[:clips]
-    return HeldOut(load_checkpoint(TEACHER), mine[:, :, :1], mine, latents[clips:], tuple(range(seeds)))
+    frames = held_out_clips(clips, frames_needed(stride))[:, ::stride]
+    vae = load_vae(VAE, available_device())
+    return HeldOutClips(load_checkpoint(TEACHER), encode(vae, to_unit_frames(frames)))
 
 
 def run_trial(name: str, trial: Trial, dataset: Path, runs: Path) -> Path:
@@ -139,7 +124,7 @@ def _command(*arguments: str) -> None:
 
 
 def compare_methods(
-    names: list[str], dataset: Path, runs: Path, out: Path, clips: int, seeds: int, say: Callable[[str], None]
+    names: list[str], dataset: Path, runs: Path, out: Path, clips: int, say: Callable[[str], None]
 ) -> str:
     """Run the trials and measure each before and after training. Write JSON to `out` and return a Markdown table.
 
@@ -150,8 +135,7 @@ def compare_methods(
         dataset: the folder of encoded portraits.
         runs: folder for the runs and the exported files.
         out: JSON file to write.
-        clips: number of held-out start images. The data has the same number of clips.
-        seeds: number of noise seeds.
+        clips: number of held-out clips, at least 2.
         say: called with a line of text before each stage.
 
     Raises:
@@ -159,7 +143,7 @@ def compare_methods(
     """
     dataset, runs = dataset.resolve(), runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    held_by_speed = {fast: hold_out(clips, seeds, fast) for fast in {TRIALS[name].fast for name in names}}
+    held_by_speed = {fast: held_out_of(clips, fast) for fast in {TRIALS[name].fast for name in names}}
     teacher = load_checkpoint(TEACHER)
     text_to_video = runs / "text_to_video.safetensors"
     if not text_to_video.exists():
@@ -175,21 +159,20 @@ def compare_methods(
         say(f"{name}: training")
         trained = load_checkpoint(run_trial(name, trial, data, runs))
         say(f"{name}: measuring")
-        steps = recipe_of(trained).steps
         start = trial.start(teacher) if trial.start is not None else teacher
-        before, after = (trial.measure(held, checkpoint, steps) for checkpoint in (start, trained))
+        before, after = (trial.measure(held, checkpoint) for checkpoint in (start, trained))
+        change = compare({"before": before, "after": after}, ["before"])
         results[name] = {
             "preset": trial.preset,
             "updates": recipe_of(trained).training_step,
-            "steps": steps,
             "measure": trial.measure.__name__,
-            "before": before,
-            "after": after,
+            "before": asdict(change["before"].value),
+            "after": asdict(change["after"].value),
+            "difference": asdict(change["after"].differences["before"]),
         }
         record = {
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "clips": clips,
-            "seeds": seeds,
             "results": results,
         }
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -198,15 +181,14 @@ def compare_methods(
 
 
 def table(results: Mapping[str, dict]) -> str:
-    """Return the results as a Markdown table.
+    """Return the results as a Markdown table of means over clips with 95 % intervals.
 
     Args:
         results: for each trial the values that `compare_methods` writes to its JSON file.
     """
-    lines = ["| method | updates | steps | measure | before | after |", "|---" * 6 + "|"]
+    lines = ["| method | updates | measure | before | after | difference |", "|---" * 6 + "|"]
     for name, row in results.items():
         measure = row["measure"].replace("_", " ")
-        lines.append(
-            f"| {name} | {row['updates']} | {row['steps']} | {measure} | {row['before']:.4f} | {row['after']:.4f} |"
-        )
+        values = [shown_interval(Interval(**row[key])) for key in ("before", "after", "difference")]
+        lines.append(f"| {name} | {row['updates']} | {measure} | {' | '.join(values)} |")
     return "\n".join(lines)

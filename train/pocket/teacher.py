@@ -1,6 +1,8 @@
 """Train the pocket teacher: an `sft` run on rendered portraits that starts from random weights.
 
-The teacher is the narrowest network that ComfyUI recognises as HunyuanVideo. Its prompt is a fixed random tensor.
+The teacher has few blocks, but more channels than a token has input values, which are 132. The network must return the
+noise in its velocity: so there is room for the noise and for what is computed from it. Its prompt is a fixed random
+tensor.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from magicdistill_core.families.hunyuan_video import CONCAT_CHANNELS, HEAD_DIM, 
 from magicdistill_core.geometry import LATENT_CHANNELS
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
 from magicdistill_core.layouts.modules import diffusers_to_file
+from magicdistill_core.pocket.vocabulary import POOLED_DIM, PROMPT_SCALE, TEXT_DIM, TEXT_TOKENS
 from magicdistill_core.recipe import Recipe
 
 from ..config.reading import load_config
@@ -28,24 +31,24 @@ from ..run_folder import RUN_FILE
 from ..tools.export import export_run
 
 PRESET = Path(__file__).parents[1] / "presets" / "pocket_teacher.yaml"
-_TEXT_TOKENS, _TEXT_DIM, _POOLED_DIM = 4, 64, 768
 
 
-def network_shape(double_blocks: int, single_blocks: int) -> NetworkShape:
-    """Return the sizes of the teacher: one attention head of width 128, the minimum that ComfyUI recognises.
+def network_shape(heads: int, double_blocks: int, single_blocks: int) -> NetworkShape:
+    """Return the sizes of the teacher.
 
     Args:
+        heads: number of attention heads. Each has the width 128, as ComfyUI expects it of HunyuanVideo.
         double_blocks: number of double blocks.
         single_blocks: number of single blocks.
     """
     return NetworkShape(
         in_channels=CONCAT_CHANNELS,
-        hidden=HEAD_DIM,
+        hidden=heads * HEAD_DIM,
         double_blocks=double_blocks,
         single_blocks=single_blocks,
         refiner_blocks=2,
-        text_dim=_TEXT_DIM,
-        pooled_dim=_POOLED_DIM,
+        text_dim=TEXT_DIM,
+        pooled_dim=POOLED_DIM,
         guidance_embed=False,
     )
 
@@ -53,8 +56,8 @@ def network_shape(double_blocks: int, single_blocks: int) -> NetworkShape:
 def null_prompt(seed: int) -> NullPrompt:
     """Return the fixed text conditioning for "no prompt": small random numbers from a seed."""
     generator = keyed_generator(seed, "null prompt")
-    text = 0.1 * torch.randn(1, _TEXT_TOKENS, _TEXT_DIM, generator=generator)
-    return NullPrompt(text, 0.1 * torch.randn(1, _POOLED_DIM, generator=generator))
+    text = PROMPT_SCALE * torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator)
+    return NullPrompt(text, PROMPT_SCALE * torch.randn(1, POOLED_DIM, generator=generator))
 
 
 def write_untrained(path: Path, shape: NetworkShape, data: LatentDataset, seed: int) -> None:
@@ -70,10 +73,13 @@ def write_untrained(path: Path, shape: NetworkShape, data: LatentDataset, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(shape)
-    recipe = Recipe(
+    save_checkpoint(path, diffusers_to_file(HUNYUAN_VIDEO, network.state_dict()), _recipe(data), null_prompt(seed))
+
+
+def _recipe(data: LatentDataset) -> Recipe:
+    return Recipe(
         kind="teacher", steps=28, shift=5.0, width=data.width, height=data.height, frames=data.frames, fps=data.fps
     )
-    save_checkpoint(path, diffusers_to_file(HUNYUAN_VIDEO, network.state_dict()), recipe, null_prompt(seed))
 
 
 @torch.no_grad()
@@ -110,9 +116,9 @@ def teacher_config(
         run: the run folder.
         dataset: the folder of encoded portraits.
         vae: the VAE that encoded them.
-        start: the teacher to start from. None starts from a network with random weights, which is written next to the
-            run if it does not exist.
-        shape: the sizes of that network.
+        start: the teacher to start from. None starts from a network with random weights, whose file is written next to
+            the run if it does not exist.
+        shape: the sizes of a network with random weights.
         settings: further settings as `key=value`, as for `train`.
 
     Returns:
@@ -125,11 +131,11 @@ def teacher_config(
     # costs 1/30.
     top, left = (side // 4 for side in latents.shape[3:])
     weights = visible_weights(load_vae(vae, device), latents[:, :, :2, top:-top, left:-left])
-    untrained = run.with_name(f"{run.name}-untrained.safetensors")
-    own = [f"run={run}", f"data.dataset={dataset}", f"validation.vae={vae}", f"model.teacher={start or untrained}"]
+    begin = start or run.with_name(f"{run.name}-start.safetensors")
+    own = [f"run={run}", f"data.dataset={dataset}", f"validation.vae={vae}", f"model.teacher={begin}"]
     config = load_config(PRESET, [*own, f"method.channel_weights={weights}", *settings])
-    if start is None and not untrained.exists():
-        write_untrained(untrained, shape, data, config.seed)
+    if start is None and not begin.exists():
+        write_untrained(begin, shape, data, config.seed)
     return config
 
 

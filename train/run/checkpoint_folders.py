@@ -133,6 +133,8 @@ def _delete(path: Path) -> None:
 def keep_only(run: Path, newest: int, keep: int, since: int) -> None:
     """Make `best` name the best checkpoint, and remove those that need not be kept. Only the main process calls this.
 
+    The best is the healthy checkpoint with the lowest measure. Without a measured one there is no file `best`.
+
     Args:
         run: the run's folder.
         newest: the update of the newest checkpoint. Later ones are left over from before a rollback; they stay until
@@ -142,10 +144,11 @@ def keep_only(run: Path, newest: int, keep: int, since: int) -> None:
     """
     found = {update: manifest for update, manifest in manifests(run).items() if update <= newest}
     healthy = [update for update, manifest in found.items() if manifest.healthy]
-    measured = {update: m for update in healthy if (m := found[update].measure) is not None}
-    compared = [update for update in measured if update >= since]
-    best = min(compared, key=lambda update: measured[update], default=max(measured, default=None))
-    if best is not None:
+    measured = {update: m for update in healthy if (m := found[update].measure) is not None and update >= since}
+    best = min(measured, key=lambda update: measured[update], default=None)
+    if best is None:
+        (run / FOLDER / BEST).unlink(missing_ok=True)
+    else:
         point(run, BEST, best)
     for update in set(found) - {*list(found)[-keep:], best, *healthy[-1:]}:
         remove(run, update)

@@ -11,6 +11,7 @@ checkpoint's name is therefore always complete, and a killed run keeps its last 
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,11 @@ def save(
     *,
     update: int,
     keep: int,
-    measure: float | None,
     since: int,
     healthy: bool,
     notes: dict[str, object],
 ) -> Path:
-    """Save a checkpoint; a collective call.
+    """Save a checkpoint; a collective call. It has no measure until `record_measure` stores one.
 
     Args:
         run: the run's folder.
@@ -71,7 +71,6 @@ def save(
         export: function `(folder)`: writes the trained weights as model files into the folder; every process calls it.
         update: the number of generator updates made.
         keep: how many of the newest checkpoints to keep. The best one and the newest healthy one are kept as well.
-        measure: the run's measure at this update, lower is better; None if unknown.
         since: the first update whose measure may be compared; earlier measures are ignored.
         healthy: whether the guard found no problem.
         notes: other data that a resumed run needs (JSON); the manifest returned by `load` contains them.
@@ -85,7 +84,7 @@ def save(
     """
     while True:
         try:
-            _save(run, states, export, update, keep, measure, since, healthy, notes)
+            _save(run, states, export, update, keep, since, healthy, notes)
         except _DiskFullError:
             removed = folders.make_room(run) if is_main() else []
             if not from_all(removed)[0]:
@@ -100,7 +99,6 @@ def _save(
     export: Callable[[Path], None],
     update: int,
     keep: int,
-    measure: float | None,
     since: int,
     healthy: bool,
     notes: dict[str, object],
@@ -127,7 +125,7 @@ def _save(
     counters = {name: state.counter() for name, state in states.items()}
     all_files = {name: file for part in from_all(files) for name, file in part.items()}
     if is_main():
-        manifest = Manifest(update, all_files, counters, measure, healthy, notes)
+        manifest = Manifest(update, all_files, counters, None, healthy, notes)
         try:
             _publish(run, temporary, manifest, keep, since)
         except OSError as problem:
@@ -160,6 +158,31 @@ def _portions(state: SavedState) -> Iterator[dict[str, Tensor]]:
             tensors, copied_bytes = {}, 0
     if tensors:
         yield tensors
+
+
+def record_measure(
+    run: Path, update: int, measure: float, *, keep: int, since: int, healthy: bool, notes: Mapping[str, object]
+) -> None:
+    """Store the result of a validation in the checkpoint of its update. Only the main process calls this.
+
+    Args:
+        run: the run's folder.
+        update: an update that has a checkpoint.
+        measure: the measure of this checkpoint, lower is better.
+        keep: as for `save`.
+        since: as for `save`.
+        healthy: whether the guard found no problem, this validation included.
+        notes: data of `save` that the validation has changed.
+
+    Raises:
+        OSError: if the checkpoint cannot be written. It is unchanged then.
+    """
+    folder = run / FOLDER / checkpoint_name(update)
+    manifest = read_manifest(folder)
+    changed = replace(manifest, measure=measure, healthy=healthy, notes=manifest.notes | dict(notes))
+    write_text(folder / MANIFEST, changed.to_json())
+    folders.fsync(folder)
+    folders.keep_only(run, update, keep, since)
 
 
 def _publish(run: Path, temporary: Path, manifest: Manifest, keep: int, since: int) -> None:

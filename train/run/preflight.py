@@ -20,6 +20,7 @@ from ..data.dataset import LatentDataset
 from ..data.dataset_index import DatasetIndex
 from ..distributed import barrier, beginning_together, is_main
 from ..engines.teacher import teacher_path
+from ..methods.batch_prompts import checked_texts
 from ..networks.weights import ENCODE_PROMPT
 from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, run_facts
 from . import checkpoints
@@ -78,6 +79,8 @@ def _check_files(config: TrainConfig, *, resume: bool) -> tuple[Path, LatentData
     for file in files:
         _check_exists("model.teacher", file, "Check the path.")
     dataset = LatentDataset(config.data.dataset)
+    if config.data.captions:
+        checked_texts(dataset)
     _check_prompts(config, teacher, files)
     _check_vae(config)
     if config.method.start_file is not None:
@@ -96,13 +99,16 @@ def _check_exists(field: str, path: Path, advice: str) -> None:
 
 def _check_prompts(config: TrainConfig, teacher: Path, files: list[Path]) -> None:
     model = config.model
-    prompts = {"model.null_prompt": model.null_prompt, "model.negative_prompt": model.negative_prompt}
-    for field, path in prompts.items():
+    prompts = {
+        "model.null_prompt": (model.null_prompt, ""),
+        "model.negative_prompt": (
+            model.negative_prompt,
+            " Set its text with --prompt, or take the release's with --negative.",
+        ),
+    }
+    for field, (path, text) in prompts.items():
         if path is not None:
-            text_option = "" if field == "model.null_prompt" else " Set its text with --prompt."
-            _check_exists(
-                field, path, f"Create it with: {ENCODE_PROMPT.format(out=shlex.quote(str(path)))}{text_option}"
-            )
+            _check_exists(field, path, f"Create it with: {ENCODE_PROMPT.format(out=shlex.quote(str(path)))}{text}")
             load_null_prompt(path)
     # The header of a pickle cannot be read. Loading the teacher later reports a missing null prompt.
     readable = [file for file in files if not is_pickle_name(file)]
@@ -138,14 +144,17 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | int]:
 
 
 def dataset_digest(index: DatasetIndex) -> str:
-    """Return the sha256 of a dataset's contents: geometry, encoders, videos, and the samples in their order.
+    """Return the sha256 of a dataset's contents: geometry, encoders, videos, samples in their order, and captions.
 
     It does not depend on where the dataset is stored. Datasets of earlier versions keep their digest: they have no
-    contents of videos.
+    contents of videos and no captions.
     """
     names = {"family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"}
     facts = index.model_dump(include=names | ({"contents"} if index.contents else set()))
     facts["shards"] = [[shard.bytes, *shard.samples] for shard in index.shards]
+    if index.texts is not None:
+        facts["texts"] = index.texts.model_dump()
+        facts["prompts"] = [[p.model_dump() for p in shard.prompts or []] for shard in index.shards]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,12 +6,12 @@ A *round* is one generator update with the updates of the other networks before 
 import logging
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from magicdistill_core.errors import CheckpointError, MagicDistillError
 
-from ..config.methods import FAKE
 from ..config.training import TrainConfig
 from ..console import command
 from ..distributed import barrier, from_all, is_main, world_size
@@ -19,15 +19,13 @@ from ..engines.engine import Engine
 from ..engines.state import EngineState, SavedState
 from ..methods.draws import Draws
 from ..run_folder import FOLDER, LATEST, Manifest, checkpoint_folder, read_manifest
-from ..watch.best import Measure
+from ..watch.best import EnergyRecord, Validated
 from ..watch.guard import Guard, Verdict
 from . import checkpoint_folders as folders
 from . import checkpoints
 from .rollback import Rollback, last_rollback
 
 logger = logging.getLogger(__name__)
-
-_FALLBACK_MEASURE = "generator/loss"
 
 
 class GuardError(MagicDistillError):
@@ -38,15 +36,23 @@ class RunState:
     """The state of a run.
 
     Attributes:
-        updates: number of generator updates made.
+        position: number of generator updates made. In the fake warm-up it is negative: minus the number of rounds that
+            are left.
+        warmup: number of rounds in the fake warm-up with which the run began.
         attempt: how often the run has rolled back to an earlier checkpoint.
         guard: the guard against collapse.
+        energies: the record of validations.
         saved_states: the states in a checkpoint, by name. It contains the engines; add others before `resume`.
         changed: settings of a resumed run that differ from those of the checkpoint: `[before, now]` by field.
     """
 
     def __init__(
-        self, config: TrainConfig, engines: Mapping[str, Engine], draws: Draws, export: Callable[[Path, int], None]
+        self,
+        config: TrainConfig,
+        engines: Mapping[str, Engine],
+        draws: Draws,
+        export: Callable[[Path, int], None],
+        validation_key: str,
     ) -> None:
         """Start the state of a new run; `resume` then loads that of an earlier one.
 
@@ -55,17 +61,19 @@ class RunState:
             engines: the engines of the trained roles (generator, fake branch, discriminator), by role.
             draws: the random draws of the run.
             export: function `(folder, update)`: writes the trained weights into a folder; every process calls it.
+            validation_key: identifies the clips, the noise and the schedule of validation.
         """
         self.config = config
-        self.updates = 0
+        self.warmup = config.method.warmup_rounds
+        self.position = -self.warmup
         self.attempt = 0
         self.changed: dict[str, list[Any]] = {}
         self.guard = Guard(config.guard)
+        self.energies = EnergyRecord(validation_key)
         self.saved_states: dict[str, SavedState] = {name: EngineState(e.engine) for name, e in engines.items()}
         self._engines = engines
         self._draws = draws
         self._export = export
-        self._measure = Measure(config.guard.window, rises_first=FAKE in engines)
         self._saved: int | None = None
         self._saved_at = time.monotonic()
         self._findings: tuple[str, ...] = ()
@@ -74,6 +82,16 @@ class RunState:
     def _settings(self) -> dict[str, Any]:
         """The configuration as JSON data."""
         return self.config.model_dump(mode="json")
+
+    @property
+    def updates(self) -> int:
+        """The number of generator updates made."""
+        return max(0, self.position)
+
+    @property
+    def warming(self) -> bool:
+        """Whether the run is still in its fake warm-up."""
+        return self.position < 0
 
     @property
     def global_batch(self) -> int:
@@ -85,8 +103,8 @@ class RunState:
         """Resume from the newest checkpoint; a collective call. A run without a checkpoint starts from the beginning.
 
         Raises:
-            CheckpointError: if the checkpoint is damaged, belongs to another method or network, or was trained with
-                another global batch size.
+            CheckpointError: if the checkpoint is damaged, belongs to another method or network, was trained with
+                another global batch size, or lies in a fake warm-up of another length.
         """
         root = self.config.run / FOLDER
         if not (root / LATEST).is_file():
@@ -101,7 +119,9 @@ class RunState:
             barrier()
         last = last_rollback(self.config.run)
         self._finish_rollback(last)
-        self._check_method(read_manifest(checkpoint_folder(self.config.run)).notes)
+        newest = read_manifest(checkpoint_folder(self.config.run))
+        self._check_method(newest.notes)
+        self._check_warmup(newest)
         manifest = checkpoints.load(self.config.run, self.saved_states)
         notes = manifest.notes
         if notes["global_batch"] != self.global_batch:
@@ -144,12 +164,30 @@ class RunState:
                 f"folder (run=FOLDER)."
             )
 
+    def _check_warmup(self, manifest: Manifest) -> None:
+        begun, now = manifest.notes.get("warmup", 0), self.config.method.warmup_rounds
+        if manifest.update < 0 and begun != now:
+            raise CheckpointError(
+                f"{self.config.run} is in its fake warm-up of {begun} rounds, with {-manifest.update} left, but the "
+                f"configuration now has {now}. Set method.fake_warmup={begun} to continue the run, or start a run in "
+                f"another folder (run=FOLDER)."
+            )
+
     def _apply(self, manifest: Manifest) -> None:
-        """Set the progress, the guard and the measure from a loaded checkpoint."""
+        """Set the progress, the guard and the record of validations from a loaded checkpoint."""
         notes = manifest.notes
-        self.updates = self._saved = manifest.update
+        self.position = self._saved = manifest.update
+        # Runs of earlier versions had no warm-up.
+        self.warmup = notes.get("warmup", 0)
         self.guard.restore(notes["guard"])
-        self._measure.restore(notes["measure"])
+        # Earlier versions selected the best checkpoint by another measure, and have no such notes.
+        self.energies.restore(notes.get("energies"))
+        if self.energies.since is None and self.config.validation.every:
+            logger.info(
+                "Update %d: this run has no validation with these clips, seeds and schedule yet. Energy scores are "
+                "compared from here on, and only later checkpoints can be the best",
+                self.updates,
+            )
         self._set_attempt(notes["attempt"])
 
     def _set_attempt(self, attempt: int) -> None:
@@ -161,40 +199,63 @@ class RunState:
         """Return whether a checkpoint is due, by updates or by the main process's clock; a collective call."""
         settings = self.config.checkpoint
         late = 0 < settings.minutes * 60 <= time.monotonic() - self._saved_at
-        return self.updates % settings.every == 0 or self.updates == self.config.updates or from_all(late)[0]
+        regular = not self.warming and self.updates % settings.every == 0
+        return regular or self.updates == self.config.updates or from_all(late)[0]
 
     def save(self) -> Path | None:
         """Save a checkpoint; a collective call.
 
         Returns:
-            The checkpoint's folder; None if this update is saved already.
+            The checkpoint's folder; None if this position is saved already.
 
         Raises:
             CheckpointError: if the checkpoint could not be written.
         """
-        if self._saved == self.updates:
+        if self._saved == self.position:
             return None
         notes: dict[str, Any] = {
             "attempt": self.attempt,
             "global_batch": self.global_batch,
             "processes": world_size(),
+            "warmup": self.warmup,
             "guard": self.guard.notes(),
-            "measure": self._measure.notes(),
+            "energies": self.energies.notes(),
             "settings": self._settings,
         }
         folder = checkpoints.save(
             self.config.run,
             self.saved_states,
             lambda folder: self._export(folder, self.updates),
-            update=self.updates,
+            update=self.position,
             keep=self.config.checkpoint.keep,
-            measure=self._measure.value,
-            since=self._measure.since,
+            since=self.energies.since or 0,
             healthy=self.guard.healthy,
             notes=notes,
         )
-        self._saved, self._saved_at = self.updates, time.monotonic()
+        self._saved, self._saved_at = self.position, time.monotonic()
         return folder
+
+    def store_validation(self, result: Validated) -> None:
+        """Store a validation in the checkpoint of this update, if there is one; a collective call.
+
+        Args:
+            result: the validation that `energies` has observed.
+        """
+        if is_main() and self._saved == self.position:
+            try:
+                checkpoints.record_measure(
+                    self.config.run,
+                    self.position,
+                    result.energy,
+                    keep=self.config.checkpoint.keep,
+                    since=self.energies.since or 0,
+                    healthy=self.guard.healthy,
+                    notes={"energies": self.energies.notes(), "guard": self.guard.notes()},
+                )
+            except OSError as error:
+                # The run does not need the result to continue.
+                logger.warning("Update %d: the validation could not be stored (%s)", self.updates, error)
+        barrier()
 
     def advance(self, metrics: dict[str, float]) -> tuple[Verdict, tuple[str, ...]]:
         """Count a finished round and check its metrics with the guard; a collective call.
@@ -205,18 +266,33 @@ class RunState:
         Returns:
             The verdict, the same on every process, and those of its findings that the last round did not have.
         """
-        self.updates += 1
+        observe = self.guard.observe_warmup if self.warming else self.guard.observe
+        self.position += 1
         # The main process decides: a rounding difference must not lead to different verdicts.
-        verdict = from_all(self.guard.observe(metrics))[0]
-        measure = metrics.get(self.config.checkpoint.measure, metrics.get(_FALLBACK_MEASURE))
-        if measure is not None and not self.guard.broken:
-            self._measure.observe(self.updates, measure, healthy=self.guard.healthy)
+        verdict = from_all(observe(metrics))[0]
         if self.config.guard.action == "off" and not self.guard.broken:
             verdict = Verdict()
         kinds = {finding.partition(":")[0] for finding in self._findings}
         new = tuple(finding for finding in verdict.findings if finding.partition(":")[0] not in kinds)
         self._findings = verdict.findings
         return verdict, new
+
+    def judge_samples(self, result: Validated) -> Verdict:
+        """Let the guard check a validation; a collective call.
+
+        Args:
+            result: the validation that `energies` has observed; only the main process's counts.
+
+        Returns:
+            The verdict, the same on every process; empty if the guard's action is `off`, or if there is only one clip,
+            whose score has no known error.
+        """
+        result = from_all(result)[0]
+        if result.standard_error == inf:
+            return Verdict()
+        change, error = result.difference / result.start, result.standard_error / result.start
+        verdict = self.guard.judge_energy(self.updates, change, error)
+        return Verdict() if self.config.guard.action == "off" else verdict
 
     def may_go_back(self) -> bool:
         """Return whether the run may roll back instead of ending; a collective call.
@@ -231,13 +307,16 @@ class RunState:
         """Return the update of the newest good checkpoint, the same on every process; a collective call.
 
         Good means that the guard found no problem. If the last round produced NaN or infinity, the weights at its start
-        may already have been bad. An earlier checkpoint is then preferred.
+        may already have been bad. An earlier checkpoint is then preferred. If a validation found worse samples, only
+        checkpoints up to the last validation with good ones count.
 
         Returns:
             The update; None if there is no good checkpoint.
         """
         healthy = from_all(folders.healthy_updates(self.config.run))[0]
-        preferred = [update for update in healthy if update < self.updates - self.guard.broken]
+        if (trusted := self.guard.trusted_until) is not None:
+            healthy = [update for update in healthy if update <= trusted]
+        preferred = [update for update in healthy if update < self.position - self.guard.broken]
         return max(preferred or healthy, default=None)
 
     def go_back(self) -> None:

@@ -4,6 +4,7 @@ A *branch* is a LoRA on frozen weights. A *recipe* is the sampling settings and 
 stores one.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from magicdistill_core.captions import caption_tensors
 from magicdistill_core.checkpoint import save_checkpoint
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.layouts.lora import lora_state
@@ -42,6 +44,7 @@ class TrainedFiles:
         recipe: the generator's recipe without the update.
         base_kind: the base's kind for the recipe of a branch (`Recipe.base_kind`): `folder`, or None for one file.
         prompt: the null prompt to store in the generator's file.
+        captions: the captions to store there, by caption; empty if there are none, or too many for a file.
         average: the average of the generator's weights, which is exported instead of them; None without one.
     """
 
@@ -52,6 +55,7 @@ class TrainedFiles:
     recipe: Recipe
     base_kind: str | None
     prompt: NullPrompt
+    captions: Mapping[str, NullPrompt]
     average: GeneratorEma | None
 
     def exported_weights(self) -> AbstractContextManager[None]:
@@ -83,14 +87,14 @@ class TrainedFiles:
         # The conversion fuses some weights into new tensors. Free the originals before writing.
         trained.clear()
         recipe = self.recipe.model_copy(update={"training_step": update})
-        save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt)
+        save_checkpoint(folder / GENERATOR_FILE, state, recipe, self.prompt, captions=self.captions)
 
     def bytes(self) -> int:
         """Return the size of the files in bytes, without their headers."""
         if self._lora:
             files = [self._branch_tensors(GENERATOR)]
         else:
-            files = [_shapes(self._transformer(GENERATOR)) | null_prompt_tensors(self.prompt)]
+            files = [_shapes(self._transformer(GENERATOR)) | self._texts()]
         if self._trains_fake:
             files.append(self._branch_tensors(FAKE))
         return sum(tensor.numel() * tensor.element_size() for file in files for tensor in file.values())
@@ -117,7 +121,10 @@ class TrainedFiles:
     def _branch_tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a branch's file, on `meta` (without values)."""
         branches = branch_modules(_shapes(self._transformer(name)), name, self._branch_config(name).alpha, self.hidden)
-        return lora_state(branches) | null_prompt_tensors(self.prompt if name == GENERATOR else None)
+        return lora_state(branches) | (self._texts() if name == GENERATOR else {})
+
+    def _texts(self) -> dict[str, Tensor]:
+        return null_prompt_tensors(self.prompt) | caption_tensors(self.captions)
 
     def _save_branch(self, path: Path, name: str, state: dict[str, Tensor], update: int) -> None:
         branch = self._branch_config(name)
@@ -131,8 +138,8 @@ class TrainedFiles:
                 "lora_alpha": branch.alpha,
             }
         )
-        prompt = self.prompt if name == GENERATOR else None
-        save_lora(path, branch_modules(state, name, branch.alpha, self.hidden), recipe, prompt)
+        texts = (self.prompt, self.captions) if name == GENERATOR else ()
+        save_lora(path, branch_modules(state, name, branch.alpha, self.hidden), recipe, *texts)
 
 
 def _shapes(network: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The training loop: rounds of updates, logging, validation samples and checkpoints.
 
 An *update* is one optimizer step of one *role*: the generator, the fake branch or the discriminator. A *round* is the
-sequence of updates that the method defines; it contains exactly one generator update.
+sequence of updates that the method defines; it contains exactly one generator update. A method may begin with rounds
+of the fake branch alone, its *fake warm-up*.
 """
 
 import logging
@@ -13,7 +14,9 @@ import torch
 from magicdistill_core.errors import MagicDistillError
 from magicdistill_core.recipe import Recipe
 
+from ..config.methods import FAKE
 from ..config.training import TrainConfig
+from ..data.held_out import held_out_samples
 from ..distributed import (
     beginning_together,
     bound_waiting,
@@ -29,12 +32,14 @@ from ..engines.networks import build_networks
 from ..engines.teacher import Teacher, load_teacher
 from ..memory.training import log_memory, memory_of
 from ..methods import MicroBatch, build_method
+from ..methods.batch_prompts import batch_prompts
 from ..methods.draws import Draws
 from ..run_folder import VALIDATION
 from ..signals import StopRequest
 from ..watch.guard import Verdict
 from ..watch.log import RunLog
 from ..watch.report import write_report
+from ..watch.signal import SignalMeter
 from ..watch.validation import Validation
 from ..watch.weights_and_biases import check_wandb, wandb_log
 from .checkpoint_folders import make_room
@@ -45,6 +50,7 @@ from .preflight import check_inputs, record_inputs
 from .state import RunState
 from .trained_files import TrainedFiles
 from .training_folder import training_folder
+from .validating import validate_if_due
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +90,34 @@ class Trainer:
             loaded = load_teacher(config)
             teacher = loaded.checkpoint
             self.family = teacher.family()
-            self.prompt = loaded.prompt
+            self.prompt, self.prompt_template = loaded.prompt, loaded.prompt_template
             self.shape = teacher.shape
             self.dataset.check_family(self.family)
             self.draws = Draws(config.seed)
+            self.prompts = batch_prompts(config, self.dataset, self.family, self.prompt, self.draws)
+            if self.prompts is not None and self.dataset.texts is not None:
+                self.prompt_template = self.dataset.texts.index.template
             self.recipe = self._recipe()
             # Checked before the networks are loaded. Only the main process loads the VAE and computes the memory.
+            held_out = held_out_samples(self.dataset.index, config.data.held_out)
+            self.training_samples = sorted(set(range(len(self.dataset))) - set(held_out))
             self.validation = Validation(
-                config.validation, config.schedule, self.dataset, self.family, config.run / VALIDATION, self.device
+                config.validation,
+                config.schedule,
+                self.dataset,
+                held_out,
+                self.family,
+                config.run / VALIDATION,
+                self.device,
+                config.data.micro_batch,
+                self.prompts,
             )
             if is_main():
                 self._log_memory(loaded)
         self.networks = build_networks(config, teacher, self.prompt, self.device, loaded.negative)
         bound_waiting(config.timeout)
         self.method = build_method(config, self.networks, self.draws, self.device)
+        self.signal = SignalMeter(config, self.networks, self.method)
         self.ema = None
         if config.generator_ema is not None:
             self.ema = GeneratorEma(self.networks.generator.engine, config.generator_ema)
@@ -109,9 +129,10 @@ class Trainer:
             self.recipe,
             "folder" if self.inputs.teacher.is_dir() else None,
             self.prompt,
+            self.dataset.texts.vocabulary if self.prompts is not None and self.dataset.texts is not None else {},
             self.ema,
         )
-        self.state = RunState(config, self.networks.engines, self.draws, self.files.write)
+        self.state = RunState(config, self.networks.engines, self.draws, self.files.write, self.validation.key)
         if self.ema is not None:
             self.state.saved_states["generator_ema"] = self.ema
         if resume:
@@ -131,6 +152,9 @@ class Trainer:
             "steps": schedule.steps,
             "shift": schedule.shift,
             "sampler": schedule.sampler,
+            "image_in_noise": schedule.image_in_noise,
+            "dropped_frames": schedule.dropped_frames,
+            "prompt_template": self.prompt_template,
             "width": dataset.width,
             "height": dataset.height,
             "frames": dataset.frames,
@@ -147,7 +171,9 @@ class Trainer:
         if capacity is None:
             return
         try:
-            memory = memory_of(self.config, teacher, self.dataset.index.tensor_shapes(), world_size())
+            texts = self.dataset.texts
+            tokens = None if texts is None else texts.longest
+            memory = memory_of(self.config, teacher, self.dataset.index.tensor_shapes(), world_size(), tokens)
         except MagicDistillError:
             raise
         except Exception:
@@ -166,36 +192,40 @@ class Trainer:
         config, state = self.config, self.state
         # Signals stay caught until a failure is recorded: `torchrun` sends one as soon as another process has failed.
         saves = StopRequest("The run saves after this round and stops")
-        with saves as stop, self._log() as log, recorded_failure(config, lambda: state.updates):
+        with saves as stop, self._log() as log, recorded_failure(config, lambda: state.position):
             facts = machine_facts() | {"checkpoint_bytes": self.checkpoint_bytes}
             if state.changed:
                 facts["changed"] = state.changed
-            log.event("resumed" if state.updates else "started", state.updates, **facts)
+            log.event("resumed" if state.position + state.warmup else "started", state.position, **facts)
+            self._validate(log)
             while state.updates < config.updates:
                 began = time.monotonic()
                 metrics = self._round()
                 verdict, new = state.advance(metrics)
-                log.log(state.updates, metrics | state.guard.ratios(), time.monotonic() - began)
-                for finding in new:
-                    log.event("warning", state.updates, finding=finding)
-                    logger.warning("Update %d: %s", state.updates, finding)
+                signal = self._measure_signal() if self.signal.due(state.position) and not verdict.act else {}
+                log.log(state.position, metrics | signal | state.guard.ratios(), time.monotonic() - began)
+                for finding in (*new, *self.signal.findings(signal)):
+                    log.event("warning", state.position, finding=finding)
+                    logger.warning("Update %d: %s", state.position, finding)
                 if verdict.act and self._respond(verdict, log):
                     continue
                 stopped_by = first_error(stop.name)
                 if state.due() or stopped_by:
                     state.save()
-                    log.event("saved", state.updates)
+                    log.event("saved", state.position)
                 if stopped_by:
-                    log.event("stopped", state.updates, by=stopped_by)
+                    log.event("stopped", state.position, by=stopped_by)
                     return Outcome(state.updates, stopped_by)
-                # After the save: the checkpoint matters more than samples to look at.
-                if self.validation.due(state.updates):
-                    with self.files.exported_weights():
-                        problem = self.validation.run(self.networks, state.updates)
-                    if problem is not None:
-                        log.event("warning", state.updates, finding=problem)
+                # After the save: a process that is killed during the validation loses no update.
+                self._validate(log)
             log.event("finished", state.updates)
         return Outcome(state.updates, None)
+
+    def _validate(self, log: RunLog) -> None:
+        """Validate the generator if this is due, and respond to the guard's verdict; a collective call."""
+        verdict = validate_if_due(self.validation, self.networks, self.files, self.state, log)
+        if verdict.act:
+            self._respond(verdict, log)
 
     def _log(self) -> RunLog:
         config = self.config
@@ -203,7 +233,7 @@ class Trainer:
             config.run,
             config.method.name,
             config.updates,
-            self.state.updates,
+            self.state.position,
             self.method.headline,
             wandb_log(config),
             lambda error: is_full(error) and bool(make_room(config.run)),
@@ -220,35 +250,46 @@ class Trainer:
         """
         state = self.state
         if state.may_go_back():
-            failed = state.updates
+            failed = state.position
             state.go_back()
-            log.go_back(state.updates)
-            log.event("went back", state.updates, failed=failed, findings=verdict.findings)
-            logger.warning("Update %d: rolled back to the last good checkpoint, of update %d", failed, state.updates)
+            log.go_back(state.position)
+            log.event("went back", state.position, failed=failed, findings=verdict.findings)
+            logger.warning("Update %d: rolled back to the last good checkpoint, of update %d", failed, state.position)
             return True
         if state.guard.broken or self.config.guard.action in ("stop", "rollback"):
-            log.event("ended by the guard", state.updates, findings=verdict.findings)
+            log.event("ended by the guard", state.position, findings=verdict.findings)
             raise state.stop(verdict.findings)
         return False
 
     def _round(self) -> dict[str, float]:
-        """Make all updates of one round in the method's order; return the metrics averaged over the processes."""
+        """Make all updates of one round in the method's order; return the metrics averaged over the processes.
+
+        Updates of the fake warm-up have negative numbers. So the draws of all later rounds are the same with and
+        without it.
+        """
         metrics: dict[str, torch.Tensor | float] = {}
-        order, rounds = self.method.order, self.state.updates
-        counts = {role: order.count(role) for role in order}
+        state = self.state
+        order = self.method.warmup_order if state.warming else self.method.order
         for place, role in enumerate(order):
-            number = order[:place].count(role)
-            metrics |= self._update(role, rounds * len(order) + place, rounds * counts[role] + number)
-        if self.ema is not None:
+            rounds = state.position + (state.warmup if role == FAKE else 0)
+            own_update = rounds * order.count(role) + order[:place].count(role)
+            metrics |= self._update(role, state.position * len(order) + place, own_update)
+        if self.ema is not None and not state.warming:
             self.ema.update()
         return mean_over_processes(metrics, self.device)
+
+    def _measure_signal(self) -> dict[str, float]:
+        """Measure the training signal on this process's first micro-batch of the last round; a collective call."""
+        order = self.method.order
+        batch = self._micro_batch((self.state.position - 1) * len(order), 0)
+        return self.signal.measure(batch, self.device)
 
     def _update(self, role: str, update: int, own_update: int) -> dict[str, torch.Tensor | float]:
         """Make one update of one role over its micro-batches.
 
         Args:
             role: the role to train.
-            update: number of the update, counted over all roles.
+            update: number of the update, counted over all roles; negative in the fake warm-up.
             own_update: number of the update, counted for this role.
         """
         engine = self.networks.engine(role)
@@ -273,8 +314,14 @@ class Trainer:
         width = data.micro_batch * world_size()
         first = micro * width + rank() * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
-        indices = self.draws.sample_indices(update, positions, width * data.accumulation, len(self.dataset))
+        samples = self.training_samples
+        places = self.draws.sample_indices(update, positions, width * data.accumulation, len(samples))
+        indices = [samples[place] for place in places]
         images = self.dataset.start_image(indices).to(self.device)
+        prompts = negatives = None
+        if self.prompts is not None:
+            prompts = self.prompts.drawn(indices, update, positions).to(self.device)
+            negatives = self.prompts.negatives(indices)
         return self.method.micro_batch(
             self.family,
             images,
@@ -282,6 +329,8 @@ class Trainer:
             update,
             positions,
             lambda: self.dataset.latents(indices).to(self.device),
+            prompts,
+            None if negatives is None else negatives.to(self.device),
         )
 
 

@@ -1,7 +1,7 @@
 """Export the generator of a run for ComfyUI, for LoRA loaders or for diffusers.
 
 A *recipe* is the sampling settings and the origin of the weights. A *null prompt* is the text conditioning for sampling
-without a prompt. Exports store both.
+without a prompt. Exports store both, and the captions of the training if there are few.
 """
 
 import shutil
@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from magicdistill_core.captions import caption_tensors
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.diffusers_folder import COMPANION
 from magicdistill_core.errors import CheckpointError
@@ -40,9 +41,9 @@ def export_run(
         run: the folder of a training run.
         out: a `.safetensors` file; for `diffusers` a folder that does not exist yet.
         format: one of four formats.
-            `comfyui`: one file in the file layout, with recipe and null prompt. A generator LoRA is merged into the
-                teacher at weight 1.
-            `int8`: the same file with the matrices of the blocks quantised to int8. Only ComfyUI can load it.
+            `comfyui`: one file in the file layout, with recipe, null prompt and captions. A generator LoRA is merged
+                into the teacher at weight 1.
+            `int8`: the same file with the matrices of the blocks quantised to int8, in ComfyUI's format.
             `lora`: only the generator LoRA.
             `diffusers`: a transformer folder for `from_pretrained` of the family's class.
         update: the update of the checkpoint to export; None means the newest.
@@ -80,7 +81,9 @@ def export_run(
         with explained_writing(out):
             return save_quantised(out, generator, dtype)
     if format == "comfyui":
-        save_checkpoint(out, generator.state, generator.recipe, generator.null_prompt, dtype)
+        save_checkpoint(
+            out, generator.state, generator.recipe, generator.null_prompt, dtype, captions=generator.captions
+        )
     else:
         _export_diffusers(generator, out, dtype)
     return None
@@ -119,7 +122,7 @@ def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: tor
         )
     tensors, metadata = read_tensors(folder / GENERATOR_LORA_FILE)
     if dtype is not None:
-        # Only LoRA matrices are weights; alphas and the null prompt keep their dtype.
+        # Only LoRA matrices are weights; alphas and texts keep their dtype.
         tensors = {key: value.to(dtype) if ".lora_" in key else value for key, value in tensors.items()}
     write_safetensors(out, tensors, metadata)
 
@@ -137,7 +140,7 @@ def _export_diffusers(generator: Checkpoint, out: Path, dtype: torch.dtype | Non
             for file in temporary.glob("*.safetensors"):
                 file.chmod(mode)  # safetensors makes files that only their owner can read
         assert generator.recipe is not None
-        tensors = null_prompt_tensors(generator.null_prompt)
+        tensors = null_prompt_tensors(generator.null_prompt) | caption_tensors(generator.captions)
         write_safetensors(temporary / COMPANION, tensors, generator.recipe.to_metadata())
         with explained_writing(out):
             temporary.rename(out)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from magicdistill_core.captions import is_caption, pop_captions
 from magicdistill_core.checkpoint import Checkpoint, parse_checkpoint
 from magicdistill_core.diffusers_folder import folder_i2v_mode, weight_files
 from magicdistill_core.errors import CheckpointError
@@ -26,6 +27,7 @@ from magicdistill_core.taehv import TAEHV
 from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 
 from ..data.dataset_index import INDEX_NAME, read_index
+from ..data.text_index import TextIndex
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
 _NAMES = defaultdict(lambda: "other", DTYPE_NAMES)
@@ -97,7 +99,14 @@ def _dataset(folder: Path) -> dict[str, str]:
         "geometry": f"{index.width} x {index.height}, {index.frames} frames, {index.fps:g} fps",
         "dtypes": index.dtype,
         "vae sha256": index.vae_sha256,
+        "captions": "none" if index.texts is None else _texts(index.texts),
     }
+
+
+def _texts(texts: TextIndex) -> str:
+    lengths = [count for file in texts.files for count in file.tokens] or [0]
+    kind = ", encoded with the start images" if texts.sees_image else ""
+    return f"{len(set(texts.captions))} different ones, of {min(lengths)} to {max(lengths)} tokens{kind}"
 
 
 def _parameters(header: Header) -> str:
@@ -106,7 +115,7 @@ def _parameters(header: Header) -> str:
 
 
 def _is_extra(key: str) -> bool:
-    return key.startswith("null_prompt.") or key.endswith((".alpha", *QUANTISATION_MARKS))
+    return key.startswith("null_prompt.") or is_caption(key) or key.endswith((".alpha", *QUANTISATION_MARKS))
 
 
 def _dtypes(header: Header) -> str:
@@ -128,7 +137,7 @@ def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str,
     meta = {key: info.without_data() for key, info in header.items() if key not in scales}
     try:
         mode = folder_i2v_mode(path)
-        checkpoint = parse_checkpoint(meta, recipe, path.name, i2v_mode=mode, allow_quantised=True)
+        checkpoint = parse_checkpoint(meta, recipe, path.name, i2v_mode=mode)
     except CheckpointError as error:
         return {"kind": "unknown", "why": str(error)}
     return {
@@ -136,8 +145,9 @@ def _transformer(header: Header, recipe: Recipe | None, path: Path) -> dict[str,
         "layout": _layout(header, checkpoint),
         "conditioning": _conditioning(checkpoint),
         **checkpoint.shape.facts(),
-        **({"quantised": f"yes ({len(scales)} scales); only ComfyUI can load it"} if scales else {}),
+        **({"quantised": f"yes ({len(scales)} scales)"} if scales else {}),
         "null prompt": _null_prompt(header),
+        **_captions(header),
     }
 
 
@@ -173,6 +183,11 @@ def _null_prompt(header: Header) -> str:
     return f"{header[NULL_TEXT_KEY].shape[1]} tokens"
 
 
+def _captions(header: Header) -> dict[str, str]:
+    names = pop_captions({key: info.without_data() for key, info in header.items() if is_caption(key)})
+    return {"captions": "; ".join(names)} if names else {}
+
+
 def _lora(header: Header, files: list[Path]) -> dict[str, str]:
     others = sorted({kind for key in header if (kind := other_kind(key)) is not None})
     if others:
@@ -193,6 +208,7 @@ def _lora(header: Header, files: list[Path]) -> dict[str, str]:
         **({"full differences": f"{len(differences)} tensors"} if differences else {}),
         "ranks": ", ".join(map(str, sorted({info.shape[0] for info in downs.values()}))) or "none",
         "alpha": _alphas(files),
+        **_captions(header),
     }
 
 

@@ -1,70 +1,81 @@
-"""The measure that selects the best checkpoint, and the first update from which its values are comparable.
+"""The measure that selects the best checkpoint: the energy score of a run's validations."""
 
-A *round* is one generator update with the updates of the other networks before it.
-"""
-
-from collections.abc import Mapping
-from statistics import median
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-# A fall to this fraction of the highest median is too large for noise.
-_FALLEN = 0.5
+import torch
 
 
-class Measure:
-    """The running median of a metric (lower is better), and the first update whose values are comparable.
-
-    A metric that depends on a fake branch starts near zero. The branch is zero at first, so the real and the fake score
-    agree before the branch has learned anything. The metric then rises to a peak. A low value means a good checkpoint
-    only after this peak.
+@dataclass(frozen=True)
+class Validated:
+    """The result of one validation.
 
     Attributes:
-        since: the first update whose checkpoint may be compared with later ones.
+        energy: mean energy score of the validation's clips, lower is better.
+        difference: mean difference of the score from the start, clip by clip.
+        standard_error: standard error of `difference`; infinite for a single clip.
+        start: the mean energy score at the start.
+        since: the update of the start.
     """
 
-    def __init__(self, window: int, *, rises_first: bool) -> None:
-        """Start without any observation.
+    energy: float
+    difference: float
+    standard_error: float
+    start: float
+    since: int
+
+
+class EnergyRecord:
+    """The energy scores at the run's start, from which all later ones are subtracted clip by clip.
+
+    Clips differ more from each other than models do. The difference on the same clips and the same noise does not
+    contain this. At the start the generator is the teacher, with the few steps of the generator (`one_step`: the
+    few-step generator).
+
+    Attributes:
+        since: the update of the start: 0, or a later one if the clips of validation changed when the run was resumed.
+            None before the first validation.
+        last: the update of the newest validation; None before the first one.
+    """
+
+    def __init__(self, key: str) -> None:
+        """Start without any validation.
 
         Args:
-            window: number of rounds in the running median.
-            rises_first: whether the metric depends on a fake branch (the LoRA of the real and fake scores).
+            key: identifies the clips, the noise and the schedule of validation. Only scores of one key are compared.
         """
-        self.since = 0
-        self._window = window
-        self._last: list[float] = []
-        self._highest = 0.0
-        self._rising = rises_first
+        self.since: int | None = None
+        self.last: int | None = None
+        self._key = key
+        self._start: list[float] = []
 
-    @property
-    def value(self) -> float | None:
-        """The median over the last rounds; None before the first round."""
-        return median(self._last) if self._last else None
-
-    def observe(self, update: int, metric: float, *, healthy: bool) -> None:
-        """Add the metric of one round.
-
-        The peak is the highest median so far. The search for a higher one ends when the median over a full window falls
-        to half of the peak or lower. Unhealthy rounds are not searched, because a high value there is a collapse.
+    def observe(self, update: int, energies: Sequence[float]) -> Validated:
+        """Add a validation. The first one is the start.
 
         Args:
-            update: number of generator updates made, this round's included.
-            metric: value in this round.
-            healthy: whether the guard has no finding.
+            update: number of generator updates made.
+            energies: the energy score of each clip.
         """
-        self._last = [*self._last, metric][-self._window :]
-        if not self._rising or not healthy:
-            return
-        now, full = median(self._last), len(self._last) == self._window
-        if not full or now >= self._highest:
-            self._highest, self.since = now, update
-        elif now <= _FALLEN * self._highest:
-            self._rising = False
+        if self.since is None:
+            self.since, self._start = update, list(energies)
+        self.last = update
+        now, start = (torch.tensor(values, dtype=torch.float64) for values in (energies, self._start))
+        differences = now - start
+        error = float(differences.std()) / math.sqrt(len(now)) if len(now) > 1 else math.inf
+        return Validated(float(now.mean()), float(differences.mean()), error, float(start.mean()), self.since)
 
     def notes(self) -> dict[str, Any]:
         """Return the state as JSON data, for a resumed run."""
-        return {"last": self._last, "highest": self._highest, "since": self.since, "rising": self._rising}
+        return {"key": self._key, "since": self.since, "last": self.last, "start": self._start}
 
-    def restore(self, notes: Mapping[str, Any]) -> None:
-        """Restore the state that `notes` returned."""
-        self._last = list(notes["last"])
-        self._highest, self.since, self._rising = notes["highest"], notes["since"], notes["rising"]
+    def restore(self, notes: Mapping[str, Any] | None) -> None:
+        """Restore the state that `notes` returned.
+
+        Args:
+            notes: the state. The record is empty without it, and with the state of another key.
+        """
+        self.since, self.last, self._start = None, None, []
+        if notes is not None and notes["key"] == self._key:
+            self.since, self.last, self._start = notes["since"], notes["last"], list(notes["start"])

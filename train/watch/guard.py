@@ -2,9 +2,13 @@
 
 Distillation fails slowly and without an error: samples freeze, colours saturate, the fake score no longer follows the
 generator, the real and the fake score drift apart. The guard compares medians over the last rounds with medians over
-the run's first rounds, because absolute values differ between models and resolutions. The guard depends only on
-metrics. The training loop calls it after each round. A *round* is one generator update with the updates of the other
-networks before it.
+the run's first rounds, because absolute values differ between models and resolutions. The distance of the scores is
+compared with the real score's error on the samples instead: it starts at zero with the branch and grows in a healthy
+run too. The scalars of the rounds cannot see every collapse, so the guard also judges the energy score of the
+validation (see `watch.energy_rule`).
+
+The guard depends only on metrics. The training loop calls it after each round. A *round* is one generator update with
+the updates of the other networks before it.
 """
 
 import math
@@ -14,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from ..config.run import GuardConfig
+from .energy_rule import EnergyRule
 
 Row = Mapping[str, float]
 
@@ -48,9 +53,13 @@ RULES = (
     Rule("generator/deviation", "deviation_ceiling", False, True, "the samples saturate", _STRENGTH),
     Rule("generator/deviation", "deviation_floor", True, True, "the samples wash out to one colour", _STRENGTH),
     Rule("generator/saturation", "saturation_ceiling", False, False, "latents leave their normal range", _STRENGTH),
-    Rule("generator/matching_gradient", "gradient_ceiling", False, True, "the DMD gradient diverges", _FAKE_SCORE),
     Rule(
-        "generator/real_fake_distance", "distance_ceiling", False, True, "real and fake score drift apart", _FAKE_SCORE
+        "generator/relative_distance",
+        "relative_distance_ceiling",
+        False,
+        False,
+        "real and fake score drift apart",
+        _FAKE_SCORE,
     ),
     Rule("fake/loss", "fake_loss_ceiling", False, True, "the fake score cannot follow the generator", _FAKE_SCORE),
     Rule(
@@ -139,8 +148,30 @@ class Guard:
         self._rows: list[dict[str, float]] = []
         self._baseline: dict[str, float] = {}
         self._wrong = 0
+        self._energy = EnergyRule(settings)
         # True if the last round had a NaN or infinite value. No setting allows a run to continue from there.
         self.broken = False
+
+    def observe_warmup(self, row: Row) -> Verdict:
+        """Check the metrics of a round of the fake warm-up: only for NaN and infinite values.
+
+        Args:
+            row: metrics of the round, by name.
+        """
+        broken = not_finite(row)
+        self.broken = bool(broken)
+        return Verdict(broken, act=self.broken)
+
+    def judge_energy(self, update: int, energy: float, standard_error: float) -> Verdict:
+        """Check the energy score of a validation.
+
+        Args:
+            update: number of the generator update after which the samples were made.
+            energy: the change of the energy score since the run's start, as a share of the start's score.
+            standard_error: its standard error.
+        """
+        findings, act = self._energy.observe(update, energy, standard_error)
+        return Verdict(findings, act)
 
     def observe(self, row: Row) -> Verdict:
         """Add the metrics of one round and check them.
@@ -167,8 +198,19 @@ class Guard:
 
     @property
     def healthy(self) -> bool:
-        """Whether the last round had no finding; also True while there is no baseline, except after NaN or infinity."""
-        return not self.broken and self._wrong == 0
+        """Whether the last round and the last validation had no finding; True while there is nothing to compare with.
+
+        It is False after NaN or infinity.
+        """
+        return not self.broken and self._wrong == 0 and not self._energy.risen
+
+    @property
+    def trusted_until(self) -> int | None:
+        """The last update with a good energy score of its samples, if the newest score is worse; else None.
+
+        The weights went bad between this update and the newest validation. None means that all checkpoints count.
+        """
+        return self._energy.last_good if self._energy.risen else None
 
     def ratios(self) -> dict[str, float]:
         """Return the ratio of each watched metric to its baseline, by the metric's name in the log.
@@ -184,10 +226,17 @@ class Guard:
 
     def notes(self) -> dict[str, Any]:
         """Return the guard's state as JSON data, for a resumed run."""
-        return {"rounds": self._rounds, "rows": self._rows, "baseline": self._baseline, "wrong": self._wrong}
+        return {
+            "rounds": self._rounds,
+            "rows": self._rows,
+            "baseline": self._baseline,
+            "wrong": self._wrong,
+            "energy": self._energy.notes(),
+        }
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Restore the state that `notes` returned."""
+        """Restore the state that `notes` returned; runs of earlier versions have noted no energy scores."""
         self._rounds, self._wrong = notes["rounds"], notes["wrong"]
+        self._energy.restore(notes.get("energy", {}))
         self._rows, self._baseline = list(notes["rows"]), dict(notes["baseline"])
         self.broken = False

@@ -1,11 +1,13 @@
 """Log a running training: progress bar, metrics and events. Only the main process logs.
 
-`metrics.jsonl`, TensorBoard and, if configured, W&B hold the metrics of every round that counts. A *round* is one
-generator update with the updates of the other networks before it. After a crash or a rollback, they drop the rounds
-that no longer count. A curve has one value per round.
+`metrics.jsonl`, TensorBoard and, if configured, W&B hold the metrics of every round that counts; `validation.jsonl` has
+those of the validations. A *round* is one generator update with the updates of the other networks before it. The rounds
+of the fake warm-up have no generator update; their numbers are 0 and below. After a crash or a rollback, they drop the
+rounds that no longer count. A curve has one value per round.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from magicdistill_core.files import write_text
 
 from ..console import progress_bar
 from ..distributed import is_main
-from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE
+from ..run_folder import ABANDONED_FILE, EVENTS_FILE, METRICS_FILE, VALIDATION_FILE
+from .best import Validated
 from .weights_and_biases import WandbLog
 
 _TENSORBOARD = "tensorboard"
@@ -46,7 +49,8 @@ class RunLog:
             run: the run's folder.
             name: text next to the progress bar.
             updates: number of updates of the complete run.
-            done: number of updates already made; metrics of later updates are dropped.
+            done: number of updates already made; in the fake warm-up minus the number of rounds left. Metrics of later
+                rounds are dropped.
             headline: names of the metrics shown next to the progress bar.
             wandb: the log at W&B; None to log without it.
             make_room: function that frees space on the disk if it is full, and returns whether to write again.
@@ -55,14 +59,15 @@ class RunLog:
         self._headline = headline
         self._make_room = make_room
         self._bar = progress_bar(disable=not is_main())
-        self._task = self._bar.add_task(name, total=updates, completed=done, note="")
+        self._task = self._bar.add_task(name, total=updates, completed=max(0, done), note="")
         self._wandb = wandb if is_main() else None
         if is_main():
             PartialState()
             dropped = drop_after(run, done)
+            drop_after(run, max(0, done), file=VALIDATION_FILE)
             self._open(done)
             if self._wandb is not None and dropped:
-                self._wandb.restart(read_lines(run / METRICS_FILE), done)
+                self._wandb.restart(_all_rows(run), done)
             elif self._wandb is not None:
                 self._wandb.start()
 
@@ -93,10 +98,11 @@ class RunLog:
             self._wandb.finish()
 
     def log(self, update: int, metrics: dict[str, float], seconds: float) -> None:
-        """Log the metrics of one generator update.
+        """Log the metrics of one round.
 
         Args:
-            update: number of the update, counted from 1.
+            update: number of the generator update, counted from 1. In the fake warm-up it is 0 for the last round and
+                negative for the earlier ones.
             metrics: values by name.
             seconds: duration of the update's round.
         """
@@ -120,7 +126,38 @@ class RunLog:
             self._wandb.log(row, update)
         # Without ZeRO in fp32, DeepSpeed does not report gradient norms.
         note = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._headline if name in metrics)
-        self._bar.update(self._task, completed=update, note=note)
+        if update <= 0:
+            note = f"fake warm-up, {-update} rounds left  {note}"
+        self._bar.update(self._task, completed=max(0, update), note=note)
+
+    def validation(self, update: int, result: Validated) -> None:
+        """Log a validation.
+
+        Args:
+            update: number of generator updates made.
+            result: the energy score, and its difference from the run's start.
+        """
+        if not is_main():
+            return
+        row = {"validation/energy": result.energy, "validation/difference": result.difference}
+        if math.isfinite(result.standard_error):
+            row["validation/standard_error"] = result.standard_error
+        line = json.dumps({"step": update, "since": result.since, **row}) + "\n"
+        try:
+            self._write_validation(update, line)
+        except OSError as error:
+            if not self._make_room(error):
+                raise
+            self._write_validation(update, line)
+        self._tensorboard.log(row, step=update)
+        if self._wandb is not None:
+            self._wandb.log(row, update)
+
+    def _write_validation(self, update: int, line: str) -> None:
+        # A process that was killed before it stored the result makes this validation again.
+        drop_after(self._run, update - 1, file=VALIDATION_FILE)
+        path = self._run / VALIDATION_FILE
+        write_text(path, (path.read_text(encoding="utf-8") if path.exists() else "") + line)
 
     def event(self, kind: str, update: int, **facts: object) -> None:
         """Add a line with the event, the time and the update to `events.jsonl`.
@@ -145,10 +182,11 @@ class RunLog:
             return
         self._close()
         drop_after(self._run, update, ABANDONED_FILE)
+        drop_after(self._run, max(0, update), file=VALIDATION_FILE)
         self._open(update)
         if self._wandb is not None:
-            self._wandb.restart(read_lines(self._run / METRICS_FILE), update)
-        self._bar.update(self._task, completed=update)
+            self._wandb.restart(_all_rows(self._run), update)
+        self._bar.update(self._task, completed=max(0, update))
 
 
 def add_event(run: Path, kind: str, update: int, **facts: object) -> None:
@@ -165,8 +203,14 @@ def add_event(run: Path, kind: str, update: int, **facts: object) -> None:
         file.write(_line_break(file) + json.dumps(line).encode() + b"\n")
 
 
-def drop_after(run: Path, update: int, into: str | None = None) -> bool:
-    """Remove the rounds after `update` from `metrics.jsonl`.
+def _all_rows(run: Path) -> list[dict[str, Any]]:
+    """Return the metrics of the rounds and of the validations, in the order of their updates."""
+    rows = [row for file in (METRICS_FILE, VALIDATION_FILE) for row in read_lines(run / file, "step")]
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def drop_after(run: Path, update: int, into: str | None = None, file: str = METRICS_FILE) -> bool:
+    """Remove the rounds after `update` from a file of metrics.
 
     Also removes an incomplete line, which a killed process may leave.
 
@@ -174,11 +218,12 @@ def drop_after(run: Path, update: int, into: str | None = None) -> bool:
         run: the run's folder.
         update: the last update to keep.
         into: name of a file in the run's folder, to which the removed rounds are appended; None deletes them.
+        file: name of the file of metrics in the run's folder.
 
     Returns:
         Whether rounds were removed.
     """
-    path = run / METRICS_FILE
+    path = run / file
     if not path.exists():
         return False
     kept: list[str] = []
@@ -190,8 +235,8 @@ def drop_after(run: Path, update: int, into: str | None = None) -> bool:
             continue
     write_text(path, "".join(kept))
     if into is not None:
-        with open(run / into, "a", encoding="utf-8") as file:
-            file.writelines(dropped)
+        with open(run / into, "a", encoding="utf-8") as abandoned:
+            abandoned.writelines(dropped)
     return bool(dropped)
 
 

@@ -22,46 +22,80 @@ _INTERVALS = 1000
 _NOT_DRAWN = ("step", "seconds")
 
 
-def plot_losses(rows: Rows, abandoned: Rows, path: Path) -> None:
+def plot_losses(rows: Rows, abandoned: Rows, path: Path) -> bool:
     """Plot all metrics that the guard does not watch, such as losses and gradient norms.
 
     Args:
-        rows: metrics of the updates that count, one row per update; at least one.
-        abandoned: metrics of the updates that rollbacks dropped.
+        rows: metrics of the rounds that count, one row per round; at least one.
+        abandoned: metrics of the rounds that rollbacks dropped.
         path: the PNG file to write.
+
+    Returns:
+        Whether the run logs such a metric. If not, no file is written.
     """
-    names = [name for name in rows[-1] if name not in (*_NOT_DRAWN, *WATCHED) and not name.startswith("guard/")]
+    # Some metrics are measured at intervals only.
+    logged = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in logged if name not in (*_NOT_DRAWN, *WATCHED) and not name.startswith("guard/")]
+    if not names:
+        return False
     figure, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, abandoned, name)
     figure.savefig(path, dpi=100)
+    return True
 
 
 def plot_guard(rows: Rows, abandoned: Rows, guard: GuardConfig, path: Path) -> bool:
     """Plot the quantities that the guard watches, with their limits.
 
     Args:
-        rows: metrics of the updates that count, one row per update; at least one.
-        abandoned: metrics of the updates that rollbacks dropped.
+        rows: metrics of the rounds that count, one row per round; at least one. The limits are drawn from those with
+            an update of the generator.
+        abandoned: metrics of the rounds that rollbacks dropped.
         guard: the limits.
         path: the PNG file to write.
 
     Returns:
         Whether the run logs such a quantity. If not, no file is written.
     """
+    updates = [row for row in rows if row["step"] > 0]
     names = [name for name in WATCHED if name in rows[-1]]
     if not names:
         return False
     figure, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, abandoned, name)
-        first = _values(rows[guard.warmup : guard.warmup + guard.window], name)[1]
-        has_baseline = len(rows) >= guard.warmup + guard.window and np.isfinite(first).any()
+        first = _values(updates[guard.warmup : guard.warmup + guard.window], name)[1]
+        has_baseline = len(updates) >= guard.warmup + guard.window and np.isfinite(first).any()
         for rule in (rule for rule in RULES if rule.metric == name and (has_baseline or not rule.relative)):
             limit = getattr(guard, rule.limit) * (float(np.nanmedian(first)) if rule.relative else 1.0)
             axis.axhline(limit, color="tab:red", linewidth=1, linestyle="--", label="limit")
     figure.savefig(path, dpi=100)
     return True
+
+
+def plot_validation(rows: Rows, best: int | None, path: Path) -> None:
+    """Plot the difference of the energy score from the run's start, with 95 % intervals.
+
+    Args:
+        rows: one row per validation; at least one. Without a standard error a point has no interval.
+        best: update of the best checkpoint; None if there is none.
+        path: the PNG file to write.
+    """
+    steps, values = _values(rows, "validation/difference")
+    errors = 1.96 * np.nan_to_num(np.array([row.get("validation/standard_error", 0.0) for row in rows], dtype=float))
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.errorbar(steps, values, errors, color="tab:blue", marker="o", markersize=4, capsize=3)
+    axis.axhline(0, color="grey", linewidth=1, linestyle="--")
+    if best in steps:
+        chosen, label = steps == best, f"best checkpoint, update {best}"
+        axis.plot(steps[chosen], values[chosen], "o", color="tab:green", markersize=9, label=label)
+        axis.legend(fontsize=8)
+    axis.set_title("energy score of the validation, minus that of the start", fontsize=10)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
 
 
 def _grid(count: int) -> tuple[Figure, list[Axes]]:

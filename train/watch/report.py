@@ -1,4 +1,4 @@
-"""Write the report of a run: settings, curves, guard, samples, events and next steps.
+"""Write the report of a run: settings, curves, validation, guard, samples, events and next steps.
 
 The report reads nothing except the run's folder. It can therefore be written at any time and on any machine. Its
 Markdown file and its plots are in `RUN/report/`.
@@ -17,6 +17,7 @@ import yaml
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.files import write_text
 
+from ..config.methods import FAKE, GENERATOR
 from ..config.reading import load_config
 from ..config.training import TrainConfig
 from ..console import command
@@ -39,6 +40,8 @@ from ..run_folder import (
 from .guard import RULES
 from .log import read_lines
 from .plots import plot_guard, plot_losses
+from .signal_findings import AGREEMENT, AGREEMENT_FLOOR, below_eps, signal_findings
+from .validation_report import validation_section
 
 REPORT_FILE = "report.md"
 _SHEETS = 6
@@ -53,7 +56,7 @@ class RunRecord:
     Attributes:
         run: the run's folder.
         config: the training configuration.
-        rows: metrics of the updates that count, one row per update.
+        rows: metrics of the rounds that count: one row per update, before them one per round of the fake warm-up.
         abandoned: metrics of the updates that rollbacks dropped.
         events: lines of `events.jsonl`.
     """
@@ -66,8 +69,8 @@ class RunRecord:
 
     @property
     def last(self) -> int:
-        """Number of the last update that counts."""
-        return int(self.rows[-1]["step"])
+        """Number of the last update that counts; 0 in the fake warm-up."""
+        return max(0, int(self.rows[-1]["step"]))
 
     @property
     def seconds(self) -> float:
@@ -123,19 +126,23 @@ def write_report(run: Path) -> Path:
     record = read_record(run)
     folder = run / REPORT
     folder.mkdir(exist_ok=True)
-    plot_losses(record.rows, record.abandoned, folder / "losses.png")
+    drawn = plot_losses(record.rows, record.abandoned, folder / "losses.png")
     guarded = plot_guard(record.rows, record.abandoned, record.config.guard, folder / "guard.png")
     parts = [
         f"# {record.run.name}",
         _status(record),
         _table(_facts(record)),
         "## Curves",
-        "![losses](losses.png)",
+        *(["![losses](losses.png)"] if drawn else []),
         "Thin lines show single updates. Thick lines show the running median. Dotted lines show updates that a "
         "rollback dropped. Dashed red lines show the limits of the guard.",
+        "## Validation",
+        validation_section(run, record.config.validation, folder),
         "## Guard",
         _guard_text(record),
         *(["![guarded quantities](guard.png)"] if guarded else []),
+        "## Training signal",
+        _signal_text(record),
         "## Samples over time",
         _samples(record),
         "## Events",
@@ -153,13 +160,13 @@ def write_report(run: Path) -> Path:
 def _status(record: RunRecord) -> str:
     updates = record.config.updates
     last = record.events[-1] if record.events else {}
-    kind = last.get("event")
+    kind, at = last.get("event"), max(0, int(last.get("step", 0)))
     if kind == "finished":
         return f"Finished: {record.last} updates."
     if kind == "ended by the guard":
-        return f"**Ended by the guard** at update {last['step']} of {updates}: {'; '.join(last['findings'])}."
+        return f"**Ended by the guard** at update {at} of {updates}: {'; '.join(last['findings'])}."
     if kind == "failed":
-        return f"**Ended by an error** at update {last['step']} of {updates}: {last['error']}"
+        return f"**Ended by an error** at update {at} of {updates}: {last['error']}"
     if kind == "stopped":
         return f"Stopped by {last['by']} at update {record.last} of {updates}. A checkpoint was saved."
     return f"The run was at update {record.last} of {updates} when this report was written."
@@ -167,7 +174,7 @@ def _status(record: RunRecord) -> str:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     config, machine = record.config, record.machine
-    times = [row["seconds"] for row in record.rows if "seconds" in row]
+    times = [row["seconds"] for row in record.rows if "seconds" in row and row["step"] > 0]
     precision = f"{config.model.mode}, {config.model.precision}"
     facts = [
         ("Method", f"{config.method.name} ({precision})"),
@@ -209,6 +216,42 @@ def _guard_text(record: RunRecord) -> str:
     return head + "\n\n" + _table(lines, ("quantity", "now", "allowed", "meaning of a value outside"))
 
 
+def _signal_text(record: RunRecord) -> str:
+    names = (AGREEMENT, below_eps(GENERATOR), below_eps(FAKE))
+    rows = [row for row in record.rows if any(name in row for name in names)]
+    if not rows:
+        return (
+            "The signal was not measured: `logging.signal_every` is 0, or the run was too short. It is measured every "
+            "`logging.signal_every` updates and at the end of the fake warm-up."
+        )
+    meanings = {
+        AGREEMENT: f"cosine of the difference of the scores in bf16 with fp32; {AGREEMENT_FLOOR:.2f} is as much noise "
+        "as signal",
+        below_eps(GENERATOR): "share of the generator's weights with gradients below Adam's epsilon",
+        below_eps(FAKE): "the same for the fake branch",
+    }
+    lines = []
+    for name in names:
+        if values := [(int(row["step"]), float(row[name])) for row in rows if name in row]:
+            worst = (min if name == AGREEMENT else max)(values, key=lambda pair: pair[1])
+            cells = [f"{value:.3g} (update {max(0, update)})" for update, value in (values[0], worst, values[-1])]
+            lines.append((name, *cells, meanings[name]))
+    text = [_table(lines, ("quantity", "first", "worst", "last", "meaning"))]
+    # Of quantities that are measured at the same time, the last values decide.
+    last = {name: row[name] for row in rows for name in names if name in row}
+    findings = signal_findings(last, record.config)
+    text += [f"**At the last measurement, {finding}.**" for finding in findings]
+    first = signal_findings({AGREEMENT: rows[0][AGREEMENT]}, record.config) if AGREEMENT in rows[0] else ()
+    if first and rows[0]["step"] <= 1 and not any("bf16" in finding for finding in findings):
+        text.append(
+            "When the generator began to learn, the signal was still below the rounding noise of bf16. A longer "
+            "`method.fake_warmup` avoids these updates."
+        )
+    if not findings and not first:
+        text.append("The training signal was above its noise.")
+    return "\n\n".join(text)
+
+
 def _samples(record: RunRecord) -> str:
     # Somebody may have put other pictures there.
     sheets = sorted(p for p in (record.run / VALIDATION).glob("step-*.png") if update_of(p.stem) is not None)
@@ -245,7 +288,8 @@ def _next_steps(record: RunRecord) -> str:
     if (root / BEST).is_file():
         best = read_manifest(checkpoint_folder(run, best=True))
         lines.append(f"    {command('export', run, '--best', '--out', 'generator.safetensors')}")
-        lines[-1] += f"    # update {best.update}, {record.config.checkpoint.measure} {best.measure:.4g}"
+        if best.measure is not None:
+            lines[-1] += f"    # update {best.update}, energy score {best.measure:.4g}"
     lines.append(f"    {command('train', run / CONFIG_FILE, '--resume')}    # add updates=N for a longer run")
     kept = ", ".join(map(str, checkpoint_updates(root))) or "none"
     return (

@@ -1,13 +1,17 @@
 """The ComfyUI side of the comparison: run jobs with a real ComfyUI in a separate process.
 
-Usage: python stock_side COMFYUI JOBS.json. Each job names a function and the file for its tensors.
+Usage: python stock_side COMFYUI. Each line of the input names a JSON file of jobs, and each job a function and the file
+for its tensors. The answer to a line is a line of `ANSWER` and, if a job failed, its traceback as JSON text.
 """
 
+import gc
 import json
 import sys
+import traceback
 from pathlib import Path
 
-COMFYUI, JOBS = sys.argv[1:3]
+COMFYUI = sys.argv[1]
+ANSWER = "stock side:"
 sys.path.insert(0, COMFYUI)
 sys.argv = ["main.py", "--cpu"]
 
@@ -15,23 +19,41 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_management  # noqa: E402
 import jobs_conditioning  # noqa: E402
+import jobs_encoders  # noqa: E402
 import jobs_inputs  # noqa: E402
 import jobs_loras  # noqa: E402
 import jobs_models  # noqa: E402
 import jobs_records  # noqa: E402
+import jobs_retrieval  # noqa: E402
 import jobs_sampling  # noqa: E402
 import jobs_saving  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+# Jobs and ComfyUI print whatever they like. The answers go where only they go.
+ANSWERS = sys.stdout
+sys.stdout = sys.stderr
+
 
 def main() -> None:
-    """Run the jobs one after another."""
-    modules = (jobs_conditioning, jobs_inputs, jobs_loras, jobs_models, jobs_records, jobs_sampling, jobs_saving)
+    """Run the jobs one after another, until the input ends."""
+    modules = (
+        *(jobs_conditioning, jobs_encoders, jobs_inputs, jobs_loras),
+        *(jobs_models, jobs_records, jobs_retrieval, jobs_sampling, jobs_saving),
+    )
     jobs = {name: job for module in modules for name, job in vars(module).items()}
-    for job in json.loads(Path(JOBS).read_text()):
-        tensors = jobs[f"job_{job['run']}"](job)
-        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, job["out"])
+    for line in sys.stdin:
+        problem = ""
+        try:
+            for job in json.loads(Path(line.strip()).read_text()):
+                tensors = jobs[f"job_{job['run']}"](job)
+                save_file({key: value.contiguous().clone() for key, value in tensors.items()}, job["out"])
+        except BaseException:
+            problem = traceback.format_exc()
+        print(ANSWER, json.dumps(problem), file=ANSWERS, flush=True)
+        comfy.model_management.unload_all_models()
+        gc.collect()
 
 
 if __name__ == "__main__":

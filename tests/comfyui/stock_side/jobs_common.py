@@ -38,7 +38,8 @@ def told(node: type[io.ComfyNode], **inputs: object) -> tuple[tuple, str]:
         output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
     except ValueError as error:
         return (), str(error)
-    return output.result, output.ui.as_dict()["text"][0]
+    shown = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+    return output.result, shown["text"][0]
 
 
 def letters(text: str) -> Tensor:

@@ -1,12 +1,16 @@
 """Jobs about conditioning: start image, text, and both."""
 
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
+from comfy.clip_model import clip_preprocess
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_hunyuan import TextEncodeHunyuanVideo_ImageToVideo
 from comfy_extras.nodes_wan import WanImageToVideo
 from jobs_common import letters, load_pack, run_node, stock_vae, told
 from safetensors.torch import load_file
@@ -27,7 +31,8 @@ def job_portrait(job: dict) -> dict[str, Tensor]:
     given = load_file(job["inputs"])
     settings = {"width": 0, "height": 0, "length": 0, "batch_size": 1} | job["settings"]
     if "text" in given:
-        settings["positive"] = [[given["text"], {"pooled_output": given["pooled"]}]]
+        mark = importlib.import_module("pack.nodes.prompt_marks").marked(job["mark"]) if "mark" in job else {}
+        settings["positive"] = [[given["text"], {"pooled_output": given["pooled"]} | mark]]
     if "features" in given:
         settings["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=given["features"])
     vae = stock_vae(job)
@@ -59,6 +64,35 @@ def job_portrait(job: dict) -> dict[str, Tensor]:
     return out
 
 
+def job_model_caption(job: dict) -> dict[str, Tensor]:
+    """Run Model caption with a MODEL from the pack's loaders or from the stock loader."""
+    nodes = load_pack()
+    try:
+        if job.get("loader") == "stock":
+            model = comfy.sd.load_diffusion_model(job["model"])
+        else:
+            model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
+        if "lora" in job:
+            folder_paths.add_model_folder_path("loras", str(Path(job["lora"]).parent))
+            (model,) = run_node(nodes.LoadLora, model=model, lora_name=Path(job["lora"]).name, strength=1.0)
+    except ValueError as error:
+        return {"said": letters(str(error))}
+    result, said = told(nodes.ModelCaption, model=model, caption=job["caption"])
+    out = {"said": letters(said)}
+    if result:
+        ((text, values),) = result[0]
+        out |= {"text": text} | ({"pooled": values["pooled_output"]} if "pooled_output" in values else {})
+    return out
+
+
+def job_clip_pixels(job: dict) -> dict[str, Tensor]:
+    """Prepare an image for CLIP's vision models as ComfyUI's CLIP Vision Encode does it."""
+    image = load_file(job["inputs"])["image"]
+    return {
+        name: clip_preprocess(image, size=job["side"], crop=crop) for name, crop in (("center", True), ("none", False))
+    }
+
+
 def job_text_image(job: dict) -> dict[str, Tensor]:
     """Run the pack's encode node with a tiny pair of HunyuanVideo's text encoders, and ComfyUI's own text encode."""
     nodes = load_pack()
@@ -71,17 +105,28 @@ def job_text_image(job: dict) -> dict[str, Tensor]:
     # The tokenizer as transformers 4 reads ComfyUI's folder; transformers 5 loses spaces and line breaks.
     clip.tokenizer.llama.tokenizer = PreTrainedTokenizerFast(tokenizer_file=job["tokenizer"])
     projected = load_file(job["inputs"])["projected"]
+    seen = SimpleNamespace(mm_projected=projected)
+    load = importlib.import_module("pack.nodes.load_model").load_model
+    models = {
+        name: comfy.sd.load_diffusion_model(path) if name.startswith("stock ") else load(path, {})
+        for name, path in job["models"].items()
+    }
     out = {}
     for number, prompt in enumerate(job["prompts"]):
-        seen = SimpleNamespace(mm_projected=projected)
-        (((states, values),),), said = told(nodes.TextImageEncode, clip=clip, clip_vision_output=seen, prompt=prompt)
-        out |= {
-            f"states.{number}": states,
-            f"pooled.{number}": values["pooled_output"],
-            f"said.{number}": letters(said),
-        }
+        given = {"clip": clip, "clip_vision_output": seen, "prompt": prompt}
+        settings = {"": {}} | {f"{title}.": {"template": title} for title in job["templates"]}
+        settings |= {f"{name}.": {"model": model} for name, model in models.items()} if number == 1 else {}
+        for name, more in settings.items():
+            result, said = told(nodes.TextImageEncode, **given, **more)
+            out[f"{name}said.{number}"] = letters(said)
+            if result:
+                (((states, values),),) = result
+                out |= {f"{name}states.{number}": states, f"{name}pooled.{number}": values["pooled_output"]}
         text, native = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
         out |= {f"native.{number}": text, f"native_pooled.{number}": native["pooled_output"]}
+        for stride in (2, 4):
+            ((((text, _),),),) = (run_node(TextEncodeHunyuanVideo_ImageToVideo, **given, image_interleave=stride),)
+            out[f"native i2v.{stride}.{number}"] = text
     blind = SimpleNamespace(mm_projected=None)
     out["blind"] = letters(told(nodes.TextImageEncode, clip=clip, clip_vision_output=blind, prompt="")[1])
     other = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1))

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import comfy.cli_args
 import comfy.sd
@@ -20,9 +21,8 @@ from nodes import LoadImage
 @contextmanager
 def half_intermediates() -> Iterator[None]:
     """Act like ComfyUI's option --fp16-intermediates."""
-    comfy.cli_args.args.fp16_intermediates = True
-    yield
-    comfy.cli_args.args.fp16_intermediates = False
+    with patch.object(comfy.cli_args.args, "fp16_intermediates", True):
+        yield
 
 
 def job_inputs(job: dict) -> dict[str, Tensor]:

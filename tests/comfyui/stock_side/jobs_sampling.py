@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from unittest.mock import patch
 
 import comfy.hooks
 import comfy.model_management
@@ -10,6 +11,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import node_helpers
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER, CFGGuider
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -18,6 +20,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from jobs_common import letters, load_pack, run_node, stock_vae, told
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 
 def job_sample(job: dict) -> dict[str, Tensor]:
@@ -47,7 +50,7 @@ def job_sample(job: dict) -> dict[str, Tensor]:
     for sampler in ("recipe", "renoise"):
         result, _ = run_node(nodes.FewStepSampler, **settings, shift=0.0, sampler=sampler)
         out[sampler] = result["samples"]
-    return out
+    return out | {"sigmas said": letters(told(nodes.FewStepSigmas, model=model, steps=0, shift=0.0)[1])}
 
 
 def job_parts(job: dict) -> dict[str, Tensor]:
@@ -109,6 +112,16 @@ def job_parts(job: dict) -> dict[str, Tensor]:
     return out
 
 
+def job_preview_frames(job: dict) -> dict[str, Tensor]:
+    """Return the pictures of a preview from latents in the network's scale, and the video frames for each."""
+    load_pack()
+    model = importlib.import_module("pack.nodes.load_model").load_model(job["model"], {})
+    with patch.object(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB):
+        frames_of = importlib.import_module("pack.nodes.previews")._frame_maker(model)
+    pictures, share = frames_of(load_file(job["inputs"])["latents"])
+    return {"pictures": torch.stack([pil_to_tensor(picture) for picture in pictures]), "share": torch.tensor(share)}
+
+
 def job_previews(job: dict) -> dict[str, Tensor]:
     """Sample with previews; record requests for memory, and what happens if a preview finds no memory."""
     nodes = load_pack()
@@ -133,9 +146,12 @@ def job_previews(job: dict) -> dict[str, Tensor]:
         raise comfy.model_management.OOM_EXCEPTION("no memory")
 
     out = {}
-    comfy.model_management.load_models_gpu = load_noted
     for name, method, decoder in (("off", "none", decode), ("on", "auto", decode_noted), ("missing", "auto", missing)):
-        comfy.cli_args.args.preview_method = comfy.cli_args.LatentPreviewMethod.from_string(method)
-        comfy.taesd.taehv.TAEHV.decode = decoder
-        out[f"previews {name}"] = run_node(nodes.FewStepSampler, model=model, **given)[0]["samples"]
+        preview = comfy.cli_args.LatentPreviewMethod.from_string(method)
+        with (
+            patch.object(comfy.model_management, "load_models_gpu", load_noted),
+            patch.object(comfy.cli_args.args, "preview_method", preview),
+            patch.object(comfy.taesd.taehv.TAEHV, "decode", decoder),
+        ):
+            out[f"previews {name}"] = run_node(nodes.FewStepSampler, model=model, **given)[0]["samples"]
     return out | {"loaded": letters(" ".join(loaded)), "decoded": letters(" ".join(decoded))}

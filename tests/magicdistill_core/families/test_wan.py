@@ -49,12 +49,40 @@ def test_both_spellings_are_recognised_with_their_sizes(prefix: str, state: dict
 def test_other_versions_and_incomplete_weights_are_refused(state: dict[str, Tensor]) -> None:
     file = diffusers_to_file(WAN, state)
     text_only = {key: value for key, value in file.items() if not key.startswith("img_emb.")}
-    with pytest.raises(CheckpointError, match=r"x: .*Wan .* 36 .*img_emb.*Wan 2\.2"):
+    with pytest.raises(CheckpointError, match=r"x: .*Wan 2\.2.* 36 .*img_emb"):
         parse_checkpoint(text_only, None, "x")
     with pytest.raises(CheckpointError, match=r"1 .*missing \(blocks\.1\.modulation\) and 0 "):
         parse_checkpoint({key: value for key, value in file.items() if key != "blocks.1.modulation"}, None, "x")
-    with pytest.raises(CheckpointError, match=r"0 .*missing and 1 .*unknown \(img_emb\.emb_pos\)"):
-        parse_checkpoint(file | {"img_emb.emb_pos": torch.zeros(1, 514, 1280)}, None, "x")
+    with pytest.raises(CheckpointError, match=r"0 .*missing and 1 .*unknown \(img_emb\.strange\)"):
+        parse_checkpoint(file | {"img_emb.strange": torch.zeros(1)}, None, "x")
+
+
+@pytest.mark.parametrize(
+    ("channels", "title"), [(16, "text-to-video"), (36, r"Wan 2\.2 image-to-video"), (48, r"Wan 2\.2 TI2V 5B")]
+)
+def test_models_without_clip_features_are_named(channels: int, title: str, state: dict[str, Tensor]) -> None:
+    file = {key: value for key, value in diffusers_to_file(WAN, state).items() if not key.startswith("img_emb.")}
+    file["patch_embedding.weight"] = torch.zeros(128, channels, 1, 2, 2)
+    with pytest.raises(CheckpointError, match=rf"x: .*{title}.* {channels} input channels"):
+        parse_checkpoint(file, None, "x")
+
+
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [
+        ("img_emb.emb_pos", r"Wan 2\.1 FLF2V.*first and last frame"),
+        ("vace_blocks.0.norm3.weight", "Wan VACE"),
+        ("control_adapter.conv.weight", "Wan Fun Camera"),
+        ("ref_conv.weight", "Wan Fun Control"),
+        ("casual_audio_encoder.weights", r"Wan 2\.2 S2V"),
+        ("face_adapter.fuser_blocks.0.k_norm.weight", r"Wan 2\.2 Animate"),
+    ],
+)
+def test_other_models_of_the_family_are_refused_by_name(key: str, title: str, state: dict[str, Tensor]) -> None:
+    with pytest.raises(CheckpointError, match=rf"x is {title}.*{key}"):
+        parse_checkpoint(diffusers_to_file(WAN, state) | {key: torch.zeros(1)}, None, "x")
+    with pytest.raises(CheckpointError, match=r"x is Wan 2\.1 FLF2V.*image_embedder\.pos_embed"):
+        parse_checkpoint(state | {"condition_embedder.image_embedder.pos_embed": torch.zeros(1)}, None, "x")
 
 
 def test_latents_are_normalised_as_the_release_does() -> None:

@@ -188,7 +188,9 @@ def test_odd_sizes_come_back_the_same_every_time(tmp_path: Path, width: int, hei
     picture = generator.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
     picture = picture.repeat(8, 0).repeat(8, 1)[:height, :width]
     write_clip(tmp_path / "a.mkv", TIMES, pixels=pixels, picture=lambda _: picture)
-    frames = list(read_video(tmp_path / "a.mkv").frames)
+    # Frames of one clip may differ: the conversion before the encoder reads beyond odd edges. So readings are compared.
+    frames, *others = [list(read_video(tmp_path / "a.mkv").frames) for _ in range(3)]
     assert frames[0].shape == (height, width, 3)
-    assert all(torch.equal(frame, frames[0]) for frame in frames)
+    for other in others:
+        assert all(torch.equal(one, same) for one, same in zip(frames, other, strict=True))
     assert (frames[0][4::8, 4::8].int() - torch.from_numpy(picture[4::8, 4::8].astype(int))).abs().max() < 12

@@ -30,7 +30,8 @@ def test_discriminator_loss_is_the_formula() -> None:
     z, x_hat, eps, noise = draw(0, 1, 2, 3)
     discriminator = Discriminator()
     result = discriminator_loss(discriminator, z, x_hat, eps, SIGMA, r1=3.0, perturbation=0.1 * noise)
-    real, fake, moved = (discriminator(add_noise(x, eps, SIGMA), SIGMA) for x in (z, x_hat, z + 0.1 * noise))
+    real, fake = (discriminator(add_noise(x, eps, SIGMA), SIGMA) for x in (z, x_hat))
+    moved = discriminator(add_noise(z, eps, SIGMA) + 0.1 * noise, SIGMA)
     expected = (torch.log1p(torch.exp(-real)) + torch.log1p(torch.exp(fake)) + 3 * (real - moved) ** 2).mean()
     torch.testing.assert_close(result.loss, expected)
     torch.testing.assert_close(result.real_logit, real.mean())
@@ -64,6 +65,21 @@ def test_the_penalty_approximates_the_squared_gradient() -> None:
         discriminator, many, many, torch.zeros_like(many), torch.zeros(20_000), r1=1.0, perturbation=1e-2 * noise
     )
     torch.testing.assert_close(result.penalty / 1e-4, gradient.square().sum(), rtol=3e-2, atol=0)
+
+
+def test_the_perturbation_has_its_full_size_at_every_level() -> None:
+    """A linear discriminator `w . x` moves by `w . n`, however much noise the data have."""
+    z, x_hat, eps, noise = draw(0, 1, 2, 3)
+    (weight,) = draw(4)
+
+    def linear(x: Tensor, sigma: Tensor) -> Tensor:
+        return (weight * x).flatten(1).sum(1)
+
+    expected = (weight * noise).flatten(1).sum(1).square().mean()
+    for level in (0.0, 0.5, 0.98):
+        sigma = torch.full((len(z),), level)
+        result = discriminator_loss(linear, z, x_hat, eps, sigma, r1=1.0, perturbation=noise)
+        torch.testing.assert_close(result.penalty, expected)
 
 
 def test_the_generators_gradient_equals_one_joint_backward() -> None:

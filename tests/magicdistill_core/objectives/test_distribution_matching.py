@@ -10,6 +10,7 @@ from magicdistill_core.objectives.distribution_matching import (
     fake_loss,
     generator_loss,
     matching_gradient,
+    relative_distance,
     surrogate_loss,
 )
 
@@ -114,6 +115,24 @@ def test_gaussians_give_the_reverse_kl_gradient(sigma: float) -> None:
     kl.backward()
     expected = sigma**2 / (1 - sigma) ** 2 * a.grad
     torch.testing.assert_close(g, expected, rtol=2e-2, atol=1e-3)
+
+
+def test_the_relative_distance_is_the_share_of_the_error_that_the_fake_score_removes() -> None:
+    """With the exact fake score of Gaussian samples, `E (r - u)^2 = E (r - f)^2 + E (f - u)^2`; so it is at most 1."""
+    generator, std, sigma = torch.Generator().manual_seed(1), 0.5, 0.6
+    z, eps = (torch.randn(1, 400_000, generator=generator, dtype=torch.float64) for _ in range(2))
+    z = std * z
+    x_s = (1 - sigma) * z + sigma * eps
+    slope = (sigma - (1 - sigma) * std**2) / ((1 - sigma) ** 2 * std**2 + sigma**2)
+    fake = slope * x_s
+    removed = {}
+    for name, real in (("near", 0.9 * fake), ("far", 3 * x_s), ("equal", fake)):
+        removed[name] = float(relative_distance(z, eps, real, fake))
+        left = (fake - (eps - z)).square().mean() / (real - (eps - z)).square().mean()
+        assert abs(removed[name] ** 2 + float(left) - 1) < 1e-2
+    assert removed["equal"] == 0 < removed["near"] < removed["far"] < 1
+    # A fake score that knows nothing exceeds 1: it is worse than the real score on the generator's own samples.
+    assert relative_distance(z, eps, fake, -3 * fake) > 1
 
 
 def test_guidance_moves_the_real_score_only() -> None:

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from magicdistill_core.flow import add_noise, expand_sigma, shift_sigma
-from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference
+from magicdistill_core.flow import add_noise, expand_sigma, shift_sigma, velocity_to_x0
+from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference, x0_weight
 from magicdistill_core.objectives.noise_levels import logit_normal_sigma
 
 
@@ -48,6 +48,19 @@ def test_weights_make_a_weighted_mean_and_the_data_get_no_gradient() -> None:
     loss.backward()
     assert z.grad is None
     assert slope.grad is not None
+
+
+def test_the_x0_weight_makes_the_error_of_the_clean_estimate() -> None:
+    """`sigma^2 |v - u|^2 = |x0 - z|^2` (M141), also together with weights per channel."""
+    generator = torch.Generator().manual_seed(4)
+    z, eps = (torch.randn(3, 2, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    sigma = torch.tensor([0.02, 0.5, 1.0], dtype=torch.float64)
+    x = add_noise(z, eps, sigma)
+    x0 = velocity_to_x0(x, torch.tanh(x), sigma)
+    channels = torch.tensor([0.25, 1.75], dtype=torch.float64).view(2, 1, 1, 1)
+    for weight in (torch.ones_like(channels), channels):
+        loss = flow_matching_loss(lambda x, s: torch.tanh(x), z, eps, sigma, x0_weight(sigma, z) * weight)
+        torch.testing.assert_close(loss, (weight * (x0 - z).square()).mean())
 
 
 def test_half_precision_is_summed_in_float32() -> None:

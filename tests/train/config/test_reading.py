@@ -9,6 +9,7 @@ import yaml
 import train
 from magicdistill_core.errors import ConfigError
 from train.config.reading import load_config, parse_config, parse_settings
+from train.config.run import GuardConfig
 from train.config.sections import OptimizerConfig, Section
 
 PRESETS = sorted((Path(train.__file__).parent / "presets").glob("*.yaml"))
@@ -118,7 +119,7 @@ def test_the_configuration_of_a_moved_or_copied_run_uses_the_new_folder(
         (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config(first)))
     assert load_config(first / "config.yaml").run == first
     assert load_config(copy / "config.yaml", [f"run={first}"]).run == first
-    assert not caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert load_config(copy / "config.yaml").run == copy
     for path in (copy / "config.yaml", first, f"run={first}"):
         assert str(path) in caplog.text
@@ -154,3 +155,35 @@ def test_a_setting_changes_one_field_of_a_default_section() -> None:
     assert stage == Stage(updates=9, optimizer=OptimizerConfig(lr=0.5, warmup=7, clip=2.0))
     with pytest.raises(ConfigError, match=r"optimizer\.lrr.*no such field"):
         parse_settings(Stage, ["optimizer.lrr=2"])
+
+
+def test_settings_of_earlier_versions_are_left_out_of_a_run_and_refused_elsewhere(
+    tmp_path: Path, tiny_config: Callable[..., dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = tiny_config(tmp_path) | {"guard": {"distance_ceiling": 5.0, "gradient_ceiling": 4.0, "patience": 7}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=r"guard\.distance_ceiling: there is no such field"):
+        load_config(path)
+    (tmp_path / "run.json").write_text("{}")
+    with caplog.at_level("INFO"):
+        assert load_config(path).guard == GuardConfig(patience=7)
+    assert "guard.distance_ceiling=5.0 no longer exists; see guard.relative_distance_ceiling" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_trains_on_all_samples(
+    tmp_path: Path, tiny_config: Callable[..., dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its configuration does not mention `data.held_out`. A new configuration, and a saved one of today, do."""
+    raw = tiny_config(tmp_path)
+    raw["checkpoint"]["measure"] = "generator/loss"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    (tmp_path / "run.json").write_text("{}")
+    with caplog.at_level("INFO"):
+        assert load_config(path).data.held_out == 0
+    assert "data.held_out is 0" in caplog.text
+    assert "checkpoint.measure=generator/loss no longer exists; see validation.every" in caplog.text
+    today = load_config(path).model_copy(update={"data": parse_config(tiny_config(tmp_path), "x").data})
+    path.write_text(yaml.safe_dump(today.model_dump(mode="json")))
+    assert load_config(path).data.held_out is None

@@ -1,171 +1,99 @@
 """Encoding of prompts to files, with text encoders of a few layers in folders like those of real pipelines."""
 
+import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline, WanPipeline
-from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as Bytes
-from tokenizers.models import BPE, WordLevel
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split, Whitespace
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlamaModel,
-    LlamaTokenizerFast,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    UMT5Config,
-    UMT5EncoderModel,
-)
 
 from magicdistill_core.errors import CheckpointError, OutputError
-from magicdistill_core.null_prompt import load_null_prompt
+from magicdistill_core.null_prompt import load_null_prompt, prompt_file_template
 from magicdistill_core.safetensors_file import read_metadata
+from train.data.encoders import PromptError, load_text_encoder
 from train.data.prompts import encode_prompt
 
-WORDS = {word: number for number, word in enumerate(["<pad>", "<end>", "<unk>", "a", "smiling", "face"])}
-FIRST = "<|begin_of_text|>"
-TEMPLATE = DEFAULT_PROMPT_TEMPLATE["template"].format("")
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Tokenizer of words with an end token, padded on the right."""
-    made = Tokenizer(WordLevel(WORDS, unk_token="<unk>"))
-    made.pre_tokenizer = Whitespace()
-    made.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", WORDS["<end>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", model_max_length=77
-    )
-
-
-def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Tokenizer like Llama 3's: bytes, its word boundaries, a first token. Each word of the template is one token."""
-    made = Tokenizer(BPE())
-    words = Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"), "isolated")
-    made.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
-    made.decoder = Bytes()
-    marks = [FIRST, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>"]
-    trainer = BpeTrainer(special_tokens=marks, min_frequency=1, initial_alphabet=ByteLevel.alphabet())
-    made.train_from_iterator([TEMPLATE, "a smiling face"], trainer)
-    made.post_processor = TemplateProcessing(single=f"{FIRST} $A", special_tokens=[(FIRST, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=FIRST, pad_token="<pad>", model_max_length=400)
-
-
-def sizes(words: int) -> dict[str, int]:
-    return {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": words}
-
-
-def clip() -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(**sizes(len(WORDS)), intermediate_size=32, eos_token_id=WORDS["<end>"]))
-
-
-def save(pipeline: HunyuanVideoPipeline | HunyuanVideoImageToVideoPipeline, folder: Path) -> Path:
-    """A tokenizer folder with the class name that the releases use."""
-    pipeline.save_pretrained(folder)
-    for name, key in (("model_index.json", '"tokenizer"'), ("tokenizer/tokenizer_config.json", '"tokenizer_class"')):
-        text = (folder / name).read_text()
-        head, _, tail = text.partition(key)
-        assert "TokenizersBackend" in tail
-        (folder / name).write_text(head + key + tail.replace("TokenizersBackend", "LlamaTokenizerFast", 1))
-    return folder
-
 
 @pytest.fixture(scope="module")
-def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    words = llama_tokenizer()
-    llama = LlamaModel(LlamaConfig(**sizes(len(words)), intermediate_size=32))
-    pipeline = HunyuanVideoPipeline(llama, words, None, None, None, clip(), tokenizer())
-    return save(pipeline, tmp_path_factory.mktemp("hunyuan"))
-
-
-@pytest.fixture(scope="module")
-def image_to_video(hunyuan_video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same language model inside LLaVA, next to a vision model."""
-    torch.manual_seed(1)
-    words = llama_tokenizer()
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    text = LlamaConfig(**sizes(len(words)), intermediate_size=32)
-    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
-    llava.model.language_model.load_state_dict(LlamaModel.from_pretrained(hunyuan_video / "text_encoder").state_dict())
-    clip_l = CLIPTextModel.from_pretrained(hunyuan_video / "text_encoder_2")
-    pipeline = HunyuanVideoImageToVideoPipeline(
-        llava, words, None, None, None, clip_l, tokenizer(), CLIPImageProcessor()
-    )
-    return save(pipeline, tmp_path_factory.mktemp("image_to_video"))
-
-
-@pytest.fixture(scope="module")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": len(WORDS)}
-    folder = tmp_path_factory.mktemp("wan")
-    WanPipeline(tokenizer(), UMT5EncoderModel(UMT5Config(**sizes)), None, None).save_pretrained(folder)
-    return folder
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A start image as a file."""
+    path = tmp_path_factory.mktemp("picture") / "face.png"
+    Image.effect_noise((72, 40), 60).convert("RGB").save(path)
+    return path
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [("", 1), ("a smiling face", 4)])
-@pytest.mark.parametrize("kind", ["hunyuan_video", "image_to_video"])
-def test_hunyuan_videos_prompt_is_the_pipelines_without_padding(
-    kind: str, prompt: str, tokens: int, tmp_path: Path, hunyuan_video: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize("kind", ["hunyuan_video", "image_to_video", "wan"])
+def test_a_file_holds_the_text_states_without_padding(
+    kind: str, prompt: str, tokens: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Both pipelines use the text-to-video template and keep the prompt's words and the end of the turn."""
-    out = tmp_path / "prompt.safetensors"
-    encode_prompt(request.getfixturevalue(kind), prompt, out)
-    unused = dict.fromkeys(("transformer", "vae", "scheduler", "tokenizer"))
-    pipeline = HunyuanVideoPipeline.from_pretrained(hunyuan_video, dtype=torch.bfloat16, **unused)
-    pipeline.register_modules(tokenizer=llama_tokenizer())
-    with torch.no_grad():
-        text, pooled, mask = pipeline.encode_prompt(prompt, device=torch.device("cpu"))
-    found = load_null_prompt(out)
-    assert int(mask.sum()) == found.text_states.shape[1] == tokens
-    assert torch.equal(found.text_states, text[:, :tokens])
-    assert found.pooled is not None
-    assert torch.equal(found.pooled, pooled)
+    out, folder = tmp_path / "prompt.safetensors", request.getfixturevalue(kind)
+    encode_prompt(folder, prompt, out)
+    template = "wan" if kind == "wan" else "hunyuan_video"
+    expected, found = load_text_encoder(folder, template).encode(prompt), load_null_prompt(out)
+    assert found.text_states.shape[1] == tokens
+    assert found.text_states.dtype == torch.bfloat16
+    assert torch.equal(found.text_states, expected.text_states)
+    assert (found.pooled is None) == (kind == "wan")
+    if found.pooled is not None and expected.pooled is not None:
+        assert torch.equal(found.pooled, expected.pooled)
     assert read_metadata(out)["prompt"] == prompt
+    assert prompt_file_template(out) == template
+    own, other = ("wan", "hunyuan_video") if kind == "wan" else ("hunyuan_video", "wan")
+    assert torch.equal(load_null_prompt(out, own).text_states, found.text_states)
+    with pytest.raises(CheckpointError, match=rf"was encoded for .*model is a {other} transformer"):
+        load_null_prompt(out, other)
 
 
-def test_a_tokenizer_that_does_not_keep_the_template_is_refused(hunyuan_video: Path, tmp_path: Path) -> None:
-    """Refused: Llama 3's file read by the class that diffusers names, and a file without its first token."""
-    folder, out = tmp_path / "pipeline", tmp_path / "prompt.safetensors"
-    shutil.copytree(hunyuan_video, folder)
-    spoiled = LlamaTokenizerFast.from_pretrained(folder / "tokenizer")
-    ids = spoiled(TEMPLATE, add_special_tokens=False).input_ids
-    assert "Describethevideobydetailing" in spoiled.decode(ids)
-    spoiled.save_pretrained(folder / "tokenizer")
-    with pytest.raises(CheckpointError, match=r"expected 95.*Describethevideo"):
-        encode_prompt(folder, "", out)
-    short = llama_tokenizer()
-    short.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    short.save_pretrained(folder / "tokenizer")
-    with pytest.raises(CheckpointError, match="94 tokens, expected 95"):
-        encode_prompt(folder, "", out)
-    assert not out.exists()
-
-
-def test_wans_prompt_is_the_pipelines_without_padding(wan: Path, tmp_path: Path) -> None:
+def test_a_file_with_the_start_image_uses_the_pipelines_own_template(
+    image_to_video: Path, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "prompt.safetensors"
-    encode_prompt(wan, "a smiling face", out)
-    unused = dict.fromkeys(("transformer", "transformer_2", "vae", "scheduler"))
-    pipeline = WanPipeline.from_pretrained(wan, dtype=torch.bfloat16, **unused)
-    ids = torch.tensor([[WORDS[word] for word in ("a", "smiling", "face", "<end>")]])
-    with torch.no_grad():
-        expected = pipeline.text_encoder(ids).last_hidden_state
-    found = load_null_prompt(out)
-    assert found.pooled is None
-    assert torch.allclose(found.text_states.float(), expected.float(), atol=0.02)
+    with caplog.at_level(logging.WARNING):
+        encoded = encode_prompt(image_to_video, "a smiling face", out, image=picture)
+    assert encoded.text_states.shape[1] == 288 + 4
+    assert prompt_file_template(out) == "hunyuan_i2v_concat"
+    assert read_metadata(out)["image"] == "face.png"
+    assert not caplog.records
+    encoded = encode_prompt(image_to_video, "a smiling face", out, image=picture, template="magic141")
+    assert encoded.text_states.shape[1] == 146 + 4
+
+
+def test_an_image_that_is_missing_or_not_needed_is_said(
+    image_to_video: Path, wan: Path, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "prompt.safetensors"
+    with pytest.raises(PromptError, match=r"Magic 1-For-1 shows the start image.*--image"):
+        encode_prompt(image_to_video, "", out, template="magic141")
+    with pytest.raises(PromptError, match=r"Wan 2\.1 uses the text alone"):
+        encode_prompt(wan, "", out, image=picture)
+    assert not out.exists()
+    with caplog.at_level(logging.WARNING):
+        encode_prompt(image_to_video, "", out)
+    assert "HunyuanVideo-I2V concat was trained with the start image in every prompt" in caplog.text
+
+
+def test_the_negative_prompt_of_the_release(
+    wan: Path, hunyuan_video: Path, tmp_path: Path, magicdistill: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Wan 2.1 publishes a list of faults; for HunyuanVideo it is the empty text."""
+    texts = []
+    for number, pipeline in enumerate((wan, hunyuan_video)):
+        out = tmp_path / f"{number}.safetensors"
+        status, _, err = magicdistill("encode-prompt", pipeline, "--out", out, "--negative", "--device", "cpu")
+        assert status == 0, err
+        texts.append(read_metadata(out)["prompt"])
+    faults = texts[0].split("\uff0c")
+    assert (faults[0], faults[-1], len(set(faults)), texts[1]) == ("色调艳丽", "倒着走", 28, "")
+    given = ("--negative", "--prompt", "a face")
+    status, _, err = magicdistill("encode-prompt", wan, "--out", tmp_path / "both.safetensors", *given)
+    assert status == 2
+    assert "--prompt and --negative are two texts" in err
 
 
 def test_other_and_incomplete_pipelines_are_refused(hunyuan_video: Path, tmp_path: Path) -> None:
@@ -173,6 +101,11 @@ def test_other_and_incomplete_pipelines_are_refused(hunyuan_video: Path, tmp_pat
         encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(CheckpointError, match="FluxPipeline"):
+        encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
+    # It has folders of the same names, with encoders of other classes.
+    assert issubclass(diffusers.HunyuanVideo15ImageToVideoPipeline, diffusers.DiffusionPipeline)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "HunyuanVideo15ImageToVideoPipeline"}')
+    with pytest.raises(CheckpointError, match="holds a HunyuanVideo15ImageToVideoPipeline"):
         encode_prompt(tmp_path, "", tmp_path / "out.safetensors")
     (tmp_path / "model_index.json").write_bytes((hunyuan_video / "model_index.json").read_bytes())
     with pytest.raises(CheckpointError, match=rf"(?s){re.escape(str(tmp_path))} .*tokenizer and text_encoder"):

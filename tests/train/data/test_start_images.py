@@ -57,7 +57,8 @@ def prompt() -> NullPrompt:
 
 def test_the_image_is_encoded_with_gray_frames_and_features(vae_folder: Path, clip_folder: Path) -> None:
     encoder = load_start_images(load_vae(vae_folder), clip_folder)
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    # Of 8 bits, as in every picture: CLIP's processor rounds to them.
+    images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(3)) / 255
     made = encoder.encode(images, FRAMES)
     model, clip = AutoencoderKLWan.from_pretrained(vae_folder).eval(), CLIPVisionModel.from_pretrained(clip_folder)
     video = torch.cat([images[:, :, None] * 2 - 1, torch.zeros(2, 3, FRAMES - 1, 224, 224)], dim=2)

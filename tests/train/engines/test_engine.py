@@ -24,7 +24,7 @@ from train.config.reading import parse_config
 from train.config.training import TrainConfig
 from train.data.dataset import LatentDataset
 from train.methods.draws import Draws
-from train.networks.discriminator import Discriminator, double_block_features
+from train.networks.discriminator import Discriminator
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.networks.roles import add_branch, branch_modules
@@ -93,7 +93,7 @@ class PlainPyTorch:
         return velocity
 
     def _logit(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        return self.discriminator(double_block_features(self.network, network_inputs(x, sigma, condition, self.prompt)))
+        return self.discriminator(self.network.features(**network_inputs(x, sigma, condition, self.prompt)))
 
     def _loss(self, role: str, z: Tensor, condition: Tensor, positions: list[int], update: int) -> Tensor:
         shape = (16, *condition.shape[2:])
@@ -119,9 +119,9 @@ class PlainPyTorch:
             return fake_loss(x_hat, eps, level, strong)
         discriminator, supervision = method.discriminator, method.supervision
         if role == "discriminator":
+            noised, samples = (add_noise(clean, eps_judged, judged) for clean in (z, x_hat.detach()))
             real, fake, near = (
-                self._logit(add_noise(sample, eps_judged, judged), judged, condition)
-                for sample in (z, x_hat.detach(), z + discriminator.r1_noise * moved)
+                self._logit(x, judged, condition) for x in (noised, samples, noised + discriminator.r1_noise * moved)
             )
             return (softplus(-real) + softplus(fake) + discriminator.r1 * (real - near) ** 2).mean()
         weak_weights = self._merged(self.fake, method.a_weak, model.fake_branch)
@@ -151,8 +151,9 @@ class PlainPyTorch:
         return ["fake"] * method.fake_updates + judged + ["generator"]
 
     def train(self, samples: int) -> None:
-        order = self.order
-        for step in range(self.config.updates):
+        method = self.config.method
+        for step in range(-method.fake_warmup, self.config.updates):
+            order = self.order if step >= 0 else ["fake"] * method.fake_updates
             for place, role in enumerate(order):
                 update = step * len(order) + place
                 positions = list(range(samples))
@@ -218,7 +219,7 @@ def test_two_processes_equal_plain_pytorch(
         ("lora", 0, False),
     ]:
         run = tmp_path / f"{mode}-{stage}"
-        config = tiny_config(run, zero={"stage": stage})
+        config = tiny_config(run, zero={"stage": stage}, method={"fake_updates": 2, "fake_warmup": int(stage == 2)})
         # Under ZeRO-3 the weights are gathered again for the recomputation; attention outputs are kept.
         config["model"] |= {
             "mode": mode,

@@ -58,10 +58,18 @@ def few_step_file(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) 
 def memory(
     tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path, few_step_file: Path
 ) -> Callable[..., Memory]:
-    def found(method: str, gpus: int = 1, stage: int = 2, micro_batch: int = 1, frames: int = FRAMES, **model: object):
+    def found(
+        method: str,
+        gpus: int = 1,
+        stage: int = 2,
+        micro_batch: int = 1,
+        accumulation: int = 2,
+        frames: int = FRAMES,
+        **model: object,
+    ):
         raw = tiny_config(tmp_path / "run", method=METHODS[method][0], zero={"stage": stage})
         raw["model"] |= {"precision": "bf16", **model}
-        raw["data"] |= {"micro_batch": micro_batch}
+        raw["data"] |= {"micro_batch": micro_batch, "accumulation": accumulation}
         if method in ("guided", "cfg"):
             raw["model"] |= {"negative_prompt": str(negative_prompt)}
         if method == "one_step":
@@ -99,24 +107,35 @@ def test_every_method_makes_its_updates_without_data(
     latent = 4 * 16 * 5 * 8 * 8
     assert all(4 * latent < size < network for size in found.updates.values())
     most = max(*found.updates.values(), found.step)
-    assert found.total == found.weights + found.optimizer + found.gradients + 10**9 + most
+    # One bucket of bf16 gradients: as many elements as the largest of the trained networks has.
+    assert found.optimizer / copies * 2 / len(found.updates) <= found.buffers <= found.optimizer / copies * 2
+    assert found.total == found.weights + found.optimizer + found.gradients + found.buffers + most
 
 
 @pytest.mark.slow
 def test_partitions_of_deepspeed_are_divided_by_the_processes(memory: Callable[..., Memory]) -> None:
     alone = memory("w2s", 1, 0)
+    generator = alone.gradients / 2
+    branch = alone.optimizer / 12 - generator
+    assert 0 < branch < generator
+    # By stage. Two micro-batches: their gradients are added in fp32, except at stage 0.
+    gradients = {1: 4 * (generator + branch) + 2 * generator, 2: 4 * generator / 4, 3: 4 * (generator + branch) / 4}
+    steps = {1: 0, 2: 0, 3: 4 * generator / 4}
+    # At stage 3 buffers of two engines, a copy of the reduced gradients, and at most all weights gathered.
+    buffers = {1: 4 * generator, 2: 2 * generator, 3: 4 * (2 * generator + branch) + alone.weights}
     for stage in (1, 2, 3):
         four = memory("w2s", 4, stage)
         assert four.optimizer == pytest.approx(alone.optimizer / 4, abs=8)
-        # Two micro-batches: at stage 2 the gradients of both are held at the same time.
-        assert four.gradients == pytest.approx(alone.gradients / {1: 1, 2: 2, 3: 4}[stage], rel=0.1)
-        assert four.step == pytest.approx(alone.step / 4 * (4 / 6 if stage == 3 else 1), rel=0.01)
+        assert four.gradients == pytest.approx(gradients[stage], abs=16)
+        assert four.step == pytest.approx(steps[stage], abs=8)
+        assert four.buffers == pytest.approx(buffers[stage], abs=16)
         assert four.weights == pytest.approx(alone.weights / (4 if stage == 3 else 1), abs=8)
         assert (four.start, four.updates) == (alone.start, alone.updates)
-    assert [memory("w2s", 4, stage).buffers for stage in (0, 1, 2)] == [0, 10**9, 10**9]
-    # Buffers of two engines, a copy of the reduced gradients, and at most all weights gathered.
-    trained = alone.optimizer / 6
-    assert memory("w2s", 4, 3).buffers == pytest.approx(2 * 10**9 + trained + alone.weights, rel=1e-3)
+    assert alone.buffers == 0
+    # Without accumulation the generator keeps bf16; its step makes fp32 copies. The branch is added in fp32.
+    single = memory("w2s", 4, 2, accumulation=1)
+    assert single.gradients == pytest.approx(max(2 * generator / 4, 4 * branch / 4), abs=16)
+    assert single.step == pytest.approx(6 * generator / 4, abs=8)
     # A discriminator's weights are not partitioned.
     with_discriminator, without = (memory(method, 4, 3).weights for method in ("dmd2", "dmd"))
     assert with_discriminator - without > memory("dmd2", 4, 2).weights - memory("dmd", 4, 2).weights - 8
@@ -144,6 +163,30 @@ def test_memory_of_an_update_follows_its_settings(memory: Callable[..., Memory])
     # From stage 1 on DeepSpeed keeps a copy of fp32 weights too.
     assert memory("w2s", precision="fp32").optimizer == memory("w2s").optimizer
     assert memory("w2s", 1, 0, precision="fp32").optimizer == pytest.approx(memory("w2s", 1, 0).optimizer * 2 / 3)
+
+
+def test_captions_take_the_memory_of_their_longest_prompt(
+    tmp_path: Path, tiny_config: Callable[..., dict], negative_prompt: Path
+) -> None:
+    """The generator's activations grow with the tokens of text; without captions they have those of the null prompt."""
+
+    def update(tokens: int | None, **data: object) -> int:
+        raw = tiny_config(tmp_path / "run", method={"name": "w2s", "guidance_scale": 3.0})
+        raw["data"] |= data
+        if not data:
+            raw["model"] |= {"negative_prompt": str(negative_prompt)}
+        config = parse_config(raw, "config")
+        shapes = sample_shapes("hunyuan_video", FRAMES, SIDE, SIDE)
+        return memory_of(config, load_teacher(config, "meta"), shapes, 1, tokens).updates[GENERATOR]
+
+    short = update(3, captions=True)
+    assert update(None) == update(400) == pytest.approx(short, rel=0.01)
+    longer = [update(tokens, captions=True) for tokens in (103, 203, 303)]
+    assert longer[-1] > 2 * short
+    # Each token takes the same: no matrix of tokens by tokens is held.
+    assert longer[2] - longer[1] == pytest.approx(longer[1] - longer[0], rel=0.01)
+    assert update(None, captions=True) > update(500, captions=True)
+    assert update(303, captions=True, micro_batch=2) > 1.9 * longer[-1]
 
 
 @pytest.mark.parametrize(("room", "says"), [(10**12, "1000.0 GB"), (10**6, "zero.stage=3")])

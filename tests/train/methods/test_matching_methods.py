@@ -48,14 +48,16 @@ def dmd2(config: dict, updates: int, every: int) -> dict:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("mode", "precision"), [("full", "bf16"), ("lora", "fp32")])
+@pytest.mark.parametrize(
+    ("mode", "precision", "stage"), [("full", "bf16", 2), ("lora", "fp32", 2), ("lora", "bf16", 1)]
+)
 def test_discriminator_and_average_resume_bit_exactly(
-    tmp_path: Path, tiny_config: Callable[..., dict], live: Callable[..., Any], mode: str, precision: str
+    tmp_path: Path, tiny_config: Callable[..., dict], live: Callable[..., Any], mode: str, precision: str, stage: int
 ) -> None:
     """Four rounds at once equal two, a new process, and two more: all states, the average, the metrics."""
 
     def config(name: str, updates: int) -> dict:
-        tree = dmd2(tiny_config(tmp_path / name, generator_ema=EMA), updates, every=2)
+        tree = dmd2(tiny_config(tmp_path / name, generator_ema=EMA, zero={"stage": stage}), updates, every=2)
         tree["model"] |= {"mode": mode, "precision": precision, "activation_checkpointing": mode == "lora"}
         return tree
 

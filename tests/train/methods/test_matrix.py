@@ -20,10 +20,12 @@ from train.config.training import ModelConfig
 
 METHODS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(AnyMethod)[0])}
 
-# Stage 1 differs from stage 2 only in the gradients.
+# Stage 1 differs from stage 2 only in the gradients. If bf16 gradients are added in fp32, DeepSpeed has a class of
+# its own for stage 1.
 COMBINATIONS = [
     *[(mode, 0, "fp32") for mode in ("full", "lora")],
     ("full", 0, "bf16"),
+    ("lora", 1, "bf16"),
     ("full", 2, "fp32"),
     *[(mode, 2, "bf16") for mode in ("full", "lora")],
     *[pytest.param("full", 3, precision, marks=pytest.mark.slow) for precision in ("fp32", "bf16")],
@@ -92,6 +94,10 @@ def test_every_method_makes_an_update(
         # Without ZeRO in fp32, DeepSpeed reports no gradient norms.
         if (stage, precision) != (0, "fp32"):
             assert all(row[f"{role}/gradient_norm"] > 0 for role in trained), (name, row)
+        assert all(0 <= row[f"signal/{role}_below_eps"] <= 1 for role in trained if role != "discriminator"), row
+        # The signal of a branch that is not zero any more, against fp32.
+        assert ("signal/agreement" in row) == (FAKE in trained and precision == "bf16"), (name, row)
+        assert 0 < row.get("signal/agreement", 1) <= 1.001, (name, row)
         folder = tmp_path / name / "checkpoints" / "step-000001"
         if mode == "full":
             before = load_checkpoint(inputs["few"] if name == "one_step" else Path(tree["model"]["teacher"])).state

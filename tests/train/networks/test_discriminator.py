@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
 from magicdistill_core.families.hunyuan_video import concat_condition
-from train.networks.discriminator import Discriminator, double_block_features
+from train.networks.discriminator import Discriminator
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.networks.roles import BASE, RoleNetwork, add_branch, checkpoint_activations
@@ -30,12 +30,11 @@ def test_features_are_the_inputs_of_the_first_single_block(teacher_file: Path) -
     network.single_transformer_blocks[0].register_forward_pre_hook(lambda module, given: seen.append(given))
     with torch.no_grad():
         network(**inputs(teacher.null_prompt), return_dict=False)
-        features = double_block_features(network, inputs(teacher.null_prompt))
+        features = network.features(**inputs(teacher.null_prompt))
         copy = Discriminator(network, seed=0).block(features.video, features.text, *features.context)
         expected = network.single_transformer_blocks[0](*seen[0])
     torch.testing.assert_close(features.video, seen[0][0])
     torch.testing.assert_close(features.text, seen[0][1])
-    # The mask of diffusers hides nothing here, so leaving it out changes nothing.
     torch.testing.assert_close(copy, expected)
 
 
@@ -80,7 +79,7 @@ def test_only_the_sample_gets_a_gradient_also_with_recomputed_blocks(teacher_fil
         assert all(parameter.grad is None for parameter in (*transformer.parameters(), *discriminator.parameters()))
         plain = load_network(teacher)
         alone = {**given, "hidden_states": torch.cat([x, given["hidden_states"][:, 16:]], dim=1)}
-        (expected,) = torch.autograd.grad(discriminator(double_block_features(plain, alone)).sum(), x)
+        (expected,) = torch.autograd.grad(discriminator(plain.features(**alone)).sum(), x)
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -90,7 +89,7 @@ def test_a_recomputed_discriminator_holds_only_the_features_and_has_equal_gradie
     teacher = load_checkpoint(teacher_file)
     network = load_network(teacher).requires_grad_(False)
     with torch.no_grad():
-        features = double_block_features(network, inputs(teacher.null_prompt))
+        features = network.features(**inputs(teacher.null_prompt))
     gradients, held = [], []
     for recompute in (False, True):
         discriminator = Discriminator(network, seed=0, recompute=recompute)

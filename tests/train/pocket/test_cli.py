@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from magicdistill_core.pocket.files import TEACHER, VAE
+from magicdistill_core.pocket.files import READER, TEACHER, VAE
 from train.pocket.cli import app
 
 
@@ -16,9 +16,11 @@ def test_nothing_is_written_over_the_shipped_weights() -> None:
         if option.name in ("out", "run", "runs", "latents") and option.default is not None
     }
     assert {("train-vae", "out"), ("train-teacher", "out"), ("train-teacher", "run")} <= set(written)
+    assert {("train-reader", "out"), ("train-reader", "run")} <= set(written)
     shipped = VAE.parents[1]
     assert TEACHER.is_relative_to(shipped)
     assert not [place for place, path in written.items() if path.resolve().is_relative_to(shipped)]
     # The names are those of the shipped files, so that a copy replaces them.
     assert written["train-vae", "out"].name == VAE.name
     assert written["train-teacher", "out"].name == TEACHER.name
+    assert written["train-reader", "out"].name == READER.name

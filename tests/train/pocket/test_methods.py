@@ -1,7 +1,6 @@
-"""The comparison of methods: every method has a trial, and the measures are correct."""
+"""Methods that make no few-step generator: each has a trial, and results are kept."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,64 +14,65 @@ from magicdistill_core.pocket.render import portrait_clip
 from train.config.reading import load_config
 from train.data.dataset import LatentDataset
 from train.data.vae import load_vae
-from train.methods import _METHODS
 from train.pocket import methods
 from train.pocket.dataset import to_unit_frames
-from train.pocket.evaluate import encode
 from train.pocket.latents import FIRST_SEED, write_latents
-from train.pocket.measures import HeldOut, distance_from_many_steps, held_out_loss, unexplained_guidance
+from train.pocket.measuring.held_out import encode
+from train.pocket.measuring.velocity_errors import HeldOutClips, held_out_loss
 from train.pocket.methods import PRESETS, TRIALS, Trial
 
 
-@pytest.fixture(scope="module")
-def held() -> HeldOut:
+@pytest.fixture
+def held() -> HeldOutClips:
     clips = torch.randn(4, 16, 2, 4, 4, generator=torch.Generator().manual_seed(99))
-    return HeldOut(load_checkpoint(TEACHER), clips[:2, :, :1], clips[:2], clips[2:], (0,))
+    return HeldOutClips(load_checkpoint(TEACHER), clips)
 
 
-def test_every_method_is_tried_with_its_own_preset() -> None:
-    tried = {load_config(PRESETS / f"{trial.preset}.yaml", []).method.name for trial in TRIALS.values()}
-    assert tried == {config.model_fields["name"].default for config in _METHODS}
+def test_the_methods_without_a_few_step_generator_have_trials() -> None:
+    assert {load_config(PRESETS / f"{trial.preset}.yaml", []).method.name for trial in TRIALS.values()} == {
+        "cfg",
+        "sft",
+    }
 
 
-def test_measures_of_the_teacher_itself(held: HeldOut) -> None:
-    assert distance_from_many_steps(held, held.teacher, 28) == 0
-    assert distance_from_many_steps(held, held.teacher, 4) > 0.01
-    assert unexplained_guidance(held, held.teacher, 28) == pytest.approx(1)
-
-
-def test_held_out_loss_is_that_of_the_velocity(held: HeldOut) -> None:
-    zero = {key: torch.zeros_like(value) for key, value in held.teacher.state.items()}
-    # A network of zeros predicts zero, so its loss is the mean square of the target: noise plus clips.
-    expected = 1 + float(held.clips.square().mean())
-    assert held_out_loss(held, replace(held.teacher, state=zero), 28) == pytest.approx(expected, rel=0.05)
-
-
-def test_a_widened_teacher_does_not_see_its_image(held: HeldOut) -> None:
+def test_a_widened_teacher_does_not_see_its_image(held: HeldOutClips) -> None:
     start = TRIALS["widen"].start
     assert start is not None
     widened = start(held.teacher)
-    other = replace(held, images=held.images + 1)
-    assert held_out_loss(held, widened, 28) == held_out_loss(other, widened, 28)
-    assert held_out_loss(held, held.teacher, 28) != held_out_loss(other, held.teacher, 28)
+    # The last frame tells the two kinds of networks apart: both hold the same noise and the same target there.
+    assert torch.equal(seen_image(held, widened), torch.zeros(4))
+    assert (seen_image(held, held.teacher) != 0).all()
+
+
+def seen_image(held: HeldOutClips, checkpoint: Checkpoint) -> torch.Tensor:
+    """The change of the loss when another image is shown with the same clips."""
+    shown = [held.images, held.images + 1]
+    losses = []
+    for image in shown:
+        other = type("Shown", (HeldOutClips,), {"images": image})(held.teacher, held.clips)
+        losses.append(held_out_loss(other, checkpoint))
+    return losses[1] - losses[0]
 
 
 def test_results_are_written_after_every_trial_and_kept(
-    held: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: HeldOutClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def steps_of(held: HeldOut, checkpoint: Checkpoint, steps: int) -> float:
-        return float(checkpoint.source == GENERATOR.name)
+    def name_of(held: HeldOutClips, checkpoint: Checkpoint) -> torch.Tensor:
+        return torch.tensor([1.0, 2.0]) + float(checkpoint.source == GENERATOR.name)
 
-    monkeypatch.setattr(methods, "hold_out", lambda clips, seeds, fast: held)
+    monkeypatch.setattr(methods, "held_out_of", lambda clips, fast: held)
     monkeypatch.setattr(methods, "run_trial", lambda name, trial, dataset, runs: GENERATOR)
-    monkeypatch.setattr(methods, "TRIALS", {name: Trial("pocket_w2s", steps_of) for name in ("one", "two")})
+    monkeypatch.setattr(methods, "TRIALS", {name: Trial("pocket_w2s", name_of) for name in ("one", "two")})
     out = tmp_path / "out.json"
-    methods.compare_methods(["one"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
-    table = methods.compare_methods(["two"], tmp_path, tmp_path / "runs", out, 2, 1, lambda text: None)
+    methods.compare_methods(["one"], tmp_path, tmp_path / "runs", out, 2, lambda text: None)
+    table = methods.compare_methods(["two"], tmp_path, tmp_path / "runs", out, 2, lambda text: None)
     results = json.loads(out.read_text())["results"]
     assert results.keys() == {"one", "two"}
-    assert (results["one"]["before"], results["one"]["after"]) == (0, 1)
-    assert table.count("| steps of |") == 2
+    assert (results["one"]["before"]["mean"], results["one"]["after"]["mean"]) == (1.5, 2.5)
+    # Both clips change equally, so the difference is certain although the clips differ.
+    assert results["one"]["difference"] == {"mean": 1, "low": 1, "high": 1}
+    assert table.count("| name of |") == 2
+    assert "1.0000 [1.0000, 1.0000]" in table
     text_to_video = load_checkpoint(tmp_path / "runs" / "text_to_video.safetensors")
     assert text_to_video.family().takes_image is False
 
@@ -81,7 +81,7 @@ def test_results_are_written_after_every_trial_and_kept(
 def test_the_output_of_a_failed_command_is_in_the_error(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "nothing.safetensors")
     with pytest.raises(MagicDistillError, match=r"magicdistill train .* failed:"):
-        methods.run_trial("w2s", TRIALS["w2s"], tmp_path / "no dataset", tmp_path / "runs")
+        methods.run_trial("sft", TRIALS["sft"], tmp_path / "no dataset", tmp_path / "runs")
 
 
 def test_faster_portraits_are_every_third_frame_of_longer_ones(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.errors import ConfigError
-from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.taehv import TAEHV, load_taehv
 from train.config.sections import EmaConfig, OptimizerConfig
 from train.data.dataset import LatentDataset
@@ -21,10 +20,17 @@ from train.pocket.dataset import PortraitFolder, RenderConfig, render_folder, to
 from train.pocket.latents import write_latents
 from train.pocket.sketcher import Sketcher, initialise, start_sketcher
 from train.pocket.stage import DivergedError, StageConfig, train_stage
-from train.pocket.teacher import network_shape, null_prompt, teacher_config, visible_weights, write_untrained
+from train.pocket.teacher import (
+    network_shape,
+    null_prompt,
+    teacher_config,
+    visible_weights,
+    write_untrained,
+)
 from train.pocket.vae import DecoderConfig, EncoderConfig, train_vae
 from train.pocket.vae_file import on_grid
 from train.pocket.vae_losses import psnr
+from train.pocket.vae_tuning import TuningConfig, tune_vae
 from train.watch.log import RunLog, read_lines
 
 pytestmark = pytest.mark.slow
@@ -135,6 +141,18 @@ def test_the_encoder_stays_as_the_decoder_knows_it(vae_run: Path, portraits: Pat
     assert [row["step"] for row in rows] == list(range(1, DECODER.updates + 2))
 
 
+def test_the_decoder_alone_is_tuned_and_existing_latents_stay_valid(
+    vae_run: Path, portraits: Path, tmp_path: Path
+) -> None:
+    start = vae_run / "vae.st"
+    for name, decoder_only in (("decoder", True), ("both", False)):
+        config = TuningConfig.model_validate({**TINY, "updates": 2, "normalise_clips": 2, "decoder_only": decoder_only})
+        tune_vae(config, start, portraits, tmp_path / name, tmp_path / f"{name}.st")
+        before, after = load_file(start), load_file(tmp_path / f"{name}.st")
+        changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+        assert changed == ({"decoder"} if decoder_only else {"encoder", "decoder"})
+
+
 @pytest.fixture(scope="module")
 def latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latents")
@@ -230,7 +248,7 @@ def test_a_loss_that_is_not_finite_ends_a_stage_and_keeps_its_checkpoint(tmp_pat
 
 
 def test_the_teacher_starts_from_a_network_of_random_weights(latents: Path, tmp_path: Path) -> None:
-    data, shape = LatentDataset(latents), network_shape(1, 2)
+    data, shape = LatentDataset(latents), network_shape(1, 1, 2)
     for name in ("one", "two"):
         write_untrained(tmp_path / name, shape, data, seed=3)
     one, two = (load_checkpoint(tmp_path / name) for name in ("one", "two"))
@@ -257,15 +275,15 @@ def test_the_teacher_is_an_sft_run_with_weights_measured_for_its_vae(
     latents: Path, vae_run: Path, tmp_path: Path
 ) -> None:
     settings = ["updates=5", "method.uniform_levels=0.25"]
-    config = teacher_config(tmp_path / "run", latents, vae_run / "vae.st", None, network_shape(1, 1), settings)
+    config = teacher_config(tmp_path / "run", latents, vae_run / "vae.st", None, network_shape(1, 1, 1), settings)
     assert config.method.name == "sft"
     assert (config.updates, config.method.uniform_levels) == (5, 0.25)
     assert len(config.method.channel_weights) == 16
     assert min(config.method.channel_weights) < 1 < max(config.method.channel_weights)
     assert load_checkpoint(config.model.teacher).shape.single_blocks == 1
-    named = teacher_config(tmp_path / "other", latents, VAE, TEACHER, network_shape(1, 1), settings)
-    assert named.model.teacher == str(TEACHER)
-    assert not list(tmp_path.glob("other*"))
+    begin = config.model.teacher
+    later = teacher_config(tmp_path / "later", latents, vae_run / "vae.st", begin, network_shape(2, 1, 2), settings)
+    assert later.model.teacher == begin
 
 
 def test_the_teachers_command_trains_and_exports(latents: Path, vae_run: Path, tmp_path: Path) -> None:

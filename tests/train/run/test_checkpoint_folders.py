@@ -19,15 +19,49 @@ from train.run_folder import checkpoint_folder, checkpoint_updates, read_manifes
 from train.watch.report import write_report
 
 
-def save(run: Path, update: int, **changes: object) -> None:
-    """Save a checkpoint of one file, without networks."""
+def save(run: Path, update: int, *, measure: float | None = None, **changes: object) -> None:
+    """Save a checkpoint of one file, without networks, and store its measure."""
 
     def export(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights").write_bytes(bytes(1000 + update))
 
-    settings = {"keep": 1, "measure": None, "since": 0, "healthy": True, "notes": {}} | changes
+    settings = {"keep": 1, "since": 0, "healthy": True, "notes": {}} | changes
     checkpoints.save(run, {}, export, update=update, **settings)  # type: ignore[arg-type]
+    if measure is not None:
+        checkpoints.record_measure(run, update, measure, **settings)  # type: ignore[arg-type]
+
+
+def test_the_best_is_the_lowest_measured_healthy_checkpoint_since_an_update(tmp_path: Path) -> None:
+    """Also if it is old, while newer ones are removed. A checkpoint without a measure is never the best."""
+    best = checkpoint_folder
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"no file checkpoints/best\. .*validation\.every.*updates: 1\."):
+        best(tmp_path, best=True)
+    save(tmp_path, 2, measure=0.5)
+    save(tmp_path, 3, measure=0.3, healthy=False)
+    save(tmp_path, 4, measure=0.7)
+    save(tmp_path, 5)
+    assert best(tmp_path, best=True).name == "step-000002"
+    assert checkpoint_updates(tmp_path / "checkpoints") == [2, 5]
+    save(tmp_path, 6, measure=0.4)
+    assert best(tmp_path, best=True).name == "step-000006"
+    # The clips of validation have changed, so earlier measures cannot be compared.
+    save(tmp_path, 7, measure=0.9, since=7)
+    assert best(tmp_path, best=True).name == "step-000007"
+    save(tmp_path, 8, since=8)
+    assert not (tmp_path / "checkpoints" / "best").exists()
+
+
+def test_a_stored_measure_changes_only_what_the_validation_found(tmp_path: Path) -> None:
+    save(tmp_path, 1, notes={"energies": 1, "other": 2})
+    before = read_manifest(checkpoint_folder(tmp_path))
+    changes = {"keep": 1, "since": 0, "healthy": False, "notes": {"energies": 3}}
+    checkpoints.record_measure(tmp_path, 1, 0.25, **changes)  # type: ignore[arg-type]
+    after = read_manifest(checkpoint_folder(tmp_path))
+    assert (after.measure, after.healthy, after.notes) == (0.25, False, {"energies": 3, "other": 2})
+    assert (after.update, after.files, after.counters) == (before.update, before.files, before.counters)
+    assert checkpoints.verified(tmp_path).name == "step-000001"
 
 
 def names(run: Path) -> set[str]:
@@ -125,11 +159,12 @@ class Disk:
     def __init__(self, run: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self.room = run, room
         written = train.run.checkpoints.write_text
-        monkeypatch.setattr(train.run.checkpoints, "write_text", lambda *given: (self.check(), written(*given)))
+        monkeypatch.setattr(train.run.checkpoints, "write_text", lambda *given: (self.check(given[0]), written(*given)))
 
-    def check(self) -> None:
+    def check(self, path: Path) -> None:
         """Fail as a full disk does, when the manifest of one more checkpoint is written."""
-        if len(list((self.run / "checkpoints").glob("step-*"))) >= self.room:
+        one_more = path.parent.name.startswith(".tmp-")
+        if one_more and len(list((self.run / "checkpoints").glob("step-*"))) >= self.room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -133,16 +133,13 @@ def run(finished: Path, tmp_path: Path, tiny_config: Callable, live: Callable) -
     return tmp_path / "run"
 
 
-def test_while_the_fake_branch_is_new_the_newest_is_the_best(run: Path) -> None:
-    """Its distance is lowest at first, because it is zero then; see `watch/test_best.py` for later updates."""
-    values = {row["step"]: row["generator/real_fake_distance"] for row in metrics_of(run)}
-    assert values[1] < min(values[2], values[3])
-    assert checkpoint_folder(run, best=True).name == "step-000003"
+def test_without_validation_no_checkpoint_is_the_best(run: Path) -> None:
     assert checkpoint_updates(run / "checkpoints") == [3]
-    manifest = read_manifest(checkpoint_folder(run, best=True))
-    assert (manifest.update, manifest.healthy) == (3, True)
-    assert manifest.measure == pytest.approx(sorted(values.values())[1])
+    manifest = read_manifest(checkpoint_folder(run))
+    assert (manifest.update, manifest.healthy, manifest.measure) == (3, True, None)
     assert manifest.counters == {"generator": 3, "fake": 6}
+    with pytest.raises(CheckpointError, match=r"validation\.every"):
+        checkpoint_folder(run, best=True)
 
 
 def test_another_method_is_refused_and_changed_settings_are_reported(

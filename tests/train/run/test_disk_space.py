@@ -81,7 +81,7 @@ def test_existing_checkpoints_count_as_available_space(
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(bytes(1000))
 
-    settings = {"keep": 2, "measure": None, "since": 0, "healthy": True, "notes": {}}
+    settings = {"keep": 2, "since": 0, "healthy": True, "notes": {}}
     for step in (1, 2):
         checkpoints.save(tmp_path, {}, export, update=step, **settings)  # type: ignore[arg-type]
     left = tmp_path / "checkpoints" / ".tmp-step-000003"

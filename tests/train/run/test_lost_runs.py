@@ -177,19 +177,19 @@ def test_weights_that_lead_to_nan_are_not_trusted(
 def test_the_guard_ends_a_run_or_warns(tmp_path: Path, tiny_config: Callable, live: Callable, whole: Callable) -> None:
     """The limit is so low that the second round exceeds it. A guard that only warns does not change the weights."""
     run = tmp_path / "run"
-    guard = {"warmup": 1, "window": 1, "patience": 2, "distance_ceiling": 1e-6}
+    guard = {"warmup": 1, "window": 1, "patience": 2, "relative_distance_ceiling": 1e-6}
     config = small(tiny_config, run, guard=guard)
     life = live(config, report=True)
     assert life.codes == [2]
     assert "at update 3: " in life.said
-    assert "guard.distance_ceiling" in life.said
+    assert "guard.relative_distance_ceiling" in life.said
     assert verified(run).name == "step-000001"
-    assert "guard.distance_ceiling" in (run / "report" / "report.md").read_text()
+    assert "guard.relative_distance_ceiling" in (run / "report" / "report.md").read_text()
     life = live(config | {"guard": guard | {"action": "warn"}}, "--resume")
     assert life.codes == [0]
     assert life.said.count("drift apart") == 1
     assert contents(run)[1] == whole(1)[1]
-    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["guard/real_fake_distance"] > 0
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["guard/relative_distance"] > 0
 
 
 @pytest.mark.timeout(600)

@@ -58,5 +58,6 @@ def test_a_checkpoint_is_due_by_updates_or_by_the_main_clock(
     monkeypatch.setattr(run_state, "from_all", from_all)
     monkeypatch.setattr(run_state, "time", SimpleNamespace(monotonic=lambda: 100.0 + passed))
     checkpoint = SimpleNamespace(every=50, minutes=minutes)
-    state = SimpleNamespace(config=SimpleNamespace(checkpoint=checkpoint, updates=90), updates=step, _saved_at=100.0)
+    config = SimpleNamespace(checkpoint=checkpoint, updates=90)
+    state = SimpleNamespace(config=config, updates=step, warming=False, _saved_at=100.0)
     assert run_state.RunState.due(state) is due  # type: ignore[arg-type]

@@ -81,7 +81,8 @@ def test_a_second_resume_is_refused_while_reports_are_written(
         assert write_report(run).is_file()
         assert magicdistill("export", run, "--format", "lora", "--out", tmp_path / "lora.safetensors")[0] == 0
     assert checkpoint_updates(run / "checkpoints") == [1]
-    assert [event["event"] for event in json_lines(run / "events.jsonl")] == ["started", "saved", "finished"]
+    happened = [event["event"] for event in json_lines(run / "events.jsonl")]
+    assert [event for event in happened if event != "warning"] == ["started", "saved", "finished"]
     assert live(small(tiny_config, run, updates=2), "--resume").codes == [0]
 
 

@@ -17,7 +17,7 @@ from magicdistill_core.layouts.lora import lora_state
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
-from tests.makers import file_size_limit, file_state, hunyuan_shape
+from tests.makers import file_size_limit, file_state, hunyuan_shape, random_prompt
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.networks.weights import merge_lora
@@ -168,6 +168,8 @@ def test_diffusers_and_the_trainer_load_the_folder_with_equal_velocities(tmp_pat
         torch.randn(1, 17, 2, 4, 4, generator=generator),
         here.null_prompt,
     )
+    # diffusers requires a mask.
+    inputs["encoder_attention_mask"] = torch.ones(here.null_prompt.text_states.shape[:2], dtype=torch.bool)
     with torch.no_grad():
         velocities = [net(**inputs, return_dict=False)[0] for net in (there, load_network(single), load_network(here))]
     assert torch.equal(velocities[0], velocities[1])
@@ -265,6 +267,24 @@ def test_a_lora_without_a_recipe_keeps_the_image_mode_of_its_base(tmp_path: Path
     merged = merge_lora(tmp_path / "base.safetensors", tmp_path / "l.safetensors")
     assert merged.recipe is None
     assert merged.family() is TOKEN_REPLACE
+
+
+@lora_mode
+def test_captions_of_a_lora_replace_those_of_its_base(tmp_path: Path, teacher_file: Path, run: Path) -> None:
+    """The merged network was trained with the LoRA's. A LoRA without captions leaves those of the base."""
+    lora, teacher = (
+        load_lora(run / "checkpoints" / "step-000004" / GENERATOR_LORA_FILE, 128),
+        load_checkpoint(teacher_file),
+    )
+    assert lora.recipe is not None
+    assert teacher.recipe is not None
+    old, new = {"blinks": random_prompt(2)}, {"speaks": random_prompt(4)}
+    base, path = tmp_path / "base.safetensors", tmp_path / "l.safetensors"
+    save_checkpoint(base, teacher.state, teacher.recipe, teacher.null_prompt, captions=old)
+    recipe = lora.recipe.model_copy(update={"base_hash": None})
+    for captions, expected in ((new, "speaks"), (None, "blinks")):
+        save_lora(path, lora.branches, recipe, None, captions)
+        assert list(merge_lora(base, path).captions) == [expected]
 
 
 @full_mode

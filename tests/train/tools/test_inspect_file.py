@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from magicdistill_core.branch import LowRank
-from magicdistill_core.checkpoint import load_checkpoint
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import TEXT_ONLY
 from magicdistill_core.hashes import file_sha256, weights_sha256
 from magicdistill_core.layouts.hunyuan_video import HUNYUAN_VIDEO
@@ -16,7 +17,10 @@ from magicdistill_core.layouts.modules import file_to_diffusers
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.quantise import quantise_file
 from magicdistill_core.safetensors_file import read_tensors
-from tests.makers import hunyuan_shape, seeded_network
+from tests.makers import hunyuan_shape, random_prompt, seeded_network
+from train.data.dataset_index import DatasetIndex
+from train.data.dataset_writer import LatentWriter
+from train.data.text_index import TextIndex
 from train.networks.network import load_network
 from train.tools.inspect_file import inspect_file
 
@@ -37,15 +41,34 @@ def test_a_teacher_tells_its_recipe_and_sizes(teacher_file: Path) -> None:
     assert facts["size"].startswith(f"{teacher_file.stat().st_size:,} bytes")
 
 
-def test_an_int8_file_is_the_same_network_and_names_its_user(tmp_path: Path, teacher_file: Path) -> None:
+def test_an_int8_file_is_the_same_network(tmp_path: Path, teacher_file: Path) -> None:
     done = quantise_file(teacher_file, tmp_path / "q.safetensors")
     facts, exact = inspect_file(tmp_path / "q.safetensors"), inspect_file(teacher_file)
-    quantised = facts.pop("quantised")
-    assert f"{len(done.errors)} scales" in quantised
-    assert "ComfyUI" in quantised
+    assert facts.pop("quantised") == f"yes ({len(done.errors)} scales)"
     assert "I8 (" in facts["dtypes"]
     own = ("file", "size", "dtypes")
     assert {key: facts[key] for key in facts if key not in own} == {k: exact[k] for k in exact if k not in own}
+
+
+def test_captions_of_a_file_and_of_a_dataset_are_listed(tmp_path: Path, teacher_file: Path) -> None:
+    teacher, file = load_checkpoint(teacher_file), tmp_path / "told.safetensors"
+    assert teacher.recipe is not None
+    captions = {"turns left": random_prompt(4), "speaks": random_prompt(2)}
+    save_checkpoint(file, teacher.state, teacher.recipe, teacher.null_prompt, captions=captions)
+    facts, silent = inspect_file(file), inspect_file(teacher_file)
+    assert facts["captions"] == "speaks; turns left"
+    assert facts["parameters"] == silent["parameters"]
+    assert "captions" not in silent
+
+    texts = TextIndex(encoder_sha256="ab" * 32, template="hunyuan_i2v_concat")
+    index = DatasetIndex(frames=5, height=32, width=32, fps=24, vae_sha256="0" * 64, dtype="float32", texts=texts)
+    with LatentWriter(tmp_path / "data", index) as writer:
+        assert writer.texts is not None
+        latent = torch.zeros(16, 2, 4, 4)
+        prompts = writer.texts.refer("speaks", lambda text: random_prompt(3 + len(text)))
+        writer.append("0", latent, StartImage(latent[None, :, :1]), prompts=prompts)
+    said = inspect_file(tmp_path / "data")["captions"]
+    assert said == "2 different ones, of 3 to 9 tokens, encoded with the start images"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,20 +7,23 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import train.tools.sample
 from magicdistill_core.branch import LowRank
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, OutputError, VideoError
-from magicdistill_core.families.base import StartImage
+from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.families.hunyuan_video import concat_condition
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import unit_to_frames
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.media.video import read_image, read_tags, read_video
 from magicdistill_core.media.video_writing import write_video
+from magicdistill_core.null_prompt import TEMPLATE_ENTRY, null_prompt_tensors
 from magicdistill_core.recipe import METADATA_KEY, Recipe
+from tests.makers import random_prompt
 from train.data.vae import load_vae
 from train.networks.network import load_network
 from train.networks.sampling import generate, sample_latents
@@ -119,6 +123,78 @@ def test_a_file_and_a_still_give_a_tagged_video(
     assert METADATA_KEY in tags
     said = json.loads(tags[SAMPLING_TAG])
     assert (said["seed"], said["steps"], said["file"]) == (7, 4, teacher_file.name)
+
+
+def test_a_caption_of_the_file_or_a_prompt_file_is_the_text_of_the_video(
+    tmp_path: Path,
+    teacher_file: Path,
+    taehv_file: Path,
+    still: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    magicdistill: Callable[..., tuple[int, str, str]],
+) -> None:
+    file, speaks = tmp_path / "told.safetensors", random_prompt(4, seed=5)
+    teacher = load_checkpoint(teacher_file)
+    assert teacher.recipe is not None
+    # A file may carry captions and no null prompt.
+    save_checkpoint(file, teacher.state, teacher.recipe, None, captions={"Speaks": speaks})
+    save_file(null_prompt_tensors(speaks), tmp_path / "speaks.safetensors")
+    used = []
+
+    def noted(network: torch.nn.Module, prompt: NullPrompt, *more: Any) -> Tensor:
+        used.append(prompt)
+        return generate(network, prompt, *more)
+
+    monkeypatch.setattr(train.tools.sample, "generate", noted)
+    command = ("sample", file, "--image", still, "--out", tmp_path / "out.mp4", "--vae", taehv_file, "--steps", 1)
+    for told in (("--caption", "speaks"), ("--prompt", tmp_path / "speaks.safetensors")):
+        status, _, err = magicdistill(*command, *told, "--device", "cpu")
+        assert status == 0, err
+    assert all(torch.equal(prompt.text_states, speaks.text_states) for prompt in used)
+    assert len(used) == 2
+    status, _, err = magicdistill(*command, "--caption", "sings")
+    assert status == 2
+    assert "has no caption 'sings'. Its captions are: Speaks" in err
+    status, _, err = magicdistill(*command, "--caption", "speaks", "--prompt", tmp_path / "speaks.safetensors")
+    assert status == 2
+    assert "--prompt and --caption are two texts" in err
+    sample_file(file, still, tmp_path / "a.mp4", vae=taehv_file, steps=1, caption="speaks")
+    assert json.loads(read_tags(tmp_path / "a.mp4")[SAMPLING_TAG])["caption"] == "speaks"
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "said"),
+    [
+        ("hunyuan_i2v_concat", None, "its null prompt does not show this image"),
+        ("hunyuan_i2v_concat", "hunyuan_video", "trained with the prompts of HunyuanVideo-I2V concat"),
+        ("hunyuan_i2v_concat", "hunyuan_i2v_concat", None),
+        ("hunyuan_video", None, None),
+        (None, "hunyuan_i2v_concat", None),
+    ],
+)
+def test_prompts_that_were_not_encoded_as_in_the_training_are_said(
+    trained: str | None,
+    given: str | None,
+    said: str | None,
+    tmp_path: Path,
+    teacher_file: Path,
+    taehv_file: Path,
+    still: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    teacher, file = load_checkpoint(teacher_file), tmp_path / "told.safetensors"
+    assert teacher.recipe is not None
+    recipe = Recipe.model_validate(teacher.recipe.model_dump() | {"prompt_template": trained})
+    save_checkpoint(file, teacher.state, recipe, random_prompt())
+    prompt = None
+    if given is not None:
+        prompt = tmp_path / "prompt.safetensors"
+        save_file(null_prompt_tensors(random_prompt(seed=5)), prompt, {TEMPLATE_ENTRY: given})
+    with caplog.at_level("WARNING"):
+        sample_file(file, still, tmp_path / "out.mp4", vae=taehv_file, steps=1, prompt=prompt)
+    notes = [record.getMessage() for record in caplog.records if "trained with" in record.getMessage()]
+    assert [said in note for note in notes if said is not None] == ([] if said is None else [True])
+    assert len(notes) == (said is not None)
 
 
 def test_settings_come_from_the_recipe_unless_given(

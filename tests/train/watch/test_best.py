@@ -1,94 +1,66 @@
-"""Selection of the best checkpoint, on curves that rise from zero to a peak and then fall."""
+"""The record of validations: differences from the start, resuming, and what cannot be compared."""
 
 import json
-from pathlib import Path
+import math
 
-import numpy as np
 import pytest
+import torch
 
 from train.config.training import CheckpointConfig
-from train.run import checkpoints
-from train.run_folder import BEST, FOLDER, checkpoint_updates
-from train.watch.best import Measure
-
-WINDOW = 20
+from train.watch.best import EnergyRecord
 
 
-def curve(*points: tuple[int, float], seed: int = 0, spread: float = 0.35) -> list[float]:
-    """One distance per round: lines between points (round, value), with the noise of the pocket model."""
-    rounds, values = zip(*points, strict=True)
-    mean = np.interp(range(1, rounds[-1] + 1), rounds, values)
-    return list(mean * np.exp(spread * np.random.default_rng(seed).standard_normal(len(mean))))
+def energies(seed: int, shift: float = 0.0) -> list[float]:
+    """Scores of 40 clips, which differ much more from each other than from one validation to the next."""
+    clips = 5 * torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = 0.1 * torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (clips + noise + shift).tolist()
 
 
-def best_over_time(
-    run: Path, values: list[float], *, rises_first: bool = True, unhealthy: range = range(0), every: int = 50
-) -> dict[int, int]:
-    """The update in the pointer file `best` after each checkpoint of a run with these distances."""
-    measure, best = Measure(WINDOW, rises_first=rises_first), {}
-    for step, value in enumerate(values, 1):
-        measure.observe(step, value, healthy=step not in unhealthy)
-        if step % every:
-            continue
-        checkpoints.save(
-            run,
-            {},
-            lambda folder: folder.mkdir(parents=True),
-            update=step,
-            keep=2,
-            measure=measure.value,
-            since=measure.since,
-            healthy=step not in unhealthy,
-            notes={},
-        )
-        best[step] = int((run / FOLDER / BEST).read_text().removeprefix("step-"))
-    return best
+def test_the_first_validation_is_the_start() -> None:
+    record = EnergyRecord("a")
+    first = record.observe(0, energies(1))
+    assert (first.difference, first.standard_error, first.since) == (0, 0, 0)
+    assert first.energy == first.start == pytest.approx(sum(energies(1)) / 40)
+    assert (record.since, record.last) == (0, 0)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_branch_that_has_not_learned_is_not_the_best(seed: int, tmp_path: Path) -> None:
-    """Until the peak at 200 the newest checkpoint is the best; later it is the one at the minimum near 400."""
-    best = best_over_time(tmp_path, curve((0, 0.01), (200, 1.0), (400, 0.2), (600, 0.4), seed=seed))
-    assert [best[step] for step in (50, 100, 150)] == [50, 100, 150]
-    assert best[600] in (400, 450)
-    assert best[600] in checkpoint_updates(tmp_path / FOLDER)
+def test_differences_are_taken_clip_by_clip() -> None:
+    record = EnergyRecord("a")
+    record.observe(0, energies(1))
+    found = record.observe(50, energies(2, shift=-0.2))
+    differences = torch.tensor(energies(2, shift=-0.2)) - torch.tensor(energies(1))
+    assert found.difference == pytest.approx(float(differences.mean()), rel=1e-4)
+    assert found.standard_error == pytest.approx(float(differences.std()) / 40**0.5, rel=1e-4)
+    # The scores themselves have an error more than five times as large.
+    assert found.standard_error < 0.2 * float(torch.tensor(energies(2)).std()) / 40**0.5
+    assert found.energy == pytest.approx(found.start + found.difference)
 
 
-def test_a_distance_that_only_rises_names_the_newest(tmp_path: Path) -> None:
-    best = best_over_time(tmp_path, curve((0, 0.01), (400, 1.0), spread=0.05))
-    assert list(best.values()) == list(best)
+def test_one_clip_has_no_known_error() -> None:
+    record = EnergyRecord("a")
+    assert record.observe(0, [1.0]).standard_error == math.inf
 
 
-def test_a_late_rise_is_no_peak(tmp_path: Path) -> None:
-    """After a fall to half of the peak, higher values mean that the run gets worse."""
-    best = best_over_time(tmp_path, curve((0, 0.01), (100, 1.0), (250, 0.2), (500, 1.5)))
-    assert best[500] == 250
+def test_a_resumed_record_continues_equally() -> None:
+    whole, resumed = EnergyRecord("a"), EnergyRecord("a")
+    for record in (whole, resumed):
+        record.observe(0, energies(1))
+    again = EnergyRecord("a")
+    again.restore(json.loads(json.dumps(resumed.notes())))
+    assert again.observe(50, energies(2)) == whole.observe(50, energies(2))
+    assert again.notes() == whole.notes()
 
 
-def test_a_collapse_is_no_peak(tmp_path: Path) -> None:
-    """The guard marks the last rounds as unhealthy before the distance falls to half of its peak."""
-    values = curve((0, 0.01), (100, 1.0), (250, 0.7), (400, 5.0), spread=0.05)
-    best = best_over_time(tmp_path, values, unhealthy=range(255, 401))
-    assert best[400] == 250
-
-
-def test_without_a_fake_branch_the_lowest_is_the_best_from_the_start(tmp_path: Path) -> None:
-    best = best_over_time(tmp_path, curve((0, 0.1), (300, 1.0), spread=0.05), rises_first=False)
-    assert set(best.values()) == {50}
-
-
-def test_a_resumed_measure_continues_equally() -> None:
-    values = curve((0, 0.01), (100, 1.0), (250, 0.2), (300, 1.5))
-    for cut in (5, 60, 130, 240):
-        whole, parts = Measure(WINDOW, rises_first=True), Measure(WINDOW, rises_first=True)
-        for step, value in enumerate(values, 1):
-            whole.observe(step, value, healthy=True)
-            parts.observe(step, value, healthy=True)
-            if step == cut:
-                notes = json.loads(json.dumps(parts.notes()))
-                parts = Measure(WINDOW, rises_first=True)
-                parts.restore(notes)
-        assert parts.notes() == whole.notes()
+@pytest.mark.parametrize("other", [True, False])
+def test_scores_of_other_clips_and_of_no_record_are_not_compared(other: bool) -> None:
+    before, record = EnergyRecord("b"), EnergyRecord("a")
+    before.observe(0, energies(1))
+    record.observe(0, energies(1))
+    record.restore(before.notes() if other else None)
+    assert (record.since, record.last) == (None, None)
+    found = record.observe(50, energies(2))
+    assert (found.difference, found.since) == (0, 50)
 
 
 def test_a_checkpoint_is_saved_every_hour_by_default() -> None:

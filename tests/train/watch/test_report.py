@@ -84,7 +84,8 @@ def test_the_report_contains_settings_measures_and_commands(run: Path) -> None:
         "went back | a \\| b",
         "saved at updates 40",
         f"magicdistill export {run} --best",
-        "update 40, generator/real_fake_distance 0.0321",
+        "update 40, energy score 0.0321",
+        "There are no validations",
         f"magicdistill train {run / 'config.yaml'} --resume",
         "a_weak: 0.25",
         "[video](../validation/step-000060.mp4)",
@@ -95,6 +96,46 @@ def test_the_report_contains_settings_measures_and_commands(run: Path) -> None:
         assert f"../validation/step-{step:06d}.png" in text
 
 
+def test_a_signal_below_its_noise_is_said_in_words(run: Path) -> None:
+    """The measurements of a run in bf16 whose branch learned too slowly, and of one that began with a warm-up."""
+    rows = [{"step": step, "fake/loss": 1.0, "generator/loss": 0.5, "seconds": 1.0} for step in range(-4, 101)]
+    measured = {0: (0.39, 0.2), 50: (0.63, 0.6), 100: (0.65, 0.83)}
+    for row in rows:
+        if row["step"] in measured:
+            row["signal/agreement"], row["signal/generator_below_eps"] = measured[row["step"]]
+    write_lines(run / "metrics.jsonl", rows)
+    text = write_report(run).read_text()
+    for said in (
+        "| signal/agreement | 0.39 (update 0) | 0.39 (update 0) | 0.65 (update 100) |",
+        "| signal/generator_below_eps | 0.2 (update 0) | 0.83 (update 100) | 0.83 (update 100) |",
+        "below the rounding noise of bf16: signal/agreement is 0.65",
+        "method.fake_warmup",
+        "83 % of the weights of the role generator are below 1e-08; lower generator_optimizer.eps",
+        "Time per update | 1 s",
+    ):
+        assert said in text, said
+    for row in rows:
+        if row["step"] in measured:
+            row |= {"signal/agreement": 0.39 if row["step"] == 0 else 0.97, "signal/generator_below_eps": 0.01}
+    write_lines(run / "metrics.jsonl", rows)
+    text = write_report(run).read_text()
+    assert "When the generator began to learn, the signal was still below" in text
+    assert "At the last measurement" not in text
+    for row in rows:
+        row.pop("signal/agreement", None)
+    rows[-1]["signal/agreement"] = 0.97
+    write_lines(run / "metrics.jsonl", rows)
+    assert "The training signal was above its noise." in write_report(run).read_text()
+
+
+def test_a_run_that_ended_in_its_fake_warm_up_has_a_report(run: Path) -> None:
+    write_lines(run / "metrics.jsonl", [{"step": step, "fake/loss": 0.5, "seconds": 1.0} for step in (-9, -8)])
+    write_lines(run / "events.jsonl", [{"event": "stopped", "step": -8, "time": 1e9, "by": "SIGTERM"}])
+    report = write_report(run)
+    assert "Stopped by SIGTERM at update 0 of 60" in report.read_text()
+    assert (report.parent / "guard.png").exists()  # the loss of the fake branch
+
+
 def test_the_report_has_its_pictures(run: Path) -> None:
     report = write_report(run)
     for name in ("losses.png", "guard.png"):
@@ -102,6 +143,26 @@ def test_the_report_has_its_pictures(run: Path) -> None:
         with Image.open(report.parent / name) as picture:
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20) or ()) > 10
     assert write_report(run) == report  # written again over itself
+
+
+def test_validations_are_shown_with_their_intervals(run: Path) -> None:
+    """Those before update 30 were of other clips. A score that is not finite is no lowest one."""
+    rows = [
+        {"step": step, "since": since, "validation/energy": 2 + shift, "validation/difference": shift}
+        | ({"validation/standard_error": 0.01} if step > 30 else {})
+        for step, since, shift in ((10, 0, -0.9), (30, 30, 0.0), (40, 30, -0.2), (50, 30, -0.3), (60, 30, math.nan))
+    ]
+    write_lines(run / "validation.jsonl", rows)
+    text = write_report(run).read_text()
+    for said in (
+        "from the score at update 30 (2)",
+        "lowest score is that of update 50: -0.3 ± 0.0196 (95 %)",
+        "The best checkpoint, the healthy one with the lowest score, is that of update 40.",
+        "![energy score](validation.png)",
+    ):
+        assert said in text, said
+    with Image.open(run / "report" / "validation.png") as picture:
+        assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20) or ()) > 10
 
 
 def test_the_guards_reason_is_at_the_top(run: Path) -> None:

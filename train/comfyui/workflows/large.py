@@ -5,6 +5,8 @@ from typing import Any
 
 from .graph import Graph, Node
 from .models import (
+    CLIP_L,
+    CLIP_L_VISION,
     DREAMSHAPER,
     HUNYUAN_I2V,
     HUNYUAN_ONE_STEP,
@@ -83,7 +85,7 @@ vision-language model come first, then the tokens of the text.
   but they are no longer public.
 - models/vae, models/text_encoders, models/clip_vision: the page offers the downloads.
 
-Describe the motion in **Magic 1-For-1 text + image encode**, with up to about 180 words. If the text is empty, only the
+Describe the motion in **Text + image encode**, with up to about 180 words. If the text is empty, only the
 picture conditions the video.
 {_MEASURED}"""
 
@@ -121,6 +123,26 @@ From then on, each run makes only a new video.
 {_MEASURED}"""
 
 _PROMPT = "The woman looks into the camera, smiles, and says a few words; her head moves slightly. Soft daylight."
+_SIMILAR = f"""
+## A picture of yours, found by a text
+
+*Similar picture* looks through a folder for the picture that is most similar to the text, and the few-step model
+animates it. Magic 1-For-1 describes this as an image prior by retrieval.
+
+**Files**
+- **Your pictures**: put them into a folder inside ComfyUI's **input** folder, and write its name into *folder*. The
+  first run looks at all pictures; later runs at new and changed ones only.
+- models/text_encoders: **{CLIP_L.name}** (the page offers the download).
+- models/clip_vision: **{CLIP_L_VISION.name}**. Download *model.safetensors* of *openai/clip-vit-large-patch14* from
+  Hugging Face, and give it this name.
+- models/diffusion_models: **{HUNYUAN_W2S.name}**. Train it with this pack's trainer: use the preset
+  *hunyuan_i2v_w2s_4step*, then *magicdistill export*.
+- models/vae: **{HUNYUAN_VAE.name}** (the page offers the download).
+
+The node shows the best pictures with their similarity. *rank* 2 takes the second. Connect *image* to search by a
+picture; text and image together find a picture that is similar to both.
+"""
+
 _PICTURE = "portrait photograph of a woman with short dark hair, head and shoulders, facing the camera, soft daylight"
 _NEGATIVE = "hands, text, watermark, cropped head, blurry"
 
@@ -163,9 +185,14 @@ def magic141_text_image_to_video(graph: Graph) -> None:
         clip, vision = llava(graph)
     with graph.column("Start image and text"):
         portrait = photograph(graph)
-        seen = graph.node("CLIPVisionEncode", clip_vision=vision, image=portrait, crop="none")
+        seen = graph.node("CLIPVisionEncode", clip_vision=vision, image=portrait, crop="center")
         text = graph.node(
-            "MagicDistillTextImageEncode", room=TEXT_ROOM, clip=clip, clip_vision_output=seen, prompt=_PROMPT
+            "MagicDistillTextImageEncode",
+            room=TEXT_ROOM,
+            clip=clip,
+            clip_vision_output=seen,
+            prompt=_PROMPT,
+            template="Magic 1-For-1",
         )
     _add_video(graph, model, vae, portrait, conditions={"positive": text})
 
@@ -213,6 +240,24 @@ def text_to_image_to_video(graph: Graph) -> None:
         )
         picture = graph.node("VAEDecode", samples=painted, vae=checkpoint.output("VAE"))
         graph.node("PreviewImage", "The start image", room=280, images=picture)
+    with graph.column("Models"):
+        model, vae = _model(graph, HUNYUAN_W2S), _vae(graph, HUNYUAN_VAE)
+    _add_video(graph, model, vae, picture)
+
+
+def similar_picture_to_video(graph: Graph) -> None:
+    """Add the nodes of a workflow that finds the start image in a folder, by a text."""
+    _note(graph, _SIMILAR)
+    with graph.column("Picture from a folder"):
+        clip = graph.node("CLIPLoader", models=(CLIP_L,), clip_name=CLIP_L.name, type="stable_diffusion")
+        vision = graph.node("CLIPVisionLoader", models=(CLIP_L_VISION,), clip_name=CLIP_L_VISION.name)
+        picture = graph.node(
+            "MagicDistillSimilarPicture",
+            room=TEXT_ROOM + PREVIEW_ROOM,
+            clip_vision=vision,
+            clip=clip,
+            text="a smiling woman with red hair, in daylight",
+        )
     with graph.column("Models"):
         model, vae = _model(graph, HUNYUAN_W2S), _vae(graph, HUNYUAN_VAE)
     _add_video(graph, model, vae, picture)

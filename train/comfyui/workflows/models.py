@@ -36,8 +36,10 @@ def _public(folder: str, path: str, directory: str) -> ModelFile:
 
 
 POCKET_GENERATOR = ModelFile("magicdistill_pocket_generator.safetensors", "diffusion_models")
+POCKET_ONE_STEP = ModelFile("magicdistill_pocket_one_step.safetensors", "diffusion_models")
 POCKET_TEACHER = ModelFile("magicdistill_pocket_teacher.safetensors", "diffusion_models")
 POCKET_FAKE_LORA = ModelFile("magicdistill_pocket_fake_lora.safetensors", "loras")
+POCKET_CAPTIONED_4STEP_LORA = ModelFile("magicdistill_pocket_captioned_4step_lora.safetensors", "loras")
 POCKET_VAE = ModelFile("magicdistill_pocket_vae.safetensors", "vae")
 
 HUNYUAN_W2S = ModelFile("hunyuan_i2v_w2s_4step.safetensors", "diffusion_models")
@@ -52,6 +54,8 @@ HUNYUAN_VAE = _public(_HUNYUAN, "vae/hunyuan_video_vae_bf16.safetensors", "vae")
 LLAVA_TEXT = _public(_HUNYUAN, "text_encoders/llava_llama3_fp8_scaled.safetensors", "text_encoders")
 LLAVA_VISION = _public(_HUNYUAN, "clip_vision/llava_llama3_vision.safetensors", "clip_vision")
 CLIP_L = _public(_FLUX_TEXT, "clip_l.safetensors", "text_encoders")
+# The release calls this file model.safetensors, a name that says nothing in a folder.
+CLIP_L_VISION = ModelFile("clip-vit-large-patch14.safetensors", "clip_vision")
 
 WAN_I2V = _public(_WAN, "diffusion_models/wan2.1_i2v_480p_14B_fp16.safetensors", "diffusion_models")
 WAN_VAE = _public(_WAN, "vae/wan_2.1_vae.safetensors", "vae")

@@ -1,7 +1,15 @@
 """The workflows on the pocket model, which run without other files."""
 
-from .graph import Graph, Subgraph, Wire
-from .models import POCKET_FAKE_LORA, POCKET_GENERATOR, POCKET_TEACHER, POCKET_VAE
+from .graph import Graph, Node, Subgraph, Wire
+from .models import (
+    POCKET_CAPTIONED_4STEP_LORA,
+    POCKET_FAKE_LORA,
+    POCKET_GENERATOR,
+    POCKET_ONE_STEP,
+    POCKET_TEACHER,
+    POCKET_VAE,
+    ModelFile,
+)
 from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, save
 
 _PORTRAIT = """
@@ -22,6 +30,43 @@ Press **Run**: a drawn portrait becomes a short video, within seconds even on a 
 - Replace *Pocket portrait* with *Load Image*.
 
 The pocket model is tiny and was trained only on pocket portraits. Photographs need a full-size model.
+"""
+
+_ONE_STEP = """
+## Portrait to video in one step
+
+This model calls its network once per video. It was distilled from the four-step model of **portrait_pocket**. Press
+**Run**. The pack contains all files.
+
+**Compare**
+- In *Load few-step model*, choose **magicdistill_pocket_generator.safetensors** and run again. The seed stays, so both
+  models start from the same noise. The sampler takes four steps now, because the number is in the file.
+- With *steps* 2 or 4, this model runs too, and the node shows a note: it was trained for one step only.
+
+**Your own model**
+- Train with **train/presets/pocket_one_step.yaml**, or at full size with **hunyuan_i2v_one_step.yaml**; the template
+  **hunyuan_i2v_one_step** runs the result.
+"""
+
+_TI2V = """
+## Text and image to video in four steps
+
+A caption tells the person what to do. The LoRA teaches the pocket teacher 12 captions, and to make a video in four
+steps. It contains the text conditioning of these captions, so no text encoder is loaded. Press **Run**. The pack
+contains all files.
+
+**Try** other captions in *Model caption*. A caption has three parts, with commas between them:
+- turns left, keeps still, or turns right;
+- speaks, or is silent;
+- blinks, or does not blink.
+
+For example: **turns right, is silent, does not blink**. Left and right are those of the picture. The message under the
+node lists all captions. The *seed* of the sampler stays, so only the caption changes the video. If the caption is
+empty, the model decides what happens.
+
+**Your own model**
+- Model files and LoRAs of every training with up to 32 different captions work like this (docs/training.md). Other
+  texts need the text encoder of the model's release: see the template **magic141_text_image_to_video**.
 """
 
 _ONE_NODE = """
@@ -61,23 +106,64 @@ more similar to those of the few-step generator.
 
 def portrait_pocket(graph: Graph) -> None:
     """Add the nodes of portrait to video with single nodes of the pack."""
+    _single_nodes(graph, _PORTRAIT, POCKET_GENERATOR)
+
+
+def portrait_pocket_one_step(graph: Graph) -> None:
+    """Add the same nodes with the one-step generator."""
+    _single_nodes(graph, _ONE_STEP, POCKET_ONE_STEP)
+
+
+def _single_nodes(graph: Graph, note: str, file: ModelFile) -> None:
     with graph.column(width=NOTE_WIDTH):
-        graph.note(_PORTRAIT)
+        graph.note(note)
     with graph.column("Models"):
-        model = graph.node(
-            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=TEXT_ROOM, unet_name=POCKET_GENERATOR.name
-        )
+        model = graph.node("MagicDistillLoadModel", models=(file,), room=TEXT_ROOM, unet_name=file.name)
         vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
         graph.section("Start image")
         portrait = graph.node("MagicDistillPocketPortrait", seed=7)
     with graph.column("Video"):
         video = graph.node("MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=portrait)
+    _sampled(graph, model, vae, video)
+
+
+def _sampled(graph: Graph, model: Node, vae: Node, video: Node) -> None:
+    """Add the columns from the sampler to the saved video."""
     with graph.column("Sampling"):
         latent = graph.node(
             "MagicDistillSampler", room=PREVIEW_ROOM, model=model, conditioning=video, latent=video.output("LATENT")
         )
         frames = graph.node("VAEDecode", samples=latent, vae=vae)
     save(graph, frames, latent.output("record"), 24.0)
+
+
+def portrait_pocket_ti2v(graph: Graph) -> None:
+    """Add the nodes of text and image to video: the teacher with a LoRA that carries captions."""
+    with graph.column(width=NOTE_WIDTH):
+        graph.note(_TI2V)
+    with graph.column("Models"):
+        teacher = graph.node(
+            "MagicDistillLoadModel", models=(POCKET_TEACHER,), room=TEXT_ROOM, unet_name=POCKET_TEACHER.name
+        )
+        model = graph.node(
+            "MagicDistillLoadLora",
+            models=(POCKET_CAPTIONED_4STEP_LORA,),
+            room=TEXT_ROOM,
+            model=teacher,
+            lora_name=POCKET_CAPTIONED_4STEP_LORA.name,
+        )
+        vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
+    with graph.column("Caption"):
+        caption = graph.node(
+            "MagicDistillModelCaption", room=3 * TEXT_ROOM, model=model, caption="turns left, speaks, blinks"
+        )
+        graph.section("Start image")
+        portrait = graph.node("MagicDistillPocketPortrait", seed=7)
+    with graph.column("Video"):
+        video = graph.node(
+            "MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=portrait, positive=caption
+        )
+    _sampled(graph, model, vae, video)
 
 
 def portrait_in_one_node(graph: Graph) -> None:

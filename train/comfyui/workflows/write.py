@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, ONE_STEP
+
 from ..server import PACK, ComfyUIError, find_comfyui, serve
-from . import large, pocket
+from . import large, long, pocket
 from .graph import Graph
 from .prompt import to_prompt
 from .schemas import Schema, parse_schemas
@@ -29,10 +31,13 @@ class Definition:
     Attributes:
         define: function that adds the nodes to an empty graph.
         card: title and lines of a drawn thumbnail; None if the thumbnail shows the workflow's output.
+        weights: a shipped model file that the workflow needs and that may not have been trained yet. The pack has the
+            workflow as soon as it has the file.
     """
 
     define: Callable[[Graph], None]
     card: tuple[str, list[str]] | None = None
+    weights: Path | None = None
 
 
 _I2V = "portrait to video"
@@ -40,15 +45,23 @@ DEFINITIONS: dict[str, Definition] = {
     one.define.__name__: one
     for one in (
         Definition(pocket.portrait_pocket),
+        Definition(pocket.portrait_pocket_one_step, weights=ONE_STEP),
+        Definition(pocket.portrait_pocket_ti2v, weights=CAPTIONED_4STEP_LORA),
         Definition(pocket.portrait_in_one_node),
         Definition(pocket.real_fake_sweep_pocket),
+        Definition(long.long_portrait_pocket, ("Pocket model", ["a long video", "segments of 4 steps each"])),
+        Definition(long.long_portrait_hunyuan_i2v, ("HunyuanVideo-I2V", ["long portrait video", "4 steps a segment"])),
         Definition(large.hunyuan_i2v_w2s_4step, ("HunyuanVideo-I2V", [_I2V, "4 steps, one checkpoint"])),
         Definition(large.hunyuan_i2v_w2s_4step_lora, ("HunyuanVideo-I2V", [_I2V, "4 steps, LoRA on the base"])),
         Definition(large.hunyuan_i2v_one_step, ("HunyuanVideo-I2V", [_I2V, "1 step"])),
         Definition(large.magic141_text_image_to_video, ("Magic 1-For-1", ["text + portrait to video", "4 steps"])),
         Definition(large.wan21_i2v_4step_lora, ("Wan 2.1 I2V", [_I2V, "4 steps, public LoRA"])),
+        Definition(
+            large.similar_picture_to_video, ("Similar picture", ["found in a folder by a text", "then a video"])
+        ),
         Definition(large.text_to_image_to_video, ("Text to video", ["a picture from text", "then a video in 4 steps"])),
     )
+    if one.weights is None or one.weights.is_file()
 }
 
 

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from magicdistill_core.families.base import Condition, Family, NullPrompt
+from magicdistill_core.families.base import Condition, Family
+
+from ..prompts import Prompts
 
 
 class Inputs(Protocol):
@@ -17,7 +19,7 @@ class Inputs(Protocol):
         x: Tensor,
         sigma: Tensor,
         condition: Condition,
-        prompt: NullPrompt,
+        prompt: Prompts,
         guidance: Tensor | None = None,
     ) -> dict[str, Any]:
         """Return the arguments.
@@ -26,7 +28,7 @@ class Inputs(Protocol):
             x: noisy frames `[B, 16, T, H, W]`, without the frames that the start image sets.
             sigma: noise levels `[B]`.
             condition: the result of the family's `condition`.
-            prompt: text conditioning, repeated over the batch.
+            prompt: text conditioning: one prompt for all samples, or one per sample.
             guidance: guidance scales `[B]` for a network with a guidance embedding, else None.
         """
 

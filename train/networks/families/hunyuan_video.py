@@ -4,12 +4,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor, nn
 
-from magicdistill_core.families.base import Condition, Family, NullPrompt
+from magicdistill_core.families.base import Condition, Family
 from magicdistill_core.families.hunyuan_video import (
     CONCAT,
     HEAD_DIM,
@@ -22,6 +19,8 @@ from magicdistill_core.families.hunyuan_video import (
 from magicdistill_core.flow import TIMESTEPS
 from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
+from ..hunyuan_transformer import HunyuanVideoTransformer3DModel
+from ..prompts import Prompts, expanded
 from .base import NetworkKind
 
 # All linear layers of the blocks, but not the embedders, modulations and the output layer.
@@ -31,41 +30,8 @@ LORA_TARGETS = (
 )
 
 
-class UnmaskedAttention(HunyuanVideoAttnProcessor2_0):
-    """Attention of every token to every token.
-
-    diffusers' transformer always builds an attention mask from the prompt's mask. With any mask, even one that hides
-    nothing, PyTorch cannot use its flash kernels, and the other kernels become slower. A `NullPrompt` has no padding,
-    so no mask is needed. PyTorch chooses among the kernels without mask (cuDNN's on Hopper), unless `sdpa_kernel`
-    around the call selects one.
-    """
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Compute attention as diffusers' processor does, without a mask.
-
-        Args:
-            attn: the attention layer.
-            hidden_states: video tokens `[B, tokens, hidden]`.
-            encoder_hidden_states: text tokens `[B, text tokens, hidden]`; None in a block that receives one joint
-                sequence.
-            attention_mask: ignored.
-            image_rotary_emb: cosines and sines of the positions of the video tokens.
-
-        Returns:
-            The new video tokens and text tokens.
-        """
-        return super().__call__(attn, hidden_states, encoder_hidden_states, None, image_rotary_emb)
-
-
 def _build(shape: NetworkShape, family: Family) -> HunyuanVideoTransformer3DModel:
-    network = HunyuanVideoTransformer3DModel(
+    return HunyuanVideoTransformer3DModel(
         in_channels=shape.in_channels,
         out_channels=LATENT_CHANNELS,
         num_attention_heads=shape.heads,
@@ -82,9 +48,6 @@ def _build(shape: NetworkShape, family: Family) -> HunyuanVideoTransformer3DMode
         rope_axes_dim=ROPE_AXES,
         image_condition_type=family.diffusers_mode,
     )
-    for block in _blocks(network):
-        block.attn.set_processor(UnmaskedAttention())
-    return network
 
 
 def _blocks(network: Any) -> list[Any]:
@@ -98,15 +61,15 @@ def _built(network: nn.Module, family: Family) -> bool:
 
 
 def network_inputs(
-    x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
-) -> dict[str, Tensor]:
+    x: Tensor, sigma: Tensor, condition: Condition, prompt: Prompts, guidance: Tensor | None = None
+) -> dict[str, Any]:
     """Return the keyword arguments of one call of a concat network (see `families.base.Inputs`).
 
     Args:
         x: noisy frames `[B, 16, T, H, W]`.
         sigma: noise levels `[B]`.
         condition: the concatenated channels `[B, 17, T, H, W]`.
-        prompt: text conditioning, repeated over the batch.
+        prompt: text conditioning: one prompt for all samples, or one per sample.
         guidance: guidance scales `[B]` for a network with a guidance embedding, else None.
     """
     assert isinstance(condition, Tensor)
@@ -114,15 +77,15 @@ def network_inputs(
 
 
 def _token_replace_inputs(
-    x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
-) -> dict[str, Tensor]:
+    x: Tensor, sigma: Tensor, condition: Condition, prompt: Prompts, guidance: Tensor | None = None
+) -> dict[str, Any]:
     """Return the arguments of a token-replace network.
 
     Args:
         x: noisy frames `[B, 16, T - 1, H, W]`, without frame 0.
         sigma: noise levels `[B]`.
         condition: the clean latent of frame 0, `[B, 16, 1, H, W]`. The network modulates its tokens with noise level 0.
-        prompt: text conditioning, repeated over the batch.
+        prompt: text conditioning: one prompt for all samples, or one per sample.
         guidance: guidance scales `[B]` for a network with a guidance embedding, else None.
     """
     assert isinstance(condition, Tensor)
@@ -130,23 +93,21 @@ def _token_replace_inputs(
 
 
 def _text_inputs(
-    x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
-) -> dict[str, Tensor]:
+    x: Tensor, sigma: Tensor, condition: Condition, prompt: Prompts, guidance: Tensor | None = None
+) -> dict[str, Any]:
     return _inputs(x, sigma, prompt, guidance)
 
 
-def _inputs(hidden: Tensor, sigma: Tensor, prompt: NullPrompt, guidance: Tensor | None) -> dict[str, Tensor]:
-    batch = hidden.shape[0]
-    text = prompt.text_states.to(hidden).expand(batch, -1, -1)
-    assert prompt.pooled is not None
+def _inputs(hidden: Tensor, sigma: Tensor, prompt: Prompts, guidance: Tensor | None) -> dict[str, Any]:
+    text = expanded(prompt, hidden)
+    assert text.pooled is not None
     inputs = {
         "hidden_states": hidden,
         # In float32 for every dtype of the network, because bf16 cannot represent 937.5.
         "timestep": TIMESTEPS * sigma.to(hidden.device, torch.float32),
-        "encoder_hidden_states": text,
-        # diffusers requires a mask; `UnmaskedAttention` ignores it.
-        "encoder_attention_mask": torch.ones(text.shape[:2], device=hidden.device, dtype=torch.bool),
-        "pooled_projections": prompt.pooled.to(hidden).expand(batch, -1),
+        "encoder_hidden_states": text.text_states,
+        "encoder_attention_mask": text.shown,
+        "pooled_projections": text.pooled,
     }
     if guidance is not None:
         inputs["guidance"] = TIMESTEPS * guidance.to(hidden.device, torch.float32)

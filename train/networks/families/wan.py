@@ -6,7 +6,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from magicdistill_core.families.base import Condition, NullPrompt
+from magicdistill_core.families.base import Condition
 from magicdistill_core.families.wan import (
     FEATURE_SHAPE,
     HEAD_DIM,
@@ -18,6 +18,7 @@ from magicdistill_core.families.wan import (
 from magicdistill_core.flow import TIMESTEPS
 from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
+from ..prompts import Prompts, expanded
 from .base import NetworkKind
 
 _LORA_TARGETS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)|ffn\.net\.(0\.proj|2))"
@@ -48,7 +49,7 @@ def _blocks(network: Any) -> list[Any]:
 
 
 def _inputs(
-    x: Tensor, sigma: Tensor, condition: Condition, prompt: NullPrompt, guidance: Tensor | None = None
+    x: Tensor, sigma: Tensor, condition: Condition, prompt: Prompts, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return the keyword arguments of one call (see `families.base.Inputs`).
 
@@ -56,19 +57,19 @@ def _inputs(
         x: noisy frames `[B, 16, T, H, W]`.
         sigma: noise levels `[B]`.
         condition: mask and image `[B, 20, T, H, W]`, and CLIP features `[B, 257, 1280]`.
-        prompt: text conditioning, repeated over the batch.
+        prompt: text conditioning: one prompt for all samples, or one per sample.
         guidance: ignored, because the network has no guidance embedding.
     """
     assert isinstance(condition, tuple)
     channels, features = condition
-    text = prompt.text_states.to(x)
-    # diffusers always treats the last 512 tokens as text, so the prompt is padded, as in the training of the network.
-    text = nn.functional.pad(text, (0, 0, 0, TEXT_TOKENS - text.shape[1]))
+    # diffusers always treats the last 512 tokens as text, so prompts are padded with zeros. The network was trained so,
+    # and sees the padding.
+    text = expanded(prompt, x, TEXT_TOKENS).text_states
     return {
         "hidden_states": torch.cat([x, channels.to(x)], dim=1),
         # In float32 for every dtype of the network, because bf16 cannot represent 937.5.
         "timestep": TIMESTEPS * sigma.to(x.device, torch.float32),
-        "encoder_hidden_states": text.expand(x.shape[0], -1, -1),
+        "encoder_hidden_states": text,
         "encoder_hidden_states_image": features.to(x),
     }
 

@@ -1,0 +1,1 @@
+"""Long videos: segments that continue each other, each kept on disk, joined into one file as they are made."""
