@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.recipe import Sampler
 
+from ..fast_bf16 import FastPrecision
 from .methods import FAKE, AnyMethod, CFGConfig, OneStepConfig, W2SConfig
 from .run import CheckpointConfig, GuardConfig, LoggingConfig
 from .sections import (
@@ -80,10 +81,11 @@ class ModelConfig(Section):
         description="`full` trains a copy of the teacher. `lora` trains a low-rank branch on one frozen teacher that "
         "all roles share; it takes less memory and exports a LoRA.",
     )
-    precision: Literal["bf16", "fp32"] = Field(
+    precision: FastPrecision = Field(
         "bf16",
         description="Format of weights and computation. With `bf16` the optimizers keep fp32 copies of the trained "
-        "weights; use `fp32` for numerical comparisons.",
+        "weights; use `fp32` for numerical comparisons. `auto` is `bf16` on a GPU and on a CPU with bf16 instructions, "
+        "else `fp32`.",
     )
     activation_checkpointing: bool = Field(
         False,

@@ -15,7 +15,13 @@ from magicdistill_core.safetensors_file import read_header
 
 from .dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, check_shards, damaged, read_index
 from .finite import not_finite
+from .free_memory import free_bytes
 from .text_states import TextStates
+
+# A dataset up to this size is kept in memory once it is read, if the free memory is this many times larger: a machine
+# may run 8 processes.
+_HELD_BYTES = 4 * 1024**3
+_HELD_SHARE = 16
 
 
 class LatentBatch(NamedTuple):
@@ -60,10 +66,18 @@ class LatentDataset:
         check_shards(self.folder, self.index)
         for number in range(len(self.index.shards)):
             self._check(number)
+        # Files of small samples, such as pocket clips, would be opened some hundred times per update.
+        self._is_held = self._bytes() <= min(_HELD_BYTES, free_bytes(torch.device("cpu")) // _HELD_SHARE)
+        self._held: dict[tuple[int, str], Tensor] = {}
         self.texts = None
         if self.index.texts is not None:
             samples = [prompts for shard in self.index.shards for prompts in shard.prompts or []]
             self.texts = TextStates(self.folder, self.index.texts, samples)
+
+    def _bytes(self) -> int:
+        """Return the size of all samples in bytes."""
+        values = sum(torch.Size(shape).numel() for shape in self._shapes.values())
+        return len(self) * values * getattr(torch, self.index.dtype).itemsize
 
     @property
     def frames(self) -> int:
@@ -164,13 +178,10 @@ class LatentDataset:
             if not 0 <= index < len(self):
                 raise IndexError(f"There is no sample {index}: the dataset has {len(self)} samples, numbered from 0.")
             number, row = self._places[index]
-            path = self.folder / self.index.shards[number].file
-            try:
-                # Opened for every row: all shards mapped at once may be more than the address space of a process.
-                with enough_memory(path), safe_open(path, framework="pt") as file:
-                    rows.append(file.get_slice(key)[row : row + 1])
-            except (SafetensorError, OSError, CheckpointError) as error:
-                raise self._damaged(number, cause(error.__cause__ or error)) from error
+            if self._is_held:
+                rows.append(self._shard(number, key)[row : row + 1])
+            else:
+                rows.append(self._read_rows(number, key, slice(row, row + 1)))
         batch = torch.cat(rows).float()
         # Any NaN or infinite value makes the sum NaN or infinite. A sum is cheap; finite values may overflow it.
         if not batch.sum().isfinite():
@@ -178,6 +189,22 @@ class LatentDataset:
                 if found := not_finite(tensor):
                     raise self._not_finite(key, index, found)
         return batch
+
+    def _shard(self, number: int, key: str) -> Tensor:
+        """Return a tensor of a shard that is kept in memory; it is read at the first use."""
+        if (number, key) not in self._held:
+            self._held[number, key] = self._read_rows(number, key, slice(None))
+        return self._held[number, key]
+
+    def _read_rows(self, number: int, key: str, rows: slice) -> Tensor:
+        path = self.folder / self.index.shards[number].file
+        try:
+            # Not kept open: all shards mapped at once may be more than the address space of a process.
+            with enough_memory(path), safe_open(path, framework="pt") as file:
+                read: Tensor = file.get_slice(key)[rows]
+                return read
+        except (SafetensorError, OSError, CheckpointError) as error:
+            raise self._damaged(number, cause(error.__cause__ or error)) from error
 
     def _not_finite(self, key: str, index: int, found: str) -> DatasetError:
         number, row = self._places[index]

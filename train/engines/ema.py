@@ -34,13 +34,24 @@ class GeneratorEma:
         self._state = EngineState(engine)
         self._settings = settings
         self._updates = 0
-        self._averages = [self._copy(master) for master in self._masters()]
+        self._kept: list[Tensor] | None = None
+        masters = self._masters()
+        if engine.zero_optimization_stage() == 0:
+            # Without ZeRO the weights stay where they are. To find them takes a small network's CPU as long as an
+            # update takes its GPU.
+            self._kept = masters
+        self._averages = [self._copy(master) for master in masters]
 
     def _masters(self) -> list[Tensor]:
+        if self._kept is not None:
+            return self._kept
         return [partition.tensors[MASTER] for partition in self._state.partitions()]
 
+    def _device(self, master: Tensor) -> torch.device:
+        return torch.device("cpu") if self._settings.on_cpu else master.device
+
     def _copy(self, tensor: Tensor) -> Tensor:
-        copy = tensor.detach().to("cpu" if self._settings.on_cpu else tensor.device, copy=True)
+        copy = tensor.detach().to(self._device(tensor), copy=True)
         return copy.pin_memory() if self._settings.on_cpu and tensor.is_cuda else copy
 
     @torch.no_grad()
@@ -48,8 +59,9 @@ class GeneratorEma:
         """Average the weights after one generator update; up to update `start` the average equals the weights."""
         self._updates += 1
         decay = self._settings.decay if self._updates > self._settings.start else 0.0
-        for average, master in zip(self._averages, self._masters(), strict=True):
-            average.lerp_(master.detach().to(average.device), 1 - decay)
+        masters = [master.detach().to(self._device(master)) for master in self._masters()]
+        # One call for all tensors: a small network has so many that single calls would take longer than the update.
+        torch._foreach_lerp_(self._averages, masters, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from magicdistill_core.objectives.noise_levels import sample_sigma
 
+from ..read_ahead import ReadAhead
+
 
 def keyed_generator(*key: str | int) -> torch.Generator:
     """Return a CPU generator for a key; equal keys produce equal streams.
@@ -47,10 +49,16 @@ class Draws:
             data order stays the same.
     """
 
-    def __init__(self, seed: int) -> None:
-        """Start the draws of a run with its seed."""
+    def __init__(self, seed: int, ahead: ReadAhead | None = None) -> None:
+        """Start the draws of a run.
+
+        Args:
+            seed: the run's seed.
+            ahead: draws the noise and the levels of the next update while the current one runs; None draws when asked.
+        """
         self.seed = seed
         self.attempt = 0
+        self._ahead = ahead
 
     def generator(self, *key: str | int) -> torch.Generator:
         """Return a CPU generator of this run for a key, usually purpose, update and position. It ignores `attempt`."""
@@ -73,7 +81,13 @@ class Draws:
         Returns:
             The stacked results, `[len(positions), ...]`.
         """
-        return torch.stack([draw(self._attempt_generator(purpose, update, position)) for position in positions])
+
+        def drawn(number: int) -> Tensor:
+            return torch.stack([draw(self._attempt_generator(purpose, number, position)) for position in positions])
+
+        if self._ahead is None:
+            return drawn(update)
+        return self._ahead.get((purpose, self.attempt, *positions), update, drawn)
 
     def noise(self, purpose: str, update: int, positions: list[int], shape: tuple[int, ...]) -> Tensor:
         """Draw standard normal noise `[len(positions), *shape]` on the CPU, with one stream per position.

@@ -163,15 +163,28 @@ def latents_command(
             "--captions", help="Each portrait follows one of 12 captions, such as 'turns left, speaks, blinks'."
         ),
     ] = False,
+    portraits: Annotated[
+        Path | None, typer.Option(help="Folder with portraits, written by `render`. Default: render them now.")
+    ] = None,
     vae: Annotated[Path, typer.Option(help="Video autoencoder file. Default: the shipped one.")] = VAE,
     processes: Processes = 1,
 ) -> None:
-    """Render and encode portraits into a dataset for `magicdistill train`."""
+    """Render and encode portraits into a dataset for `magicdistill train`. Run it again to add those of a folder."""
     from .latents import write_latents
 
+    if captions and portraits is not None:
+        raise ConfigError(
+            f"The portraits in {portraits} follow no captions. Leave out --portraits to render others, or --captions."
+        )
     with _bar("Portraits") as advance:
         write_latents(
-            out, clips, advance=_counter(advance, clips), vae_file=vae, processes=processes, captions=captions
+            out,
+            clips,
+            advance=_counter(advance, clips),
+            vae_file=vae,
+            processes=processes,
+            portraits=portraits,
+            captions=captions,
         )
 
 

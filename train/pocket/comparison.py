@@ -14,7 +14,7 @@ from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import frames_to_unit, latent_frames, unit_to_frames
-from magicdistill_core.media.video import contact_sheet
+from magicdistill_core.media.contact_sheet import contact_sheet
 from magicdistill_core.media.video_writing import WEBP, write_video
 
 from ..data.vae import Vae

@@ -16,6 +16,7 @@ from ..data.dataset_index import DatasetIndex
 from ..data.dataset_writer import LatentWriter
 from ..data.vae import load_vae
 from ..distributed import available_device
+from ..fast_bf16 import bf16_is_fast
 from ..folder_lock import folder_lock
 from .captions import drawn_direction, encode_caption, vocabulary_index
 from .dataset import PortraitFolder, render_clips, to_unit_frames
@@ -107,7 +108,7 @@ def _write_latents(
         for start in range(0, len(missing), group):
             chosen = missing[start : start + group]
             frames = to_unit_frames(torch.stack([next(rendered)[::stride] for _ in chosen]).to(device))
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16_is_fast(device)):
                 latents = vae.encode(frames).float()
             for seed, latent in zip(chosen, latents, strict=True):
                 # The encoder is causal, so latent 0 of a clip is equal to its first frame encoded as a still image.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from magicdistill_core.errors import ConfigError, MagicDistillError
 from ..config.sections import EmaConfig, OptimizerConfig, Positive, Section
 from ..engines.ema import GeneratorEma
 from ..engines.state import EngineState, SavedState
+from ..fast_bf16 import FastPrecision
 from ..run import checkpoints
 from ..run_folder import FOLDER, LATEST
 from ..watch.log import RunLog
@@ -43,7 +44,9 @@ class StageConfig(Section):
 
     updates: Positive = Field(description="Total number of updates.")
     seed: int = Field(0, ge=0, description="Seed of new weights, data and noise.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Precision of the computation. Weights are fp32.")
+    precision: FastPrecision = Field(
+        "auto", validate_default=True, description="Precision of the computation. Weights are fp32."
+    )
     optimizer: OptimizerConfig = Field(description="AdamW.")
     average: EmaConfig = Field(EmaConfig(), description="Average of the weights. It is measured and exported.")
     checkpoint_every: Positive = Field(100, description="Updates between checkpoints. The last update is always saved.")

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from magicdistill_core.geometry import SIDE_MULTIPLE, unit_to_frames
-from magicdistill_core.media.video import contact_sheet
+from magicdistill_core.media.contact_sheet import contact_sheet
 
 from ..config.sections import Positive
 from ..distributed import available_device

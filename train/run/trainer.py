@@ -34,6 +34,7 @@ from ..memory.training import log_memory, memory_of
 from ..methods import MicroBatch, build_method
 from ..methods.batch_prompts import batch_prompts
 from ..methods.draws import Draws
+from ..read_ahead import ReadAhead
 from ..run_folder import VALIDATION
 from ..signals import StopRequest
 from ..watch.guard import Verdict
@@ -93,7 +94,8 @@ class Trainer:
             self.prompt, self.prompt_template = loaded.prompt, loaded.prompt_template
             self.shape = teacher.shape
             self.dataset.check_family(self.family)
-            self.draws = Draws(config.seed)
+            self.ahead = ReadAhead(device)
+            self.draws = Draws(config.seed, self.ahead)
             self.prompts = batch_prompts(config, self.dataset, self.family, self.prompt, self.draws)
             if self.prompts is not None and self.dataset.texts is not None:
                 self.prompt_template = self.dataset.texts.index.template
@@ -315,9 +317,18 @@ class Trainer:
         first = micro * width + rank() * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
         samples = self.training_samples
-        places = self.draws.sample_indices(update, positions, width * data.accumulation, len(samples))
-        indices = [samples[place] for place in places]
-        images = self.dataset.start_image(indices).to(self.device)
+
+        def indices_of(number: int) -> list[int]:
+            places = self.draws.sample_indices(number, positions, width * data.accumulation, len(samples))
+            return [samples[place] for place in places]
+
+        def latents_of(number: int) -> torch.Tensor:
+            return self.dataset.latents(indices_of(number))
+
+        indices = indices_of(update)
+        images = self.ahead.get(
+            ("start images", micro), update, lambda number: self.dataset.start_image(indices_of(number))
+        ).to(self.device)
         prompts = negatives = None
         if self.prompts is not None:
             prompts = self.prompts.drawn(indices, update, positions).to(self.device)
@@ -328,7 +339,7 @@ class Trainer:
             self.dataset.latent_shape,
             update,
             positions,
-            lambda: self.dataset.latents(indices).to(self.device),
+            lambda: self.ahead.get(("latents", micro), update, latents_of).to(self.device),
             prompts,
             None if negatives is None else negatives.to(self.device),
         )

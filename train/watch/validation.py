@@ -18,8 +18,7 @@ from magicdistill_core.families.base import Family
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import unit_to_frames
 from magicdistill_core.hashes import weights_sha256
-from magicdistill_core.media.video import contact_sheet
-from magicdistill_core.media.video_writing import write_video
+from magicdistill_core.media.contact_sheet import contact_sheet
 from magicdistill_core.metrics.energy_score import energy_scores
 from magicdistill_core.pocket.files import VAE
 
@@ -211,6 +210,9 @@ class Validation:
             return None
         try:
             first = self.schedule.dropped_frames
+            # Imported here: without PyAV a machine trains and measures all the same.
+            from magicdistill_core.media.video_writing import write_video
+
             with torch.no_grad():
                 clips = [unit_to_frames(self.vae.decode(latent.to(self.device))[:, first:].cpu()) for latent in latents]
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from magicdistill_core.errors import VideoError
-from magicdistill_core.media.video import Box, contact_sheet, crop_note, read_image, read_tags, read_video, resize_crop
+from magicdistill_core.media.contact_sheet import contact_sheet
+from magicdistill_core.media.video import Box, crop_note, read_image, read_tags, read_video, resize_crop
 from magicdistill_core.media.video_writing import write_video
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 150, 120]], dtype=torch.uint8)

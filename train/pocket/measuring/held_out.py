@@ -10,6 +10,7 @@ from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE
 
 from ...data.vae import Vae
 from ...distributed import available_device
+from ...fast_bf16 import bf16_is_fast
 from ..dataset import HELD_OUT_SEED, render_clips, to_unit_frames
 
 
@@ -31,24 +32,35 @@ class HeldOut:
 
 @torch.no_grad()
 def encode(vae: Vae, frames: Tensor) -> Tensor:
-    """Encode clips `[N, T, 3, H, W]` in [0, 1] to latents `[N, 16, t, h, w]`, in bf16 arithmetic and on the CPU.
+    """Encode clips `[N, T, 3, H, W]` in [0, 1] to latents `[N, 16, t, h, w]`, on the CPU.
+
+    A device that is fast in bf16 computes in it.
 
     The VAE must be on the GPU if there is one.
     """
-    device = available_device()
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        return torch.cat([vae.encode(clip.to(device)).float().cpu() for clip in frames.split(1)])
+    with _fast(device := available_device()):
+        return torch.cat([vae.encode(clip.to(device)).float().cpu() for clip in frames.split(_at_once(device))])
 
 
 @torch.no_grad()
 def decode(vae: Vae, latents: Tensor) -> Tensor:
-    """Decode latents `[N, 16, t, h, w]` to frames `[N, T, 3, H, W]` in [0, 1], in bf16 arithmetic and on the CPU.
+    """Decode latents `[N, 16, t, h, w]` to frames `[N, T, 3, H, W]` in [0, 1], on the CPU.
+
+    A device that is fast in bf16 computes in it.
 
     The VAE must be on the GPU if there is one.
     """
-    device = available_device()
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        return torch.cat([vae.decode(clip.to(device)).float().cpu() for clip in latents.split(1)])
+    with _fast(device := available_device()):
+        return torch.cat([vae.decode(clip.to(device)).float().cpu() for clip in latents.split(_at_once(device))])
+
+
+def _fast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16_is_fast(device))
+
+
+def _at_once(device: torch.device) -> int:
+    # A GPU needs many clips at once to be fully used. A CPU is not faster with more than one.
+    return 16 if device.type == "cuda" else 1
 
 
 def hold_out(

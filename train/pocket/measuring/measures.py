@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from magicdistill_core.geometry import unit_to_frames
-from magicdistill_core.media.video import contact_sheet
+from magicdistill_core.media.contact_sheet import contact_sheet
 from magicdistill_core.metrics.bootstrap import Interval
 from magicdistill_core.metrics.energy_score import energy_scores
 

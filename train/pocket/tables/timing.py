@@ -15,6 +15,7 @@ from magicdistill_core.pocket.files import SIZE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES
 
 from ...distributed import available_device
+from ...fast_bf16 import bf16_is_fast
 from ...networks.network import load_network, network_velocity
 from ...networks.weights import null_prompt_of
 from .design import Cell
@@ -65,8 +66,9 @@ def measure_calls(teacher: Path, batch: int) -> CallTime:
 
         return _seconds(call, device)
 
-    forward = seconds(torch.bfloat16, trained=False)
-    both = seconds(torch.bfloat16, trained=True)
+    trained_in = torch.bfloat16 if bf16_is_fast(device) else torch.float32
+    forward = seconds(trained_in, trained=False)
+    both = seconds(trained_in, trained=True)
     return CallTime(batch, seconds(torch.float32, trained=False), forward, max(0.0, both - forward))
 
 
