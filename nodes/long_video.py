@@ -9,16 +9,18 @@ from pathlib import Path
 
 import folder_paths
 from comfy.cli_args import args
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_api.latest import Input, InputImpl, io, ui
 from server import PromptServer
+from torch import Tensor
 
 from ..magicdistill_core.errors import VideoError
 from ..magicdistill_core.families.base import Family
 from ..magicdistill_core.flow import few_step_sigmas
 from ..magicdistill_core.geometry import SPACE_STRIDE, video_frames
-from ..magicdistill_core.long_video.drift import Limits
+from ..magicdistill_core.long_video.drift import Embedder, Limits
 from ..magicdistill_core.long_video.making import LongSettings, make_long_video
 from ..magicdistill_core.long_video.opening import write_opening
 from ..magicdistill_core.long_video.plan import MAX_SECONDS, plan_video
@@ -29,6 +31,7 @@ from .attachments import attached_to
 from .filename_prefix import check_codes, free_file, portable_prefix, shortened
 from .long_prompts import SegmentPrompts
 from .other_changes import other_changes
+from .picture_embedding import picture_embeddings
 from .prompt_conditioning import Conditioning
 from .release_edges import dropped_frames
 from .reporting import LOGGER, report
@@ -146,6 +149,18 @@ class LongVideo(io.ComfyNode):
                     tooltip="Make a segment again if its last frames have less than this share of the portrait's "
                     "sharpness (no unit, up to 1), or more than its inverse. 0 (default) is no limit.",
                 ),
+                io.Float.Input(
+                    "min_identity",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Make a segment again if its last frames are less similar to the portrait than this "
+                    "cosine, up to 1. Needs identity_model; look at the record first, because the usual values depend "
+                    "on that network. 0 (default) is no limit.",
+                ),
                 io.Int.Input(
                     "retries",
                     default=2,
@@ -166,6 +181,13 @@ class LongVideo(io.ComfyNode):
                     advanced=True,
                     tooltip="Compression from 0 to 51 on h264's quality scale: 18 (default) looks the same to the eye, "
                     "28 makes small files. Another value encodes the kept segments again, without sampling.",
+                ),
+                io.ClipVision.Input(
+                    "identity_model",
+                    optional=True,
+                    tooltip="A CLIP vision network from Load CLIP Vision that compares each frame with the portrait. "
+                    "The record and the message then say how similar the person still is. Not connected: only "
+                    "colours, contrast and sharpness are measured.",
                 ),
                 SegmentPrompts.Input(
                     "prompts",
@@ -227,13 +249,20 @@ class LongVideo(io.ComfyNode):
         match_colors: bool = True,
         max_color_drift: float = 0.0,
         min_sharpness: float = 0.0,
+        min_identity: float = 0.0,
         retries: int = 2,
         crf: float = 18.0,
+        identity_model: ClipVisionModel | None = None,
         prompts: list[tuple[str, Conditioning]] | None = None,
         audio: Input.Audio | None = None,
         continue_video: Input.Video | None = None,
     ) -> io.NodeOutput:
-        _check_numbers(max_color_drift=max_color_drift, min_sharpness=min_sharpness, crf=crf)
+        _check_numbers(max_color_drift=max_color_drift, min_sharpness=min_sharpness, min_identity=min_identity, crf=crf)
+        if min_identity and identity_model is None:
+            raise VideoError(
+                f"min_identity is {min_identity:g}, but no network measures the identity. Connect Load CLIP Vision to "
+                f"identity_model, or set min_identity to 0."
+            )
         family, notes = family_taking_images(model)
         notes += check_vae(vae, family.architecture)
         portrait = portrait_in(conditioning)
@@ -248,7 +277,7 @@ class LongVideo(io.ComfyNode):
         notes += changes_note(changes)
         lines = spread([line for line, _ in prompts or []], plan.segments, "prompts")
         texts = dict(prompts or [])
-        limits = Limits(max_color_drift or None, min_sharpness or None)
+        limits = Limits(max_color_drift or None, min_sharpness or None, min_identity or None)
         long = LongSettings(
             run=_run(record, cls.hidden.prompt, cls.hidden.unique_id),
             fps=fps,
@@ -288,6 +317,7 @@ class LongVideo(io.ComfyNode):
                     path,
                     opening=opening,
                     audio=sound,
+                    embed=None if identity_model is None else identity_embedder(identity_model),
                     said=cls._say,
                 )
         except OSError as error:
@@ -316,6 +346,15 @@ class LongVideo(io.ComfyNode):
         LOGGER.info("MagicDistillation: %s", text)
         if cls.hidden is not None and cls.hidden.unique_id:
             PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+
+
+def identity_embedder(network: ClipVisionModel) -> Embedder:
+    """Return a function from pictures `[N, 3, H, W]` in [0, 1] to embeddings `[N, D]` on the CPU."""
+
+    def embed(pictures: Tensor) -> Tensor:
+        return picture_embeddings(network, pictures.movedim(1, -1))
+
+    return embed
 
 
 def _check_numbers(**numbers: float) -> None:

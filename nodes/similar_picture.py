@@ -17,6 +17,7 @@ from ..magicdistill_core.errors import CheckpointError, VideoError
 from ..magicdistill_core.media.video import read_image
 from ..magicdistill_core.retrieval import embed_folder, list_pictures, nearest
 from .image_input import check_images, rgb
+from .picture_embedding import picture_embeddings
 from .reporting import report
 
 _CACHE = "similar_pictures"
@@ -133,7 +134,7 @@ class SimilarPicture(io.ComfyNode):
 
         def embed(pictures: Sequence[Tensor]) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            return torch.cat([_embedding(clip_vision, picture[None].float() / 255) for picture in pictures])
+            return torch.cat([picture_embeddings(clip_vision, picture[None].float() / 255) for picture in pictures])
 
         found = embed_folder(place, cache, network, embed, lambda done, total: bar.update_absolute(done, total))
         best = nearest(found, query, max(rank, shown))
@@ -175,7 +176,7 @@ def _query(clip_vision: ClipVisionModel, text: str, clip: CLIP | None, image: Te
         parts.append(_text_embedding(clip, text))
     if image is not None:
         check_images(image, "image")
-        parts.append(_embedding(clip_vision, rgb(image[:1]))[0])
+        parts.append(picture_embeddings(clip_vision, rgb(image[:1]))[0])
     if not parts:
         raise VideoError("Neither a text nor an image says what to look for. Write a text, or connect an image.")
     if len({part.shape for part in parts}) > 1:
@@ -184,12 +185,6 @@ def _query(clip_vision: ClipVisionModel, text: str, clip: CLIP | None, image: Te
             f"encoder and a CLIP vision model of one CLIP: clip_l and clip-vit-large-patch14."
         )
     return torch.stack([torch.nn.functional.normalize(part.float().cpu(), dim=0) for part in parts]).mean(dim=0)
-
-
-def _embedding(clip_vision: ClipVisionModel, pictures: Tensor) -> Tensor:
-    """Return the embeddings `[N, D]` of pictures `[N, H, W, 3]` of one size, in CLIP's space of text and image."""
-    embeds: Tensor = clip_vision.encode_image(pictures)["image_embeds"]
-    return embeds.float().cpu()
 
 
 def _text_embedding(clip: CLIP, text: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -237,9 +236,6 @@ class _Maker:
             "overlap": plan.overlap,
             "dropped": plan.dropped,
             "match_colours": settings.match_colours,
-            "limits": asdict(settings.limits),
-            # Without limits the number of retries changes nothing.
-            "retries": settings.retries if settings.limits != Limits() else 0,
         }
 
     def segment(self, number: int, before: Segment | None) -> tuple[Segment, bool, str]:
@@ -249,14 +245,19 @@ class _Maker:
             "seed": seed_of(settings, number, 0),
             "prompt": settings.prompts[number] if settings.prompts else "",
         }
-        key = segment_key(self._run, number, own, before.key if before is not None else "")
+        key = segment_key(self._run, number, own, "" if before is None else f"{before.key}/{before.chosen}")
         found, note = self.store.find(number, key)
         if before is not None:
             tail: Tensor | None = self.store.tail(before)
         else:
             tail = None if self._opening is None else self._opening.tail
         if found is None:
-            return self._make(number, key, tail), True, note
+            return self._make(number, key, tail, []), True, note
+        # Limits and retries are not in the key: a segment that they allow stays, whatever they were when it was made.
+        judged = self._judged(found.attempts)
+        if self._chosen(judged) != found.chosen:
+            return self._make(number, key, tail, judged), True, note
+        found = replace(found, attempts=judged)
         unmeasured = self._embed is not None and not found.numbers.identity
         if unmeasured or not self.store.is_intact(found, self.part(found)):
             frames = self._joined(self._model.decode(self.store.latents(found)), tail)
@@ -267,35 +268,69 @@ class _Maker:
         """Return the path of the mp4 file of a segment."""
         return self.store.part(segment, self._plan.shown(segment.number), self._settings.crf)
 
-    def _make(self, number: int, key: str, tail: Tensor | None) -> Segment:
+    def _judged(self, attempts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the attempts that a run with these limits makes first, as the limits judge them.
+
+        These end with the first one within the limits. An attempt whose identity is needed but was not measured has to
+        be made again, with all later ones.
+
+        Args:
+            attempts: attempts of an earlier run, in their order.
+        """
+        limits, judged = self._settings.limits, []
+        for attempt in attempts[: 1 + self._settings.retries]:
+            drift = Drift(**attempt["drift"])
+            if limits.identity is not None and self._embed is not None and drift.identity is None:
+                break
+            judged.append({**attempt, "excess": limits.excess(drift)})
+            if not judged[-1]["excess"]:
+                break
+        return judged
+
+    def _chosen(self, judged: Sequence[dict[str, Any]]) -> int | None:
+        """Return the number of the attempt to keep; None if another one has to be made first."""
+        excesses = [attempt["excess"] for attempt in judged]
+        if not excesses or (excesses[-1] and len(excesses) <= self._settings.retries):
+            return None
+        return excesses.index(min(excesses))
+
+    def _make(self, number: int, key: str, tail: Tensor | None, attempts: list[dict[str, Any]]) -> Segment:
+        """Make a segment: attempts until one is within the limits.
+
+        Args:
+            number: number of the segment.
+            key: its key.
+            tail: the last frames of the segment before it; None for the first one.
+            attempts: the first attempts, from `_judged`. Their drifts are known, but not their frames.
+        """
         start = self._portrait[None] if tail is None else tail
-        attempts: list[dict[str, Any]] = []
-        best: tuple[Tensor, Tensor] | None = None
-        chosen, least = 0, math.inf
-        for attempt in range(1 + self._settings.retries):
-            seed = seed_of(self._settings, number, attempt)
-            latents = self._model.sample(start, number, seed)
-            if not torch.isfinite(latents).all():
-                raise VideoError(
-                    f"The latents of segment {number + 1} contain NaN or infinite values. The model may overflow in "
-                    f"fp16: run it in bf16 or fp32. The segments before it are kept."
-                )
-            decoded = self._model.decode(latents)
+        best: tuple[int, Tensor, Tensor] | None = None
+        while (chosen := self._chosen(attempts)) is None:
+            seed = seed_of(self._settings, number, len(attempts))
+            latents, decoded = self._sampled(start, number, seed)
             # Before its colours are corrected: afterwards they are always the portrait's.
             late = self._numbers(decoded[-late_frames(len(decoded)) :].clamp(0, 1))
             drift = drift_between(self._anchor_numbers, late)
-            frames = self._joined(decoded, tail)
             excess = self._settings.limits.excess(drift)
-            attempts.append({"seed": seed, "drift": asdict(drift), "excess": excess})
-            if excess < least:
-                chosen, least, best = attempt, excess, (latents, frames)
-            if not excess:
-                break
-        assert best is not None
-        latents, frames = best
+            attempts = [*attempts, {"seed": seed, "drift": asdict(drift), "excess": excess}]
+            if best is None or excess < attempts[best[0]]["excess"]:
+                best = len(attempts) - 1, latents, decoded
+        if best is None or best[0] != chosen:
+            best = chosen, *self._sampled(start, number, attempts[chosen]["seed"])
+        frames = self._joined(best[2], tail)
         segment = Segment(key, number, attempts, chosen, self._numbers(frames))
-        kept = self.store.keep(segment, latents, frames[len(frames) - self._plan.shared :])
+        kept = self.store.keep(segment, best[1], frames[len(frames) - self._plan.shared :])
         return self._write_part(kept, frames)
+
+    def _sampled(self, start: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the latents of an attempt, and their frames."""
+        latents = self._model.sample(start, number, seed)
+        if not torch.isfinite(latents).all():
+            raise VideoError(
+                f"The latents of segment {number + 1} contain NaN or infinite values. The model may overflow in "
+                f"fp16: run it in bf16 or fp32. The segments before it are kept."
+            )
+        return latents, self._model.decode(latents)
 
     def _numbers(self, frames: Tensor) -> FrameNumbers:
         return numbers_of(frames, self._embed, self._embedding)

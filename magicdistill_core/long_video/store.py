@@ -1,7 +1,8 @@
 """The segments of long videos on disk. A segment that is there, and is what it was, is not made again.
 
-A segment's *key* is the hash of everything that determines it: the model, the settings, its own prompt and seed, and
-the segment before it. Other settings make other keys, so a folder can hold the segments of several versions of a video.
+A segment's *key* is the hash of what determines its attempts: the model, the settings, its own prompt and seed, and the
+segment before it. Other settings make other keys, so a folder can hold the segments of several versions of a video.
+Limits only choose among the attempts, so they are not in the key.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ def segment_key(run: Mapping[str, Any], number: int, own: Mapping[str, Any], bef
         run: what determines all segments, such as the model's hash and the size.
         number: number of the segment, from 0.
         own: what determines this segment, such as its seed and its prompt.
-        before: the key of the segment before it; "" for the first one.
+        before: the key of the segment before it with the number of its attempt; "" for the first one.
     """
     text = json.dumps([dict(run), number, dict(own), before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -170,6 +170,7 @@ def wrong_numbers() -> dict[str, Case]:
             ("MagicDistillLongVideo", "crf"),
             ("MagicDistillLongVideo", "max_color_drift"),
             ("MagicDistillLongVideo", "min_sharpness"),
+            ("MagicDistillLongVideo", "min_identity"),
         )
         for label, value in (("NaN", _NAN), ("text NaN", "nan"), ("infinite", "inf"))
     }

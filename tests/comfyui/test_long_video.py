@@ -121,6 +121,7 @@ def test_each_segment_has_its_prompt(server: Any) -> None:
         ({"long": {"segment_seeds": "1: x"}}, "seed of a segment"),
         ({"long": {"segment_seeds": "99: 1"}}, "does not exist"),
         ({"long": {"overlap": 60}}, "expected 1 to"),
+        ({"long": {"min_identity": 0.8}}, "Connect Load CLIP Vision to identity_model"),
     ],
 )
 def test_bad_inputs_are_a_sentence(server: Any, changes: dict[str, Any], said: str) -> None:

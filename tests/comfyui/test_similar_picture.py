@@ -76,9 +76,15 @@ def answer(
         "vision_config": VISION | {"num_channels": 3, "projection_dim": 32, "model_type": "clip_vision_model"},
         "text_config": TEXT,
     }
+    save_file({"frames": random_frames()}, work / "frames.st")
+    job |= {"frames": str(work / "frames.st")}
     job |= {"vision_weights": str(work / "vision.st"), "text_weights": str(work / "text.st")}
     (found,) = stock_side([job])
     return found
+
+
+def random_frames() -> Tensor:
+    return torch.rand(3, 3, 40, 28, generator=torch.Generator().manual_seed(7))
 
 
 def text(answer: dict[str, Tensor], name: str) -> str:
@@ -154,3 +160,12 @@ def test_bad_inputs_are_a_sentence(answer: dict[str, Tensor]) -> None:
     assert "Write a text, or connect an image" in text(answer, "said.6")
     assert "rank is 99, but the folder has 12 pictures" in text(answer, "said.7")
     assert "not inside ComfyUI's input folder" in text(answer, "said.8")
+
+
+def test_long_video_measures_identity_with_the_same_embeddings(clip: CLIPModel, answer: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        expected = image_embeddings(clip, random_frames().movedim(1, -1))
+    found = answer["identity of frames"]
+    # ComfyUI resizes pictures in its own way, so the numbers are not exactly transformers'.
+    assert (nn.functional.cosine_similarity(found, expected) > 0.9999).all()
+    assert (nn.functional.cosine_similarity(found, expected.roll(1, 0)) < 0.99).all()

@@ -59,6 +59,8 @@ def job_similar(job: dict) -> dict[str, Tensor]:
             out[f"mark.{number}"] = letters(nodes.SimilarPicture.fingerprint_inputs(**query | {"folder": ""}))
             if found:
                 out[f"picture.{number}"], out[f"name.{number}"] = found[0], letters(found[1])
+        frames = load_file(job["frames"])["frames"]
+        out["identity of frames"] = nodes.long_video.identity_embedder(vision)(frames)
         out["mark of a linked folder"] = letters(nodes.SimilarPicture.fingerprint_inputs(folder=None) or "none")
         Path(job["input"], "00.png").touch()
         out["mark afterwards"] = letters(nodes.SimilarPicture.fingerprint_inputs(folder=""))

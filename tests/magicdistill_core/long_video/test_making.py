@@ -185,6 +185,48 @@ def test_a_segment_that_drifts_is_made_again_at_most_k_times(tmp_path: Path) -> 
     assert len({attempt["seed"] for attempt in made.segments[2]["attempts"]}) == 3
 
 
+class Darkening(Scroller):
+    """A model whose attempts darken: the first of each segment by 12 levels, the second by 7, later ones by 3."""
+
+    def sample(self, start: Tensor, number: int, seed: int) -> Tensor:
+        attempt = min(2, next(tries for tries in range(9) if seed_of(SETTINGS, number, tries) == seed))
+        return torch.cat([super().sample(start, number, seed), torch.tensor([float(attempt)])])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        by = [0.024, 0.014, 0.006][int(latents[-1])]
+        # From the first frame on, so that the next segment does not begin darker than this one.
+        return (super().decode(latents[:-1]) * (1 - by * 2 * torch.arange(9).gt(0).view(-1, 1, 1, 1))).clamp(0, 1)
+
+
+def attempts_of(made: LongVideo) -> list[list[int]]:
+    return [[attempt["seed"] for attempt in entry["attempts"]] for entry in made.segments]
+
+
+# Of 128 levels on average, an attempt loses 6, 3.5 or 1.5; later segments begin from a darker picture.
+@pytest.mark.parametrize("first", [Limits(), Limits(colour=5), Limits(colour=2), Limits(colour=0.1)])
+@pytest.mark.parametrize("second", [Limits(), Limits(colour=5), Limits(colour=2), Limits(colour=0.1)])
+def test_other_limits_make_what_they_would_have_made_at_once(tmp_path: Path, first: Limits, second: Limits) -> None:
+    settings = replace(SETTINGS, retries=3)
+    make(tmp_path / "both", Darkening(), replace(settings, limits=first), seconds=14 / 24)
+    changed, fresh = Darkening(), Darkening()
+    after = make(tmp_path / "both", changed, replace(settings, limits=second), seconds=14 / 24)
+    alone = make(tmp_path / "alone", fresh, replace(settings, limits=second), seconds=14 / 24)
+    assert [entry["seed"] for entry in after.segments] == [entry["seed"] for entry in alone.segments]
+    assert attempts_of(after) == attempts_of(alone)
+    assert same(frames(after.path), frames(alone.path))
+    if first == second:
+        assert changed.made == []
+
+
+def test_limits_that_a_segment_keeps_do_not_make_it_again(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, retries=2)
+    make(tmp_path, Scroller(), settings)
+    model = Scroller()
+    made = make(tmp_path, model, replace(settings, limits=Limits(colour=200), retries=5))
+    assert model.made == []
+    assert not any(entry["made"] for entry in made.segments)
+
+
 def test_a_segment_is_judged_before_its_colours_are_corrected(tmp_path: Path) -> None:
     class Reddening(Scroller):
         def decode(self, latents: Tensor) -> Tensor:
