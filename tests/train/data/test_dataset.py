@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import train.data.dataset_writer as dataset_writer
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.safetensors_file import write_safetensors
+from train.data import dataset
 from train.data.contents import Source
 from train.data.dataset import LatentDataset
 from train.data.dataset_index import Content, DatasetError, DatasetIndex
@@ -52,6 +53,43 @@ def test_samples_come_back_in_the_asked_order_across_shards(tmp_path: Path) -> N
     for row, number in enumerate([4, 0, 3, 0]):
         assert torch.equal(batch.latents[row], sample(number)[0])
         assert torch.equal(batch.image_latents[row], sample(number)[1].latents[0])
+
+
+@pytest.mark.usefixtures("two_a_shard")
+@pytest.mark.parametrize("held", [True, False])
+def test_a_small_dataset_is_read_from_its_files_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    write(tmp_path, range(5))
+    # As large as the samples in fp32, or one byte less.
+    size = 5 * 4 * (16 * 2 * 4 * 6 + 16 * 4 * 6)
+    monkeypatch.setattr(dataset, "_HELD_BYTES", size - (not held))
+    data = LatentDataset(tmp_path)
+    first = data.batch([4, 0, 3])
+    for shard in tmp_path.glob("shard-*.safetensors"):
+        shard.unlink()
+    if not held:
+        with pytest.raises(DatasetError, match=r"shard-0000\d"):
+            data.batch([4, 0, 3])
+        return
+    again = data.batch([4, 0, 3])
+    assert torch.equal(again.latents, first.latents)
+    assert torch.equal(again.image_latents, first.image_latents)
+    # The shard of sample 2 holds sample 3 too, so it was read; that of sample 1 holds sample 0.
+    assert torch.equal(data.latents([1, 2])[1], sample(2)[0])
+
+
+@pytest.mark.usefixtures("two_a_shard")
+def test_a_dataset_that_takes_much_of_the_free_memory_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, range(3))
+    monkeypatch.setattr(dataset, "free_bytes", lambda device: 1000)
+    data = LatentDataset(tmp_path)
+    data.latents([0])
+    (tmp_path / "shard-00000.safetensors").unlink()
+    with pytest.raises(DatasetError, match="shard-00000"):
+        data.latents([0])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
