@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from magicdistill_core.families.hunyuan_video import EMBEDDED_GUIDANCE
 from magicdistill_core.recipe import Sampler
 
-from ..fast_bf16 import FastPrecision
 from .methods import FAKE, AnyMethod, CFGConfig, OneStepConfig, W2SConfig
+from .precision import FastPrecision
 from .run import CheckpointConfig, GuardConfig, LoggingConfig
 from .sections import (
     Calls,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from magicdistill_core.objectives.noise_levels import sample_sigma
 
-from ..read_ahead import ReadAhead
+from ..data.read_ahead import ReadAhead
 
 
 def keyed_generator(*key: str | int) -> torch.Generator:

@@ -12,11 +12,11 @@ from magicdistill_core.pocket.files import VAE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE, FRAMES_PER_SECOND
 from magicdistill_core.pocket.vocabulary import caption_of
 
+from ..config.precision import bf16_is_fast
 from ..data.dataset_index import DatasetIndex
 from ..data.dataset_writer import LatentWriter
 from ..data.vae import load_vae
 from ..distributed import available_device
-from ..fast_bf16 import bf16_is_fast
 from ..folder_lock import folder_lock
 from .captions import drawn_direction, encode_caption, vocabulary_index
 from .dataset import PortraitFolder, render_clips, to_unit_frames

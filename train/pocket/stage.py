@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from magicdistill_core.errors import ConfigError, MagicDistillError
 
+from ..config.precision import FastPrecision
 from ..config.sections import EmaConfig, OptimizerConfig, Positive, Section
 from ..engines.ema import GeneratorEma
 from ..engines.state import EngineState, SavedState
-from ..fast_bf16 import FastPrecision
 from ..run import checkpoints
 from ..run_folder import FOLDER, LATEST
 from ..watch.log import RunLog

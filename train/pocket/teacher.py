@@ -150,4 +150,5 @@ def train_teacher(config: TrainConfig, out: Path) -> None:
     from ..run.trainer import train  # DeepSpeed reads the environment on import
 
     train(config, resume=(config.run / RUN_FILE).exists())
-    export_run(config.run, out)
+    # In bf16 also where the machine trains in fp32: the file is half as large.
+    export_run(config.run, out, dtype=torch.bfloat16)

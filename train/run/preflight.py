@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from magicdistill_core.null_prompt import NULL_TEXT_KEY, load_null_prompt
 from magicdistill_core.safetensors_file import read_header, read_metadata
 from magicdistill_core.wrappers import is_pickle_name
 
+from ..config.precision import bf16_is_fast
 from ..config.training import POCKET, TrainConfig
 from ..data.dataset import LatentDataset
 from ..data.dataset_index import DatasetIndex
-from ..distributed import barrier, beginning_together, is_main
+from ..distributed import available_device, barrier, beginning_together, is_main
 from ..engines.teacher import teacher_path
 from ..methods.batch_prompts import checked_texts
 from ..networks.weights import ENCODE_PROMPT
@@ -27,6 +29,8 @@ from . import checkpoints
 from .same_files import check_same, shared_sha256
 
 _DIGEST = "dataset_digest"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
     """
     with beginning_together():
         teacher, dataset = _check_files(config, resume=resume)
+        if is_main() and config.model.precision == "bf16" and not bf16_is_fast(available_device()):
+            logger.warning(
+                "This CPU has no instructions for bf16: it may take up to 70 times as long as in fp32. Set "
+                "model.precision=auto"
+            )
     check_same(f"data.dataset ({config.data.dataset})", dataset_digest(dataset.index))
     inputs = Inputs(teacher, shared_sha256(teacher), dataset)
     with beginning_together():

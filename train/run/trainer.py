@@ -17,6 +17,7 @@ from magicdistill_core.recipe import Recipe
 from ..config.methods import FAKE
 from ..config.training import TrainConfig
 from ..data.held_out import held_out_samples
+from ..data.read_ahead import ReadAhead
 from ..distributed import (
     beginning_together,
     bound_waiting,
@@ -34,7 +35,6 @@ from ..memory.training import log_memory, memory_of
 from ..methods import MicroBatch, build_method
 from ..methods.batch_prompts import batch_prompts
 from ..methods.draws import Draws
-from ..read_ahead import ReadAhead
 from ..run_folder import VALIDATION
 from ..signals import StopRequest
 from ..watch.guard import Verdict

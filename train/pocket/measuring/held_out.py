@@ -8,9 +8,9 @@ from torch import Tensor
 
 from magicdistill_core.pocket.render import DEFAULT_FRAMES, DEFAULT_SIZE
 
+from ...config.precision import bf16_is_fast
 from ...data.vae import Vae
 from ...distributed import available_device
-from ...fast_bf16 import bf16_is_fast
 from ..dataset import HELD_OUT_SEED, render_clips, to_unit_frames
 
 

@@ -14,8 +14,8 @@ from magicdistill_core.geometry import LATENT_CHANNELS, latent_frames
 from magicdistill_core.pocket.files import SIZE
 from magicdistill_core.pocket.render import DEFAULT_FRAMES
 
+from ...config.precision import bf16_is_fast
 from ...distributed import available_device
-from ...fast_bf16 import bf16_is_fast
 from ...networks.network import load_network, network_velocity
 from ...networks.weights import null_prompt_of
 from .design import Cell

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
+from train.data.read_ahead import ReadAhead
 from train.methods.draws import Draws
-from train.read_ahead import ReadAhead
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator
 
-from .distributed import available_device
+from ..distributed import available_device
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from train import fast_bf16
-from train.fast_bf16 import FastPrecision, bf16_is_fast
+from train.config import precision as fast_precision
+from train.config.precision import FastPrecision, bf16_is_fast
 
 
 class Settings(BaseModel):
@@ -16,7 +16,7 @@ class Settings(BaseModel):
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_auto_follows_the_machine(monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str) -> None:
-    monkeypatch.setattr(fast_bf16, "bf16_is_fast", lambda device: fast)
+    monkeypatch.setattr(fast_precision, "bf16_is_fast", lambda device: fast)
     assert Settings(precision="auto").precision == precision
     assert Settings(precision="bf16").precision == "bf16"
     assert Settings(precision="fp32").precision == "fp32"
