@@ -219,5 +219,6 @@ def test_the_text_encoder_of_a_release_sees_caption_and_first_frame(
     for empty, caption in ((False, "a smiling face"), (True, "")):
         found, expected = texts.prompt(1, empty=empty), encoder.encode(caption, first)
         assert found is not None
-        torch.testing.assert_close(found.text_states, expected.text_states)
-        torch.testing.assert_close(found.pooled, expected.pooled)
+        # bf16 arithmetic: without instructions for it, a CPU rounds single and batched products differently.
+        torch.testing.assert_close(found.text_states, expected.text_states, rtol=0.016, atol=1e-3)
+        torch.testing.assert_close(found.pooled, expected.pooled, rtol=0.016, atol=1e-3)
