@@ -311,6 +311,7 @@ class Subgraph(Graph):
         ports: name and inner source of each output.
         shown: inner node id and name of each widget shown on the outer node.
         values: the inner values of these widgets.
+        facts: more fields of the saved subgraph, such as `category` and `description` of a blueprint.
     """
 
     def __init__(self, name: str, schemas: Mapping[str, Schema]) -> None:
@@ -320,15 +321,18 @@ class Subgraph(Graph):
         self.ports: list[tuple[str, Wire]] = []
         self.shown: list[tuple[str, str]] = []
         self.values: list[Any] = []
+        self.facts: dict[str, str] = {}
 
-    def add_input(self, name: str, type_: str) -> Wire:
+    def add_input(self, name: str, type_: str, optional: bool = False) -> Wire:
         """Add an input to the subgraph, and return the source of links from it.
 
         Args:
             name: the input's name.
             type_: ComfyUI's type of the input, such as `LATENT`.
+            optional: whether the inner nodes run without it.
         """
-        self.slots.append({"name": name, "type": type_, "link": None})
+        shape = {"shape": _OPTIONAL_SHAPE} if optional else {}
+        self.slots.append({"name": name, "type": type_, "link": None, **shape})
         return Wire(_INPUT_NODE, len(self.slots) - 1, type_)
 
     def show_widget(self, node: Node, widget: str) -> None:
@@ -395,6 +399,7 @@ class Subgraph(Graph):
             "revision": 0,
             "config": {},
             "name": self.name,
+            **self.facts,
             "inputNode": {"id": _INPUT_NODE, "bounding": [-220, 0, 120, 40 + _SLOT * len(inputs)]},
             "outputNode": {"id": _OUTPUT_NODE, "bounding": [right, 0, 120, 40 + _SLOT * len(outputs)]},
             "inputs": inputs,
