@@ -1,6 +1,6 @@
 """The subgraph blueprints of the pack: groups of nodes that the page offers as one node, in every workflow.
 
-ComfyUI offers each `subgraphs/*.json` of a pack under its file's name, next to blueprints of its own and of other packs.
+ComfyUI offers each `subgraphs/*.json` of a pack under its file's name, next to its own blueprints and to others.
 """
 
 import json
@@ -16,8 +16,8 @@ from .schemas import Schema
 # The folder in the node library, below *Subgraph Blueprints*.
 _CATEGORY = "MagicDistillation"
 _OWN_MODEL = (
-    "It uses the pocket model, which comes with the pack. For another model, choose its file in unet_name and its VAE "
-    "in vae_name."
+    "The video is saved; open the subgraph or the assets to see it. The pocket model comes with the pack; for another "
+    "model, choose its file in unet_name and its VAE in vae_name."
 )
 
 
@@ -94,8 +94,9 @@ def first_look(inner: Subgraph) -> None:
     with inner.column("Report"):
         report = inner.node("JsonExtractString", json_string=long.output("record"), key="report")
         inner.node("PreviewAny", "Drift", room=2 * TEXT_ROOM, source=report)
-        inner.node("PreviewImage", "First and last frame", room=PREVIEW_ROOM, images=pair)
+        shown = inner.node("PreviewImage", "First and last frame", room=PREVIEW_ROOM, images=pair)
     _show_long(inner, video, long)
+    inner.show_pictures(shown)
     inner.add_output("first_and_last", pair.out)
     inner.add_output("report", report.out)
 
@@ -103,7 +104,7 @@ def first_look(inner: Subgraph) -> None:
 BLUEPRINTS: dict[str, Blueprint] = {
     "Portrait clip (MagicDistillation)": Blueprint(
         portrait_clip,
-        f"Makes a clip of a portrait with a few-step model, and saves it. {_OWN_MODEL}",
+        f"Makes a clip of a portrait with a few-step model. {_OWN_MODEL}",
         ("magicdistill", "portrait to video", "image to video", "4 step video", "i2v"),
     ),
     "Extend a video (MagicDistillation)": Blueprint(

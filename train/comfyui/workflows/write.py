@@ -63,7 +63,9 @@ DEFINITIONS: dict[str, Definition] = {
             large.similar_picture_to_video, ("Similar picture", ["found in a folder by a text", "then a video"])
         ),
         Definition(large.text_to_image_to_video, ("Text to video", ["a picture from text", "then a video in 4 steps"])),
-        Definition(finish.portrait_pocket_finished, ("Pocket model", ["finished by stock nodes:", "48 fps, 384 x 384"])),
+        Definition(
+            finish.portrait_pocket_finished, ("Pocket model", ["finished by stock nodes:", "48 fps, 384 x 384"])
+        ),
     )
     if one.weights is None or one.weights.is_file()
 }
