@@ -47,7 +47,7 @@ def test_blueprint_is_found_and_inserted_with_its_values(name: str, page: Any, t
     assert page.get_by_test_id("missing-node-card").count() == 0
 
 
-def test_inserted_blueprint_runs_and_shows_its_picture(page: Any, server: Any, tmp_path: Path) -> None:
+def test_inserted_blueprint_runs(page: Any, server: Any, tmp_path: Path) -> None:
     name = list(BLUEPRINTS)[-1]
     page.evaluate("window.app.graph.clear()")
     insert(page, name)
@@ -70,8 +70,3 @@ def test_inserted_blueprint_runs_and_shows_its_picture(page: Any, server: Any, t
     run_to_the_end(page, "execution_success")
     page.screenshot(path=tmp_path / "run.png")
     assert list((server.directory / "output" / "video").glob("inserted_*.mp4"))
-    # A picture of an inner node on the outer one.
-    shown = page.evaluate(
-        "name => window.app.graph.nodes.find(n => n.title === name).properties.previewExposures.length", name
-    )
-    assert shown == 1

@@ -358,7 +358,7 @@ class Subgraph(Graph):
         self.values.append(schema.values_of(node.values)[widget])
 
     def show_pictures(self, node: Node) -> None:
-        """Show the pictures of an inner *Preview Image* on the outer node after a run.
+        """Show the pictures of an inner *Preview Image* on the outer node after a run, in the page's modern design.
 
         Videos cannot be shown there: the page loads the video of an inner node as an image.
         """
