@@ -332,7 +332,7 @@ class LongVideo(io.ComfyNode):
         text = (
             f"{place}: {made.frames} frames in {plan.segments} segments, of which {new} are new\n"
             f"{settings_line(settings, sigmas)}\n"
-            f"Drift from the first 15 % to the last: {made.drift.line()}"
+            f"{made.report}"
         )
         shown = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(

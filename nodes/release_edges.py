@@ -41,7 +41,8 @@ def dropped_note(model: ModelPatcher) -> list[str]:
         return []
     return [
         f"the first {frames} decoded frames are no part of this model's videos. Save portrait video drops them if "
-        f"record is connected; elsewhere use Image From Batch with batch_index {frames}."
+        f"record is connected; elsewhere use Get Image from Batch with batch_index {frames} and length "
+        f"4096."
     ]
 
 

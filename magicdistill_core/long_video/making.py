@@ -103,9 +103,19 @@ class LongVideo:
     segments: list[dict[str, Any]]
     notes: list[str]
 
+    @property
+    def report(self) -> str:
+        """The drift as one line of text for people."""
+        return f"Drift from the first 15 % to the last: {self.drift.line()}"
+
     def record(self) -> dict[str, Any]:
         """Return drift and segments for a JSON file."""
-        return {"frames": self.frames, "drift": asdict(self.drift), "segments": self.segments}
+        return {
+            "frames": self.frames,
+            "report": self.report,
+            "drift": asdict(self.drift),
+            "segments": self.segments,
+        }
 
 
 def unfinished_file(path: Path) -> Path:

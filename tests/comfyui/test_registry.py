@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # The parts of an installed pack; the rest is for training and development.
-PACKED = {"nodes", "magicdistill_core", "workflows", "locales", "docs"}
+PACKED = {"nodes", "magicdistill_core", "workflows", "subgraphs", "locales", "docs"}
 PACKED_FILES = {"__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".comfyignore"}
 LIMIT_MB = 60
 

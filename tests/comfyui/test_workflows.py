@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,10 +30,12 @@ from magicdistill_core.pocket.render import portrait_clip
 from train.comfyui.workflows import models
 from train.comfyui.workflows.models import ModelFile
 from train.comfyui.workflows.prompt import NOTES, to_prompt
-from train.comfyui.workflows.schemas import Schema, parse_schemas, types_fit
+from train.comfyui.workflows.schemas import Schema, parse_schemas
 from train.comfyui.workflows.write import DEFINITIONS, FOLDER, workflow_json
 
 from .batches import WAN_SHAPE
+from .saved_graphs import TITLE, check_layout, check_values_and_links, check_video, graphs, of_type, saved
+from .small_models import averaging_rife, repeating_esrgan
 
 pytestmark = pytest.mark.slow
 
@@ -47,27 +48,17 @@ PORTRAITS = {
     "portrait_in_one_node": (GENERATOR, 4),
 }
 PORTRAITS = {name: needed for name, needed in PORTRAITS.items() if name in DEFINITIONS}
-POCKET = (*PORTRAITS, "real_fake_sweep_pocket", "long_portrait_pocket")
+# Needs public files beside those of the pack.
+FINISHED = "portrait_pocket_finished"
+POCKET = (*PORTRAITS, "real_fake_sweep_pocket", "long_portrait_pocket", FINISHED)
 LARGE = sorted(set(DEFINITIONS) - set(POCKET))
 # Loaders of files whose sizes are fixed in ComfyUI: text encoders, vision towers, full checkpoints.
 HEAVY = {"DualCLIPLoader", "CLIPLoader", "CLIPVisionLoader", "CheckpointLoaderSimple"}
-TITLE = 30
 
 
 def workflow(name: str) -> dict[str, Any]:
     """Return an included workflow."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def graphs(name: str) -> Iterator[tuple[list[dict], list[dict], set[str]]]:
-    """Return nodes and links of a workflow and of its subgraphs, links in one common form, and the subgraphs' ids."""
-    whole = workflow(name)
-    inner = whole.get("definitions", {}).get("subgraphs", [])
-    ids = {one["id"] for one in inner}
-    fields = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-    yield whole["nodes"], [dict(zip(fields, link, strict=True)) for link in whole["links"]], ids
-    for one in inner:
-        yield one["nodes"], one["links"], ids
 
 
 @pytest.fixture(scope="module")
@@ -103,46 +94,13 @@ def test_files_equal_the_outputs_of_the_current_nodes(name: str, schemas: dict[s
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_values_and_links_fit_the_current_nodes(name: str, schemas: dict[str, Schema]) -> None:
-    for nodes, links, subgraphs in graphs(name):
-        by_id = {node["id"]: node for node in nodes}
-        assert len(by_id) == len(nodes)
-        for node in nodes:
-            if node["type"] in NOTES | subgraphs:
-                continue
-            schema = schemas[node["type"]]
-            assert [one["name"] for one in node["inputs"]] == [one.name for one in (*schema.sockets, *schema.widgets)]
-            assert [one["type"] for one in node["outputs"]] == [one.type for one in schema.outputs]
-            values = schema.values_of(node["widgets_values"])
-            for one in schema.widgets:
-                if values[one.name] not in FILES and not one.uploads:
-                    assert one.fault_of(values[one.name]) is None, f"{node['title']}: {one.name}"
-            for one in schema.sockets:
-                slot = next(slot for slot in node["inputs"] if slot["name"] == one.name)
-                assert slot["link"] is not None or not one.required, f"{node['title']}: {one.name} is not linked"
-        for link in links:
-            origin, target = by_id.get(link["origin_id"]), by_id.get(link["target_id"])
-            if origin is not None:
-                slot = origin["outputs"][link["origin_slot"]]
-                assert link["id"] in slot["links"]
-                assert types_fit(slot["type"], link["type"])
-            if target is not None:
-                slot = target["inputs"][link["target_slot"]]
-                assert slot["link"] == link["id"]
-                assert types_fit(link["type"], slot["type"])
+    check_values_and_links(workflow(name), schemas, FILES)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_layout_is_neat(name: str) -> None:
-    for nodes, links, _ in graphs(name):
-        boxes = {node["id"]: (*node["pos"], *node["size"]) for node in nodes}
-        for one, (x, y, width, height) in boxes.items():
-            for other, (left, top, wide, high) in boxes.items():
-                apart = x + width <= left or left + wide <= x or y + height <= top - TITLE or top + high <= y - TITLE
-                assert one == other or apart, f"nodes {one} and {other} overlap"
-        for link in links:
-            if {link["origin_id"], link["target_id"]} <= set(boxes):
-                assert boxes[link["origin_id"]][0] <= boxes[link["target_id"]][0], "a link runs from right to left"
     whole = workflow(name)
+    check_layout(whole)
     for node in whole["nodes"]:
         x, y, width, height = *node["pos"], *node["size"]
         around = [
@@ -163,7 +121,7 @@ def test_files_are_linked_or_explained(name: str, schemas: dict[str, Schema], se
     assert "**" in text
     # Code is unreadable on a coloured note of the new page.
     assert "`" not in text
-    for nodes, _, subgraphs in graphs(name):
+    for nodes, _, subgraphs in graphs(workflow(name)):
         for node in nodes:
             if node["type"] in NOTES | subgraphs:
                 continue
@@ -178,30 +136,6 @@ def test_files_are_linked_or_explained(name: str, schemas: dict[str, Schema], se
                 if file.url is None and "pocket" not in file.name:
                     assert f"**{file.name}**" in text
                     assert f"models/{file.directory}" in text
-
-
-def saved(server: Any, outputs: Mapping[str, Any]) -> list[Path]:
-    """Return the files that a run reports."""
-    entries = [entry for output in outputs.values() for entry in output.get("images", [])]
-    return [
-        server.directory / "output" / one["subfolder"] / one["filename"] for one in entries if one["type"] == "output"
-    ]
-
-
-def of_type(prompt: Mapping[str, Any], node_type: str) -> list[dict[str, Any]]:
-    """Return the inputs of every node of a type."""
-    return [node["inputs"] for node in prompt.values() if node["class_type"] == node_type]
-
-
-def check_video(path: Path, size: tuple[int, int], frames: int, fps: float) -> None:
-    """Check that every player can play a video."""
-    with av.open(str(path)) as video:
-        stream = video.streams.video[0]
-        assert (stream.width, stream.height, float(stream.average_rate)) == (*size, fps)
-        assert (stream.codec.canonical_name, stream.pix_fmt) == ("h264", "yuv420p")
-        context = stream.codec_context
-        assert (context.colorspace, context.color_range) == (Colorspace.ITU709, ColorRange.MPEG)
-        assert sum(1 for _ in video.decode(stream)) == frames
 
 
 @pytest.mark.parametrize("name", PORTRAITS)
@@ -294,6 +228,9 @@ def small_files(server: Any, tiny: SimpleNamespace) -> None:
     save_file(vae, folders["vae"] / models.HUNYUAN_VAE.name)
     # ComfyUI distinguishes Wan's VAE from HunyuanVideo's by the number type.
     save_file({key: value.float() for key, value in vae.items()}, folders["vae"] / models.WAN_VAE.name)
+    # ComfyUI distinguishes RIFE from FILM, whose size is fixed, by the names of the tensors.
+    save_file(averaging_rife(), folders["frame_interpolation"] / models.FILM.name)
+    save_file(repeating_esrgan(), folders["upscale_models"] / models.REAL_ESRGAN.name)
     Image.fromarray(portrait_clip(3, 1, 128)[0].numpy()).save(server.directory / "input" / "example.png")
 
 
@@ -365,3 +302,29 @@ def test_large_ones_run_on_tiny_files_of_the_same_make(name: str, schemas: dict[
         assert "cropped" not in text or "fit the image" not in text, text
     if name.endswith("lora"):
         assert any(re.search(r"matched (\d+)/\1 ", text) for text in said), said
+
+
+@pytest.mark.usefixtures("small_files")
+def test_finished_portrait_is_smooth_and_large(schemas: dict[str, Schema], server: Any) -> None:
+    prompt = to_prompt(workflow(FINISHED), schemas)
+    (colours,) = of_type(prompt, "ColorTransfer")
+    colours["strength"] = 0.0  # so that the frames between are those of the portrait
+    (video,) = saved(server, server.run(prompt))
+    check_video(video, (384, 384), 33, 48.0)
+    (plain,) = saved(server, server.run(to_prompt(workflow("portrait_pocket"), schemas)))
+    before, after = pictures(plain), pictures(video)
+    # The small networks repeat pixels, and make the mean of two frames. The small video has a coarser colour plane.
+    assert np.abs(after[::2, 1::4, 1::4] - before).mean() < 4
+    assert np.abs(after[1::2] - (after[2::2] + after[:-1:2]) / 2).mean() < 1.5
+    colours["strength"] = 1.0
+    (video,) = saved(server, server.run(prompt))
+    start = portrait_clip(7, 1)[0].numpy().astype(np.float32)
+    drift = [np.abs(one.mean((1, 2)) - start.mean((0, 1))).max() for one in (pictures(plain), pictures(video))]
+    assert drift[1] < min(drift[0], 3)
+
+
+def pictures(path: Path) -> np.ndarray:
+    """Return the frames of a video, `[T, H, W, 3]` in levels of 0 to 255."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames).astype(np.float32)

@@ -31,8 +31,8 @@ def workflows(
         bool, typer.Option("--thumbnails", help="Also create the thumbnails; this takes minutes.")
     ] = False,
 ) -> None:
-    """Write the example workflows again, after a change of the nodes or of a workflow's definition."""
-    from ..comfyui.workflows.write import write_workflows
+    """Write the example workflows and blueprints again, after a change of the nodes or of a definition."""
+    from ..comfyui.workflows.write import BLUEPRINT_FOLDER, write_workflows
 
     written = write_workflows(comfyui, thumbnails)
-    show(f"Wrote {len(written)} files into {written[0].parent}")
+    show(f"Wrote {len(written)} files into {written[0].parent} and {BLUEPRINT_FOLDER}")

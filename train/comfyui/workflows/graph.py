@@ -25,6 +25,8 @@ _GROUP_PAD, _GROUP_HEAD = 20, 44
 _LINE, _LETTER, _NOTE_EDGE = 18, 6, 50
 _INPUT_NODE, _OUTPUT_NODE = -10, -20
 _OPTIONAL_SHAPE = 7
+# The page's name for the pictures that a node shows after a run.
+_PICTURES = "$$canvas-image-preview"
 _UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/magicdistillation/magicdistillation/workflows")
 
 
@@ -222,7 +224,9 @@ class Graph:
         outputs = [{"name": name, "type": wire.type, "links": []} for name, wire in subgraph.ports]
         sockets = sum("widget" not in one for one in inputs)
         height = max(sockets, len(outputs)) * _SLOT + (len(inputs) - sockets) * _WIDGET_NEW + _FOOT + room
-        properties = {"proxyWidgets": [list(one) for one in subgraph.shown]}
+        properties: dict[str, Any] = {"proxyWidgets": [list(one) for one in subgraph.shown]}
+        if subgraph.previews:
+            properties["previewExposures"] = subgraph.previews
         values = list(subgraph.values)
         node = self._add(subgraph.id, title or subgraph.name, inputs, outputs, values, properties, height)
         self._connect(node, given)
@@ -311,6 +315,8 @@ class Subgraph(Graph):
         ports: name and inner source of each output.
         shown: inner node id and name of each widget shown on the outer node.
         values: the inner values of these widgets.
+        previews: the inner nodes whose pictures the outer node shows, in the saved format.
+        facts: more fields of the saved subgraph, such as `category` and `description` of a blueprint.
     """
 
     def __init__(self, name: str, schemas: Mapping[str, Schema]) -> None:
@@ -320,15 +326,19 @@ class Subgraph(Graph):
         self.ports: list[tuple[str, Wire]] = []
         self.shown: list[tuple[str, str]] = []
         self.values: list[Any] = []
+        self.previews: list[dict[str, str]] = []
+        self.facts: dict[str, str] = {}
 
-    def add_input(self, name: str, type_: str) -> Wire:
+    def add_input(self, name: str, type_: str, optional: bool = False) -> Wire:
         """Add an input to the subgraph, and return the source of links from it.
 
         Args:
             name: the input's name.
             type_: ComfyUI's type of the input, such as `LATENT`.
+            optional: whether the inner nodes run without it.
         """
-        self.slots.append({"name": name, "type": type_, "link": None})
+        shape = {"shape": _OPTIONAL_SHAPE} if optional else {}
+        self.slots.append({"name": name, "type": type_, "link": None, **shape})
         return Wire(_INPUT_NODE, len(self.slots) - 1, type_)
 
     def show_widget(self, node: Node, widget: str) -> None:
@@ -346,6 +356,13 @@ class Subgraph(Graph):
         self.shown.append((str(node.id), widget))
         schema = find_schema(self._schemas, node.type)
         self.values.append(schema.values_of(node.values)[widget])
+
+    def show_pictures(self, node: Node) -> None:
+        """Show the pictures of an inner *Preview Image* on the outer node after a run, in the page's modern design.
+
+        Videos cannot be shown there: the page loads the video of an inner node as an image.
+        """
+        self.previews.append({"name": _PICTURES, "sourceNodeId": str(node.id), "sourcePreviewName": _PICTURES})
 
     def add_output(self, name: str, wire: Wire) -> None:
         """Add an output to the subgraph.
@@ -395,6 +412,7 @@ class Subgraph(Graph):
             "revision": 0,
             "config": {},
             "name": self.name,
+            **self.facts,
             "inputNode": {"id": _INPUT_NODE, "bounding": [-220, 0, 120, 40 + _SLOT * len(inputs)]},
             "outputNode": {"id": _OUTPUT_NODE, "bounding": [right, 0, 120, 40 + _SLOT * len(outputs)]},
             "inputs": inputs,

@@ -6,6 +6,8 @@ _HUNYUAN = "https://huggingface.co/Comfy-Org/HunyuanVideo_repackaged/resolve/mai
 _WAN = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 _FLUX_TEXT = "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main"
 _KIJAI_WAN = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main"
+_FRAMES = "https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main"
+_UPSCALING = "https://huggingface.co/Comfy-Org/Real-ESRGAN_repackaged/resolve/main"
 _DREAMSHAPER = "https://huggingface.co/Lykon/DreamShaper/resolve/main"
 
 
@@ -64,3 +66,6 @@ WAN_VISION = _public(_WAN, "clip_vision/clip_vision_h.safetensors", "clip_vision
 WAN_LORA = _public(_KIJAI_WAN, "Lightx2v/lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors", "loras")
 
 DREAMSHAPER = _public(_DREAMSHAPER, "DreamShaper_8_pruned.safetensors", "checkpoints")
+
+FILM = _public(_FRAMES, "frame_interpolation/film_net_fp16.safetensors", "frame_interpolation")
+REAL_ESRGAN = _public(_UPSCALING, "RealESRGAN_x4plus.safetensors", "upscale_models")

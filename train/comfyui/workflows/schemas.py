@@ -6,7 +6,9 @@ from typing import Any
 
 from magicdistill_core.errors import ConfigError
 
-_WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# A combo whose choices may bring more inputs.
+_DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+_WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", _DYNAMIC_COMBO}
 _NUMBERS = {"INT", "FLOAT"}
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"INT": int, "FLOAT": (int, float), "BOOLEAN": bool, "STRING": str}
 
@@ -20,7 +22,8 @@ class Input:
         type: type of the socket (several types are separated by commas) or of the widget.
         required: whether the node needs this input.
         options: ComfyUI's options of the input: default, min, max, ...
-        choices: possible values of a combo; None for other types.
+        choices: possible values of a combo; None for other types. Of a dynamic combo, only those that bring no more
+            inputs.
     """
 
     name: str
@@ -184,4 +187,6 @@ def _parse_input(name: str, spec: list[Any], required: bool) -> Input:
     if isinstance(spec[0], list):
         return Input(name, "COMBO", required, options, tuple(spec[0]))
     choices = tuple(options.get("options", ())) if spec[0] == "COMBO" else None
+    if spec[0] == _DYNAMIC_COMBO:
+        choices = tuple(one["key"] for one in options["options"] if not any(one["inputs"].values()))
     return Input(name, spec[0], required, options, choices)

@@ -1,4 +1,4 @@
-"""Write the workflow files of the pack and their thumbnails, for the command `magicdistill workflows`."""
+"""Write the workflows, thumbnails and blueprints of the pack, for the command `magicdistill workflows`."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ from typing import Any
 from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, ONE_STEP
 
 from ..server import PACK, ComfyUIError, find_comfyui, serve
-from . import large, long, pocket
+from . import finish, large, long, pocket
+from .blueprints import BLUEPRINTS, blueprint_json
 from .graph import Graph
 from .prompt import to_prompt
 from .schemas import Schema, parse_schemas
@@ -21,6 +22,8 @@ from .thumbnails import card, save_thumbnail, sweep_thumbnail, video_thumbnail
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = PACK / "workflows"
+# The folder name is ComfyUI's.
+BLUEPRINT_FOLDER = PACK / "subgraphs"
 _RUN_SECONDS = 1800.0
 
 
@@ -60,6 +63,9 @@ DEFINITIONS: dict[str, Definition] = {
             large.similar_picture_to_video, ("Similar picture", ["found in a folder by a text", "then a video"])
         ),
         Definition(large.text_to_image_to_video, ("Text to video", ["a picture from text", "then a video in 4 steps"])),
+        Definition(
+            finish.portrait_pocket_finished, ("Pocket model", ["finished by stock nodes:", "48 fps, 384 x 384"])
+        ),
     )
     if one.weights is None or one.weights.is_file()
 }
@@ -80,13 +86,16 @@ def workflow_json(name: str, schemas: Mapping[str, Schema]) -> str:
     return json.dumps(graph.to_json(), indent=1, ensure_ascii=False) + "\n"
 
 
-def write_workflows(comfyui: Path | None, thumbnails: bool, folder: Path = FOLDER) -> list[Path]:
-    """Start ComfyUI, and write every workflow with its schemas.
+def write_workflows(
+    comfyui: Path | None, thumbnails: bool, folder: Path = FOLDER, blueprints: Path = BLUEPRINT_FOLDER
+) -> list[Path]:
+    """Start ComfyUI, and write every workflow and blueprint with its schemas.
 
     Args:
         comfyui: ComfyUI's folder; None as for `find_comfyui`.
         thumbnails: whether to write the thumbnails too; this runs the pocket workflows.
-        folder: folder for the files.
+        folder: folder for the workflows and thumbnails.
+        blueprints: folder for the blueprints.
 
     Returns:
         Paths of the written files.
@@ -103,6 +112,10 @@ def write_workflows(comfyui: Path | None, thumbnails: bool, folder: Path = FOLDE
             for name in DEFINITIONS:
                 path = folder / f"{name}.json"
                 path.write_text(workflow_json(name, schemas), encoding="utf-8")
+                written.append(path)
+            for name in BLUEPRINTS:
+                path = blueprints / f"{name}.json"
+                path.write_text(blueprint_json(name, schemas), encoding="utf-8")
                 written.append(path)
             for name in DEFINITIONS if thumbnails else ():
                 path = folder / f"{name}.jpg"
