@@ -17,7 +17,7 @@ from torch import Tensor
 from train.comfyui.server import prepare_directory, serve
 
 from .messages import previews_of
-from .prompts import SAMPLED, Prompt, changed
+from .prompts import PORTRAIT, SAMPLED, Prompt, changed
 
 pytestmark = pytest.mark.slow
 
@@ -26,17 +26,7 @@ PACKS = sorted(path.name for path in NEIGHBOURS.iterdir() if (path / "__init__.p
 OURS = "custom_nodes.magicdistillation"
 SAVE = {"class_type": "SaveLatent", "inputs": {"samples": ["sample", 0], "filename_prefix": "latents/neighbours"}}
 PLAIN: Prompt = SAMPLED | {"save": SAVE}
-LORAS: Prompt = changed(PLAIN, sample={"model": ["roles", 1], "conditioning": ["strengths", 0]}) | {
-    "roles": {
-        "class_type": "MagicDistillRealFakeLora",
-        "inputs": {"model": ["load", 0], "lora_name": "tiny_fake.safetensors", "weight_real": 0.25, "weight_fake": 1.0},
-    },
-    "strengths": {
-        "class_type": "MagicDistillLoraSteps",
-        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "lora_name": "tiny_fake.safetensors"}
-        | {"strengths": "1, 0.5, 0", "steps": 0},
-    },
-}
+LORAS: Prompt = changed({name: node for name, node in PORTRAIT.items() if name != "decode"} | {"save": SAVE})
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +114,8 @@ def test_their_attention_runs_in_our_sampler(server: Any, shared_server: Any) ->
 
 def test_their_loaders_model_takes_our_loras(server: Any, shared_server: Any) -> None:
     packed: Prompt = {**LORAS, "packed": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "tiny.safetensors"}}}
-    packed = changed(packed, sample={"model": ["roles", 1], "seed": 12, "steps": 4, "shift": 5.0})
-    for node in ("roles", "strengths"):
+    packed = changed(packed, sample={"seed": 12, "steps": 4, "shift": 5.0})
+    for node in ("lora", "strengths"):
         packed[node]["inputs"]["model"] = ["packed", 0]
     before = calls(shared_server)
     found = latents(shared_server, packed)
