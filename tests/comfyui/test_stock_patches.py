@@ -22,13 +22,20 @@ MODES = ("concat", "token_replace")
 ROUTES = ("plain", "fake LoRA", "LoRA per step")
 WINDOWS = ("ContextWindowsManual", "ContextWindowsManual keeping the latent", "WanContextWindowsManual")
 CACHES = ("EasyCache", "LazyCache")
-SAME_RESULT = ("SelectModelDevice", "wanBlockSwap")
+# HunyuanVideo's network does not read the options of ScaleROPE.
+SAME_RESULT = ("ScaleROPE", "SelectModelDevice", "wanBlockSwap")
 # Compiling takes seconds each time, so it is tested with the few-step sampler only.
 FEW_STEP = (*CACHES, *WINDOWS, "TorchCompileModel")
-CHANGING = (
-    *("APG", "CFGNorm", "CFGZeroStar", "EpsilonScaling", "FreSca", "Mahiro", "ModelComputeDtype", "NAGuidance"),
-    *("RescaleCFG", "ScaleROPE", "SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple", "TCFG"),
-    *("TemporalScoreRescaling", *CACHES, *WINDOWS),
+# Nodes that change only how the network's results are combined.
+GUIDING = (
+    *("APG", "CFGNorm", "CFGZeroStar", "EpsilonScaling", "FreSca", "Mahiro", "RescaleCFG", "TCFG"),
+    "TemporalScoreRescaling",
+)
+# Nodes that change the calls of the network, and so meet the LoRAs.
+CALLING = (
+    *("ModelComputeDtype", "NAGuidance", "SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple"),
+    *CACHES,
+    *WINDOWS,
 )
 Answers = dict[str, dict[str, Tensor]]
 close = partial(torch.testing.assert_close, atol=1e-3, rtol=1e-3)
@@ -49,7 +56,7 @@ def answers(tiny: SimpleNamespace, stock_side: StockSide, tmp_path_factory: pyte
         files = {"model": folder / f"{mode}.safetensors", "lora": folder / f"{mode}_lora.safetensors"}
         files |= {"vae": folder / "vae.safetensors", "inputs": folder / "in.st"}
         more = {"run": "patches", "mode": mode, "seed": 5, "shift": recipe.shift}
-        more |= {"nodes": [*CHANGING, *SAME_RESULT], "few_step": FEW_STEP}
+        more |= {"calling": [*CALLING, *SAME_RESULT], "guiding": GUIDING, "few_step": FEW_STEP}
         jobs.append({name: str(file) for name, file in files.items()} | more)
     return dict(zip(MODES, stock_side(jobs), strict=True))
 
@@ -73,14 +80,20 @@ def test_both_loaders_sample_the_same_without_a_node(route: str, mode: str, answ
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("node", [*CHANGING, *SAME_RESULT])
+@pytest.mark.parametrize("node", [*CALLING, *GUIDING, *SAME_RESULT])
 def test_a_stock_node_does_the_same_on_both(node: str, mode: str, answers: Answers) -> None:
-    for route in ROUTES:
+    for route in ROUTES[:1] if node in GUIDING else ROUTES:
         stock, ours = pair(answers, mode, node, route)
         assert stock.isfinite().all()
-        # In bf16 the order of two additions is visible.
-        close(ours, stock, **({"atol": 0.1, "rtol": 0.1} if node == "ModelComputeDtype" else {}))
+        if node == "ModelComputeDtype":
+            # In bf16 the order of additions is visible.
+            assert (ours - stock).abs().mean() < 0.02 * stock.std()
+        else:
+            close(ours, stock)
         effect = (ours - answers[mode][f"none/{route}/ours"]).abs().max()
+        if (node, route) == ("NAGuidance", "LoRA per step"):
+            # It needs both conditionings in one batch, and ComfyUI separates those with different hooks.
+            continue
         assert effect < 1e-3 if node in SAME_RESULT else effect > 3e-3, f"{route}: {effect}"
 
 

@@ -120,9 +120,11 @@ def job_patches(job: dict) -> dict[str, Tensor]:
 
     merged, _ = comfy.sd.load_lora_for_models(stock, None, lora, 1.0, 0.0)
     _, fake = run_node(nodes.RealFakeLora, model=ours, lora_name=lora_name, weight_real=0.25, weight_fake=1.0)
-    hooks = comfy.hooks.create_hook_lora(lora, 0.5, 0.0)
     texts = (positive, negative)
-    hooked = [comfy.hooks.set_hooks_for_conditioning(text, hooks) for text in texts]
+    # Two hooks, as from two nodes, because *LoRA strength per step* takes one conditioning.
+    hooked = [
+        comfy.hooks.set_hooks_for_conditioning(text, comfy.hooks.create_hook_lora(lora, 0.5, 0.0)) for text in texts
+    ]
     steps = {"model": ours, "lora_name": lora_name, "strengths": "0.5", "steps": 0}
     tied = [run_node(nodes.LoraSteps, conditioning=text, **steps)[0] for text in texts]
     routes = {
@@ -134,7 +136,7 @@ def job_patches(job: dict) -> dict[str, Tensor]:
     for route, both in routes.items():
         for side, (model, *conditioning) in zip(("stock", "ours"), both, strict=True):
             out[f"none/{route}/{side}"] = sampled(model, *conditioning)
-            for name in job["nodes"]:
+            for name in job["calling"] + (job["guiding"] if route == "plain" else []):
                 if (patch := _patch(name)) is not None:
                     out[f"{name}/{route}/{side}"] = sampled(patch(model), *conditioning)
     given = {"conditioning": positive, "latent": latent, "seed": 3, "steps": 0, "shift": 0.0, "sampler": "recipe"}
