@@ -1,8 +1,8 @@
 """ComfyUI's start options: a portrait becomes the same video under each of them.
 
-On a CPU, ComfyUI accepts neither `--lowvram` nor `--novram` (next to `--cpu`), finds no device for dynamic VRAM, and
-`--fast` changes only the computation of fp8 on a GPU. There these options show that the pack loads and runs under them;
-that it keeps to the memory they leave is visible only on a GPU.
+Some options mean something only on a GPU, and are tested only there. Next to `--cpu`, ComfyUI 0.30 refuses `--lowvram`,
+`--novram` and `--highvram`, and `--enable-dynamic-vram` ends it with a TypeError. `--fast` runs on a CPU too, but there
+it changes nothing: it is about fp8 and about choosing convolutions on a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,13 @@ pytestmark = pytest.mark.slow
 
 # Options that do not exclude each other share one start.
 PRIVATE = ("--fast", "--cpu-vae", "--multi-user", "--disable-metadata", "--cache-none", "--disable-dynamic-vram")
-MEMORY = ("--enable-dynamic-vram", "--fast-disk", "--disable-mmap", "--disable-smart-memory", "--force-non-blocking")
-GPU = {"lowvram": ("--lowvram", "--disable-dynamic-vram"), "novram": ("--novram",), "highvram": ("--highvram",)}
+MEMORY = ("--fast-disk", "--disable-mmap", "--disable-smart-memory", "--force-non-blocking", "--disable-pinned-memory")
+GPU = {
+    "dynamic VRAM": ("--enable-dynamic-vram", "--fast-disk"),
+    "lowvram": ("--lowvram", "--disable-dynamic-vram"),
+    "novram": ("--novram",),
+    "highvram": ("--highvram",),
+}
 LONG: Prompt = {name: node for name, node in SAMPLED.items() if name != "sample"} | {
     "long": {
         "class_type": "MagicDistillLongVideo",
