@@ -288,7 +288,7 @@ class LongVideo(io.ComfyNode):
             limits=limits,
             retries=retries,
             crf=crf,
-            tags={} if args.disable_metadata else workflow_tags(cls.hidden, record),
+            tags=None if args.disable_metadata else workflow_tags(cls.hidden, record),
         )
         prefix, prefix_notes = portable_prefix(filename_prefix, datetime.now())
         notes += prefix_notes

@@ -120,10 +120,24 @@ def _frame_maker(model: ModelPatcher) -> Callable[[Tensor], tuple[list[Image.Ima
     if network is not None:
         # A VAE expects the scale of a LATENT, not the network's.
         return lambda x0: (_decoded(network, model.model.process_latent_out(x0[:1].float())), 1)
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    if previewer is None:
+    colours = _colours(model)
+    if colours is None:
         return None
-    return lambda x0: ([_one_frame(previewer, frame) for frame in x0[:1].split(1, dim=2)], TIME_STRIDE)
+    return lambda x0: ([_one_frame(colours, frame) for frame in x0[:1].split(1, dim=2)], TIME_STRIDE)
+
+
+def _colours(model: ModelPatcher) -> latent_preview.Latent2RGBPreviewer | None:
+    """Return ComfyUI's previewer that shows latents in the colours of their format; None if the format has none.
+
+    `latent_preview.get_previewer` would return another one where a pack has replaced it. VideoHelperSuite does, and its
+    previewer returns tensors instead of pictures.
+    """
+    latents = model.model.latent_format
+    if latents.latent_rgb_factors is None:
+        return None
+    return latent_preview.Latent2RGBPreviewer(
+        latents.latent_rgb_factors, latents.latent_rgb_factors_bias, latents.latent_rgb_factors_reshape
+    )
 
 
 def _one_frame(previewer: latent_preview.LatentPreviewer, latent_BC1HW: Tensor) -> Image.Image:

@@ -68,7 +68,7 @@ class LongSettings:
         limits: when a segment is made again.
         retries: how often a segment is made again at most.
         crf: quality of the file, on x264's scale.
-        tags: text entries to store in the file.
+        tags: text entries to store in the file, next to the record of the segments; None stores neither.
     """
 
     run: Mapping[str, Any]
@@ -80,7 +80,7 @@ class LongSettings:
     limits: Limits = field(default_factory=Limits)
     retries: int = 2
     crf: float = 18
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def make_long_video(
     numbers, notes = FrameNumbers([], [], [], [], []), []
     before: Segment | None = None
     growing = unfinished_file(path)
-    with growing_video(growing, settings.tags) as video:
+    with growing_video(growing, settings.tags or {}) as video:
         if opening is not None:
             parts.append(opening.part)
             video.append(opening.part)
@@ -211,7 +211,8 @@ def make_long_video(
             before = segment
     drift = video_drift(numbers)
     made = LongVideo(path, ahead + plan.frames, drift, segments, notes)
-    frames = join_videos(parts, path, {**settings.tags, SEGMENTS_TAG: json.dumps(made.record())}, audio)
+    tags = {} if settings.tags is None else {**settings.tags, SEGMENTS_TAG: json.dumps(made.record())}
+    frames = join_videos(parts, path, tags, audio)
     assert frames == made.frames
     with suppress(OSError):
         growing.unlink()

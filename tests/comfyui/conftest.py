@@ -1,6 +1,8 @@
 """Fixtures for a real ComfyUI: its folder, tiny files, and one running server for all tests."""
 
 import json
+import os
+import shlex
 import shutil
 import time
 import urllib.error
@@ -180,12 +182,16 @@ def tiny_models(tiny: SimpleNamespace) -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def server(comfyui_dir: Path, tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Run one ComfyUI with the pack, and with valid and bad tiny models in its folders."""
+    """Run one ComfyUI with the pack, and with valid and bad tiny models in its folders.
+
+    The environment variable COMFYUI_OPTIONS holds more start options, such as `--front-end-root FOLDER`.
+    """
     directory = tmp_path_factory.mktemp("comfyui")
     prepare_directory(directory)
     _write_models(directory / "models", tiny)
     log = directory / "server.log"
-    with log.open("wb") as output, serve(comfyui_dir, directory, log=output) as running:
+    options = shlex.split(os.environ.get("COMFYUI_OPTIONS", ""))
+    with log.open("wb") as output, serve(comfyui_dir, directory, log=output, options=options) as running:
         yield Client(running.address, directory, log)
 
 

@@ -41,3 +41,19 @@ def changed(prompt: Prompt, **changes: dict[str, Any]) -> Prompt:
     for node, inputs in changes.items():
         out[node]["inputs"] |= inputs
     return out
+
+
+# The chain with two kinds of LoRA, and with the record in the file.
+PORTRAIT: Prompt = changed(
+    CHAIN, sample={"model": ["lora", 0], "conditioning": ["strengths", 0]}, save={"record": ["sample", 1]}
+) | {
+    "lora": {
+        "class_type": "MagicDistillRealFakeLora",
+        "inputs": {"model": ["load", 0], "lora_name": "tiny_fake.safetensors", "weight_real": 0.25, "weight_fake": 1.0},
+    },
+    "strengths": {
+        "class_type": "MagicDistillLoraSteps",
+        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "lora_name": "tiny_fake.safetensors"}
+        | {"strengths": "1, 0", "steps": 0},
+    },
+}

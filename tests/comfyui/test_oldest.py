@@ -12,25 +12,12 @@ import pytest
 
 from train.comfyui.server import OLDEST_VERSION, ComfyUIError, find_comfyui, prepare_directory, serve
 
-from .prompts import CHAIN, Prompt, changed
+from .prompts import PORTRAIT
 
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 SCHEMAS = Path(__file__).with_name("schemas.json")
-PORTRAIT: Prompt = changed(
-    CHAIN, sample={"model": ["lora", 0], "conditioning": ["strengths", 0]}, save={"record": ["sample", 1]}
-) | {
-    "lora": {
-        "class_type": "MagicDistillRealFakeLora",
-        "inputs": {"model": ["load", 0], "lora_name": "tiny_fake.safetensors", "weight_real": 0.25, "weight_fake": 1.0},
-    },
-    "strengths": {
-        "class_type": "MagicDistillLoraSteps",
-        "inputs": {"model": ["load", 0], "conditioning": ["video", 0], "lora_name": "tiny_fake.safetensors"}
-        | {"strengths": "1, 0", "steps": 0},
-    },
-}
 
 
 @pytest.fixture(scope="module")

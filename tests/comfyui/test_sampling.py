@@ -1,21 +1,14 @@
 """The sampler, its parts, its record and its previews, inside a real ComfyUI."""
 
-import asyncio
-import io
 import json
 import re
-import struct
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,12 +18,12 @@ from magicdistill_core.hashes import file_sha256
 from magicdistill_core.media.video import read_video
 from tests.makers import StockSide, write_half_taehv
 
+from .messages import previews_of, watch
 from .prompts import SAMPLED, Prompt, changed
 
 pytestmark = pytest.mark.slow
 
 SEED = 4321
-_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 
 
 @pytest.fixture(scope="module")
@@ -143,57 +136,9 @@ PROMPT: Prompt = SAMPLED | {
 }
 
 
-Listener = Callable[[dict | bytes], bool]
-
-
-def watch(server: Any, body: dict, on_message: Listener) -> None:
-    """Queue a prompt as the page does, and pass every message to `on_message` until it returns that it is done."""
-
-    async def run() -> None:
-        address = server.address.replace("http", "ws", 1)
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(f"{address}/ws?clientId=watcher", max_msg_size=0) as socket,
-        ):
-            flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
-            await socket.send_json(flags)
-            await asyncio.to_thread(server.post, "/prompt", body | {"client_id": "watcher"})
-            while True:
-                message = await asyncio.wait_for(socket.receive(), 120)
-                given = message.data if message.type is aiohttp.WSMsgType.BINARY else json.loads(message.data)
-                if await asyncio.to_thread(on_message, given):
-                    return
-
-    # In a new thread: the browser's driver runs an event loop in this one.
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, run()).result()
-
-
-def previews_of(server: Any, method: str, seed: int) -> tuple[list[Image.Image], list[float]]:
-    """Return the previews from the sampler of the tiny model, and the progress at each of them."""
-    found: list[Image.Image] = []
-    steps: list[float] = []
-
-    def on_message(message: dict | bytes) -> bool:
-        if isinstance(message, bytes):
-            (event, length) = struct.unpack(">II", message[:8])
-            if event == _PREVIEW_WITH_METADATA:
-                assert json.loads(message[8 : 8 + length])["node_id"] == "sample"
-                found.append(Image.open(io.BytesIO(message[8 + length :])))
-            assert event != _PREVIEW, "sent by the old protocol too"
-            return False
-        if message["type"] == "progress" and message["data"]["node"] == "sample":
-            steps.append(message["data"]["value"])
-        return message["type"] == "execution_success"
-
-    body = {"prompt": changed(PROMPT, sample={"seed": seed}), "extra_data": {"preview_method": method}}
-    watch(server, body, on_message)
-    return found, steps
-
-
 @pytest.mark.parametrize(("method", "frames"), [("taesd", 17), ("auto", 17), ("latent2rgb", 5)])
 def test_every_step_sends_the_current_video(method: str, frames: int, server: Any) -> None:
-    found, steps = previews_of(server, method, seed=len(method))
+    found, steps = previews_of(server, changed(PROMPT, sample={"seed": len(method)}), method)
     assert steps == [1, 2, 3, 4]
     assert len(found) == 4
     for picture in found:
@@ -237,7 +182,7 @@ def test_previews_of_real_latents_show_their_video(
 
 
 def test_no_previews_are_made_where_they_are_switched_off(server: Any) -> None:
-    found, steps = previews_of(server, "none", seed=99)
+    found, steps = previews_of(server, changed(PROMPT, sample={"seed": 99}), "none")
     assert found == []
     assert steps[-1] == 4
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -179,7 +179,9 @@ def _link(link: Path, target: Path) -> None:
 
 
 @contextmanager
-def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None = None) -> Iterator[Server]:
+def serve(
+    comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None = None, options: Sequence[str] = ()
+) -> Iterator[Server]:
     """Start ComfyUI with the pack on 127.0.0.1, and stop it when the context ends.
 
     Args:
@@ -187,6 +189,7 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
         directory: base directory for models, input, output and the user's settings; created if missing.
         port: TCP port; 0 chooses a free one.
         log: file for ComfyUI's output; None prints it on the console.
+        options: more command line options of ComfyUI, such as `("--disable-metadata",)`.
 
     Yields:
         The running ComfyUI, after it has answered.
@@ -204,6 +207,7 @@ def serve(comfyui: Path, directory: Path, port: int = 0, log: IO[bytes] | None =
     command += ["--database-url", f"sqlite:///{directory / 'user' / 'comfyui.db'}"]
     if not torch.accelerator.is_available():
         command.append("--cpu")
+    command += options
     process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT if log else None)
     try:
         _wait(process, address)

@@ -25,6 +25,7 @@ import jobs_encoders  # noqa: E402
 import jobs_inputs  # noqa: E402
 import jobs_loras  # noqa: E402
 import jobs_models  # noqa: E402
+import jobs_patches  # noqa: E402
 import jobs_records  # noqa: E402
 import jobs_retrieval  # noqa: E402
 import jobs_sampling  # noqa: E402
@@ -40,7 +41,7 @@ def main() -> None:
     """Run the jobs one after another, until the input ends."""
     modules = (
         *(jobs_conditioning, jobs_encoders, jobs_inputs, jobs_loras),
-        *(jobs_models, jobs_records, jobs_retrieval, jobs_sampling, jobs_saving),
+        *(jobs_models, jobs_patches, jobs_records, jobs_retrieval, jobs_sampling, jobs_saving),
     )
     jobs = {name: job for module in modules for name, job in vars(module).items()}
     for line in sys.stdin:

@@ -282,6 +282,12 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert [number for number, _ in model.made] == [2, 3]
 
 
+def test_a_file_without_tags_has_no_record_of_the_segments(tmp_path: Path) -> None:
+    """The record repeats prompts and seeds, which ComfyUI's option `--disable-metadata` keeps out of files."""
+    empty = set(read_tags(make(tmp_path, Scroller(), replace(SETTINGS, tags={})).path)) - {SEGMENTS_TAG}
+    assert set(read_tags(make(tmp_path, Scroller(), replace(SETTINGS, tags=None)).path)) == empty
+
+
 def test_the_file_has_tags_and_sound(tmp_path: Path) -> None:
     sound = waveform_audio(torch.sin(torch.arange(48000) / 20)[None, None], 48000)
     made = make(tmp_path, Scroller(), replace(SETTINGS, tags={"workflow": "{}"}), audio=sound)
