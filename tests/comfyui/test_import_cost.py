@@ -11,6 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+# The loop of the script on a processor of 3 GHz that has nothing else to do.
+_LOOP_SECONDS = 0.055
 SCRIPT = Path(__file__).with_name("import_cost.py")
 
 
@@ -28,8 +30,10 @@ def starts(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def test_import_costs_less_than_a_tenth_of_a_second(starts: list[dict]) -> None:
-    seconds = [start["seconds"] for start in starts[1:]]
-    assert statistics.median(seconds) < 0.1, seconds
+    # On a slower machine than a usual one, or while others use its core, everything takes longer, the loop too.
+    factors = [max(1.0, start["loop"] / _LOOP_SECONDS) for start in starts[1:]]
+    seconds = [start["seconds"] / factor for start, factor in zip(starts[1:], factors, strict=True)]
+    assert statistics.median(seconds) < 0.1, starts
 
 
 def test_import_brings_no_package(starts: list[dict]) -> None:
