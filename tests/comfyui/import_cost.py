@@ -1,8 +1,8 @@
 """Measure in a separate process how much the pack adds to ComfyUI's start.
 
 Usage: import_cost.py COMFYUI REPEATS. ComfyUI's modules are loaded once; every measurement is a fork of that process.
-Writes JSON: a list of {"seconds": processor time, "loop": processor time of a fixed loop, "packages": packages that were
-not loaded before}.
+Writes JSON: a list of {"seconds": processor time, "loop": processor time of a fixed loop, "packages": packages that
+were not loaded before}.
 """
 
 import asyncio
