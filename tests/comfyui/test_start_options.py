@@ -23,8 +23,10 @@ from .prompts import CHAIN, PORTRAIT, SAMPLED, Prompt, changed
 pytestmark = pytest.mark.slow
 
 # Options that do not exclude each other share one start.
-PRIVATE = ("--fast", "--cpu-vae", "--multi-user", "--disable-metadata", "--cache-none", "--disable-dynamic-vram")
-MEMORY = ("--fast-disk", "--disable-mmap", "--disable-smart-memory", "--force-non-blocking", "--disable-pinned-memory")
+CPU = (
+    *("--fast", "--cpu-vae", "--multi-user", "--disable-metadata", "--cache-none", "--disable-dynamic-vram"),
+    *("--fast-disk", "--disable-mmap", "--disable-smart-memory", "--force-non-blocking", "--disable-pinned-memory"),
+)
 GPU = {
     "dynamic VRAM": ("--enable-dynamic-vram", "--fast-disk"),
     "lowvram": ("--lowvram", "--disable-dynamic-vram"),
@@ -80,7 +82,7 @@ def check_same_videos(started: Any, server: Any, tolerance: float) -> None:
         assert np.abs(found.astype(float) - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("started", [PRIVATE], ids=" ".join, indirect=True)
+@pytest.mark.parametrize("started", [CPU], ids=["all"], indirect=True)
 def test_the_video_is_the_same_and_holds_no_metadata(started: Any, server: Any) -> None:
     check_same_videos(started, server, 0)
     for prompt, node in ((PORTRAIT, "save"), (LONG, "long")):
@@ -93,11 +95,6 @@ def test_the_video_is_the_same_and_holds_no_metadata(started: Any, server: Any) 
     user = started.post("/users", {"username": "second"})
     assert user in started.get("/users")["users"]
     assert len(frames(saved(started, changed(CHAIN, sample={"seed": 9})))) == 17
-
-
-@pytest.mark.parametrize("started", [MEMORY], ids=" ".join, indirect=True)
-def test_the_video_is_the_same_with_options_for_memory(started: Any, server: Any) -> None:
-    check_same_videos(started, server, 0)
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="ComfyUI takes these options only on a GPU")
