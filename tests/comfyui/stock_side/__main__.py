@@ -8,6 +8,8 @@ import gc
 import json
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 COMFYUI = sys.argv[1]
@@ -20,6 +22,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.model_management  # noqa: E402
+import folder_paths  # noqa: E402
 import jobs_conditioning  # noqa: E402
 import jobs_encoders  # noqa: E402
 import jobs_inputs  # noqa: E402
@@ -37,6 +40,18 @@ ANSWERS = sys.stdout
 sys.stdout = sys.stderr
 
 
+@contextmanager
+def own_folders() -> Iterator[None]:
+    """Forget afterwards which folders were added: other jobs have files of the same names."""
+    before = {name: (list(paths), types) for name, (paths, types) in folder_paths.folder_names_and_paths.items()}
+    try:
+        yield
+    finally:
+        folder_paths.folder_names_and_paths.clear()
+        folder_paths.folder_names_and_paths.update(before)
+        folder_paths.filename_list_cache.clear()
+
+
 def main() -> None:
     """Run the jobs one after another, until the input ends."""
     modules = (
@@ -47,9 +62,10 @@ def main() -> None:
     for line in sys.stdin:
         problem = ""
         try:
-            for job in json.loads(Path(line.strip()).read_text()):
-                tensors = jobs[f"job_{job['run']}"](job)
-                save_file({key: value.contiguous().clone() for key, value in tensors.items()}, job["out"])
+            with own_folders():
+                for job in json.loads(Path(line.strip()).read_text()):
+                    tensors = jobs[f"job_{job['run']}"](job)
+                    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, job["out"])
         except BaseException:
             problem = traceback.format_exc()
         print(ANSWER, json.dumps(problem), file=ANSWERS, flush=True)
