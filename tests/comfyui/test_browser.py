@@ -194,7 +194,8 @@ def test_a_long_video_is_shown_when_it_is_done(page: Any, tmp_path: Path) -> Non
 
 def test_nodes_are_dragged_found_linked_and_run(page: Any, tmp_path: Path) -> None:
     page.evaluate("window.app.graph.clear()")
-    page.locator(".node-library-tab-button").first.click()
+    # The class of older pages, and the name of newer ones.
+    page.locator(".node-library-tab-button, [data-testid=node-library-tab-button]").first.click()
     page.locator("input[placeholder*=Search]").first.fill("pocket portrait")
     found = page.get_by_text("Pocket portrait", exact=True).first
     found.wait_for()
@@ -205,7 +206,8 @@ def test_nodes_are_dragged_found_linked_and_run(page: Any, tmp_path: Path) -> No
         lambda: found.drag_to(canvas, target_position={"x": 700, "y": 300}),
         lambda: page.wait_for_function(f"{TYPES}.includes('MagicDistillPocketPortrait')", timeout=5000),
     )
-    page.locator(".node-library-tab-button").first.click()
+    # The class of older pages, and the name of newer ones.
+    page.locator(".node-library-tab-button, [data-testid=node-library-tab-button]").first.click()
 
     search_box(page, 800, 800).fill("save portrait")
     offered = page.get_by_role("option").filter(has_text="Save portrait video").first
