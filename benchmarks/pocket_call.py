@@ -112,7 +112,7 @@ def command(*words: str | Path) -> list[str]:
 
 
 def start(call: Call, name: str, words: Sequence[str], threads: int = 1) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, which survives this process, with a log in the results.
+    """Start a command in a session of its own, which survives this process, with a log in the work folder.
 
     Args:
         call: the settings.
@@ -213,10 +213,15 @@ def second(call: Call) -> None:
     words += ["--portraits", str(call.portraits(0)), "--clips", str(call.clips), "--out", str(call.work / TEACHER.name)]
     run(call, "teacher", [*words, f"updates={updates}", *call.teacher], seconds=call.left() - _END_SECONDS)
     keep(call, call.work / TEACHER.name)
-    status = reading.poll()
-    logger.info("reader: status %s", status)
-    if reader.exists():
-        keep(call, reader)
+    try:
+        status = reading.wait(max(1.0, call.left()))
+    except subprocess.TimeoutExpired:
+        reading.terminate()
+        logger.warning("There was no time to finish the reader. Train it with `magicdistill pocket train-reader`")
+        return
+    if status:
+        raise RuntimeError(f"The reader could not be trained; see {call.work / 'reader.log'}.")
+    keep(call, reader)
 
 
 def probe(call: Call) -> None:
@@ -226,7 +231,7 @@ def probe(call: Call) -> None:
 
     off = [f"updates={call.probe_updates}", "validation.every=0", "checkpoint.every=1000000"]
     config = teacher_config(
-        call.work / "probe", call.latents, call.vae_file, None, network_shape(2, 1, 4), [*call.teacher, *off]
+        call.work / "probe", call.latents, call.vae_file, None, network_shape(), [*call.teacher, *off]
     )
     train_teacher(config, call.work / "probe.safetensors")
 

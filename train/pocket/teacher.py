@@ -30,10 +30,14 @@ from ..networks.network import build_network
 from ..run_folder import RUN_FILE
 from ..tools.export import export_run
 
+# The size of a new teacher.
+HEADS, DOUBLE_BLOCKS, SINGLE_BLOCKS = 2, 1, 4
 PRESET = Path(__file__).parents[1] / "presets" / "pocket_teacher.yaml"
 
 
-def network_shape(heads: int, double_blocks: int, single_blocks: int) -> NetworkShape:
+def network_shape(
+    heads: int = HEADS, double_blocks: int = DOUBLE_BLOCKS, single_blocks: int = SINGLE_BLOCKS
+) -> NetworkShape:
     """Return the sizes of the teacher.
 
     Args:

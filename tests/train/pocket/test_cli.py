@@ -1,11 +1,12 @@
 """`magicdistill pocket`: the default output files of its commands."""
 
+import inspect
 from pathlib import Path
 
 import typer
 
 from magicdistill_core.pocket.files import READER, TEACHER, VAE
-from train.pocket.cli import app
+from train.pocket.cli import app, train_teacher_command
 
 
 def test_nothing_is_written_over_the_shipped_weights() -> None:
@@ -24,3 +25,11 @@ def test_nothing_is_written_over_the_shipped_weights() -> None:
     assert written["train-vae", "out"].name == VAE.name
     assert written["train-teacher", "out"].name == TEACHER.name
     assert written["train-reader", "out"].name == READER.name
+
+
+def test_the_command_makes_the_teacher_of_the_usual_size() -> None:
+    from train.pocket.teacher import network_shape
+
+    defaults = inspect.signature(train_teacher_command).parameters
+    sizes = {name: defaults[name].default for name in ("heads", "double_blocks", "single_blocks")}
+    assert network_shape(**sizes) == network_shape()
