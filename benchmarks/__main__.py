@@ -1,4 +1,4 @@
-"""Measure this machine, or write docs/performance.md (`report`) or docs/memory.md (`memory`)."""
+"""Measure this machine, or write a page of docs: `report` performance.md, `memory` memory.md, `times` time.md."""
 
 import argparse
 import logging
@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from magicdistill_core.files import write_text
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
 MEMORY_PAGE = ROOT / "docs" / "memory.md"
+TIMES_PAGE = ROOT / "docs" / "time.md"
 # The time limit of each benchmark in seconds, in running order. The last benchmark of a run has no limit but the run's.
 LIMITS = {"forward": 160, "iteration": 330, "sampling": 160, "loading": 150, "autoencoder": 40, "data": 30}
 _MACHINE_SECONDS = 60
@@ -85,6 +87,10 @@ def _run(store: Store, name: str, seconds: float, pocket: bool) -> str:
     return "done" if code == 0 else f"failed: exit status {code}"
 
 
+def _documents(results: Path) -> list[dict[str, Any]]:
+    return [Store(path).read() for path in sorted(results.glob("*.json"))]
+
+
 def _commit() -> str | None:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty=, changed"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -97,7 +103,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", help=f"benchmarks to run: {', '.join(LIMITS)} (default: all); or report or memory"
+        "names", nargs="*", help=f"benchmarks to run: {', '.join(LIMITS)} (default: all); or report, memory or times"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=10, help="time limit; cases that do not fit are not run")
@@ -113,11 +119,17 @@ def main() -> None:
         # Imported here because it loads the trainer and DeepSpeed, which the other commands do not need.
         from .memory import memory_page
 
-        write_text(MEMORY_PAGE, memory_page([Store(path).read() for path in sorted(options.out.glob("*.json"))]))
+        write_text(MEMORY_PAGE, memory_page(_documents(options.out)))
+        return
+    if options.names == ["times"]:
+        from .times import times_page
+
+        write_text(TIMES_PAGE, times_page(_documents(options.out)))
         return
     unknown = [name for name in options.names if name not in LIMITS]
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(unknown)}; choose from {', '.join(LIMITS)}, report and memory")
+        choices = ", ".join([*LIMITS, "report", "memory", "times"])
+        parser.error(f"there is no benchmark {', '.join(unknown)}; choose from {choices}")
     options.out.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     results = options.out / f"{stamp}.json"

@@ -20,8 +20,18 @@ METADATA_KEY = "magicdistill.recipe"
 Sampler = Literal["euler", "renoise"]
 Kind = Literal["teacher", "generator", "teacher_lora", "generator_lora", "fake_lora"]
 
-# Fields that are stored only if they are not 0, because earlier versions do not know them.
-_STORED_UNLESS_ZERO = ("image_in_noise", "dropped_frames")
+# Fields that are stored only if they are not 0 or empty, because earlier versions do not know them.
+_STORED_UNLESS_EMPTY = ("image_in_noise", "dropped_frames", "teacher_loras")
+
+
+class MergedLora(BaseModel):
+    """A LoRA that was merged into the teacher before a training."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(description="Name of its file.")
+    sha256: str = Field(description="sha256 of its file.")
+    weight: float = Field(description="Factor of its change.")
 
 
 class Recipe(BaseModel):
@@ -64,6 +74,7 @@ class Recipe(BaseModel):
     a_weak: float | None = Field(None, description="Branch weight of the real score (MD Eq. 6).")
     a_strong: float | None = Field(None, description="Branch weight of the fake score.")
     teacher_hash: str | None = Field(None, description="sha256 of the teacher's file.")
+    teacher_loras: tuple[MergedLora, ...] = Field((), description="LoRAs that were merged into the teacher first.")
     base_hash: str | None = Field(None, description="For a LoRA: sha256 of its base's file or folder.")
     base_kind: Literal["folder"] | None = Field(
         None, description="For a LoRA: `folder` if base_hash covers the files of a diffusers folder; None for one file."
@@ -88,7 +99,7 @@ class Recipe(BaseModel):
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata that stores this recipe as JSON, and the usual entry `format`."""
         values = self.model_dump(mode="json")
-        left_out = {name for name in _STORED_UNLESS_ZERO if not values[name]}
+        left_out = {name for name in _STORED_UNLESS_EMPTY if not values[name]}
         left_out |= {name for name, value in values.items() if value is None and name not in self.unknown_fields}
         stored = {name: value for name, value in values.items() if name not in left_out}
         return {METADATA_KEY: json.dumps(stored), "format": "pt"}

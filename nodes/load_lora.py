@@ -108,6 +108,12 @@ class LoadLora(io.ComfyNode):
             captions = lora.file.captions or base.captions
             base = base.with_lora(lora_name, strength, {**lora.patches, **lora.parameters})
             attach(out, replace(base, recipe=recipe or base.recipe, null_prompt=prompt, captions=captions))
+        if recipe is not None and recipe.teacher_loras:
+            wanted = " and ".join(f"{each.name} at {each.weight:g}" for each in recipe.teacher_loras)
+            notes.append(
+                f"{lora_name} was trained on its base with {wanted}. Load these LoRAs too, or the video differs from "
+                f"those of the training."
+            )
         text = f"{lora.summary()}; strength {strength:g}"
         if recipe is not None:
             text += f"\n{recipe_line(recipe)}"

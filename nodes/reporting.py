@@ -31,9 +31,10 @@ def report(node: type[io.ComfyNode], text: str, warnings: list[str]) -> ui.Previ
 
 def recipe_line(recipe: Recipe) -> str:
     """Return a recipe's kind, sampling settings and video size as one line."""
+    loras = "".join(f", distilled with {lora.name} at {lora.weight:g}" for lora in recipe.teacher_loras)
     return (
         f"{recipe.kind}: {recipe.steps} steps, shift {recipe.shift:g}, {recipe.sampler}, {recipe.width} x "
-        f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps"
+        f"{recipe.height}, {recipe.frames} frames, {recipe.fps:g} fps{loras}"
     )
 
 

@@ -24,8 +24,8 @@ TOP_OF_TRAIN = {
     *("folder_lock.py", "run_folder.py", "signals.py", "surroundings.py"),
 }
 ROOMS = {
-    *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "comfyui", "pocket"),
-    *("commands", "presets"),
+    *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "planning", "comfyui"),
+    *("pocket", "commands", "presets"),
 }
 SIBLINGS = {"nodes": {"nodes", "magicdistill_core"}, "magicdistill_core": {"magicdistill_core"}}
 

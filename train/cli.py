@@ -10,7 +10,7 @@ import typer
 from magicdistill_core.errors import MagicDistillError
 
 from .command_line import CommandLine
-from .commands import comfyui, data, files, sampling, training
+from .commands import comfyui, data, files, planning, sampling, training
 from .console import LogHandler, show
 from .pocket.cli import app as pocket_app
 from .surroundings import complete_surroundings
@@ -48,7 +48,8 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for all files that the d
 # In the order in which `--help` lists them.
 for subcommand in (
     training.train,
-    training.memory,
+    planning.memory,
+    planning.plan,
     data.prepare,
     data.encode_prompt,
     files.export,

@@ -18,6 +18,8 @@ VALIDATION, REPORT = "validation", "report"
 FOLDER, LATEST, BEST, MANIFEST = "checkpoints", "latest", "best", "manifest.json"
 # In the folder of checkpoints: the update of the last rollback, and the number of rollbacks.
 ROLLBACK = "rollback.json"
+# The key of `run.json` with the LoRAs that were merged into the teacher.
+TEACHER_LORAS = "teacher_loras"
 GENERATOR_FILE, GENERATOR_LORA_FILE, FAKE_LORA_FILE = (
     "generator.safetensors",
     "generator_lora.safetensors",
@@ -95,10 +97,12 @@ class RunFacts:
     Attributes:
         teacher: path of the teacher's model file or diffusers folder.
         mode: `full` if the run trains all weights, `lora` if it trains low-rank branches.
+        teacher_loras: files and weights of the LoRAs that were merged into the teacher.
     """
 
     teacher: Path
     mode: Literal["full", "lora"]
+    teacher_loras: tuple[tuple[Path, float], ...] = ()
 
 
 def run_facts(run: Path) -> RunFacts:
@@ -118,11 +122,12 @@ def run_facts(run: Path) -> RunFacts:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         teacher, mode = Path(facts["teacher"]), facts["mode"]
+        loras = tuple((Path(lora["file"]), float(lora["weight"])) for lora in facts.get(TEACHER_LORAS, []))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}). Restore the file, or train again.") from error
     if mode not in ("full", "lora"):
         raise CheckpointError(f"{path} has mode {mode!r}. Expected full or lora. Restore the file, or train again.")
-    return RunFacts(teacher, mode)
+    return RunFacts(teacher, mode, loras)
 
 
 def update_of(name: str) -> int | None:

@@ -1,12 +1,11 @@
-"""Commands that train: `train`, `memory` and `report`."""
+"""Commands about a training: `train` and `report`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ..console import command, show, show_facts
+from ..console import command, show
 
 
 def train(
@@ -42,38 +41,6 @@ def train(
             f"{command('export', settings.run, '--out', 'generator.safetensors')}"
         )
     show(text)
-
-
-def memory(
-    config: Annotated[Path, typer.Argument(help="YAML configuration of a training.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that replace those of the file, such as zero.stage=3.")
-    ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, with one process each.")] = 1,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a sample, 4n + 1; by default the dataset's.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=1, help="Height of a sample in pixels; by default the dataset's.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Width of a sample in pixels; by default the dataset's.")
-    ] = None,
-) -> None:
-    """Estimate the memory of a training per GPU, before it starts. Needs no GPU."""
-    from ..config.reading import load_config
-    from ..distributed import prepare_environment
-
-    settings = load_config(config, overrides or [])
-    prepare_environment()
-    from ..engines.teacher import load_teacher
-    from ..memory.training import caption_tokens, memory_of, sample_of
-
-    teacher = load_teacher(settings, "meta")
-    shapes = sample_of(settings, teacher, frames, height, width)
-    with Console(stderr=True).status("Simulating one update of each role without data"):
-        found = memory_of(settings, teacher, shapes, gpus, caption_tokens(settings))
-    show_facts(found.facts())
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a training run.")]) -> None:

@@ -46,12 +46,27 @@ class BranchConfig(Section):
     )
 
 
+class TeacherLora(Section):
+    """A LoRA that is merged into the teacher before the training."""
+
+    file: FilePath = Field(
+        description="The LoRA's file, of any trainer whose LoRAs the node *Load few-step LoRA* reads."
+    )
+    weight: float = Field(1.0, ge=-4, le=4, description="Factor of the LoRA's change, as a node's `strength`.")
+
+
 class ModelConfig(Section):
     """The teacher, which weights are trained, and how they are held in memory."""
 
     teacher: FileOrWord = Field(
         description="The teacher's weights: a model file or a diffusers folder. `pocket` is the small model that ships "
         "with this project."
+    )
+    teacher_loras: tuple[TeacherLora, ...] = Field(
+        (),
+        description="LoRAs that are merged into the teacher first, such as a style or an identity: "
+        "`[{file: style.safetensors, weight: 0.8}]`. The run then distils the teacher with them; the recipe of the "
+        "exported file names them.",
     )
     null_prompt: FilePath | None = Field(
         None,

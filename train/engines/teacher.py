@@ -10,7 +10,7 @@ from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.prompt_templates import PromptTemplate
 
 from ..config.training import POCKET, TrainConfig
-from ..networks.weights import null_prompt_of
+from ..networks.weights import null_prompt_of, with_teacher_lora
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ def load_teacher(config: TrainConfig, device: str = "cpu") -> Teacher:
         ConfigError: if the method does not suit the teacher.
     """
     model = config.model
-    checkpoint = config.method.prepared(load_checkpoint(teacher_path(config), device), model.mode).teacher(
-        model.i2v_mode
-    )
+    weights = load_checkpoint(teacher_path(config), device)
+    for lora in model.teacher_loras:
+        weights = with_teacher_lora(weights, lora.file, lora.weight)
+    checkpoint = config.method.prepared(weights, model.mode).teacher(model.i2v_mode)
     architecture = checkpoint.architecture.name
     prompted, template = checkpoint, None if checkpoint.recipe is None else checkpoint.recipe.prompt_template
     if model.null_prompt is not None:

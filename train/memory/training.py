@@ -6,34 +6,24 @@ settings.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 
-import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import Tensor, nn
 
-from magicdistill_core.families.base import StartImage
-
 from ..config.training import TrainConfig
 from ..data.dataset import LatentDataset
-from ..data.dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, sample_shapes
-from ..engines.engine import Engine, NetworkCalls, NetworkEngine, deepspeed_config, has_fp32_gradients
-from ..engines.networks import Factories, Networks, build_networks
+from ..data.dataset_index import DatasetError, sample_shapes
+from ..engines.engine import deepspeed_config
 from ..engines.teacher import Teacher
-from ..methods import build_method
-from ..methods.draws import Draws
-from ..networks.discriminator import Discriminator
-from ..networks.prompts import PromptBatch
-from ..networks.roles import RoleNetwork
-from .bytes_held import META, BytesHeld, fused_attention
+from .simulated import SimulatedNetworkEngine, Simulation, tensors_of
 
 logger = logging.getLogger(__name__)
 
 _FP32_BYTES = 4
 # Usable share of a GPU's memory. CUDA, communication and fragmentation of the allocator take the rest.
-_USABLE = 0.95
+USABLE = 0.95
 
 
 @dataclass(frozen=True)
@@ -79,49 +69,6 @@ class Memory:
             "at the start": f"{self.start / 1e9:.2f} GB for the networks, before they are partitioned",
             "not included": "a few GB for CUDA, the validation VAE and fragmentation of the allocator",
         }
-
-
-class _NetworkEngine(NetworkEngine):
-    """The engine of a network without DeepSpeed.
-
-    Each gradient is freed as soon as it is computed, because DeepSpeed moves it into its own buffer.
-    """
-
-    def __init__(
-        self, network: RoleNetwork, parameters: list[nn.Parameter], config: TrainConfig, *settings: object
-    ) -> None:
-        self.network = network
-        self.module = network
-        self.fp32_gradients = has_fp32_gradients(config, network)
-        # Backward passes in one micro-batch.
-        self.backwards = 0
-        self.parameters = _as_deepspeed_holds(network, parameters, config)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        self.backwards += 1
-        loss.backward()
-
-
-class _DiscriminatorEngine(Engine):
-    """The engine of a discriminator without DeepSpeed."""
-
-    backwards = 1
-
-    def __init__(self, discriminator: Discriminator, config: TrainConfig, *settings: object) -> None:
-        self.engine = SimpleNamespace(module=discriminator)
-        self.fp32_gradients = has_fp32_gradients(config, discriminator)
-        self.parameters = _as_deepspeed_holds(discriminator, list(discriminator.parameters()), config)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        loss.backward()
-
-
-class _FrozenNetwork(NetworkCalls):
-    """A frozen network without DeepSpeed."""
-
-    def __init__(self, network: RoleNetwork, config: TrainConfig) -> None:
-        self.network = network.requires_grad_(False)
-        self.module = network
 
 
 def sample_of(
@@ -194,24 +141,30 @@ def memory_of(
     Raises:
         ConfigError: if the method does not suit the teacher.
     """
-    factories = Factories(_NetworkEngine, _DiscriminatorEngine, _FrozenNetwork)
-    networks = build_networks(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, factories)
-    stage = config.zero.stage
-    modules, discriminators = _modules(networks)
-    network_bytes, discriminator = _bytes(modules), _bytes(discriminators)
-    divisor = gpus if stage == 3 else 1
+    return memory_of_simulation(Simulation(config, teacher, shapes, tokens), config, gpus)
+
+
+def memory_of_simulation(simulation: Simulation, config: TrainConfig, gpus: int) -> Memory:
+    """Compute the memory that a training needs on each GPU, from updates that were simulated.
+
+    Args:
+        simulation: the networks and their updates.
+        config: the simulated configuration, or one with other settings of ZeRO, accumulation or the moving average.
+        gpus: the number of GPUs, with one process each.
+    """
+    networks = simulation.networks
+    network_bytes, discriminator = _bytes(simulation.modules), _bytes(simulation.discriminators)
     pair_generator = _bytes([networks.pair_generator.network.network]) if networks.pair_generator is not None else 0
-    updates = _updates(config, teacher, networks, shapes, tokens or teacher.checkpoint.architecture.prompt_tokens)
-    optimizer, gradients, step = _states(config, networks, gpus)
+    optimizer, gradients, step = _states(config, simulation, gpus)
     return Memory(
-        _share(network_bytes, divisor) + discriminator,
+        _share(network_bytes, gpus if config.zero.stage == 3 else 1) + discriminator,
         optimizer,
         gradients,
-        _buffers(config, _engines(networks), network_bytes),
-        updates,
+        _buffers(config, simulation, network_bytes),
+        {role: update.peak for role, update in simulation.updates.items()},
         step,
         # DeepSpeed partitions the few-step generator before the other networks are loaded.
-        network_bytes + discriminator - pair_generator + _share(pair_generator, divisor),
+        network_bytes + discriminator - pair_generator + _share(pair_generator, gpus if config.zero.stage == 3 else 1),
     )
 
 
@@ -223,7 +176,7 @@ def log_memory(memory: Memory, capacity: int) -> None:
         capacity: the memory of one GPU in bytes.
     """
     needed = f"{memory.total / 1e9:.1f} GB (at the start {memory.start / 1e9:.1f} GB)"
-    if max(memory.total, memory.start) <= _USABLE * capacity:
+    if max(memory.total, memory.start) <= USABLE * capacity:
         logger.info("This run will use about %s of the %.1f GB of each GPU", needed, capacity / 1e9)
         return
     logger.warning(
@@ -240,74 +193,28 @@ def _share(number: int, parts: int) -> int:
     return -(-number // parts)
 
 
-def _as_deepspeed_holds(module: nn.Module, parameters: list[nn.Parameter], config: TrainConfig) -> list[nn.Parameter]:
-    """Imitate the effects of DeepSpeed on memory: cast the weights to the precision and free gradients at once."""
-    if config.model.precision == "bf16":
-        for parameter in module.parameters():
-            parameter.data = parameter.data.bfloat16()
-
-    def drop(parameter: Tensor) -> None:
-        parameter.grad = None
-
-    for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(drop)
-    return parameters
-
-
-def _modules(networks: Networks) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return the modules of all networks, which may share weights, and the modules of the discriminators."""
-    modules: list[nn.Module] = []
-    discriminators: list[nn.Module] = []
-    for engine in networks.engines.values():
-        if isinstance(engine, NetworkEngine):
-            modules.append(engine.network)
-        else:
-            discriminators.append(engine.engine.module)
-    pair_generator = networks.pair_generator
-    frozen = (networks.base, None if pair_generator is None else pair_generator.network)
-    modules += [calls.network for calls in frozen if calls is not None]
-    return modules, discriminators
-
-
-def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
-    for module in modules:
-        yield from module.parameters()
-        yield from module.buffers()
-
-
 def _bytes(modules: list[nn.Module]) -> int:
     """Sum the bytes of all weights and buffers; shared ones count once."""
-    return _bytes_of({id(tensor): tensor for tensor in _tensors(modules)}.values())
+    return _bytes_of({id(tensor): tensor for tensor in tensors_of(modules)}.values())
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _engines(networks: Networks) -> list[_NetworkEngine | _DiscriminatorEngine]:
-    engines = []
-    for engine in networks.engines.values():
-        assert isinstance(engine, _NetworkEngine | _DiscriminatorEngine)
-        engines.append(engine)
-    return engines
-
-
-def _states(config: TrainConfig, networks: Networks, gpus: int) -> tuple[int, int, int]:
-    """Compute the bytes of the optimizer states, of the gradients, and of an optimizer step.
-
-    Call this after `_updates`, which counts the backward passes.
-    """
+def _states(config: TrainConfig, simulation: Simulation, gpus: int) -> tuple[int, int, int]:
+    """Compute the bytes of the optimizer states, of the gradients, and of an optimizer step."""
     average, settings = config.generator_ema, _zero(config)
     optimizer, kept, temporary, steps = 0, 0, [0], []
-    for engine in _engines(networks):
+    for engine in simulation.engines():
         # A discriminator's engine stays at stage 2.
-        stage = config.zero.stage if isinstance(engine, _NetworkEngine) else min(config.zero.stage, 2)
+        stage = config.zero.stage if isinstance(engine, SimulatedNetworkEngine) else min(config.zero.stage, 2)
         trained = sum(parameter.numel() for parameter in engine.parameters)
         share = _share(trained, gpus if stage >= 1 else 1)
         width = engine.parameters[0].element_size()
         # From stage 1 on, DeepSpeed copies the weights even if they are fp32.
         copies = 2 if width == _FP32_BYTES and stage == 0 else 3
-        if engine is networks.generator and average is not None and not average.on_cpu:
+        if engine is simulation.networks.generator and average is not None and not average.on_cpu:
             copies += 1
         optimizer += copies * _FP32_BYTES * share
         in_fp32 = engine.fp32_gradients and stage > 0
@@ -332,7 +239,7 @@ def _zero(config: TrainConfig, trained: int | None = None) -> DeepSpeedZeroConfi
     return DeepSpeedZeroConfig(**settings["zero_optimization"])
 
 
-def _buffers(config: TrainConfig, engines: Sequence[_NetworkEngine | _DiscriminatorEngine], network_bytes: int) -> int:
+def _buffers(config: TrainConfig, simulation: Simulation, network_bytes: int) -> int:
     """Compute the bytes of DeepSpeed's buffers.
 
     At stages 1 and 2 this is one bucket of gradients. At stage 3 it is one bucket per trained network, a copy of the
@@ -343,53 +250,15 @@ def _buffers(config: TrainConfig, engines: Sequence[_NetworkEngine | _Discrimina
         return 0
     width = 2 if config.model.precision == "bf16" else _FP32_BYTES
     buckets = []
-    for engine in engines:
+    for engine in simulation.engines():
         trained = sum(parameter.numel() for parameter in engine.parameters)
         settings = _zero(config, trained)
         # At stage 2 the bucket has the gradients of one backward pass, in the type of the weights.
         wide = engine.fp32_gradients and stage != 2
-        if stage < 3 or isinstance(engine, _NetworkEngine):
+        if stage < 3 or isinstance(engine, SimulatedNetworkEngine):
             buckets.append(int(settings.reduce_bucket_size) * (_FP32_BYTES if wide else width))
     if stage < 3:
         # Allocated for a backward pass and freed after it.
         return max(buckets)
     gathered = min(network_bytes, int(_zero(config).max_live_parameters) * width)
     return sum(buckets) + max(buckets) + gathered
-
-
-def _updates(
-    config: TrainConfig, teacher: Teacher, networks: Networks, shapes: Mapping[str, tuple[int, ...]], tokens: int
-) -> dict[str, int]:
-    """Run one update per role on `meta`; return the peak bytes of its network calls, by role."""
-    method = build_method(config, networks, Draws(config.seed), META)
-    modules, discriminators = _modules(networks)
-    count = config.data.micro_batch
-
-    def empty(name: str) -> Tensor:
-        return torch.empty(count, *shapes[name], device=META)
-
-    peaks = {}
-    for role in dict.fromkeys(method.order):
-        with BytesHeld(_tensors([*modules, *discriminators])) as memory, fused_attention():
-            images = StartImage(empty(IMAGE_LATENTS), empty(IMAGE_FEATURES) if IMAGE_FEATURES in shapes else None)
-            positions = list(range(count))
-            batch = method.micro_batch(
-                teacher.checkpoint.family(),
-                images,
-                shapes[LATENTS],
-                0,
-                positions,
-                lambda: empty(LATENTS),
-                _longest_prompts(teacher, count, tokens) if config.data.captions else None,
-            )
-            method.loss(role, batch).backward(networks.engine(role), last=True)
-        peaks[role] = memory.peak
-    return peaks
-
-
-def _longest_prompts(teacher: Teacher, count: int, tokens: int) -> PromptBatch:
-    """Return prompts without data; several of them have a mask, as prompts of different lengths have."""
-    null = teacher.prompt
-    text = torch.empty(count, tokens, null.text_states.shape[2], device=META)
-    shown = torch.ones(count, tokens, device=META, dtype=torch.bool) if count > 1 else None
-    return PromptBatch(text, shown, None if null.pooled is None else null.pooled.to(META).expand(count, -1))

@@ -5,6 +5,7 @@ weights. A *null prompt* is the text conditioning for sampling without a prompt.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.hashes import weights_sha256
-from magicdistill_core.lora_file import is_lora, load_lora
+from magicdistill_core.layouts.modules import listing
+from magicdistill_core.lora_file import is_lora, load_lora, load_lora_for
 from magicdistill_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = No
     return checkpoint.teacher(i2v_mode)
 
 
-def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
+def merge_lora(base: Path, lora_file: Path, teacher_loras: Sequence[tuple[Path, float]] = ()) -> Checkpoint:
     """Return the weights of a base with a generator LoRA merged into it at weight 1.
 
     The result has the recipe of a complete generator, or of a complete teacher for the LoRA of a fine-tuned teacher. A
@@ -60,6 +62,7 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     Args:
         base: model file or diffusers folder on which the LoRA was trained.
         lora_file: the LoRA.
+        teacher_loras: files and weights of the LoRAs that the training merged into the base first.
 
     Raises:
         CheckpointError: if the LoRA belongs to a base with another sha256, is the fake branch of a training, or does
@@ -88,6 +91,16 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     if recipe is None or recipe.base_hash is None:
         lacking = "no recipe" if recipe is None else "a recipe without the base's sha256"
         logger.warning("%s has %s, so it cannot be checked whether %s is its base", lora_file.name, lacking, base.name)
+    named = [] if recipe is None else [f"{each.name} at {each.weight:g}" for each in recipe.teacher_loras]
+    if named and not teacher_loras:
+        logger.warning(
+            "%s was trained on %s with %s. Without these LoRAs its samples differ from those of the training",
+            lora_file.name,
+            base.name,
+            " and ".join(named),
+        )
+    for file, weight in teacher_loras:
+        theta = with_teacher_lora(theta, file, weight)
     state = merge(theta.state, lora.branches, 1.0, lora_file.name)
     merged = None if recipe is None else whole_recipe(recipe)
     # Without a recipe of the LoRA, the merged weights still take the start image as the base does.
@@ -97,6 +110,46 @@ def merge_lora(base: Path, lora_file: Path) -> Checkpoint:
     captions = lora.captions or theta.captions
     return replace(
         theta, state=state, recipe=merged, null_prompt=prompt, source=source, i2v_mode=mode, captions=captions
+    )
+
+
+def with_teacher_lora(teacher: Checkpoint, lora_file: Path, weight: float) -> Checkpoint:
+    """Return a teacher with a LoRA merged into it, such as a style or an identity.
+
+    Modules of the LoRA that the teacher does not have, such as those of a text encoder, are left out with a warning.
+
+    Args:
+        teacher: the teacher's weights, also on `meta`.
+        lora_file: the LoRA, of any known dialect.
+        weight: factor of the LoRA's change.
+
+    Raises:
+        CheckpointError: if the file is no LoRA, is damaged, or is for another model; or if it is a few-step generator
+            or a fake branch, with which the teacher would be no teacher.
+    """
+    lora = load_lora_for(teacher.architecture, lora_file, teacher.shape.hidden)
+    if lora.recipe is not None and lora.recipe.kind != "teacher_lora":
+        raise CheckpointError(
+            f"{lora_file.name} has a recipe of kind {lora.recipe.kind}. A LoRA of a teacher must keep it a model of "
+            "many steps. Remove it from model.teacher_loras; use LoRAs of a style, of a person, or of `sft`."
+        )
+    if lora.misses:
+        logger.warning(
+            "Modules of %s are left out, because %s has none that they fit: %s",
+            lora_file.name,
+            teacher.source,
+            listing([*lora.misses], 3),
+        )
+    state = merge(teacher.state, lora.branches, weight, lora_file.name)
+    for key, difference in lora.differences.items():
+        base = state[key]
+        state[key] = (base.float() + weight * difference.float().to(base.device)).to(base.dtype)
+    return replace(
+        teacher,
+        state=state,
+        null_prompt=lora.null_prompt or teacher.null_prompt,
+        captions=lora.captions or teacher.captions,
+        source=f"{teacher.source} with {lora_file.name}",
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,6 +14,7 @@ from magicdistill_core.diffusers_folder import weight_files
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.files import write_text
 from magicdistill_core.null_prompt import NULL_TEXT_KEY, load_null_prompt
+from magicdistill_core.recipe import MergedLora
 from magicdistill_core.safetensors_file import read_header, read_metadata
 from magicdistill_core.wrappers import is_pickle_name
 
@@ -21,10 +23,10 @@ from ..config.training import POCKET, TrainConfig
 from ..data.dataset import LatentDataset
 from ..data.dataset_index import DatasetIndex
 from ..distributed import available_device, barrier, beginning_together, is_main
-from ..engines.teacher import teacher_path
+from ..engines.teacher import load_teacher, teacher_path
 from ..methods.batch_prompts import checked_texts
 from ..networks.weights import ENCODE_PROMPT
-from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, run_facts
+from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, TEACHER_LORAS, run_facts
 from . import checkpoints
 from .same_files import check_same, shared_sha256
 
@@ -41,11 +43,13 @@ class Inputs:
         teacher: path of the teacher's model file or diffusers folder.
         teacher_hash: sha256 of the teacher's weights.
         dataset: the opened dataset.
+        teacher_loras: the LoRAs that are merged into the teacher.
     """
 
     teacher: Path
     teacher_hash: str
     dataset: LatentDataset
+    teacher_loras: tuple[MergedLora, ...] = ()
 
 
 def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
@@ -70,7 +74,11 @@ def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
                 "model.precision=auto"
             )
     check_same(f"data.dataset ({config.data.dataset})", dataset_digest(dataset.index))
-    inputs = Inputs(teacher, shared_sha256(teacher), dataset)
+    loras = tuple(
+        MergedLora(name=lora.file.name, sha256=shared_sha256("model.teacher_loras", lora.file), weight=lora.weight)
+        for lora in config.model.teacher_loras
+    )
+    inputs = Inputs(teacher, shared_sha256("model.teacher", teacher), dataset, loras)
     with beginning_together():
         if resume:
             _check_unchanged(config, inputs)
@@ -87,6 +95,11 @@ def _check_files(config: TrainConfig, *, resume: bool) -> tuple[Path, LatentData
     files = weight_files(teacher)
     for file in files:
         _check_exists("model.teacher", file, "Check the path.")
+    for lora in config.model.teacher_loras:
+        _check_exists("model.teacher_loras: file", lora.file, "Check the path.")
+    if config.model.teacher_loras:
+        # Reads only the header of the teacher, and shows whether the LoRAs fit it.
+        load_teacher(config, "meta")
     dataset = LatentDataset(config.data.dataset)
     if config.data.captions:
         checked_texts(dataset)
@@ -142,14 +155,24 @@ def _check_vae(config: TrainConfig) -> None:
         read_metadata(vae)
 
 
-def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | int]:
+def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     return {
         "teacher": str(inputs.teacher.resolve()),
         "teacher_hash": inputs.teacher_hash,
         "mode": config.model.mode,
+        **_lora_facts(config, inputs),
         "samples": len(inputs.dataset),
         _DIGEST: dataset_digest(inputs.dataset.index),
     }
+
+
+def _lora_facts(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
+    """Return the facts about the teacher's LoRAs; none for a run without them, as in earlier versions."""
+    if not inputs.teacher_loras:
+        return {}
+    files = [str(lora.file.resolve()) for lora in config.model.teacher_loras]
+    loras = [lora.model_dump() for lora in inputs.teacher_loras]
+    return {TEACHER_LORAS: [{"file": file} | lora for file, lora in zip(files, loras, strict=True)]}
 
 
 def dataset_digest(index: DatasetIndex) -> str:
@@ -175,9 +198,12 @@ def _check_unchanged(config: TrainConfig, inputs: Inputs) -> None:
     """
     path = config.run / RUN_FILE
     before, now = json.loads(path.read_text(encoding="utf-8")), _facts(config, inputs)
+    for facts in (before, now):
+        facts["loras"] = [[lora["name"], lora["sha256"], lora["weight"]] for lora in facts.get(TEACHER_LORAS, [])]
     dataset = f"a dataset other than {config.data.dataset}"
     for name, what in (
         ("teacher_hash", f"a teacher other than {inputs.teacher}: its sha256 was"),
+        ("loras", "other LoRAs in its teacher: model.teacher_loras (name, sha256, weight) were"),
         ("mode", "another mode: model.mode was"),
         ("samples", f"{dataset}: its number of samples was"),
         (

@@ -9,12 +9,13 @@ from ..distributed import beginning_together, from_all, rank
 from ..folder_lock import boot_id
 
 
-def shared_sha256(path: Path) -> str:
+def shared_sha256(setting: str, path: Path) -> str:
     """Return the sha256 of a model file or a diffusers folder; a collective call.
 
     Each file is read by one process per machine. Reading the 26 GB of a 13B model in every process would take minutes.
 
     Args:
+        setting: the setting that names it, for the message.
         path: the file or folder, which exists on every machine.
 
     Returns:
@@ -33,7 +34,7 @@ def shared_sha256(path: Path) -> str:
         digest = weights_sha256(path) if rank() == reader else None
     digest = from_all(digest)[reader]
     assert digest is not None
-    check_same(f"model.teacher ({path})", digest)
+    check_same(f"{setting} ({path})", digest)
     return digest
 
 

@@ -162,6 +162,7 @@ class Trainer:
             "frames": dataset.frames,
             "fps": dataset.fps,
             "teacher_hash": self.inputs.teacher_hash,
+            "teacher_loras": self.inputs.teacher_loras,
         }
         if self.shape.guidance_embed:
             fields["embedded_guidance"] = self.config.model.embedded_guidance

@@ -111,7 +111,12 @@ def _load_generator(folder: Path, facts: RunFacts, teacher: Path | None) -> Chec
             f"The teacher {base} does not exist. The export merges the LoRA into it. Name the teacher's file with "
             f"--teacher, or export with --format lora."
         )
-    return merge_lora(base, folder / GENERATOR_LORA_FILE)
+    if lost := [file for file, _ in facts.teacher_loras if not file.exists()]:
+        raise CheckpointError(
+            f"The LoRA {lost[0]} does not exist. The training merged it into the teacher, and the export does so too. "
+            "Put the file back, or export with --format lora."
+        )
+    return merge_lora(base, folder / GENERATOR_LORA_FILE, facts.teacher_loras)
 
 
 def _export_lora(run: Path, folder: Path, facts: RunFacts, out: Path, dtype: torch.dtype | None) -> None:

@@ -31,6 +31,7 @@ from ..run_folder import (
     METRICS_FILE,
     REPORT,
     VALIDATION,
+    RunFacts,
     checkpoint_folder,
     checkpoint_updates,
     read_manifest,
@@ -172,13 +173,17 @@ def _status(record: RunRecord) -> str:
     return f"The run was at update {record.last} of {updates} when this report was written."
 
 
+def _teacher(facts: RunFacts) -> str:
+    return " with ".join([str(facts.teacher), *(f"{file.name} at {weight:g}" for file, weight in facts.teacher_loras)])
+
+
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     config, machine = record.config, record.machine
     times = [row["seconds"] for row in record.rows if "seconds" in row and row["step"] > 0]
     precision = f"{config.model.mode}, {config.model.precision}"
     facts = [
         ("Method", f"{config.method.name} ({precision})"),
-        ("Teacher", str(run_facts(record.run).teacher)),
+        ("Teacher", _teacher(run_facts(record.run))),
         ("Dataset", str(config.data.dataset)),
         ("Sampling", f"{config.schedule.steps} steps, shift {config.schedule.shift:g}"),
         ("Samples per update", str(record.global_batch)),
