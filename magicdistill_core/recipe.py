@@ -81,6 +81,12 @@ class Recipe(BaseModel):
     )
     lora_rank: int | None = Field(None, ge=1, description="For a LoRA: rank before q, k and v are fused.")
     lora_alpha: float | None = Field(None, gt=0, description="For a LoRA: alpha before q, k and v are fused.")
+    lora_error: float | None = Field(
+        None, ge=0, description="For an extracted LoRA: relative error of the change of the weights."
+    )
+    lora_velocity_error: float | None = Field(
+        None, ge=0, description="For an extracted LoRA: relative error of the change of the velocities."
+    )
 
     @model_validator(mode="after")
     def _family_is_known(self) -> Self:

@@ -48,7 +48,17 @@ def extract_lora(
     file: Annotated[Path, typer.Argument(help="Complete model file of a trained teacher or generator.")],
     base: Annotated[Path, typer.Option(help="Model file on which the LoRA will be used.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    rank: Annotated[int, typer.Option(min=1, help="Largest rank of a matrix. A higher rank is closer to FILE.")] = 64,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest rank of a matrix; a higher one is closer to FILE. 64 without --energy."),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Share of the squared change that each matrix keeps, such as 0.99; instead of one rank."),
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Dataset on whose samples the error of the velocities is measured.")
+    ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type of the matrices; by default the type of the weights in FILE.")
     ] = None,
@@ -57,7 +67,10 @@ def extract_lora(
     from ..tools.extract_lora import extract_lora as run
     from ..tools.sample import DTYPES
 
-    done = run(file, base, out, rank, None if dtype is None else DTYPES[dtype.value])
+    if rank is None and energy is None:
+        rank = 64
+    chosen = None if dtype is None else DTYPES[dtype.value]
+    done = run(file, base, out, rank, chosen, energy=energy, dataset=dataset)
     show(f"Wrote {out}: {done.summary()}")
 
 

@@ -159,7 +159,9 @@ def whole_recipe(recipe: Recipe) -> Recipe:
     Args:
         recipe: the LoRA's recipe, of kind `generator_lora` or `teacher_lora`.
     """
-    cleared = {"base_hash": None, "base_kind": None, "lora_rank": None, "lora_alpha": None}
+    cleared = dict.fromkeys(
+        ("base_hash", "base_kind", "lora_rank", "lora_alpha", "lora_error", "lora_velocity_error"), None
+    )
     return recipe.model_copy(update={"kind": recipe.kind.removesuffix("_lora"), **cleared})
 
 

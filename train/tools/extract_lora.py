@@ -5,15 +5,15 @@ all weights. A *recipe* is the sampling settings and the origin of the weights.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from magicdistill_core.branch import LowRank
+from magicdistill_core.branch import LowRank, merge
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
-from magicdistill_core.errors import CheckpointError
+from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.hashes import weights_sha256
 from magicdistill_core.layouts.modules import listing
 from magicdistill_core.lora_file import save_lora
@@ -22,6 +22,10 @@ from magicdistill_core.recipe import Recipe
 from magicdistill_core.writable import check_output_file
 
 from ..distributed import available_device
+from .velocity_error import velocity_error
+
+# A LoRA that loses more of the change than this gets a warning.
+CAUTION = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +41,7 @@ class Extracted:
         error: the same for all changed matrices together.
         left_out: changed tensors that a LoRA cannot store: norms, biases, embedders, the last layer.
         left_out_share: their share of the squared change of all tensors.
+        velocity: the relative error of the change of the velocities (see `velocity_error`); None if not measured.
     """
 
     rank: int
@@ -44,37 +49,57 @@ class Extracted:
     error: float
     left_out: list[str]
     left_out_share: float
+    velocity: float | None
 
     def summary(self) -> str:
         """Return the number of matrices and the errors as one line of text."""
         worst = max(self.errors, key=self.errors.__getitem__)
-        return (
-            f"{len(self.errors)} matrices at rank {self.rank}; the change of the weights is off by {self.error:.2%} "
-            f"(at most {self.errors[worst]:.2%}, {worst})"
+        text = (
+            f"{len(self.errors)} matrices of rank {self.rank} at most; the change of the weights is off by "
+            f"{self.error:.2%} (at most {self.errors[worst]:.2%}, {worst})"
         )
+        return text if self.velocity is None else f"{text}; the change of the velocities is off by {self.velocity:.2%}"
 
 
-def extract_lora(tuned: Path, base: Path, out: Path, rank: int, dtype: torch.dtype | None = None) -> Extracted:
+def extract_lora(
+    tuned: Path,
+    base: Path,
+    out: Path,
+    rank: int | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    energy: float | None = None,
+    dataset: Path | None = None,
+) -> Extracted:
     """Write a LoRA that turns one model into another, by a truncated singular value decomposition of each matrix.
 
     Before it is rounded to `dtype`, no other LoRA of this rank is closer to the change of the matrices of the blocks.
-    Recipe, null prompt and captions are those of the tuned model. The decompositions run on the GPU if there is one.
+    Recipe, null prompt and captions are those of the tuned model; the recipe also has the errors. The decompositions
+    run on the GPU if there is one.
 
     Args:
         tuned: model file or diffusers folder of the trained model, with a recipe.
         base: model file or diffusers folder of the model on which the LoRA is used.
         out: the file to write.
-        rank: largest rank of a matrix.
+        rank: largest rank of a matrix; None is no limit.
         dtype: data type of the stored matrices; None is that of the tuned weights.
+        energy: share of the squared change of each matrix that its rank must keep, above 0 and up to 1; None keeps
+            `rank` singular values of each.
+        dataset: a prepared dataset, on whose samples the error of the velocities is measured; None does not measure it.
 
     Returns:
-        The errors, and what is left out; a warning says the latter too.
+        The errors, and what is left out. Warnings say the latter, and that the errors are large.
 
     Raises:
+        ConfigError: if neither a rank nor an energy is given, or the energy is no share.
         CheckpointError: if a file is unusable, the tuned model has no recipe, the two differ in their architecture or
             sizes, a weight is not a finite number, or no matrix of the blocks differs.
         OutputError: if `out` cannot be written.
     """
+    if rank is None and energy is None:
+        raise ConfigError("Neither a rank nor an energy is given. Give one of them, such as rank 64 or energy 0.99.")
+    if energy is not None and not 0 < energy <= 1:
+        raise ConfigError(f"The energy is {energy:g}, expected a share above 0 and up to 1. Use 0.99, for example.")
     check_output_file(out)
     if out.suffix != ".safetensors":
         raise CheckpointError(f"The LoRA's file name is {out.name}. Expected a name that ends in .safetensors.")
@@ -100,7 +125,7 @@ def extract_lora(tuned: Path, base: Path, out: Path, rank: int, dtype: torch.dty
             outside += size
             continue
         name = key.removesuffix(".weight")
-        branches[name] = _truncated(change, rank, dtype or weight.dtype)
+        branches[name] = _truncated(change, rank, energy, dtype or weight.dtype)
         missed = _square(change - branches[name].delta(1.0))
         errors[name] = (missed / size) ** 0.5
         lost, changed = lost + missed, changed + size
@@ -109,8 +134,15 @@ def extract_lora(tuned: Path, base: Path, out: Path, rank: int, dtype: torch.dty
             f"No matrix in the blocks of {after.source} differs from {before.source}, so there is nothing to extract. "
             f"Name the trained model first, and the model that it was trained from as the base."
         )
+    error, velocity = (lost / changed) ** 0.5, None
+    if dataset is not None:
+        approximation = replace(before, state=merge(before.state, branches, 1.0), null_prompt=after.null_prompt)
+        velocity = velocity_error(approximation, after, before, recipe, dataset)
+    recipe = recipe.model_copy(update={"lora_error": round(error, 6), "lora_velocity_error": velocity})
     save_lora(out, branches, recipe, after.null_prompt, after.captions)
     share = outside / (outside + changed)
+    largest = max(branch.rank for branch in branches.values())
+    _caution(error if velocity is None else velocity, "weights" if velocity is None else "velocities", largest)
     if left_out:
         logger.warning(
             "%d changed tensors are not in the LoRA, because they are no matrices of the blocks: %s. They have %.2f %% "
@@ -119,7 +151,18 @@ def extract_lora(tuned: Path, base: Path, out: Path, rank: int, dtype: torch.dty
             listing(left_out, 3),
             100 * share,
         )
-    return Extracted(max(b.rank for b in branches.values()), errors, (lost / changed) ** 0.5, left_out, share)
+    return Extracted(largest, errors, error, left_out, share, velocity)
+
+
+def _caution(error: float, what: str, rank: int) -> None:
+    if error > CAUTION:
+        logger.warning(
+            "The LoRA loses %.0f %% of the change of the %s, so its videos may differ visibly from those of the "
+            "trained model. Use a higher --rank (now %d) or --energy, and compare samples",
+            100 * error,
+            what,
+            rank,
+        )
 
 
 def _lora_recipe(after: Checkpoint, before: Checkpoint, base: Path) -> Recipe:
@@ -152,10 +195,14 @@ def _lora_recipe(after: Checkpoint, before: Checkpoint, base: Path) -> Recipe:
     )
 
 
-def _truncated(change: Tensor, rank: int, dtype: torch.dtype) -> LowRank:
+def _truncated(change: Tensor, rank: int | None, energy: float | None, dtype: torch.dtype) -> LowRank:
     """Return the closest matrix of a rank, with the singular values shared equally between both factors."""
     left, values, right = torch.linalg.svd(change.to(available_device()), full_matrices=False)
-    kept = min(rank, len(values))
+    kept = len(values) if rank is None else min(rank, len(values))
+    if energy is not None:
+        squares = values.double().square().cumsum(0)
+        # Rounding must not ask for more than all of them.
+        kept = min(kept, int((squares < energy * squares[-1] * (1 - 1e-12)).sum()) + 1)
     root = values[:kept].sqrt()
     down, up = root[:, None] * right[:kept], left[:, :kept] * root
     return LowRank(down.to("cpu", dtype).contiguous(), up.to("cpu", dtype).contiguous(), alpha=float(kept))

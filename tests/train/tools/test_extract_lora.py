@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,11 +11,15 @@ from torch import Tensor
 
 from magicdistill_core.branch import LowRank, merge
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from magicdistill_core.errors import CheckpointError, OutputError
+from magicdistill_core.errors import CheckpointError, ConfigError, OutputError
+from magicdistill_core.families.base import StartImage
+from magicdistill_core.families.hunyuan_video import CONCAT
 from magicdistill_core.hashes import file_sha256
 from magicdistill_core.lora_file import load_lora
 from magicdistill_core.recipe import Recipe
 from tests.makers import file_state, hunyuan_shape, random_prompt
+from train.data.dataset import LatentDataset
+from train.networks.network import load_network, network_velocity
 from train.networks.weights import merge_lora
 from train.tools.extract_lora import extract_lora
 
@@ -129,3 +134,73 @@ def test_models_that_do_not_fit_are_refused(
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
         extract_lora(twice_tuned, teacher_file, tmp_path / "lora.pt", rank=2)
     assert not out.exists()
+
+
+def test_an_energy_chooses_the_rank_of_each_matrix(
+    tmp_path: Path, teacher: Checkpoint, teacher_file: Path, twice_tuned: Path
+) -> None:
+    """The smallest rank whose squared singular values are at least this share of all, computed with NumPy."""
+    tuned = load_checkpoint(twice_tuned).state
+    for energy in (0.3, 0.8, 0.95):
+        extract_lora(twice_tuned, teacher_file, tmp_path / "lora.safetensors", energy=energy)
+        for name, found in load_lora(tmp_path / "lora.safetensors", 128).branches.items():
+            change = (tuned[f"{name}.weight"] - teacher.state[f"{name}.weight"]).double().numpy()
+            squares = np.linalg.svd(change, compute_uv=False) ** 2
+            shares = np.cumsum(squares) / squares.sum()
+            assert found.rank == int(np.argmax(shares >= energy)) + 1
+    # Everything: the rank of the change, and the rounding errors of its float32 values.
+    assert extract_lora(twice_tuned, teacher_file, tmp_path / "all.safetensors", energy=1.0).error < 1e-5
+    limited = extract_lora(twice_tuned, teacher_file, tmp_path / "limited.safetensors", 2, energy=0.999)
+    assert limited.rank == 2
+    for energy in (0.0, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=r"energy is .* share"):
+            extract_lora(twice_tuned, teacher_file, tmp_path / "no.safetensors", energy=energy)
+    with pytest.raises(ConfigError, match="Neither a rank nor an energy"):
+        extract_lora(twice_tuned, teacher_file, tmp_path / "no.safetensors")
+
+
+def test_the_error_of_the_velocities_is_measured_and_stored(
+    tmp_path: Path,
+    teacher: Checkpoint,
+    teacher_file: Path,
+    twice_tuned: Path,
+    dataset_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "lora.safetensors"
+    with caplog.at_level(logging.WARNING):
+        done = extract_lora(twice_tuned, teacher_file, out, rank=2, dataset=dataset_folder)
+    recipe = load_lora(out, 128).recipe
+    assert recipe is not None
+    assert recipe.lora_error == pytest.approx(done.error, abs=1e-6)
+    assert recipe.lora_velocity_error == done.velocity
+    assert done.velocity is not None
+    assert 0.05 < done.velocity < 1
+    assert f"loses {100 * done.velocity:.0f} % of the change of the velocities" in caplog.text
+    assert f"velocities is off by {done.velocity:.2%}" in done.summary()
+    merged = merge_lora(teacher_file, out)
+    assert merged.recipe is not None
+    assert (merged.recipe.lora_error, merged.recipe.lora_velocity_error) == (None, None)
+
+    # Computed anew, sample by sample, with the networks of the three files.
+    tuned, data = load_checkpoint(twice_tuned), LatentDataset(dataset_folder)
+    networks = {name: load_network(each) for name, each in {"tuned": tuned, "base": teacher, "lora": merged}.items()}
+    prompt, noise = random_prompt(seed=9), torch.randn(4, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    squares = {"base": 0.0, "lora": 0.0}
+    for number in range(4):
+        latents = data.latents([number]).float()
+        condition = CONCAT.condition(StartImage(latents[:, :, :1]), 2)
+        for level in (1.0, 0.9375, 5 / 6, 0.625):
+            sigma = torch.tensor([level])
+            x = (1 - level) * latents + level * noise[number : number + 1]
+            with torch.no_grad():
+                found = {name: network_velocity(each, condition, prompt)(x, sigma) for name, each in networks.items()}
+            for name in squares:
+                squares[name] += float((found[name] - found["tuned"]).square().sum())
+    assert done.velocity == pytest.approx((squares["lora"] / squares["base"]) ** 0.5, rel=1e-3)
+
+    caplog.clear()
+    exact = extract_lora(twice_tuned, teacher_file, out, rank=5, dataset=dataset_folder)
+    assert exact.velocity is not None
+    assert exact.velocity < 1e-3
+    assert not caplog.text
