@@ -67,6 +67,9 @@ def sample(
         Dtype | None, typer.Option(help="Precision of the network; by default bf16 on a GPU, fp32 on a CPU.")
     ] = None,
     device: DeviceOption = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network; faster for many steps or segments of a large one.")
+    ] = False,
     seconds: Annotated[
         float | None,
         typer.Option(
@@ -148,6 +151,7 @@ def sample(
         "dropped_frames": dropped_frames,
         "precision": None if precision is None else precision.value,
         "device": device_of(device),
+        "compiled": compiled,
     }
     prompts, captions = prompt or [], caption or []
     if seconds is not None:

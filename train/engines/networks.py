@@ -22,6 +22,7 @@ from magicdistill_core.objectives.adversarial import Logits
 from ..config.methods import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from ..config.sections import SEEDS, OptimizerConfig
 from ..config.training import TrainConfig
+from ..networks.compiling import compile_blocks
 from ..networks.discriminator import Discriminator
 from ..networks.network import load_network
 from ..networks.prompts import Conditioning
@@ -190,6 +191,8 @@ def build_networks(
         generator_network, role = RoleNetwork(student, prompt, negative, guidance), BASE
     for network in {id(n): n for n in (base, generator_network.transformer) if n is not None}.values():
         network.train()
+        if model.compile and device.type != "meta":
+            compile_blocks(network)
         if model.activation_checkpointing:
             checkpoint_activations(network, model.keep_attention)
     generator = factories.network(generator_network, trained, config, config.generator_optimizer)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -58,11 +59,21 @@ class Role:
 
 BASE = Role()
 
+# For each layer: the names of the active branches, and the scale of each branch by name.
+State = list[tuple[list[str], dict[str, Tensor]]]
+
+
+@lru_cache(maxsize=64)
+def _scale(weight: float, alpha: float, rank: int) -> Tensor:
+    # On the CPU: an operation on a GPU takes one number from there as it takes a number of Python.
+    return torch.tensor(branch_scale(weight, alpha, rank))
+
 
 class RoleSwitch:
     """The active branch and its scale in the peft layers of a transformer or block, to read and to change.
 
     A *state* is a list with one pair per layer: the names of the active branches, and the scale of each branch by name.
+    A scale is a tensor with one number: compiled blocks then need no new graph for another scale.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -73,21 +84,19 @@ class RoleSwitch:
         """
         self.layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
-    def state(self) -> list[tuple[list[str], dict[str, float]]]:
+    def state(self) -> State:
         """Return the active branches and the scales of each layer now."""
         return [(list(layer.active_adapters), dict(layer.scaling)) for layer in self.layers]
 
-    def state_of(self, role: Role) -> list[tuple[list[str], dict[str, float]]]:
+    def state_of(self, role: Role) -> State:
         """Return the state of the layers in `role`. At weight 0 no branch is active, so none is computed."""
         if role.adapter is None or role.weight == 0:
             return [([], {}) for _ in self.layers]
         name = role.adapter
-        return [
-            ([name], {name: branch_scale(role.weight, layer.lora_alpha[name], layer.r[name])}) for layer in self.layers
-        ]
+        return [([name], {name: _scale(role.weight, layer.lora_alpha[name], layer.r[name])}) for layer in self.layers]
 
     @contextmanager
-    def held(self, state: list[tuple[list[str], dict[str, float]]]) -> Iterator[None]:
+    def held(self, state: State) -> Iterator[None]:
         """Set the layers to a state within the context, and restore their previous state afterwards.
 
         Args:
@@ -100,7 +109,7 @@ class RoleSwitch:
         finally:
             self._set(before)
 
-    def _set(self, state: list[tuple[list[str], dict[str, float]]]) -> None:
+    def _set(self, state: State) -> None:
         for layer, (active, scaling) in zip(self.layers, state, strict=True):
             # Not peft's `set_adapter`, because it changes requires_grad, which breaks ZeRO's backward.
             layer._active_adapter = active

@@ -37,22 +37,22 @@ class Times:
         return sum(self.communication[role] for role in order)
 
 
-def seconds(work: WorkCount, gpu: Gpu, reached: Reached = REACHED) -> float:
+def seconds(work: WorkCount, gpu: Gpu, reached: Reached = REACHED, *, compiled: bool = False) -> float:
     """Return the seconds in which one GPU does an amount of work.
 
     Args:
         work: the work.
         gpu: the GPU.
         reached: the shares of its speeds that are reached.
+        compiled: whether the blocks of the networks are compiled.
     """
     flops = 1e12 * gpu.tflops
-    busy = (
-        work.products / (reached.products * flops)
-        + work.attention / (reached.attention * flops)
-        + work.attention_backward / (reached.attention_backward * flops)
-        + work.moved / (reached.moved * 1e9 * gpu.bandwidth)
-    )
-    return max(busy, reached.seconds_per_operation * work.operations)
+    attention = work.attention / reached.attention + work.attention_backward / reached.attention_backward
+    rest = work.products / (reached.products * flops) + work.moved / (reached.moved * 1e9 * gpu.bandwidth)
+    if compiled:
+        # Few operations are left, so Python is no limit.
+        return attention / flops + reached.compiled * rest
+    return max(attention / flops + rest, reached.seconds_per_operation * work.operations)
 
 
 def times_of(simulation: Simulation, config: TrainConfig, machines: Machines) -> Times:
@@ -66,7 +66,7 @@ def times_of(simulation: Simulation, config: TrainConfig, machines: Machines) ->
         config: the simulated configuration, or one with other settings of ZeRO or accumulation.
         machines: the GPUs.
     """
-    stage, gpu = config.zero.stage, machines.gpu
+    stage, gpu, compiled = config.zero.stage, machines.gpu, config.model.compile
     more_steps = (config.schedule.steps - 1) / 2
     others = (machines.count - 1) / machines.count
     updates, communication = {}, {}
@@ -74,11 +74,11 @@ def times_of(simulation: Simulation, config: TrainConfig, machines: Machines) ->
     for role, update in simulation.updates.items():
         work = (update.work + simulation.sampling_step * (more_steps * update.rollouts)) * config.data.accumulation
         share = trained[role] / (machines.count if stage >= 1 else 1)
-        updates[role] = seconds(work, gpu) + share * _BYTES_OF_A_STEP / (1e9 * gpu.bandwidth)
+        updates[role] = seconds(work, gpu, compiled=compiled) + share * _BYTES_OF_A_STEP / (1e9 * gpu.bandwidth)
         # The sums of gradients to their owner, and new weights back. At stage 3 weights come with each use instead.
         sent = trained[role] * _BF16_BYTES * (1 if stage == 3 else 2) + (work.weights if stage == 3 else 0)
         communication[role] = others * sent / (1e9 * machines.link)
-    step = seconds(simulation.sampling_step, gpu)
+    step = seconds(simulation.sampling_step, gpu, compiled=compiled)
     if stage == 3:
         step += others * simulation.sampling_step.weights / (1e9 * machines.link)
     return Times(updates, communication, step / config.data.micro_batch)

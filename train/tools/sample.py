@@ -33,6 +33,7 @@ from magicdistill_core.writable import check_output_file
 
 from ..data.start_images import StartImageEncoder, load_start_images
 from ..data.vae import Vae, load_vae
+from ..networks.compiling import compile_blocks
 from ..networks.network import load_network
 from ..networks.sampling import generate
 from ..networks.weights import load_weights, null_prompt_of
@@ -218,6 +219,7 @@ def load_model(
     i2v_mode: str | None = None,
     precision: Precision | None = None,
     device: torch.device | str = "cpu",
+    compiled: bool = False,
     **settings: Any,
 ) -> LoadedModel:
     """Load a model file with its VAE.
@@ -231,6 +233,7 @@ def load_model(
             determine it; else None.
         precision: precision of the network's computations; None means fp32 on a CPU and bf16 elsewhere.
         device: device of the network, the VAE and the image encoder.
+        compiled: whether to compile the network's blocks, at their first call.
         settings: as for `resolve_settings`; a missing one takes the recipe's value.
 
     Raises:
@@ -246,6 +249,8 @@ def load_model(
         )
     encoder = load_start_images(decoder, image_encoder, device)
     network = load_network(checkpoint, DTYPES[precision or usual_precision(device)], device)
+    if compiled:
+        compile_blocks(network)
     return LoadedModel(checkpoint, resolved, network, decoder, encoder)
 
 

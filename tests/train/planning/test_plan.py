@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.__main__ import TIMES_PAGE
+from benchmarks.__main__ import RESULTS, TIMES_PAGE
 from benchmarks.cases.iteration import PRESET
 from benchmarks.memory import CASES
-from benchmarks.sizes import forward_flops
+from benchmarks.runs import together
+from benchmarks.sizes import FULL_SIZES, attention_flops, forward_flops
+from benchmarks.store import Store
 from magicdistill_core.checkpoint import load_checkpoint
 from train.config.methods import DISCRIMINATOR, FAKE, GENERATOR
 from train.config.reading import load_config
@@ -132,8 +134,9 @@ def test_disk_is_that_of_a_real_checkpoint(mode: str, configure: Callable[..., T
     config = configure("model.precision=fp32", f"model.mode={mode}", "updates=1", "generator_ema={decay: 0.9}")
     train(config)
     (manifest,) = manifests(config.run).values()
-    found = checkpoint_bytes(simulate(config, CLIPS), config)
-    assert found == pytest.approx(sum(file.bytes for file in manifest.files.values()), rel=0.05)
+    found, written = checkpoint_bytes(simulate(config, CLIPS), config), sum(f.bytes for f in manifest.files.values())
+    # The names of tensors in the files' headers, and the null prompt.
+    assert 0 <= written - found < 250_000
 
 
 def test_suggested_changes_are_plans_that_help(configure: Callable[..., TrainConfig]) -> None:
@@ -197,6 +200,23 @@ def test_the_command_prints_the_plan_and_the_changes(
     status, _, err = magicdistill("plan", tmp_path / "config.yaml", "--gpu", "h900", *clips)
     assert status == 2
     assert "h900" in err
+
+
+def test_compiled_blocks_save_what_they_saved_on_a_gpu(
+    simulation: Simulation, configure: Callable[..., TrainConfig]
+) -> None:
+    """Attention takes the same time; the rest of a forward takes a share that one measurement gave."""
+    clip, shape = FULL_SIZES.medium, FULL_SIZES.shape
+    cases = [f"compiled blocks, {clip.name}: {kind}" for kind in ("eager", "compiled")]
+    rows = together([Store(path).read() for path in RESULTS.glob("*.json")], "forward", *cases)
+    eager, compiled = (row["seconds"] for row in rows)
+    blocks = shape.double_blocks + shape.single_blocks
+    flops = blocks * attention_flops(shape.hidden, clip.tokens + FULL_SIZES.text_tokens)
+    attention = flops / (REACHED.attention * 989e12)
+    assert REACHED.compiled == pytest.approx((compiled - attention) / (eager - attention), abs=0.01)
+    machines = Machines(GPU, 1, 50)
+    plain, faster = (times_of(simulation, configure(*each), machines) for each in ([], ["model.compile=true"]))
+    assert all(faster.updates[role] < plain.updates[role] for role in plain.updates)
 
 
 def test_the_page_agrees_with_what_was_measured() -> None:
