@@ -53,8 +53,9 @@ machine of {node} H100, {network:g} GB/s between machines). It is added, as if n
 measured on several GPUs. The numbers do not include loading, writing checkpoints, decoding of validation samples, and
 measurements of the signal.
 """
-_CHECKED = """The times were measured on one H200 ([performance](performance.md)). The shares below were fitted to the
-rows of single calls, and the updates and iterations follow from them. `bare`: a network call alone.
+_CHECKED = """The times were measured on one H200 ([performance](performance.md)), most of them once. The shares below were
+fitted to the rows of single calls, and the updates and iterations follow from them. `bare`: a network call alone. The
+rows differ by {most:.0%} at most.
 """
 
 
@@ -85,7 +86,7 @@ def times_page(documents: Sequence[Document]) -> str:
         "",
         "## Computed and measured",
         "",
-        _CHECKED,
+        _CHECKED.format(most=max(abs(float(row["computed / measured"]) - 1) for row in checks)),
         *table(checks),
         "",
         "| share of a speed that is reached | used | fitted to these rows |",

@@ -43,9 +43,7 @@ GPUS = (
 class Reached:
     """Shares of a GPU's speeds that the trainer's networks reach.
 
-    The values were fitted to the times of 13B networks on an H200 (`python -m benchmarks times`, docs/time.md). An
-    operation that the count takes for a full read of the memory often finds its input in a cache, so the share of the
-    bandwidth can exceed 1.
+    The values were fitted to the times of 13B networks on an H200 (`python -m benchmarks times`, docs/time.md).
 
     Attributes:
         products: of `tflops`, in matrix products.
@@ -57,11 +55,11 @@ class Reached:
         seconds_per_operation: time in which Python starts one operation. Networks on small clips take this time.
     """
 
-    products: float = 0.440
-    attention: float = 0.606
-    attention_backward: float = 0.537
-    moved: float = 1.09
-    compiled: float = 0.634
+    products: float = 0.575
+    attention: float = 0.584
+    attention_backward: float = 0.545
+    moved: float = 0.708
+    compiled: float = 0.626
     seconds_per_operation: float = 1.5e-5
 
 
