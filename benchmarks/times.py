@@ -53,9 +53,9 @@ machine of {node} H100, {network:g} GB/s between machines). It is added, as if n
 measured on several GPUs. The numbers do not include loading, writing checkpoints, decoding of validation samples, and
 measurements of the signal.
 """
-_CHECKED = """The times were measured on one H200 ([performance](performance.md)), most of them once. The shares below were
-fitted to the rows of single calls, and the updates and iterations follow from them. `bare`: a network call alone. The
-rows differ by {most:.0%} at most.
+_CHECKED = """The times were measured on one H200 ([performance](performance.md)), most of them once. The shares below
+were fitted to the rows of single calls, and the updates and iterations follow from them. `bare`: a network call alone.
+The rows differ by {most:.0%} at most.
 """
 
 
