@@ -19,11 +19,13 @@ from magicdistill_core.families.base import StartImage
 from ..config.training import TrainConfig
 from ..data.dataset import LatentDataset
 from ..data.dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, sample_shapes
+from ..distributed import ContextGroup
 from ..engines.engine import Engine, NetworkCalls, NetworkEngine, deepspeed_config, has_fp32_gradients
 from ..engines.networks import Factories, Networks, build_networks
 from ..engines.teacher import Teacher
 from ..methods import build_method
 from ..methods.draws import Draws
+from ..networks.context_parallel import check_degree
 from ..networks.discriminator import Discriminator
 from ..networks.prompts import PromptBatch
 from ..networks.roles import RoleNetwork
@@ -192,9 +194,10 @@ def memory_of(
         The bytes on each GPU, by use.
 
     Raises:
-        ConfigError: if the method does not suit the teacher.
+        ConfigError: if the method does not suit the teacher, or `context_parallel` the teacher or `gpus`.
     """
-    factories = Factories(_NetworkEngine, _DiscriminatorEngine, _FrozenNetwork)
+    check_degree(config.context_parallel, gpus, teacher.checkpoint.shape.heads, teacher.checkpoint.source)
+    factories = Factories(_NetworkEngine, _DiscriminatorEngine, _FrozenNetwork, _context_group)
     networks = build_networks(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, factories)
     stage = config.zero.stage
     modules, discriminators = _modules(networks)
@@ -234,6 +237,11 @@ def log_memory(memory: Memory, capacity: int) -> None:
         needed,
         capacity / 1e9,
     )
+
+
+def _context_group(size: int) -> ContextGroup | None:
+    """Return a group without processes, in which the first process has the most tokens."""
+    return None if size == 1 else ContextGroup(size, 0, None)
 
 
 def _share(number: int, parts: int) -> int:

@@ -21,11 +21,12 @@ from ..data.read_ahead import ReadAhead
 from ..distributed import (
     beginning_together,
     bound_waiting,
+    data_rank,
+    data_size,
     first_error,
     init_distributed,
     is_main,
     mean_over_processes,
-    rank,
     world_size,
 )
 from ..engines.ema import GeneratorEma
@@ -113,6 +114,7 @@ class Trainer:
                 self.device,
                 config.data.micro_batch,
                 self.prompts,
+                config.context_parallel,
             )
             if is_main():
                 self._log_memory(loaded)
@@ -311,10 +313,11 @@ class Trainer:
         """Read this process's part of a micro-batch.
 
         The positions of the global batch are split into micro-batches first, and each micro-batch among the processes.
+        Those that share their samples (`context_parallel`) have the same part, and so the same draws.
         """
-        data = self.config.data
-        width = data.micro_batch * world_size()
-        first = micro * width + rank() * data.micro_batch
+        data, context = self.config.data, self.config.context_parallel
+        width = data.micro_batch * data_size(context)
+        first = micro * width + data_rank(context) * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
         samples = self.training_samples
 
