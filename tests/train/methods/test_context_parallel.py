@@ -4,6 +4,7 @@ The clips have 9 video tokens, so the two shards differ. Losses and gradient nor
 scale, and the trained weights after two updates.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,48 @@ def test_two_processes_that_share_their_samples_equal_one(trained: Callable[...,
     alone, shared = trained(list(CASES), "alone", 1, 1), trained(list(CASES), "shared", 2, 2)
     for found, expected in zip(shared, alone, strict=True):
         assert_equal(found, expected)
+
+
+@pytest.mark.timeout(600)
+def test_two_pairs_of_processes_validate_and_train_as_one_process(trained: Callable[..., list[Path]]) -> None:
+    """Also without ZeRO, and with the average of the weights."""
+    sections = {
+        "validation": {"every": 2, "samples": 3, "seeds": 2},
+        "zero": {"stage": 0},
+        "generator_ema": {"decay": 0.5},
+    }
+    (alone,), (shared,) = trained(["dmd2"], "alone", 1, 1, **sections), trained(["dmd2"], "pairs", 4, 2, **sections)
+    assert_equal(shared, alone)
+    measured, expected = (json_lines(run / "validation.jsonl") for run in (shared, alone))
+    assert measured == [pytest.approx(row, rel=1e-3, abs=1e-4) for row in expected]
+    assert [row["step"] for row in measured] == [0, 2]
+
+
+@pytest.mark.timeout(600)
+def test_a_run_continues_equally_at_another_degree(trained: Callable[..., list[Path]]) -> None:
+    """From one process, to two that share their samples, at ZeRO-3."""
+    (whole,) = trained(["w2s"], "whole", 1, 1)
+    parts = whole.with_name("w2s-parts")
+    shutil.copytree(whole, parts)
+    (parts / "checkpoints" / "latest").write_text("step-000001")
+    (found,) = trained(["w2s"], "parts", 2, 2, "--resume", zero={"stage": 3})
+    assert_equal(found, whole)
+    resumed = json_lines(parts / "events.jsonl")[-3:]
+    assert any(event.get("changed", {}).get("context_parallel") == [1, 2] for event in resumed), resumed
+
+
+@pytest.mark.parametrize(
+    ("teacher", "degree", "says"),
+    [("wan", 4, "has 2 attention heads"), ("wan", 3, "has 4 processes")],
+)
+def test_a_degree_that_does_not_divide_is_refused_before_anything_is_loaded(
+    teacher: str, degree: int, says: str, tmp_path: Path, tiny_config: Callable, live: Callable, inputs: Mapping
+) -> None:
+    tree = tiny_config(tmp_path / "run", context_parallel=degree)
+    tree["model"]["teacher"], tree["data"]["dataset"] = inputs[teacher], inputs["wan clips"]
+    refused = live(tree, processes=4)
+    assert set(refused.codes) == {2}
+    assert says in refused.said
+    assert f"context_parallel is {degree}" in refused.said
+    assert "allow 1, 2." in refused.said
+    assert not (tmp_path / "run" / "checkpoints").exists()
