@@ -10,9 +10,10 @@ Mode `lora`: the generator branch, the fake branch, the real score and the teach
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.families.base import NullPrompt
@@ -174,8 +175,8 @@ def build_networks(
     start, pair_generator = teacher, None
     group = factories.context(config.context_parallel)
 
-    def load(checkpoint: Checkpoint) -> nn.Module:
-        network: nn.Module = load_network(checkpoint, dtype, device)
+    def load(checkpoint: Checkpoint) -> Any:
+        network = load_network(checkpoint, dtype, device)
         if group is not None:
             kind_of(network).share(network, group)
         return network

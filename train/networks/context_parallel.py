@@ -136,7 +136,7 @@ class _Exchange(torch.autograd.Function):
         return _all_to_all(x, group)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _all_to_all(gradient, context.group), None
 
 
@@ -151,6 +151,6 @@ class _Cut(torch.autograd.Function):
         return F.pad(own, (0, 0, 0, shard - own.shape[1])) if own.shape[1] < shard else own.clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         with torch.no_grad():
             return gather(gradient / context.group.size, context.tokens, context.group), None

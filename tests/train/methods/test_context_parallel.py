@@ -34,9 +34,7 @@ DISCRIMINATOR = {"optimizer": {"lr": 1e-3}, "weight": 0.5, "r1": 1.0}
 def dataset(folder: Path, family: Family, captions: bool = False) -> Path:
     """Random latents, for HunyuanVideo on request with captions of different lengths."""
     texts = TextIndex(encoder_sha256="ab" * 32, template=MAGIC141) if captions else None
-    index = DatasetIndex(
-        **SIZE, family=family.architecture.name, vae_sha256="0" * 64, dtype="float32", texts=texts
-    )
+    index = DatasetIndex(**SIZE, family=family.architecture.name, vae_sha256="0" * 64, dtype="float32", texts=texts)
     generator = torch.Generator().manual_seed(1)
     with LatentWriter(folder, index) as writer:
         for number in range(4):

@@ -28,12 +28,11 @@ from train.networks.families import kind_of
 from train.networks.prompts import Captioned, stack_prompts
 from train.networks.roles import BASE, Role, RoleNetwork, add_branch, checkpoint_activations
 
-heads = 1
 FAMILIES = {"concat": CONCAT, "token_replace": TOKEN_REPLACE, "wan": IMAGE_TO_VIDEO}
 Values = dict[str, Tensor]
 
 
-def network_of(family: Family, group: ContextGroup | None) -> Any:
+def network_of(family: Family, heads: int, group: ContextGroup | None) -> Any:
     """A network of one family, with one block of each kind."""
     hidden = 128 * heads
     if family is IMAGE_TO_VIDEO:
@@ -60,10 +59,10 @@ def computed(module: nn.Module, x: Tensor, output: Tensor, share: int) -> Values
     return values
 
 
-def velocities(name: str, group: ContextGroup | None, captions: bool) -> Values:
+def velocities(name: str, heads: int, group: ContextGroup | None, captions: bool) -> Values:
     """The velocity of a network all of whose weights are trained, with ragged prompts or one prompt."""
     family = FAMILIES[name]
-    network = network_of(family, group)
+    network = network_of(family, heads, group)
     prompts = ragged_prompts(pooled_dim=None if name == "wan" else 768)
     x, sigma, condition = batch_of(family)
     given: Any = Captioned(condition, stack_prompts(prompts)) if captions else condition
@@ -71,9 +70,9 @@ def velocities(name: str, group: ContextGroup | None, captions: bool) -> Values:
     return computed(network, x, output, world_size())
 
 
-def branch(name: str, group: ContextGroup | None, keep_attention: bool) -> Values:
+def branch(name: str, heads: int, group: ContextGroup | None, keep_attention: bool) -> Values:
     """The velocity of a frozen network with a branch and recomputed activations."""
-    network = network_of(FAMILIES[name], group)
+    network = network_of(FAMILIES[name], heads, group)
     add_branch(network, "fake", 4, 8.0, seed=3)
     generator = torch.Generator().manual_seed(4)
     for key, parameter in network.named_parameters():
@@ -86,9 +85,9 @@ def branch(name: str, group: ContextGroup | None, keep_attention: bool) -> Value
     return computed(network, x, output, world_size())
 
 
-def logits(name: str, group: ContextGroup | None, recompute: bool) -> Values:
+def logits(name: str, heads: int, group: ContextGroup | None, recompute: bool) -> Values:
     """The discriminator's logits on features of a frozen network, with ragged prompts."""
-    network = network_of(FAMILIES[name], group).requires_grad_(False)
+    network = network_of(FAMILIES[name], heads, group).requires_grad_(False)
     discriminator = Discriminator(network, seed=5, recompute=recompute)
     x, sigma, condition = batch_of(FAMILIES[name])
     prompts = ragged_prompts()
@@ -97,14 +96,14 @@ def logits(name: str, group: ContextGroup | None, recompute: bool) -> Values:
     return computed(discriminator, x, discriminator(features), world_size())
 
 
-CASES: dict[str, Callable[[ContextGroup | None], Values]] = {
-    "concat ragged": lambda group: velocities("concat", group, captions=True),
-    "token_replace": lambda group: velocities("token_replace", group, captions=False),
-    "wan ragged": lambda group: velocities("wan", group, captions=True),
-    "concat branch": lambda group: branch("concat", group, keep_attention=False),
-    "token_replace branch": lambda group: branch("token_replace", group, keep_attention=True),
-    "concat logits": lambda group: logits("concat", group, recompute=False),
-    "token_replace logits": lambda group: logits("token_replace", group, recompute=True),
+CASES: dict[str, Callable[[int, ContextGroup | None], Values]] = {
+    "concat ragged": lambda heads, group: velocities("concat", heads, group, captions=True),
+    "token_replace": lambda heads, group: velocities("token_replace", heads, group, captions=False),
+    "wan ragged": lambda heads, group: velocities("wan", heads, group, captions=True),
+    "concat branch": lambda heads, group: branch("concat", heads, group, keep_attention=False),
+    "token_replace branch": lambda heads, group: branch("token_replace", heads, group, keep_attention=True),
+    "concat logits": lambda heads, group: logits("concat", heads, group, recompute=False),
+    "token_replace logits": lambda heads, group: logits("token_replace", heads, group, recompute=True),
 }
 # By the number of processes.
 CHOSEN = {2: tuple(CASES), 4: ("concat ragged", "token_replace", "token_replace logits")}
@@ -112,9 +111,7 @@ CHOSEN = {2: tuple(CASES), 4: ("concat ragged", "token_replace", "token_replace 
 
 def results(group: ContextGroup | None, size: int) -> dict[str, Values]:
     """The results of the cases for `size` processes. The networks have as many heads."""
-    global heads
-    heads = size
-    return {name: CASES[name](group) for name in CHOSEN[size]}
+    return {name: CASES[name](size, group) for name in CHOSEN[size]}
 
 
 def work(number: int, size: int, port: int, folder: Path) -> None:
