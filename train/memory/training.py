@@ -231,9 +231,9 @@ def log_memory(memory: Memory, capacity: int) -> None:
         return
     logger.warning(
         "This run will use about %s of the %.1f GB of each GPU. That leaves too little memory for CUDA, communication "
-        "and validation, so the run will probably run out of memory. Use more GPUs with zero.stage=3, shorter or "
-        "smaller clips, model.activation_checkpointing=true, or model.mode=lora. Compare settings with `magicdistill "
-        "memory`.",
+        "and validation, so the run will probably run out of memory. Use more GPUs with zero.stage=3, "
+        "context_parallel=N (N GPUs for each sample), shorter or smaller clips, model.activation_checkpointing=true, "
+        "or model.mode=lora. Compare settings with `magicdistill memory`.",
         needed,
         capacity / 1e9,
     )

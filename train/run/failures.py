@@ -39,7 +39,7 @@ def explained(error: BaseException, config: TrainConfig) -> BaseException:
         return RunError(
             f"The GPU's memory is too small for this run, or another program uses it ({str(error).splitlines()[0]}). "
             f"`magicdistill memory` shows what a configuration needs. Set model.activation_checkpointing=true, lower "
-            f"data.micro_batch, or partition more (zero.stage=3, more GPUs). {advice}"
+            f"data.micro_batch, or partition more (zero.stage=3, context_parallel, more GPUs). {advice}"
         )
     if isinstance(error, OSError):
         return RunError(
