@@ -46,7 +46,7 @@ from ..watch.validation import Validation
 from ..watch.weights_and_biases import check_wandb, wandb_log
 from .checkpoint_folders import make_room
 from .disk_space import check_room, is_full, state_bytes
-from .failures import recorded_failure
+from .failures import LostProcessError, recorded_failure
 from .machine import gpu_bytes, machine_facts
 from .preflight import check_inputs, record_inputs
 from .state import RunState
@@ -351,6 +351,8 @@ class Trainer:
 def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     """Run or resume a training and write its report. Every process of the launcher calls this.
 
+    No report is written if another process has died.
+
     Args:
         config: the training's configuration.
         resume: whether to continue the run in `config.run` instead of starting a new one.
@@ -374,9 +376,15 @@ def _train(config: TrainConfig, device: torch.device, *, resume: bool) -> Outcom
     with recorded_failure(config):
         trainer = Trainer(config, device, resume=resume)
     try:
-        return trainer.train()
-    finally:
+        outcome = trainer.train()
+    except LostProcessError:
+        # The launcher would end this process before a report is written and the error is printed.
+        raise
+    except BaseException:
         _write_report(config)
+        raise
+    _write_report(config)
+    return outcome
 
 
 def _write_report(config: TrainConfig) -> None:
