@@ -59,20 +59,23 @@ divides them.
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, with the number of GPUs and the clips to compute it for."""
+    """A preset, with the number of GPUs, the clips to compute it for, and settings that replace those of the preset."""
 
     preset: str
     gpus: int
     clips: tuple[Clip, ...] = (FULL_SIZES.usual, FULL_SIZES.longest)
+    overrides: tuple[str, ...] = ()
 
 
 CASES = (
     Case("hunyuan_i2v_w2s_4step_lora", 1),
     Case("hunyuan_i2v_w2s_4step_lora", 8),
+    Case("hunyuan_i2v_w2s_4step_lora", 8, (FULL_SIZES.longest,), ("context_parallel=8",)),
     Case("hunyuan_i2v_w2s_4step", 8),
     Case("hunyuan_i2v_w2s_4step_paper", 8),
     Case("hunyuan_i2v_dmd_4step", 8),
     Case("hunyuan_i2v_dmd2_4step", 8),
+    Case("hunyuan_i2v_dmd2_4step", 8, (FULL_SIZES.longest,), ("context_parallel=2",)),
     Case("hunyuan_i2v_dmd2_4step", 16, (FULL_SIZES.longest,)),
     Case("hunyuan_i2v_supervised_4step", 40),
     Case("hunyuan_i2v_one_step", 16),
@@ -170,9 +173,10 @@ def memory_page(documents: Sequence[Document]) -> str:
         rows = []
         for case in CASES:
             for clip in case.clips:
-                logger.info("%s, %d GPUs, %s", case.preset, case.gpus, clip.name)
-                row = computed(files.settings(case.preset), clip, case.gpus)
-                rows.append({"case": case.preset, "GPUs": case.gpus, "clips": clip.name} | row)
+                name = " ".join([case.preset, *case.overrides])
+                logger.info("%s, %d GPUs, %s", name, case.gpus, clip.name)
+                row = computed(files.settings(case.preset, *case.overrides), clip, case.gpus)
+                rows.append({"case": name, "GPUs": case.gpus, "clips": clip.name} | row)
         checks = list(_checks(files, documents))
     lines = [_INTRODUCTION, *table(rows), "", "## Computed and measured", "", _CHECKED, *table(checks), ""]
     return "\n".join(lines)

@@ -44,6 +44,14 @@ _BENCHMARKS = {
         "The latent dataset",
         "Encoding with the small autoencoder, writing shards and reading them. `prepare` is `magicdistill prepare`.",
     ),
+    "context_parallel": (
+        "One sample on two processes",
+        "Two processes share the video tokens of one sample (`context_parallel: 2`). `ratio` compares the fastest "
+        "round with that of one process. `communication` is the share of the fastest round in exchanges between the "
+        "processes, with the waiting for the other one. `sent` is what each process sends to the other. The network is "
+        "a branch on frozen weights, with recomputed activations; at pocket size it has two heads. On a CPU each "
+        "process has one thread.",
+    ),
 }
 _INTRODUCTION = """# Performance
 

@@ -21,8 +21,10 @@ _HEADINGS = {
     "file_gb": "file GB",
     "weights_gb": "weights GB",
     "file_system": "file system",
+    "communication_share": "communication",
+    "sent_gb": "sent GB",
 }
-_PERCENT = {"spread", "part", "of_matmul"}
+_PERCENT = {"spread", "part", "of_matmul", "communication_share"}
 _LAST = (
     "rollout_seconds",
     "scores_seconds",

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TypeVar
@@ -109,6 +110,58 @@ def world_size() -> int:
 def is_main() -> bool:
     """Return whether this is the main process (rank 0)."""
     return rank() == 0
+
+
+@dataclass(frozen=True)
+class ContextGroup:
+    """The processes that share one sample, of which this process is one.
+
+    Attributes:
+        size: their number.
+        rank: number of this process among them, from 0.
+        processes: their process group; None for a group without processes, whose memory is measured.
+    """
+
+    size: int
+    rank: int
+    processes: dist.ProcessGroup | None
+
+    def __deepcopy__(self, memo: object) -> "ContextGroup":
+        # Copies of a network belong to the same processes.
+        return self
+
+
+def context_group(size: int) -> ContextGroup | None:
+    """Create the groups of processes that share one sample: `size` consecutive ranks each; a collective call.
+
+    Args:
+        size: number of processes that share one sample; it must divide the number of all processes.
+
+    Returns:
+        This process's group; None if every process has a sample of its own.
+    """
+    if size == 1:
+        return None
+    processes, _ = dist.new_subgroups(group_size=size)
+    return ContextGroup(size, rank() % size, processes)
+
+
+def data_rank(context: int) -> int:
+    """Return the number of this process's group among those with different samples, from 0.
+
+    Args:
+        context: number of processes that share one sample.
+    """
+    return rank() // context
+
+
+def data_size(context: int) -> int:
+    """Return the number of groups of processes that have different samples.
+
+    Args:
+        context: number of processes that share one sample.
+    """
+    return world_size() // context
 
 
 def barrier() -> None:

@@ -134,7 +134,7 @@ def test_a_page_has_each_machine_and_links_to_pocket_runs(tmp_path: Path) -> Non
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     page = performance_page(tmp_path)
     assert "## Card X, 13B sizes" in page
-    assert "- not requested: iteration, sampling, loading, autoencoder, data\n" in page
+    assert "- not requested: iteration, sampling, loading, autoencoder, data, context_parallel\n" in page
     assert page.endswith(
         "- [small](../benchmarks/results/small.md): Card X, 2026-01-02 10:20, commit c2 (of a laptop)\n"
     )

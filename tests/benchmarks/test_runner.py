@@ -49,4 +49,6 @@ def test_calls_for_a_gpu_machine_fit_their_nine_minutes() -> None:
     assert len(calls) == 3
     for minutes, names in calls:
         assert runner._MACHINE_SECONDS + sum(runner.LIMITS[name] for name in names.split()) <= 60 * int(minutes)
-    assert {name for _, names in calls for name in names.split()} == runner.LIMITS.keys()
+    # One machine has one GPU.
+    needs_two = {"context_parallel"}
+    assert {name for _, names in calls for name in names.split()} == runner.LIMITS.keys() - needs_two

@@ -27,8 +27,9 @@ def test_presets_say_what_batch_they_make_on_which_gpus(path: Path) -> None:
     gpus, batch = (re.search(pattern, header(path)) for pattern in (r"(\d+) GPUs", r"batch of (\d+)"))
     assert gpus is not None
     assert batch is not None
-    data = load_config(path).data
-    assert int(batch[1]) == int(gpus[1]) * data.micro_batch * data.accumulation
+    config = load_config(path)
+    samples = config.data.micro_batch * config.data.accumulation
+    assert int(batch[1]) == int(gpus[1]) / config.context_parallel * samples
 
 
 def test_every_13b_lora_lets_tiny_gradients_through() -> None:
@@ -80,12 +81,12 @@ def test_the_fake_branch_keeps_up_except_in_the_papers_variant() -> None:
     assert seen == {"hunyuan", "magic141", "wan", "pocket"}
 
 
-def test_the_papers_variant_differs_only_in_the_fake_branch() -> None:
+def test_the_papers_variant_differs_only_in_the_fake_branch_and_the_batch() -> None:
     ours, papers = (
         load_config(PRESET_FOLDER / f"hunyuan_i2v_w2s_4step{name}.yaml").model_dump() for name in ("", "_paper")
     )
     differing = {name for name in ours if ours[name] != papers[name]}
-    assert differing == {"run", "method", "fake_optimizer"}
+    assert differing == {"run", "method", "fake_optimizer", "context_parallel"}
     assert {name for name in ours["method"] if ours["method"][name] != papers["method"][name]} == {
         "fake_warmup",
         "fake_loss_scale",

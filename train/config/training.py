@@ -162,7 +162,10 @@ class ScheduleConfig(Section):
 
 
 class DataConfig(Section):
-    """The prepared dataset and the batch size. One update sees processes x micro_batch x accumulation samples."""
+    """The prepared dataset and the batch size.
+
+    One update sees processes / context_parallel x micro_batch x accumulation samples.
+    """
 
     dataset: FilePath = Field(description="Folder that `magicdistill prepare` wrote.")
     micro_batch: Size = Field(
@@ -260,6 +263,12 @@ class TrainConfig(Section):
         description="Optimizer of the fake branch. Required by the methods that train one; `null` for all others.",
     )
     zero: ZeroConfig = Field(ZeroConfig(), description="What DeepSpeed partitions among the processes.")
+    context_parallel: Size = Field(
+        1,
+        description="Processes that share one sample (Ulysses): each computes a part of its video tokens. It must "
+        "divide the number of processes and the teacher's attention heads. More than 1 trains on longer clips, or with "
+        "a smaller batch, on the same GPUs.",
+    )
     validation: ValidationConfig = Field(
         ValidationConfig(), description="Samples that are measured and shown while the run trains."
     )

@@ -10,6 +10,7 @@ Mode `lora`: the generator branch, the fake branch, the real score and the teach
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from magicdistill_core.objectives.adversarial import Logits
 from ..config.methods import DISCRIMINATOR, FAKE, GENERATOR, MatchingConfig
 from ..config.sections import SEEDS, OptimizerConfig
 from ..config.training import TrainConfig
+from ..distributed import ContextGroup, context_group
 from ..networks.compiling import compile_blocks
 from ..networks.discriminator import Discriminator
+from ..networks.families import kind_of
 from ..networks.network import load_network
 from ..networks.prompts import Conditioning
 from ..networks.roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
@@ -134,11 +137,13 @@ class Factories:
         network: as `NetworkEngine`.
         discriminator: as `DiscriminatorEngine`.
         frozen: as `FrozenNetwork`.
+        context: as `context_group`.
     """
 
     network: Callable[..., NetworkEngine] = NetworkEngine
     discriminator: Callable[[Discriminator, TrainConfig, OptimizerConfig], Engine] = DiscriminatorEngine
     frozen: Callable[[RoleNetwork, TrainConfig], NetworkCalls] = FrozenNetwork
+    context: Callable[[int], ContextGroup | None] = context_group
 
 
 def build_networks(
@@ -169,11 +174,19 @@ def build_networks(
     method, model = config.method, config.model
     shared, guidance = model.mode == "lora", model.embedded_guidance
     start, pair_generator = teacher, None
+    group = factories.context(config.context_parallel)
+
+    def load(checkpoint: Checkpoint) -> Any:
+        network = load_network(checkpoint, dtype, device)
+        if group is not None:
+            kind_of(network).share(network, group)
+        return network
+
     if method.start_file is not None:
         start, recipe = load_pair_generator(method.start_file, teacher, "meta" if device.type == "meta" else "cpu")
-        few_step = factories.frozen(RoleNetwork(load_network(start, dtype, device), prompt, None, guidance), config)
+        few_step = factories.frozen(RoleNetwork(load(start), prompt, None, guidance), config)
         pair_generator = PairGenerator(few_step, recipe)
-    base = load_network(teacher, dtype, device) if shared or FAKE in method.trained or method.uses_teacher else None
+    base = load(teacher) if shared or FAKE in method.trained or method.uses_teacher else None
     # Built before the branches are added: the discriminator copies a block, and the copy must have no branches.
     discriminator = None
     if base is not None and DISCRIMINATOR in method.trained:
@@ -186,7 +199,7 @@ def build_networks(
         trained = branch_parameters(base, GENERATOR)
         generator_network, role = RoleNetwork(base, prompt, negative, guidance), Role(GENERATOR, 1.0)
     else:
-        student = load_network(start, dtype, device)
+        student = load(start)
         trained = list(student.parameters())
         generator_network, role = RoleNetwork(student, prompt, negative, guidance), BASE
     for network in {id(n): n for n in (base, generator_network.transformer) if n is not None}.values():

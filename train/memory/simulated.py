@@ -17,6 +17,7 @@ from magicdistill_core.flow import Velocity
 
 from ..config.training import TrainConfig
 from ..data.dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS
+from ..distributed import ContextGroup
 from ..engines.engine import Engine, NetworkCalls, NetworkEngine, has_fp32_gradients
 from ..engines.networks import Factories, Networks, build_networks
 from ..engines.teacher import Teacher
@@ -106,6 +107,7 @@ class Simulation:
 
     Attributes:
         config: the training's configuration.
+        teacher: the teacher.
         networks: the networks of the training, on `meta`.
         modules: the modules of all networks, which may share weights.
         discriminators: the modules of the discriminators.
@@ -127,11 +129,11 @@ class Simulation:
         Raises:
             ConfigError: if the method does not suit the teacher.
         """
-        factories = Factories(SimulatedNetworkEngine, SimulatedDiscriminatorEngine, _FrozenNetwork)
+        factories = Factories(SimulatedNetworkEngine, SimulatedDiscriminatorEngine, _FrozenNetwork, _context_group)
         self.config = config
         self.networks = build_networks(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, factories)
         self.modules, self.discriminators = _modules(self.networks)
-        self._teacher = teacher
+        self.teacher = teacher
         self._shapes = shapes
         self._tokens = tokens or teacher.checkpoint.architecture.prompt_tokens
         self._draws = _ShortestRollouts(config.seed)
@@ -183,13 +185,13 @@ class Simulation:
 
         images = StartImage(empty(IMAGE_LATENTS), empty(IMAGE_FEATURES) if IMAGE_FEATURES in self._shapes else None)
         return self._method.micro_batch(
-            self._teacher.checkpoint.family(),
+            self.teacher.checkpoint.family(),
             images,
             self._shapes[LATENTS],
             0,
             list(range(count)),
             lambda: empty(LATENTS),
-            _longest_prompts(self._teacher, count, self._tokens) if self.config.data.captions else None,
+            _longest_prompts(self.teacher, count, self._tokens) if self.config.data.captions else None,
         )
 
 
@@ -231,6 +233,11 @@ def _as_deepspeed_holds(module: nn.Module, parameters: list[nn.Parameter], confi
     for parameter in parameters:
         parameter.register_post_accumulate_grad_hook(drop)
     return parameters
+
+
+def _context_group(size: int) -> ContextGroup | None:
+    """Return a group without processes, in which the first process has the most tokens."""
+    return None if size == 1 else ContextGroup(size, 0, None)
 
 
 def _longest_prompts(teacher: Teacher, count: int, tokens: int) -> PromptBatch:

@@ -17,6 +17,7 @@ from ..data.dataset import LatentDataset
 from ..data.dataset_index import DatasetError, sample_shapes
 from ..engines.engine import deepspeed_config
 from ..engines.teacher import Teacher
+from ..networks.context_parallel import check_degree
 from .simulated import SimulatedNetworkEngine, Simulation, tensors_of
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def memory_of(
         The bytes on each GPU, by use.
 
     Raises:
-        ConfigError: if the method does not suit the teacher.
+        ConfigError: if the method does not suit the teacher, or `context_parallel` the teacher or `gpus`.
     """
     return memory_of_simulation(Simulation(config, teacher, shapes, tokens), config, gpus)
 
@@ -152,6 +153,8 @@ def memory_of_simulation(simulation: Simulation, config: TrainConfig, gpus: int)
         config: the simulated configuration, or one with other settings of ZeRO, accumulation or the moving average.
         gpus: the number of GPUs, with one process each.
     """
+    teacher = simulation.teacher.checkpoint
+    check_degree(config.context_parallel, gpus, teacher.shape.heads, teacher.source)
     networks = simulation.networks
     network_bytes, discriminator = _bytes(simulation.modules), _bytes(simulation.discriminators)
     pair_generator = _bytes([networks.pair_generator.network.network]) if networks.pair_generator is not None else 0
@@ -181,9 +184,9 @@ def log_memory(memory: Memory, capacity: int) -> None:
         return
     logger.warning(
         "This run will use about %s of the %.1f GB of each GPU. That leaves too little memory for CUDA, communication "
-        "and validation, so the run will probably run out of memory. Use more GPUs with zero.stage=3, shorter or "
-        "smaller clips, model.activation_checkpointing=true, or model.mode=lora. Compare settings with `magicdistill "
-        "memory`.",
+        "and validation, so the run will probably run out of memory. Use more GPUs with zero.stage=3, "
+        "context_parallel=N (N GPUs for each sample), shorter or smaller clips, model.activation_checkpointing=true, "
+        "or model.mode=lora. Compare settings with `magicdistill memory`.",
         needed,
         capacity / 1e9,
     )

@@ -20,6 +20,8 @@ class WorkCount:
         attention_backward: the same in its backward pass.
         moved: bytes that all other operations read and write.
         weights: bytes of weights that operations read; ZeRO stage 3 gathers them for each read.
+        exchanged: bytes of queries, keys, values and results of fused attention, or of their gradients. Processes that
+            share a sample exchange them.
         operations: number of operations.
     """
 
@@ -28,6 +30,7 @@ class WorkCount:
     attention_backward: float = 0
     moved: float = 0
     weights: float = 0
+    exchanged: float = 0
     operations: float = 0
 
     def __add__(self, other: Self) -> Self:
@@ -50,12 +53,14 @@ class Work(TorchDispatchMode):
         # By storage: a transposed weight is a view.
         self._weights = {_storage(tensor): tensor.nbytes for tensor in weights}
         self._flops = {"products": 0, "attention": 0, "attention_backward": 0}
-        self._moved = self._read = self._operations = 0
+        self._moved = self._read = self._exchanged = self._operations = 0
 
     @property
     def count(self) -> WorkCount:
         """The work so far."""
-        return WorkCount(**self._flops, moved=self._moved, weights=self._read, operations=self._operations)
+        return WorkCount(
+            **self._flops, moved=self._moved, weights=self._read, exchanged=self._exchanged, operations=self._operations
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count its work."""
@@ -66,7 +71,12 @@ class Work(TorchDispatchMode):
         formula = flop_registry.get(func._overloadpacket)
         moved = 0
         if formula is not None:
-            self._flops[_kind(func)] += formula(*args, **kwargs, out_val=result)
+            kind = _kind(func)
+            self._flops[kind] += formula(*args, **kwargs, out_val=result)
+            if kind != "products":
+                # Query, key and value; the result is as large as the query. The backward has a gradient of each.
+                query, key, value = read[:3] if kind == "attention" else read[1:4]
+                self._exchanged += 2 * query.nbytes + key.nbytes + value.nbytes
         else:
             moved = _moved(func, read, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
             self._moved += moved

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from magicdistill_core.errors import ConfigError
 
+from .context_parallel import mean_over_tokens
 from .hunyuan_transformer import Features, HunyuanVideoTransformer3DModel
 
 
@@ -39,6 +40,7 @@ class Discriminator(nn.Module):
                 "blocks. Use a method without a discriminator, such as w2s or dmd."
             )
         self.recompute = recompute
+        self.group = transformer.group
         self.block = copy.deepcopy(blocks[0]).requires_grad_()
         weight = self.block.proj_out.weight
         hidden = weight.shape[0]
@@ -63,6 +65,6 @@ class Discriminator(nn.Module):
     def _logits(self, features: Features) -> Tensor:
         video, _ = self.block(features.video, features.text, *features.context)
         # The residual stream of a large teacher has a few huge channels, which would dominate the mean.
-        pooled = F.layer_norm(video, video.shape[-1:]).mean(dim=1)
+        pooled = mean_over_tokens(F.layer_norm(video, video.shape[-1:]), features.tokens, self.group)
         logit: Tensor = self.head(pooled)[:, 0]
         return logit.float()

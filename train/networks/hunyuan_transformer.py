@@ -1,4 +1,7 @@
-"""HunyuanVideo's transformer from diffusers, with an attention mask only for prompts with padding."""
+"""HunyuanVideo's transformer from diffusers, with an attention mask only for prompts with padding.
+
+Several processes can share the video tokens (see `context_parallel`).
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,19 +11,24 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..distributed import ContextGroup
+from .context_parallel import cut, first_of, gather
+
 
 class Features(NamedTuple):
     """The inputs of a single block.
 
     Attributes:
-        video: video tokens after the last double block, `[B, tokens, hidden]`.
+        video: video tokens after the last double block, `[B, tokens, hidden]`; those of this process's shard.
         text: text tokens after the last double block, `[B, text tokens, hidden]`.
         context: modulation, attention mask and positions, in the order of a block's other arguments.
+        tokens: number of video tokens of the sample.
     """
 
     video: Tensor
     text: Tensor
     context: tuple[Any, ...]
+    tokens: int
 
 
 class HunyuanVideoTransformer3DModel(diffusers.HunyuanVideoTransformer3DModel):
@@ -32,7 +40,12 @@ class HunyuanVideoTransformer3DModel(diffusers.HunyuanVideoTransformer3DModel):
 
     The mask is an argument of the blocks and no state of the network, so recomputed activations see the mask of their
     forward. The class has the name of its base, because diffusers stores the name with the weights.
+
+    Attributes:
+        group: the processes that share the video tokens of a sample; None if every process has samples of its own.
     """
+
+    group: ContextGroup | None = None
 
     def features(
         self,
@@ -63,15 +76,18 @@ class HunyuanVideoTransformer3DModel(diffusers.HunyuanVideoTransformer3DModel):
             shown = torch.ones(encoder_hidden_states.shape[:2], device=hidden_states.device, dtype=torch.bool)
         text = self.context_embedder(encoder_hidden_states, timestep, shown)
         video = self.x_embedder(hidden_states)
+        tokens = video.shape[1]
         mask = None
         if encoder_attention_mask is not None:
             seen = encoder_attention_mask.new_ones(video.shape[:2], dtype=torch.bool)
             # [B, 1, 1, tokens]: the keys that every query of a sample may attend to.
             mask = torch.cat([seen, encoder_attention_mask.bool()], dim=1)[:, None, None]
-        context = (time, mask, rotary, token_replace, first_frame_tokens)
+        video = cut(video, self.group)
+        clean = first_of(first_frame_tokens, video.shape[1], self.group)
+        context = (time, mask, rotary, token_replace, clean)
         for block in self.transformer_blocks:
             video, text = self._run(block, video, text, context)
-        return Features(video, text, context)
+        return Features(video, text, context, tokens)
 
     def forward(
         self,
@@ -97,12 +113,12 @@ class HunyuanVideoTransformer3DModel(diffusers.HunyuanVideoTransformer3DModel):
             return_dict: return diffusers' output object instead of a tuple.
         """
         assert not attention_kwargs
-        video, text, context = self.features(
+        video, text, context, tokens = self.features(
             hidden_states, timestep, encoder_hidden_states, encoder_attention_mask, pooled_projections, guidance
         )
         for block in self.single_transformer_blocks:
             video, text = self._run(block, video, text, context)
-        patches = self.proj_out(self.norm_out(video, context[0]))
+        patches = gather(self.proj_out(self.norm_out(video, context[0])), tokens, self.group)
         time, space = self.config.patch_size_t, self.config.patch_size
         frames, rows, columns = (
             size // width for size, width in zip(hidden_states.shape[2:], (time, space, space), strict=True)

@@ -63,14 +63,14 @@ def changes(
     config = simulation.config
     now = plan_of(simulation, config, machines)
     found = []
-    for settings, simulated, note in _candidates(config):
+    for settings, simulated, note in _candidates(config, now):
         try:
             changed = configure(settings)
-            other = simulate(changed) if simulated else simulation
+            plan = plan_of(simulate(changed) if simulated else simulation, changed, machines)
         except ConfigError:
-            # The method or the teacher refuses this setting.
+            # The method, the teacher or the number of GPUs refuses this setting.
             continue
-        found.append(Change(" ".join(settings), plan_of(other, changed, machines), note))
+        found.append(Change(" ".join(settings), plan, note))
     more = replace(machines, count=2 * machines.count)
     found.append(Change(f"--gpus {more.count}", plan_of(simulation, config, more), "an update has twice the samples"))
     helpful = [change for change in found if _helps(change.plan, now)]
@@ -88,12 +88,14 @@ def with_settings(settings: Sequence[str], further: Sequence[str]) -> list[str]:
     return [setting for setting in settings if setting.partition("=")[0] not in replaced] + list(further)
 
 
-def _candidates(config: TrainConfig) -> Iterator[tuple[list[str], bool, str]]:
+def _candidates(config: TrainConfig, now: Plan) -> Iterator[tuple[list[str], bool, str]]:
     """Yield settings, whether they change the calls of the networks, and what else they change."""
     model = config.model
     for stage in (1, 2, 3):
         if stage != config.zero.stage:
             yield [f"zero.stage={stage}"], False, ""
+    if not now.fits and config.context_parallel == 1:
+        yield ["context_parallel=2"], True, "an update has half the samples, unless data.accumulation is doubled"
     if config.generator_ema is not None and not config.generator_ema.on_cpu:
         yield ["generator_ema.on_cpu=true"], False, "each update copies weights to the CPU"
     if not model.activation_checkpointing:

@@ -27,4 +27,12 @@ class Machines:
     @property
     def link(self) -> float:
         """GB/s of the slowest connection on the way from one GPU to the next."""
-        return self.gpu.link if self.count <= GPUS_PER_NODE else min(self.gpu.link, self.network)
+        return self.link_within(self.count)
+
+    def link_within(self, count: int) -> float:
+        """Return the GB/s of the slowest connection among neighbouring GPUs.
+
+        Args:
+            count: their number.
+        """
+        return self.gpu.link if count <= GPUS_PER_NODE else min(self.gpu.link, self.network)

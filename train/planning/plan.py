@@ -96,18 +96,20 @@ def plan_of(simulation: Simulation, config: TrainConfig, machines: Machines) -> 
         config: the simulated configuration, or one with other settings of ZeRO, accumulation or the moving average.
         machines: the GPUs.
     """
+    memory = memory_of_simulation(simulation, config, machines.count)
     times = times_of(simulation, config, machines)
     validations = 0
     if every := config.validation.every:
         # The start and the last update are validated too.
         validations = 1 + -(-config.updates // every)
-    # The processes share the samples.
-    samples = -(-config.validation.samples * config.validation.seeds // machines.count)
+    # The processes, or groups that share a sample, share the samples.
+    groups = machines.count // config.context_parallel
+    samples = -(-config.validation.samples * config.validation.seeds // groups)
     return Plan(
         machines,
-        memory_of_simulation(simulation, config, machines.count),
+        memory,
         times,
-        machines.count * config.data.micro_batch * config.data.accumulation,
+        groups * config.data.micro_batch * config.data.accumulation,
         times.of(simulation.order),
         times.sending(simulation.order),
         config.method.warmup_rounds * times.of(simulation.warmup_order),

@@ -77,11 +77,18 @@ def times_of(simulation: Simulation, config: TrainConfig, machines: Machines) ->
         updates[role] = seconds(work, gpu, compiled=compiled) + share * _BYTES_OF_A_STEP / (1e9 * gpu.bandwidth)
         # The sums of gradients to their owner, and new weights back. At stage 3 weights come with each use instead.
         sent = trained[role] * _BF16_BYTES * (1 if stage == 3 else 2) + (work.weights if stage == 3 else 0)
-        communication[role] = others * sent / (1e9 * machines.link)
+        communication[role] = others * sent / (1e9 * machines.link) + _exchange(work, config, machines)
     step = seconds(simulation.sampling_step, gpu, compiled=compiled)
     if stage == 3:
         step += others * simulation.sampling_step.weights / (1e9 * machines.link)
+    step += _exchange(simulation.sampling_step, config, machines)
     return Times(updates, communication, step / config.data.micro_batch)
+
+
+def _exchange(work: WorkCount, config: TrainConfig, machines: Machines) -> float:
+    """Return the seconds in which processes that share a sample exchange their parts before and after attention."""
+    degree = config.context_parallel
+    return (degree - 1) / degree * work.exchanged / (1e9 * machines.link_within(degree))
 
 
 def _trained(simulation: Simulation) -> dict[str, int]:

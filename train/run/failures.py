@@ -20,6 +20,13 @@ class RunError(MagicDistillError):
     """Raised when a run ends early for a reason outside its configuration."""
 
 
+class LostProcessError(RunError):
+    """Raised when another process of the run has died or does not answer.
+
+    A launcher such as `torchrun` ends this process soon, so nothing may take long any more.
+    """
+
+
 def explained(error: BaseException, config: TrainConfig) -> BaseException:
     """Explain a lost process, missing memory or an error of a disk to the user; return any other error unchanged.
 
@@ -31,7 +38,7 @@ def explained(error: BaseException, config: TrainConfig) -> BaseException:
     again = f"The last checkpoint is intact: continue with {command('train', path, '--resume')}."
     advice = again if path.is_file() else "Then start the run again."
     if is_lost_process(error):
-        return RunError(
+        return LostProcessError(
             f"Another process of this run has died, or has not answered for {config.timeout:g} minutes ({error}). The "
             f"last lines of its output show the cause. {advice}"
         )
@@ -39,7 +46,7 @@ def explained(error: BaseException, config: TrainConfig) -> BaseException:
         return RunError(
             f"The GPU's memory is too small for this run, or another program uses it ({str(error).splitlines()[0]}). "
             f"`magicdistill memory` shows what a configuration needs. Set model.activation_checkpointing=true, lower "
-            f"data.micro_batch, or partition more (zero.stage=3, more GPUs). {advice}"
+            f"data.micro_batch, or partition more (zero.stage=3, context_parallel, more GPUs). {advice}"
         )
     if isinstance(error, OSError):
         return RunError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.diffusers_folder import weight_files
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.files import write_text
@@ -22,9 +23,10 @@ from ..config.precision import bf16_is_fast
 from ..config.training import POCKET, TrainConfig
 from ..data.dataset import LatentDataset
 from ..data.dataset_index import DatasetIndex
-from ..distributed import available_device, barrier, beginning_together, is_main
+from ..distributed import available_device, barrier, beginning_together, is_main, world_size
 from ..engines.teacher import load_teacher, teacher_path
 from ..methods.batch_prompts import checked_texts
+from ..networks.context_parallel import check_degree
 from ..networks.weights import ENCODE_PROMPT
 from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, TEACHER_LORAS, run_facts
 from . import checkpoints
@@ -100,6 +102,9 @@ def _check_files(config: TrainConfig, *, resume: bool) -> tuple[Path, LatentData
     if config.model.teacher_loras:
         # Reads only the header of the teacher, and shows whether the LoRAs fit it.
         load_teacher(config, "meta")
+    if config.context_parallel > 1:
+        heads = load_checkpoint(teacher, "meta").shape.heads
+        check_degree(config.context_parallel, world_size(), heads, str(teacher))
     dataset = LatentDataset(config.data.dataset)
     if config.data.captions:
         checked_texts(dataset)

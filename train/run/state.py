@@ -14,7 +14,7 @@ from magicdistill_core.errors import CheckpointError, MagicDistillError
 
 from ..config.training import TrainConfig
 from ..console import command
-from ..distributed import barrier, from_all, is_main, world_size
+from ..distributed import barrier, data_size, from_all, is_main, world_size
 from ..engines.engine import Engine
 from ..engines.state import EngineState, SavedState
 from ..methods.draws import Draws
@@ -97,7 +97,7 @@ class RunState:
     def global_batch(self) -> int:
         """The number of samples in one update, over all processes."""
         data = self.config.data
-        return data.micro_batch * data.accumulation * world_size()
+        return data.micro_batch * data.accumulation * data_size(self.config.context_parallel)
 
     def resume(self) -> None:
         """Resume from the newest checkpoint; a collective call. A run without a checkpoint starts from the beginning.
@@ -126,14 +126,16 @@ class RunState:
         notes = manifest.notes
         if notes["global_batch"] != self.global_batch:
             data = self.config.data
-            width = data.micro_batch * world_size()
+            context = self.config.context_parallel
+            width = data.micro_batch * data_size(context)
             divisible = notes["global_batch"] % width == 0
             advice = "Choose a number of processes, data.micro_batch and data.accumulation with that product"
             if divisible:
                 advice = f"Set data.accumulation={notes['global_batch'] // width}"
+            shared = f" / context_parallel {context}" if context > 1 else ""
             raise CheckpointError(
                 f"{self.config.run} was trained with {notes['global_batch']} samples per update, but {world_size()} "
-                f"processes x micro-batch {data.micro_batch} x accumulation {data.accumulation} are "
+                f"processes{shared} x micro-batch {data.micro_batch} x accumulation {data.accumulation} are "
                 f"{self.global_batch} samples. {advice} to continue the run unchanged."
             )
         self._apply(manifest)

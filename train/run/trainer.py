@@ -21,11 +21,12 @@ from ..data.read_ahead import ReadAhead
 from ..distributed import (
     beginning_together,
     bound_waiting,
+    data_rank,
+    data_size,
     first_error,
     init_distributed,
     is_main,
     mean_over_processes,
-    rank,
     world_size,
 )
 from ..engines.ema import GeneratorEma
@@ -45,7 +46,7 @@ from ..watch.validation import Validation
 from ..watch.weights_and_biases import check_wandb, wandb_log
 from .checkpoint_folders import make_room
 from .disk_space import check_room, is_full, state_bytes
-from .failures import recorded_failure
+from .failures import LostProcessError, recorded_failure
 from .machine import gpu_bytes, machine_facts
 from .preflight import check_inputs, record_inputs
 from .state import RunState
@@ -113,6 +114,7 @@ class Trainer:
                 self.device,
                 config.data.micro_batch,
                 self.prompts,
+                config.context_parallel,
             )
             if is_main():
                 self._log_memory(loaded)
@@ -312,10 +314,11 @@ class Trainer:
         """Read this process's part of a micro-batch.
 
         The positions of the global batch are split into micro-batches first, and each micro-batch among the processes.
+        Those that share their samples (`context_parallel`) have the same part, and so the same draws.
         """
-        data = self.config.data
-        width = data.micro_batch * world_size()
-        first = micro * width + rank() * data.micro_batch
+        data, context = self.config.data, self.config.context_parallel
+        width = data.micro_batch * data_size(context)
+        first = micro * width + data_rank(context) * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
         samples = self.training_samples
 
@@ -349,6 +352,8 @@ class Trainer:
 def train(config: TrainConfig, *, resume: bool = False) -> Outcome:
     """Run or resume a training and write its report. Every process of the launcher calls this.
 
+    No report is written if another process has died.
+
     Args:
         config: the training's configuration.
         resume: whether to continue the run in `config.run` instead of starting a new one.
@@ -372,9 +377,15 @@ def _train(config: TrainConfig, device: torch.device, *, resume: bool) -> Outcom
     with recorded_failure(config):
         trainer = Trainer(config, device, resume=resume)
     try:
-        return trainer.train()
-    finally:
+        outcome = trainer.train()
+    except LostProcessError:
+        # The launcher would end this process before a report is written and the error is printed.
+        raise
+    except BaseException:
         _write_report(config)
+        raise
+    _write_report(config)
+    return outcome
 
 
 def _write_report(config: TrainConfig) -> None:

@@ -26,7 +26,7 @@ from ..config.sections import SEEDS
 from ..config.training import ScheduleConfig, ValidationConfig
 from ..data.dataset import LatentDataset
 from ..data.vae import Vae, load_vae
-from ..distributed import from_all, is_main, rank, world_size
+from ..distributed import data_rank, data_size, from_all, is_main
 from ..engines.networks import Networks
 from ..methods.batch_prompts import BatchPrompts
 from ..networks.prompts import Captioned, Conditioning
@@ -50,6 +50,7 @@ class Validation:
         device: torch.device,
         batch: int,
         prompts: BatchPrompts | None = None,
+        context: int = 1,
     ) -> None:
         """Choose the clips, read those of this process, and load the VAE on the main process.
 
@@ -64,6 +65,7 @@ class Validation:
             device: device of the generator and the VAE.
             batch: number of samples in one network call.
             prompts: the captions of the dataset's samples; None samples with the null prompt.
+            context: number of processes that share one sample.
 
         Raises:
             MagicDistillError: if the VAE is unusable, its latents do not belong to the family's architecture, or a clip
@@ -89,7 +91,7 @@ class Validation:
             facts.append("captions")
         # Only energies of the same clips, prompts, noise and schedule can be compared.
         self.key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
-        self._own = self._share()
+        self._own = self._share(data_rank(context), data_size(context))
         self.vae: Vae | None = None
         if not settings.every:
             return
@@ -100,13 +102,13 @@ class Validation:
         if is_main():
             self.vae = self._load_vae(dataset)
 
-    def _share(self) -> list[int]:
-        """Return the places in `clips` that this process samples: on every process equally many.
+    def _share(self, number: int, shares: int) -> list[int]:
+        """Return the places in `clips` of one of several shares, all of which are equally long.
 
         With ZeRO-3 all processes must make the same number of calls, so clips are repeated where there are too few.
         """
-        own = list(range(rank(), self._count, world_size()))
-        return own + [0] * (-(-self._count // world_size()) - len(own))
+        own = list(range(number, self._count, shares))
+        return own + [0] * (-(-self._count // shares) - len(own))
 
     def _load_vae(self, dataset: LatentDataset) -> Vae:
         file = VAE if self.settings.vae == "pocket" else self.settings.vae

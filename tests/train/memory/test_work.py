@@ -47,6 +47,8 @@ def test_attention_is_counted_apart_from_its_backward() -> None:
     # The scores again, and two products for each of the two inputs of both.
     assert work.count.attention_backward == 5 * one_product
     assert work.count.products == 0
+    # Three inputs and a result, and their gradients.
+    assert work.count.exchanged == 8 * q.nbytes
 
 
 def test_recomputed_products_are_those_of_pytorchs_counter() -> None:
@@ -67,5 +69,5 @@ def test_recomputed_products_are_those_of_pytorchs_counter() -> None:
 
 
 def test_amounts_of_work_add_and_multiply() -> None:
-    one = WorkCount(products=1, attention=2, attention_backward=3, moved=4, weights=5, operations=6)
-    assert one + one * 2 == WorkCount(3, 6, 9, 12, 15, 18)
+    one = WorkCount(products=1, attention=2, attention_backward=3, moved=4, weights=5, exchanged=6, operations=7)
+    assert one + one * 2 == WorkCount(3, 6, 9, 12, 15, 18, 21)

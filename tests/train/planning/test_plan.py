@@ -13,7 +13,10 @@ from benchmarks.memory import CASES
 from benchmarks.runs import together
 from benchmarks.sizes import FULL_SIZES, attention_flops, forward_flops
 from benchmarks.store import Store
-from magicdistill_core.checkpoint import load_checkpoint
+from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
+from magicdistill_core.errors import ConfigError
+from magicdistill_core.recipe import Recipe
+from tests.makers import file_state, hunyuan_shape, random_prompt
 from train.config.methods import DISCRIMINATOR, FAKE, GENERATOR
 from train.config.reading import load_config
 from train.config.training import TrainConfig
@@ -113,6 +116,27 @@ def test_communication_by_stage(simulation: Simulation, configure: Callable[...,
     gathered = sent(3, 4) - 3 / 4 * trained * 2
     # At least the forward of the generator, its backward, and two scores; no call gathers a network twice.
     assert 3 / 4 * 3 * network < gathered < 3 / 4 * 9 * network
+
+
+def test_processes_that_share_a_sample_halve_its_work_and_exchange_attention(
+    configure: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Two heads on two processes: each computes one head for all tokens, and the rest for half of them."""
+    state = file_state(hunyuan_shape(hidden=256, refiner_blocks=2))
+    recipe = Recipe(kind="teacher", steps=28, shift=5.0, width=64, height=64, frames=17, fps=24)
+    save_checkpoint(tmp_path / "wide.safetensors", state, recipe, random_prompt())
+    teacher = f"model.teacher={tmp_path / 'wide.safetensors'}"
+    alone, shared = configure(teacher), configure(teacher, "context_parallel=2")
+    plans = [plan_of(simulate(each, CLIPS), each, Machines(GPU, 4, 50)) for each in (alone, shared)]
+    counts = [simulate(each, CLIPS).sampling_step for each in (alone, shared)]
+    assert counts[1].attention == pytest.approx(counts[0].attention / 2, rel=0.1)
+    assert 0.45 < counts[1].products / counts[0].products < 0.65
+    assert [plan.samples for plan in plans] == [8, 4]
+    more = plans[1].times.communication[FAKE] - plans[0].times.communication[FAKE]
+    assert more > counts[1].exchanged / 2 / (1e9 * GPU.link)
+    assert plans[1].times.updates[FAKE] < 0.65 * plans[0].times.updates[FAKE]
+    with pytest.raises(ConfigError, match="context_parallel is 2, but the run has 3 processes"):
+        plan_of(simulate(shared, CLIPS), shared, Machines(GPU, 3, 50))
 
 
 def test_the_run_is_the_sum_of_its_rounds(simulation: Simulation, configure: Callable[..., TrainConfig]) -> None:

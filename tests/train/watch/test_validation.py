@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train.distributed
 import train.watch.validation
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.families.hunyuan_video import CONCAT, TOKEN_REPLACE
@@ -40,7 +41,14 @@ def dataset(folder: Path, vae_hash: str = "x") -> LatentDataset:
 
 
 def validation(
-    data: LatentDataset, folder: Path, *, held_out: tuple[int, ...] = (), family=CONCAT, batch: int = 4, **settings
+    data: LatentDataset,
+    folder: Path,
+    *,
+    held_out: tuple[int, ...] = (),
+    family=CONCAT,
+    batch: int = 4,
+    context: int = 1,
+    **settings,
 ) -> Validation:
     return Validation(
         ValidationConfig(**{"every": 10} | settings),
@@ -51,6 +59,7 @@ def validation(
         folder,
         torch.device("cpu"),
         batch,
+        context=context,
     )
 
 
@@ -121,14 +130,15 @@ def test_the_start_image_of_token_replacement_does_not_count(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("no_vae")
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(("processes", "context"), [(2, 1), (4, 1), (4, 2)])
 def test_processes_share_the_clips_and_make_equally_many_calls(
-    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: int, context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, module = dataset(tmp_path / "data"), train.watch.validation
     settings = {"samples": 5, "seeds": 3, "batch": 2, "shown": 2}
     alone, _ = validation(data, tmp_path, **settings).run(Networks([]))  # type: ignore[arg-type]
-    monkeypatch.setattr(module, "world_size", lambda: processes)
+    monkeypatch.setattr(train.distributed, "world_size", lambda: processes)
+    settings["context"] = context
     given, calls = [], []
 
     def collected(mine: object) -> list:
@@ -136,7 +146,7 @@ def test_processes_share_the_clips_and_make_equally_many_calls(
         raise InterruptedError
 
     for rank in range(processes):
-        monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(train.distributed, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(module, "from_all", collected)
         networks = Networks([])
         part = validation(data, tmp_path, **settings)
@@ -144,7 +154,8 @@ def test_processes_share_the_clips_and_make_equally_many_calls(
             part.run(networks)  # type: ignore[arg-type]
         calls.append(networks.calls)
     assert all(made == calls[0] for made in calls)
-    assert sum(calls[0]) == 2 * 3 * -(-5 // processes)
+    # Those that share a sample make the same calls.
+    assert sum(calls[0]) == 2 * 3 * -(-5 // (processes // context))
     monkeypatch.setattr(module, "from_all", lambda mine: given)
     energies, shown = part.run(Networks([]))  # type: ignore[arg-type]
     assert energies == pytest.approx(alone)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from magicdistill_core.families.base import Condition, Family
 
+from ...distributed import ContextGroup
 from ..prompts import Prompts
 
 
@@ -43,6 +44,7 @@ class NetworkKind:
         built: function `(network) -> bool`: returns whether a network is of this kind.
         inputs: makes the arguments of a call.
         blocks: function `(network) -> blocks`: returns the blocks whose activations may be recomputed.
+        share: function `(network, group)`: makes a network compute samples together with the processes of a group.
         lora_targets: regular expression for the names of the linear layers that a branch changes: those of the blocks.
     """
 
@@ -51,6 +53,7 @@ class NetworkKind:
     built: Callable[[nn.Module], bool]
     inputs: Inputs
     blocks: Callable[[Any], Sequence[nn.Module]]
+    share: Callable[[Any, ContextGroup], None]
     lora_targets: str
 
     def output(self, video: Tensor) -> Tensor:

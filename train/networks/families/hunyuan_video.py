@@ -19,8 +19,10 @@ from magicdistill_core.families.hunyuan_video import (
 from magicdistill_core.flow import TIMESTEPS
 from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
+from ...distributed import ContextGroup
 from ..hunyuan_transformer import HunyuanVideoTransformer3DModel
 from ..prompts import Prompts, expanded
+from ..shared_attention import HunyuanVideoSharedAttention
 from .base import NetworkKind
 
 # All linear layers of the blocks, but not the embedders, modulations and the output layer.
@@ -52,6 +54,12 @@ def _build(shape: NetworkShape, family: Family) -> HunyuanVideoTransformer3DMode
 
 def _blocks(network: Any) -> list[Any]:
     return [*network.transformer_blocks, *network.single_transformer_blocks]
+
+
+def _share(network: Any, group: ContextGroup) -> None:
+    network.group = group
+    for block in _blocks(network):
+        block.attn.set_processor(HunyuanVideoSharedAttention(group))
 
 
 def _built(network: nn.Module, family: Family) -> bool:
@@ -121,6 +129,7 @@ KINDS = tuple(
         built=partial(_built, family=family),
         inputs=inputs,
         blocks=_blocks,
+        share=_share,
         lora_targets=LORA_TARGETS,
     )
     for family, inputs in (

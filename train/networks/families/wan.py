@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from magicdistill_core.families.base import Condition
@@ -18,7 +17,10 @@ from magicdistill_core.families.wan import (
 from magicdistill_core.flow import TIMESTEPS
 from magicdistill_core.geometry import LATENT_CHANNELS, PATCH
 
+from ...distributed import ContextGroup
 from ..prompts import Prompts, expanded
+from ..shared_attention import WanSharedAttention
+from ..wan_transformer import WanTransformer3DModel
 from .base import NetworkKind
 
 _LORA_TARGETS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|add_[kv]_proj|to_out\.0)|ffn\.net\.(0\.proj|2))"
@@ -48,6 +50,12 @@ def _blocks(network: Any) -> list[Any]:
     return list(network.blocks)
 
 
+def _share(network: Any, group: ContextGroup) -> None:
+    network.group = group
+    for block in network.blocks:
+        block.attn1.set_processor(WanSharedAttention(group))
+
+
 def _inputs(
     x: Tensor, sigma: Tensor, condition: Condition, prompt: Prompts, guidance: Tensor | None = None
 ) -> dict[str, Tensor]:
@@ -75,5 +83,13 @@ def _inputs(
 
 
 KINDS = (
-    NetworkKind(IMAGE_TO_VIDEO, build=_build, built=_built, inputs=_inputs, blocks=_blocks, lora_targets=_LORA_TARGETS),
+    NetworkKind(
+        IMAGE_TO_VIDEO,
+        build=_build,
+        built=_built,
+        inputs=_inputs,
+        blocks=_blocks,
+        share=_share,
+        lora_targets=_LORA_TARGETS,
+    ),
 )
