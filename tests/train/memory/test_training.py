@@ -9,7 +9,9 @@ import yaml
 
 import train.run.trainer
 from magicdistill_core.checkpoint import load_checkpoint, save_checkpoint
+from magicdistill_core.errors import ConfigError
 from magicdistill_core.recipe import Recipe
+from tests.makers import file_state, hunyuan_shape, random_prompt
 from train.config.methods import DISCRIMINATOR, FAKE, GENERATOR
 from train.config.reading import parse_config
 from train.data.dataset_index import sample_shapes
@@ -163,6 +165,30 @@ def test_memory_of_an_update_follows_its_settings(memory: Callable[..., Memory])
     # From stage 1 on DeepSpeed keeps a copy of fp32 weights too.
     assert memory("w2s", precision="fp32").optimizer == memory("w2s").optimizer
     assert memory("w2s", 1, 0, precision="fp32").optimizer == pytest.approx(memory("w2s", 1, 0).optimizer * 2 / 3)
+
+
+def test_processes_that_share_a_sample_share_its_activations(
+    tmp_path: Path, tiny_config: Callable[..., dict], teacher_file: Path
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    recipe = Recipe(kind="teacher", steps=28, shift=5.0, width=SIDE, height=SIDE, frames=FRAMES, fps=24)
+    save_checkpoint(teacher, file_state(hunyuan_shape(hidden=512)), recipe, random_prompt())
+
+    def found(context: int, file: Path = teacher) -> Memory:
+        raw = tiny_config(tmp_path / "run", method=METHODS["dmd2"][0], context_parallel=context)
+        raw["model"] |= {"teacher": str(file), "mode": "lora", "activation_checkpointing": True}
+        config = parse_config(raw, "config")
+        shapes = sample_shapes("hunyuan_video", 65, 192, 192)
+        return memory_of(config, load_teacher(config, "meta"), shapes, 4)
+
+    alone, two, four = (found(context) for context in (1, 2, 4))
+    for role in (FAKE, GENERATOR, DISCRIMINATOR):
+        # The latents, the patch embedding and the velocities are on every process.
+        assert 1 / 2 < two.updates[role] / alone.updates[role] < 0.7, role
+        assert 1 / 4 < four.updates[role] / alone.updates[role] < 0.6, role
+    assert (four.weights, four.optimizer, four.gradients) == (alone.weights, alone.optimizer, alone.gradients)
+    with pytest.raises(ConfigError, match=r"context_parallel is 2, .*1 attention heads"):
+        found(2, teacher_file)
 
 
 def test_captions_take_the_memory_of_their_longest_prompt(
