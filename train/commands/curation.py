@@ -30,6 +30,26 @@ def scan(
     _stopped(report.stopped_by)
 
 
+@app.command()
+def review(
+    manifest: Annotated[Path, typer.Argument(help="Folder of the manifest that `data scan` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report to write.")],
+    rules: Annotated[Path | None, typer.Option(help="YAML file of limits; by default the rules of this project.")] = None,
+) -> None:
+    """Apply rules to the shots of a scan, and write a report with counts, histograms and pictures. Takes seconds."""
+    from ..curation.review import PAGE, USED_RULES
+    from ..curation.review import review as run
+    from ..curation.rules import DAMAGED, DEFAULT, read_rules
+
+    rules = rules or DEFAULT
+    verdicts = run(manifest, out, rules)
+    show(f"{len(verdicts.kept)} of {len(verdicts.verdicts)} shots are kept. The report is {out / PAGE}.")
+    for name in (DAMAGED, *read_rules(rules)):
+        if count := len(verdicts.dropped_by(name)):
+            show(f"{name} drops {count}, {verdicts.only_by(name)} of them alone")
+    show(f"To change a limit, edit {out / USED_RULES} and name it with --rules.")
+
+
 def _stopped(by: str | None) -> None:
     if by:
         show(f"Stopped by {by}. Everything so far is stored. Start the same command again to continue.")

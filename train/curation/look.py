@@ -13,13 +13,13 @@ from magicdistill_core.errors import VideoError, cause
 from magicdistill_core.media.audio import read_audio
 from magicdistill_core.media.hdr import HDR_TRANSFERS
 from magicdistill_core.media.opening import Media
-from magicdistill_core.media.stream import FrameStream, open_stream
+from magicdistill_core.media.stream import DecodedFrame, FrameStream, decode_stream
 
 from .faces import FaceDetector
 from .manifest import Row
 from .measures import Content
 from .samples import Sample, Sampler
-from .shots import ShotDetector
+from .shots import LONGEST_SIDE, ShotDetector
 
 # The measures need some pixels. No face is recognisable in fewer.
 LEAST_PIXELS = 64
@@ -53,8 +53,8 @@ def look(path: Path, detector: FaceDetector) -> list[Row]:
 
 class _Look:
     def __init__(self, path: Path, detector: FaceDetector) -> None:
-        stream = open_stream(path)
-        height, width = stream.first.pixels.shape[:2]
+        stream = decode_stream(path)
+        height, width = stream.first.pixels(None).shape[:2]
         if min(height, width) < LEAST_PIXELS:
             raise VideoError(f"{path} is {width} x {height} pixels, expected at least {LEAST_PIXELS} on each side.")
         self._times: list[float] = []
@@ -74,21 +74,21 @@ class _Look:
         if error is not None:
             self.rows.append({"error": error})
 
-    def _read(self, stream: FrameStream, detector: FaceDetector) -> str | None:
+    def _read(self, stream: FrameStream[DecodedFrame], detector: FaceDetector) -> str | None:
         """Read all frames; return why it ended early, or None."""
         shots, sampler = ShotDetector(), Sampler(detector)
-        shape = stream.first.pixels.shape
-        error = None
+        shape, error = None, None
         try:
-            for number, timed in enumerate(stream.frames):
-                frame = timed.pixels.numpy()
-                if timed.gap or frame.shape != shape:
-                    self._breaks[number], shape = "gap", frame.shape
+            for number, decoded in enumerate(stream.frames):
+                reduced = decoded.pixels(LONGEST_SIDE).numpy()
+                if decoded.gap or reduced.shape != (shape or reduced.shape):
+                    self._breaks[number] = "gap"
                     sampler.cut()
-                shots.add(frame)
-                self._times.append(timed.time)
-                if (sample := sampler.take(number, timed.time, frame)) is not None:
-                    self._samples.append(sample)
+                shape = reduced.shape
+                shots.add(reduced)
+                if sampler.due(decoded.time):
+                    self._samples.append(sampler.take(number, decoded.time, decoded.pixels(None).numpy()))
+                self._times.append(decoded.time)
         except VideoError as damage:  # what was read before is usable
             error = str(damage)
         for cut in shots.cuts():

@@ -73,16 +73,22 @@ class Sampler:
         """Say that the next frame is not connected to the last one. It is sampled in any case."""
         self._before, self._next = None, -np.inf
 
-    def take(self, number: int, time: float, frame: Frame) -> Sample | None:
-        """Look at the next frame; return its sample, or None if none is due.
+    def due(self, time: float) -> bool:
+        """Return whether the frame at a time should be sampled.
+
+        Args:
+            time: seconds from the file's beginning.
+        """
+        return time >= self._next
+
+    def take(self, number: int, time: float, frame: Frame) -> Sample:
+        """Return the sample of a frame.
 
         Args:
             number: number of the frame.
             time: its time in seconds.
             frame: `[H, W, 3]` in RGB.
         """
-        if time < self._next:
-            return None
         self._next = time + SAMPLE_SECONDS - 1e-3
         small = measures.small_frame(frame)
         faces = self._detector.find(frame)

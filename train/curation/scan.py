@@ -164,6 +164,9 @@ def _begin(faces: Path) -> None:
     import atexit
     import signal
 
+    import cv2
+
+    cv2.setNumThreads(1)  # every process has a core of its own
     global _detector
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _detector = MediaPipeFaces(faces)

@@ -10,7 +10,8 @@ from .packages import require
 # Change of a frame over the mean of its neighbours, and least change (of 255). PySceneDetect's default is 3 and 15. A cut
 # between two takes of the same person in the same room changes less, but then it must stand out more.
 _CLEAR, _FAINT = (3.0, 18.0), (4.5, 8.0)
-_LONGEST_SIDE = 256
+LONGEST_SIDE = 256
+"""Longest side of the pictures in which cuts are looked for, in pixels."""
 _NEIGHBOURS = 2
 
 
@@ -42,14 +43,14 @@ class ShotDetector:
         """Look at the next frame.
 
         Args:
-            frame: `[H, W, 3]` in RGB.
+            frame: `[H, W, 3]` in RGB, reduced to `LONGEST_SIDE`.
         """
         import cv2
 
-        rows, columns = frame.shape[:2]
-        shrink = min(1.0, _LONGEST_SIDE / max(rows, columns))
-        size = (max(1, round(columns * shrink)), max(1, round(rows * shrink)))
-        self._last = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        if self._last is not None and picture.shape != self._last.shape:
+            picture = cv2.resize(picture, self._last.shape[1::-1], interpolation=cv2.INTER_AREA)
+        self._last = picture
         # The detector compares a frame with two on either side. The first and the last frame stand for those that lack.
         for _ in range(1 if self._count else 1 + _NEIGHBOURS):
             self._process()
