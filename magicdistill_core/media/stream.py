@@ -196,9 +196,7 @@ class _Reader:
                     if gap:
                         gaps.append(time)
 
-                    def pixels(
-                        longest: int | None, frame: av.VideoFrame = frame, transfer: int = transfer
-                    ) -> Tensor:
+                    def pixels(longest: int | None, frame: av.VideoFrame = frame, transfer: int = transfer) -> Tensor:
                         try:
                             return (whole if longest is None else reduced).rgb(frame, transfer, longest)
                         except (av.FFmpegError, OSError) as error:

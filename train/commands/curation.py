@@ -34,7 +34,9 @@ def scan(
 def review(
     manifest: Annotated[Path, typer.Argument(help="Folder of the manifest that `data scan` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the report to write.")],
-    rules: Annotated[Path | None, typer.Option(help="YAML file of limits; by default the rules of this project.")] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="YAML file of limits; by default the rules of this project.")
+    ] = None,
 ) -> None:
     """Apply rules to the shots of a scan, and write a report with counts, histograms and pictures. Takes seconds."""
     from ..curation.review import PAGE, USED_RULES

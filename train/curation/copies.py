@@ -16,8 +16,8 @@ def copy_bits(rows: Sequence[Row]) -> list[float | None]:
     """Return for each shot by how many bits of 64 its hashes differ from those of the most similar better shot.
 
     The mean over the hashes of a shot counts. A shot is better if it has more pixels, or as many and lasts longer, or
-    else if its name comes first. Shots of one video are not compared. Only shots with 16 equal bits at the same place of
-    a hash are compared, which all copies have.
+    else if its name comes first. Shots of one video are not compared. Only shots with 16 equal bits at the same place
+    of a hash are compared, which copies have.
 
     Args:
         rows: rows of shots.

@@ -118,9 +118,7 @@ class MediaPipeFaces:
             points = np.array([(mark.x, mark.y) for mark in landmarks], np.float32)
             points = (points * (width, height) + (left, top)) / (columns, rows)
             (x, y), (right, bottom) = points.min(0), points.max(0)
-            faces.append(
-                Face(float(x), float(y), float(right - x), float(bottom - y), points.astype(np.float32))
-            )
+            faces.append(Face(float(x), float(y), float(right - x), float(bottom - y), points.astype(np.float32)))
         return faces
 
 

@@ -116,7 +116,9 @@ class ManifestWriter:
         wanted = {"format_version": FORMAT_VERSION, "videos": str(videos.resolve()), **settings}
         if (folder / _HEADER).exists():
             found = _header(folder)
-            if differing := [f"{name} {found.get(name)} (now: {wanted[name]})" for name in wanted if found.get(name) != wanted[name]]:
+            if differing := [
+                f"{name} {found.get(name)} (now: {wanted[name]})" for name in wanted if found.get(name) != wanted[name]
+            ]:
                 raise CurationError(
                     f"{folder} holds a scan with other settings: {', '.join(differing)}. Continue it with the same "
                     f"settings, or write to another folder."

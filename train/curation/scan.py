@@ -102,7 +102,11 @@ def _wanted(sources: Mapping[str, Path], writer: ManifestWriter, report: ScanRep
         try:
             content = content_of(path)
         except OSError as error:
-            yield name, path, {"video": name, "bytes": 0, "sha256": "", "error": f"{path} cannot be read ({cause(error)})."}
+            yield (
+                name,
+                path,
+                {"video": name, "bytes": 0, "sha256": "", "error": f"{path} cannot be read ({cause(error)})."},
+            )
             continue
         if writer.known.get(name) == content:
             report.already_in += 1
@@ -150,7 +154,9 @@ def _alone(path: Path, faces: Path) -> list[Row]:
         try:
             return pool.submit(_look, path).result()
         except BrokenProcessPool:
-            return [{"shot": 0, "error": f"{path} makes its decoder crash. Re-encode it, for example to mp4 with h264."}]
+            return [
+                {"shot": 0, "error": f"{path} makes its decoder crash. Re-encode it, for example to mp4 with h264."}
+            ]
 
 
 def _pool(faces: Path, processes: int) -> ProcessPoolExecutor:

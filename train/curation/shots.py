@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from .packages import require
 
-# Change of a frame over the mean of its neighbours, and least change (of 255). PySceneDetect's default is 3 and 15. A cut
-# between two takes of the same person in the same room changes less, but then it must stand out more.
+# Change of a frame over the mean of its neighbours, and least change (of 255). PySceneDetect's default is 3 and 15. A
+# cut between two takes of the same person in the same room changes less, but then it must stand out more.
 _CLEAR, _FAINT = (3.0, 18.0), (4.5, 8.0)
 LONGEST_SIDE = 256
 """Longest side of the pictures in which cuts are looked for, in pixels."""
@@ -29,9 +29,7 @@ class ShotDetector:
         from scenedetect.detectors import AdaptiveDetector
 
         self._detectors: list[Any] = [
-            AdaptiveDetector(
-                adaptive_threshold=ratio, min_scene_len=1, window_width=_NEIGHBOURS, min_content_val=least
-            )
+            AdaptiveDetector(adaptive_threshold=ratio, min_scene_len=1, window_width=_NEIGHBOURS, min_content_val=least)
             for ratio, least in (_CLEAR, _FAINT)
         ]
         self._timecode = FrameTimecode

@@ -160,7 +160,7 @@ def dataset_digest(index: DatasetIndex) -> str:
     """
     names = {"family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"}
     facts = index.model_dump(include=names | ({"contents"} if index.contents else set()))
-    facts["shards"] = [[shard.bytes, *shard.samples] for shard in index.shards]
+    facts["shards"] = index.shard_facts()
     if index.texts is not None:
         facts["texts"] = index.texts.model_dump()
         facts["prompts"] = [[p.model_dump() for p in shard.prompts or []] for shard in index.shards]
