@@ -57,11 +57,13 @@ class ShownFrame(NamedTuple):
     Attributes:
         run: number of the run of connected frames that it belongs to. After a gap a new run begins.
         source: number of the frame in the file.
+        time: its time after resampling, in seconds from the file's beginning.
         pixels: `[H, W, 3]`, uint8.
     """
 
     run: int
     source: int
+    time: float
     pixels: Tensor
 
 
@@ -148,13 +150,13 @@ def _resample(frames: Iterable[TimedFrame], interval: float, fps: float, fill: b
             else:
                 until = frame.time - interval / 2 if frame.gap else (latest + frame.time) / 2
             while start + emitted / fps < until:
-                yield shown
+                yield shown._replace(time=start + emitted / fps)
                 emitted += 1
         if begins:
             run, start, emitted = run + 1, frame.time, 0
-        latest, shown = frame.time, ShownFrame(run, source, frame.pixels)
+        latest, shown = frame.time, ShownFrame(run, source, frame.time, frame.pixels)
     while shown is not None and start + emitted / fps < latest + interval / 2:
-        yield shown
+        yield shown._replace(time=start + emitted / fps)
         emitted += 1
 
 

@@ -116,9 +116,10 @@ class ManifestWriter:
         wanted = {"format_version": FORMAT_VERSION, "videos": str(videos.resolve()), **settings}
         if (folder / _HEADER).exists():
             found = _header(folder)
-            if differing := [
+            differing = [
                 f"{name} {found.get(name)} (now: {wanted[name]})" for name in wanted if found.get(name) != wanted[name]
-            ]:
+            ]
+            if differing:
                 raise CurationError(
                     f"{folder} holds a scan with other settings: {', '.join(differing)}. Continue it with the same "
                     f"settings, or write to another folder."
@@ -185,7 +186,8 @@ def _header(folder: Path) -> Row:
     path = folder / _HEADER
     if not path.is_file():
         raise CurationError(
-            f"{folder} is no manifest: it has no {_HEADER}. Make one with `magicdistill data scan`, or correct the path."
+            f"{folder} is no manifest: it has no {_HEADER}. Make one with `magicdistill data scan`, or correct the "
+            f"path."
         )
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
