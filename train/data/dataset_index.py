@@ -99,6 +99,9 @@ class DatasetIndex(BaseModel):
     image_encoder_sha256: str | None = Field(
         None, description="sha256 of the CLIP image encoder. None without features."
     )
+    rules_sha256: str | None = Field(
+        None, description="sha256 of the rules that chose the shots. None for all windows of all videos."
+    )
     shards: list[Shard] = []
     sources: list[str] = Field(default=[], description="Source videos whose samples are all in the dataset.")
     contents: dict[str, Content] = Field(
@@ -110,7 +113,9 @@ class DatasetIndex(BaseModel):
 
     def stored(self) -> str:
         """Return the text of `dataset.json`. Earlier versions can read a dataset without captions."""
-        absent: dict[str, Any] = {name: True for name in ("contents", "texts") if not getattr(self, name)}
+        absent: dict[str, Any] = {
+            name: True for name in ("contents", "texts", "rules_sha256") if not getattr(self, name)
+        }
         if self.texts is None:
             absent["shards"] = {"__all__": {"prompts"}}
         return self.model_dump_json(indent=1, exclude=absent)

@@ -296,6 +296,7 @@ def check_settings(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> N
             f"Write to another folder."
         )
     settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256")
+    settings += ("rules_sha256",)
     differing = [
         f"{n} {getattr(found, n)} (now: {getattr(wanted, n)})"
         for n in settings

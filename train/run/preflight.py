@@ -159,7 +159,8 @@ def dataset_digest(index: DatasetIndex) -> str:
     contents of videos and no captions.
     """
     names = {"family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"}
-    facts = index.model_dump(include=names | ({"contents"} if index.contents else set()))
+    added = {name for name in ("contents", "rules_sha256") if getattr(index, name)}
+    facts = index.model_dump(include=names | added)
     facts["shards"] = index.shard_facts()
     if index.texts is not None:
         facts["texts"] = index.texts.model_dump()
