@@ -120,8 +120,8 @@ def encode(
     kept = apply_rules(scan, limits).kept
     if not kept:
         raise CurationError(
-            f"The rules {rules} keep none of the {len(scan.rows)} shots of {manifest}. `magicdistill data review` shows "
-            f"which rule drops them."
+            f"The rules {rules} keep none of the {len(scan.rows)} shots of {manifest}. `magicdistill data review` "
+            f"shows which rule drops them."
         )
     report = EncodeReport()
     folders = dataset_folders(out, geometries)
