@@ -1,4 +1,4 @@
-"""Where a video changes from one shot to the next: PySceneDetect's adaptive detector, fed with our own frames."""
+"""Where a video changes from one shot to the next: PySceneDetect's detectors, fed with our own frames."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ from .packages import require
 # Change of a frame over the mean of its neighbours, and least change (of 255). PySceneDetect's default is 3 and 15. A
 # cut between two takes of the same person in the same room changes less, but then it must stand out more.
 _CLEAR, _FAINT = (3.0, 18.0), (4.5, 8.0)
+# A change that is a cut in any case: cuts that follow each other hide each other from a comparison with neighbours.
+_CERTAIN = 35.0
 LONGEST_SIDE = 256
 """Longest side of the pictures in which cuts are looked for, in pixels."""
 _NEIGHBOURS = 2
@@ -26,12 +28,13 @@ class ShotDetector:
         """
         require("cv2", "scenedetect")
         from scenedetect import FrameTimecode
-        from scenedetect.detectors import AdaptiveDetector
+        from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
         self._detectors: list[Any] = [
             AdaptiveDetector(adaptive_threshold=ratio, min_scene_len=1, window_width=_NEIGHBOURS, min_content_val=least)
             for ratio, least in (_CLEAR, _FAINT)
         ]
+        self._detectors.append(ContentDetector(threshold=_CERTAIN, min_scene_len=1))
         self._timecode = FrameTimecode
         self._count = 0
         self._cuts: set[int] = set()
