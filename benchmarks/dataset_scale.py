@@ -83,7 +83,10 @@ def _grow(path: Path, rows: int) -> None:
         (count,) = database.execute("SELECT MAX(number) + 1 FROM samples").fetchone()
         database.executemany(
             "INSERT INTO samples VALUES (?, ?, ?, ?)",
-            ((number, f"grown-{number // 8:07d}.mp4#{number % 8}", 0, number % _SHARD) for number in range(count, rows)),
+            (
+                (number, f"grown-{number // 8:07d}.mp4#{number % 8}", 0, number % _SHARD)
+                for number in range(count, rows)
+            ),
         )
 
 

@@ -20,10 +20,10 @@ from .scans import Marked, marked, moving, scanned, write_shots
 pytest.importorskip("scenedetect")
 pytest.importorskip("pyarrow")
 
-from train.curation.encode import Share, dataset_folders, encode  # noqa: E402
-from train.curation.look import look  # noqa: E402
-from train.curation.packages import CurationError  # noqa: E402
-from train.curation.windows import ShotPlan, choose_geometry, shot_windows  # noqa: E402
+from train.curation.encode import Share, dataset_folders, encode
+from train.curation.look import look
+from train.curation.packages import CurationError
+from train.curation.windows import ShotPlan, choose_geometry, shot_windows
 
 SMALL = WindowGeometry(5, 32, 32, 24.0, 5)
 TALL = WindowGeometry(5, 48, 32, 24.0, 5)
@@ -84,7 +84,16 @@ def test_a_window_is_cropped_around_the_face_and_without_bars(tmp_path: Path) ->
 
 
 def test_a_shot_gets_the_nearest_shape_and_the_longest_that_fits() -> None:
-    row = {"width": 128, "height": 96, "seconds": 0.6, "bars": 0.0, "left": 0.0, "top": 0.0, "right": 1.0, "bottom": 1.0}
+    row = {
+        "width": 128,
+        "height": 96,
+        "seconds": 0.6,
+        "bars": 0.0,
+        "left": 0.0,
+        "top": 0.0,
+        "right": 1.0,
+        "bottom": 1.0,
+    }
     wide = [WindowGeometry(frames, 32, 48, 24.0, frames) for frames in (5, 9, 17)]
     assert choose_geometry(row, [SMALL, TALL, *wide]) == wide[1]
     assert choose_geometry(row | {"width": 72}, [SMALL, TALL, *wide]) == TALL
@@ -156,7 +165,18 @@ def test_two_processes_encode_disjoint_parts_of_one_dataset(
     scan: tuple[Path, Path], whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "data"
-    command = [sys.executable, "-m", "train", "data", "encode", str(scan[0]), "--rules", str(scan[1]), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "train",
+        "data",
+        "encode",
+        str(scan[0]),
+        "--rules",
+        str(scan[1]),
+        "--out",
+        str(out),
+    ]
     command += ["--vae", str(VAE), "--size", "32x32x5", "--device", "cpu"]
     running = [subprocess.Popen([*command, "--part", f"{n}/2"], stdout=subprocess.DEVNULL) for n in (1, 2)]
     assert [process.wait(timeout=120) for process in running] == [0, 0]

@@ -14,7 +14,7 @@ from .scans import FACE, Marked, marked, moving, picture, write_shots
 
 pytest.importorskip("scenedetect")
 
-from train.curation.look import look  # noqa: E402
+from train.curation.look import look
 
 
 def test_a_row_for_each_shot(tmp_path: Path) -> None:

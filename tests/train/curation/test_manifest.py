@@ -8,8 +8,8 @@ from .scans import scanned, write_shots
 
 pytest.importorskip("pyarrow")
 
-from train.curation.manifest import ManifestWriter, read_manifest  # noqa: E402
-from train.curation.packages import CurationError  # noqa: E402
+from train.curation.manifest import ManifestWriter, read_manifest
+from train.curation.packages import CurationError
 
 SETTINGS = {"faces_sha256": "marked"}
 

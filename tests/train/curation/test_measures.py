@@ -45,7 +45,9 @@ def test_lines_of_text_are_seen_and_faces_are_not() -> None:
     frame = Image.fromarray(cv2.GaussianBlur(picture(1, 536, 960), (0, 0), 6))
     before = measures.text(measures.text_frame(np.asarray(frame)))
     draw = ImageDraw.Draw(frame)
-    draw.text((60, 450), "What I wanted to say", "white", ImageFont.load_default(size=30), stroke_width=2, stroke_fill=0)
+    draw.text(
+        (60, 450), "What I wanted to say", "white", ImageFont.load_default(size=30), stroke_width=2, stroke_fill=0
+    )
     assert before == 0
     assert measures.text(measures.text_frame(np.asarray(frame))) > 0.005
 

@@ -38,7 +38,11 @@ def test_an_unknown_measure_passes_and_damage_never_does() -> None:
 
 
 def test_of_copies_the_largest_is_kept_unless_another_rule_drops_it() -> None:
-    rows = [shot("small", HASHES, 50), shot("large", [h ^ 1 for h in HASHES], 200), shot("other", [~h % 2**64 for h in HASHES])]
+    rows = [
+        shot("small", HASHES, 50),
+        shot("large", [h ^ 1 for h in HASHES], 200),
+        shot("other", [~h % 2**64 for h in HASHES]),
+    ]
     limits = {"copy_bits": Limits(least=5), "text": Limits(most=0.1)}
     assert [row["video"] for row in apply_rules(manifest(*rows), limits).kept] == ["large", "other"]
     rows[1] |= {"text": 0.5}

@@ -7,7 +7,7 @@ from .scans import moving, picture
 
 pytest.importorskip("scenedetect")
 
-from train.curation.shots import ShotDetector  # noqa: E402
+from train.curation.shots import ShotDetector
 
 
 def cuts(seeds: list[int]) -> list[int]:
