@@ -1,7 +1,7 @@
 """How the cost of a dataset in parts grows with its number of samples: adding a shard, opening, finding a sample.
 
-`python -m benchmarks.dataset_scale [--rows 1000000]` writes datasets of tiny clips into a temporary folder, and prints a
-table. The last line is of an index of a million rows without shards, because only the index grows with them.
+`python -m benchmarks.dataset_scale [--rows 1000000]` writes datasets of tiny clips into a temporary folder, and prints
+a table. The last line is of an index of a million rows without shards, because only the index grows with them.
 """
 
 import argparse

@@ -40,7 +40,7 @@ def test_a_video_that_changed_has_only_its_new_rows(tmp_path: Path) -> None:
 
 def test_a_scan_with_other_settings_is_not_continued(tmp_path: Path) -> None:
     ManifestWriter(tmp_path / "m", tmp_path, SETTINGS)
-    with pytest.raises(CurationError, match="faces_sha256 marked .now: other"):
+    with pytest.raises(CurationError, match=r"faces_sha256 marked .now: other"):
         ManifestWriter(tmp_path / "m", tmp_path, {"faces_sha256": "other"})
     with pytest.raises(CurationError, match="videos"):
         ManifestWriter(tmp_path / "m", tmp_path / "others", SETTINGS)

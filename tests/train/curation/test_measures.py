@@ -66,7 +66,7 @@ def test_a_plain_wall_does_not_move() -> None:
 
 def test_the_movement_of_a_face_is_in_its_heights() -> None:
     points = np.array([(0.4, 0.2), (0.6, 0.7)], np.float32)
-    before, now = (Face(0.4 + dx, 0.2, 0.2, 0.5, points + (dx, 0)) for dx in (0.0, 0.1))
+    before, now = (Face(0.4 + dx, 0.2, 0.2, 0.5, points + np.float32([dx, 0])) for dx in (0.0, 0.1))
     # A tenth of the width of a frame of 2:1 is a fifth of its height, and the face has half of the height.
     assert measures.face_shift(before, now, 2.0) == pytest.approx(0.4)
 
