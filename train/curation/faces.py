@@ -115,8 +115,8 @@ class MediaPipeFaces:
         height, width = picture.shape[:2]
         faces = []
         for landmarks in result.face_landmarks:
-            points = np.array([(mark.x, mark.y) for mark in landmarks], np.float32)
-            points = (points * (width, height) + (left, top)) / (columns, rows)
+            marks = np.array([(mark.x, mark.y) for mark in landmarks])
+            points = (marks * (width, height) + (left, top)) / (columns, rows)
             (x, y), (right, bottom) = points.min(0), points.max(0)
             faces.append(Face(float(x), float(y), float(right - x), float(bottom - y), points.astype(np.float32)))
         return faces

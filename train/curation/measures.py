@@ -54,7 +54,7 @@ def small_frame(frame: Frame) -> SmallFrame:
         frame: `[H, W, 3]` in RGB.
     """
     rgb = _reduced(frame, _SHORTER_SIDE)
-    return SmallFrame(rgb, cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))  # type: ignore[arg-type]
+    return SmallFrame(rgb, cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
 
 
 def text_frame(frame: Frame) -> Frame:
@@ -63,7 +63,7 @@ def text_frame(frame: Frame) -> Frame:
     Args:
         frame: `[H, W, 3]` in RGB.
     """
-    return cv2.cvtColor(_reduced(frame, _TEXT_SIDE), cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
+    return cv2.cvtColor(_reduced(frame, _TEXT_SIDE), cv2.COLOR_RGB2GRAY)
 
 
 def _reduced(frame: Frame, side: int) -> Frame:
@@ -72,7 +72,7 @@ def _reduced(frame: Frame, side: int) -> Frame:
     if shrink >= 1:
         return frame
     size = (max(1, round(columns * shrink)), max(1, round(rows * shrink)))
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def face_crop(frame: Frame, face: Face) -> Frame:
@@ -89,7 +89,7 @@ def face_crop(frame: Frame, face: Face) -> Frame:
     grey = cv2.cvtColor(np.ascontiguousarray(crop), cv2.COLOR_RGB2GRAY)
     size = (max(1, round(grey.shape[1] * _FACE_ROWS / grey.shape[0])), _FACE_ROWS)
     smaller = grey.shape[0] > _FACE_ROWS
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)  # type: ignore[return-value]
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
 
 
 def sharpness(grey: Frame) -> float:
