@@ -6,6 +6,7 @@ settings.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -142,15 +143,29 @@ def sample_of(
     """
     if frames is None or height is None or width is None:
         try:
-            dataset = LatentDataset(config.data.dataset)
+            datasets = [LatentDataset(folder) for folder in (config.data.dataset, *config.data.mixed)]
         except DatasetError as error:
             raise DatasetError(
                 f"{error} To compute the memory without a dataset, set --frames, --height and --width."
             ) from error
-        dataset.check_family(teacher.checkpoint.family())
-        index = dataset.index
+        for dataset in datasets:
+            dataset.check_family(teacher.checkpoint.family())
+        index = _largest(datasets).index
         frames, height, width = frames or index.frames, height or index.height, width or index.width
     return sample_shapes(teacher.checkpoint.architecture.name, frames, height, width)
+
+
+def largest_shapes(datasets: Sequence[LatentDataset]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of one sample, by name, for the dataset with the largest samples.
+
+    Args:
+        datasets: the datasets of a run.
+    """
+    return _largest(datasets).index.tensor_shapes()
+
+
+def _largest(datasets: Sequence[LatentDataset]) -> LatentDataset:
+    return max(datasets, key=lambda dataset: math.prod(dataset.latent_shape))
 
 
 def caption_tokens(config: TrainConfig) -> int | None:

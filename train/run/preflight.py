@@ -26,6 +26,7 @@ from ..methods.batch_prompts import checked_texts
 from ..networks.weights import ENCODE_PROMPT
 from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, run_facts
 from . import checkpoints
+from .mixture import check_mixed
 from .same_files import check_same, shared_sha256
 
 _DIGEST = "dataset_digest"
@@ -41,11 +42,13 @@ class Inputs:
         teacher: path of the teacher's model file or diffusers folder.
         teacher_hash: sha256 of the teacher's weights.
         dataset: the opened dataset.
+        mixed: the opened further datasets.
     """
 
     teacher: Path
     teacher_hash: str
     dataset: LatentDataset
+    mixed: tuple[LatentDataset, ...] = ()
 
 
 def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
@@ -64,13 +67,15 @@ def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
     """
     with beginning_together():
         teacher, dataset = _check_files(config, resume=resume)
+        mixed = tuple(LatentDataset(folder) for folder in config.data.mixed)
+        check_mixed(dataset, mixed)
         if is_main() and config.model.precision == "bf16" and not bf16_is_fast(available_device()):
             logger.warning(
                 "This CPU has no instructions for bf16: it may take up to 70 times as long as in fp32. Set "
                 "model.precision=auto"
             )
-    check_same(f"data.dataset ({config.data.dataset})", dataset_digest(dataset.index))
-    inputs = Inputs(teacher, shared_sha256(teacher), dataset)
+    inputs = Inputs(teacher, shared_sha256(teacher), dataset, mixed)
+    check_same(f"data.dataset ({config.data.dataset})", _digest(config, inputs))
     with beginning_together():
         if resume:
             _check_unchanged(config, inputs)
@@ -147,9 +152,17 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | int]:
         "teacher": str(inputs.teacher.resolve()),
         "teacher_hash": inputs.teacher_hash,
         "mode": config.model.mode,
-        "samples": len(inputs.dataset),
-        _DIGEST: dataset_digest(inputs.dataset.index),
+        "samples": sum(len(dataset) for dataset in (inputs.dataset, *inputs.mixed)),
+        _DIGEST: _digest(config, inputs),
     }
+
+
+def _digest(config: TrainConfig, inputs: Inputs) -> str:
+    first = dataset_digest(inputs.dataset.index)
+    if not inputs.mixed:
+        return first
+    facts = [first, *(dataset_digest(dataset.index) for dataset in inputs.mixed), config.data.weights]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def dataset_digest(index: DatasetIndex) -> str:
