@@ -255,7 +255,8 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
     Returns:
         `[..., height, width, 3]` of the same dtype.
     """
-    top, left, crop_rows, crop_columns = crop_region(*frames.shape[-3:-1], height, width, face)
+    rows, columns = frames.shape[-3:-1]
+    top, left, crop_rows, crop_columns = crop_region(rows, columns, height, width, face)
     region = frames[..., top : top + crop_rows, left : left + crop_columns, :]
     if (crop_rows, crop_columns) == (height, width):
         return region.contiguous()

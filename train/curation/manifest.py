@@ -198,7 +198,7 @@ def _header(folder: Path) -> Row:
         raise CurationError(
             f"{path} has the format {version}, and this version reads format {FORMAT_VERSION}. Update this project."
         )
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _read(folder: Path, part: str, columns: list[str]) -> list[Row]:

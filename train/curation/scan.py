@@ -68,7 +68,7 @@ def scan(videos: Path, out: Path, faces: Path, processes: int = 1, console: Cons
     sources = find_videos(videos)
     MediaPipeFaces(faces).close()  # a wrong file is found here, and not in another process
     report = ScanReport()
-    settings = {"faces_sha256": file_sha256(faces), "sample_seconds": SAMPLE_SECONDS}
+    settings: dict[str, str | float] = {"faces_sha256": file_sha256(faces), "sample_seconds": SAMPLE_SECONDS}
     with folder_lock(out, "magicdistill data scan"):
         writer = ManifestWriter(out, videos, settings)
         with (

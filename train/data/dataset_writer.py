@@ -295,8 +295,10 @@ def check_settings(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> N
             f"{folder} holds a dataset that `magicdistill {one}` wrote, which `magicdistill {other}` cannot continue. "
             f"Write to another folder."
         )
-    settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256")
-    settings += ("rules_sha256",)
+    settings = (
+        *("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"),
+        "rules_sha256",
+    )
     differing = [
         f"{n} {getattr(found, n)} (now: {getattr(wanted, n)})"
         for n in settings

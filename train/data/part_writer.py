@@ -57,7 +57,8 @@ class PartWriter:
             self._database.executescript(SCHEMA)
             last = self._database.execute("SELECT number, total, digest FROM shards ORDER BY number DESC").fetchone()
             (count,) = self._database.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM samples").fetchone()
-        self._number, self._bytes, self._digest = (last[0] + 1, last[1], last[2]) if last else (0, 0, "")
+        number, size, digest = last or (-1, 0, "")
+        self._number, self._bytes, self._digest = int(number) + 1, int(size), str(digest)
         self._count = int(count)
 
     def __enter__(self) -> Self:
