@@ -145,7 +145,9 @@ def encode(
             report.added[folder] = 0
         encoding = _Encoding(scan, videos or scan.videos, folders, writers, encoder, device, report, stop)
         progress = stack.enter_context(progress_bar(console, disable=console is None))
-        wanted = [(n, list(rows)) for n, rows in groupby(kept, lambda row: row["video"]) if share.has(n)]
+        own = [row for row in kept if share.has(row["video"])]
+        own = [row | {"samples": samples} for row, samples in zip(own, scan.samples(own), strict=True)]
+        wanted = [(name, list(rows)) for name, rows in groupby(own, lambda row: row["video"])]
         task = progress.add_task("Encoding", total=len(wanted), note="")
         for name, rows in wanted:
             if stop.name:

@@ -71,7 +71,7 @@ class Manifest:
     Attributes:
         folder: the manifest's folder.
         videos: the folder of the videos.
-        rows: all columns except the pictures.
+        rows: all columns except the pictures and the samples.
     """
 
     folder: Path
@@ -84,16 +84,28 @@ class Manifest:
         Args:
             wanted: rows of this manifest.
         """
+        return self._lists("thumbnails", wanted)
+
+    def samples(self, wanted: Sequence[Row]) -> list[list[Row]]:
+        """Read the places of the face in the samples of some rows.
+
+        Args:
+            wanted: rows of this manifest.
+        """
+        return self._lists("samples", wanted)
+
+    def _lists(self, column: str, wanted: Sequence[Row]) -> list[list[Any]]:
+        """Read a column that is too large to be read for all rows."""
         import pyarrow.parquet
 
         places: dict[str, list[tuple[int, int]]] = {}
         for place, row in enumerate(wanted):
             places.setdefault(row["part"], []).append((row["place"], place))
-        found: list[list[bytes]] = [[] for _ in wanted]
+        found: list[list[Any]] = [[] for _ in wanted]
         for part, pairs in places.items():
-            column = pyarrow.parquet.read_table(self.folder / part, columns=["thumbnails"]).column("thumbnails")
+            values = pyarrow.parquet.read_table(self.folder / part, columns=[column]).column(column)
             for at, place in pairs:
-                found[place] = column[at].as_py() or []
+                found[place] = values[at].as_py() or []
         return found
 
 
@@ -161,7 +173,7 @@ def read_manifest(folder: Path) -> Manifest:
     require("pyarrow")
     header = _header(folder)
     newest: dict[str, list[Row]] = {}
-    columns = [*_COLUMNS, "hashes", "samples"]
+    columns = [*_COLUMNS, "hashes"]
     for part in _parts(folder):
         of_part: dict[str, list[Row]] = {}
         for place, row in enumerate(_read(folder, part, columns)):
