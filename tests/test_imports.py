@@ -25,7 +25,7 @@ TOP_OF_TRAIN = {
 }
 ROOMS = {
     *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "planning", "comfyui"),
-    *("pocket", "commands", "presets"),
+    *("pocket", "commands", "curation", "presets"),
 }
 SIBLINGS = {"nodes": {"nodes", "magicdistill_core"}, "magicdistill_core": {"magicdistill_core"}}
 

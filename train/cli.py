@@ -10,7 +10,7 @@ import typer
 from magicdistill_core.errors import MagicDistillError
 
 from .command_line import CommandLine
-from .commands import comfyui, data, files, planning, sampling, training
+from .commands import comfyui, curation, data, files, planning, sampling, training
 from .console import LogHandler, show
 from .pocket.cli import app as pocket_app
 from .surroundings import complete_surroundings
@@ -23,6 +23,7 @@ app = CommandLine(
     pretty_exceptions_enable=False,
     help="Distil portrait image-to-video models into few-step generators, and sample from them.",
 )
+app.add_typer(curation.app, name="data")
 app.add_typer(pocket_app, name="pocket")
 
 

@@ -18,6 +18,8 @@ from .hdr import HDR_TRANSFERS, to_sdr
 # by about one level of 255, and repeats chroma pixels. The flags are numbers because some versions of PyAV do not name
 # them.
 EXACT = 0x40000 | 0x2000 | 4
+# The same with the flag area.
+AVERAGED = 0x40000 | 0x2000 | 0x20
 # A damaged file can state any shape. The most extreme shape in use is 2: anamorphic film, and 3D with halved columns.
 _MOST_STRETCH = 4
 _NO_TURN = (False, 1, 1)
@@ -100,14 +102,19 @@ class Pictures:
         self._rotation: int | None = None
         self._turn = _NO_TURN
 
-    def rgb(self, frame: av.VideoFrame, transfer: int) -> Tensor:
+    def rgb(self, frame: av.VideoFrame, transfer: int, longest: int | None = None) -> Tensor:
         """Convert a frame.
 
         Args:
             frame: the decoded frame.
             transfer: FFmpeg's number of the transfer function.
+            longest: the longest side of the result in pixels, to which larger frames are reduced by averaging; None
+                keeps their size.
         """
         width, height = _shown_size(frame, self._pixel_shape)
+        if is_reduced := longest is not None and longest < max(width, height):
+            shrink = longest / max(width, height)
+            width, height = max(1, round(width * shrink)), max(1, round(height * shrink))
         hdr, alpha = transfer in HDR_TRANSFERS, _has_alpha(frame)
         wide = self._deep or hdr
         converted = self._reformatter.reformat(
@@ -120,7 +127,7 @@ class Pictures:
             dst_colorspace=_BT709,
             src_color_range=frame.color_range,
             dst_color_range=_FULL_RANGE,
-            interpolation=EXACT,
+            interpolation=AVERAGED if is_reduced else EXACT,
         )
         pixels: NDArray[np.generic] = converted.to_ndarray()
         if wide or alpha:

@@ -2,11 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import av
 from torch import Tensor
@@ -40,8 +40,26 @@ class TimedFrame(NamedTuple):
     pixels: Tensor
 
 
+class DecodedFrame(NamedTuple):
+    """A frame whose picture is made only where it is needed, because that takes longer than decoding it.
+
+    Attributes:
+        time: seconds from the file's beginning.
+        gap: whether the frame is not connected to the frame before it (`Clock`).
+        pixels: makes the picture `[H, W, 3]`, reduced to a longest side in pixels; None keeps its size. It must be
+            called before the next frame is read.
+    """
+
+    time: float
+    gap: bool
+    pixels: Callable[[int | None], Tensor]
+
+
+F = TypeVar("F", TimedFrame, DecodedFrame)
+
+
 @dataclass(frozen=True)
-class FrameStream:
+class FrameStream(Generic[F]):
     """A decoded picture stream.
 
     Attributes:
@@ -54,12 +72,14 @@ class FrameStream:
 
     pace: Pace
     count: int | None
-    first: TimedFrame
-    frames: Iterator[TimedFrame]
+    first: F
+    frames: Iterator[F]
     notes: list[str]
 
 
-def open_stream(source: Source, start: float = 0.0, duration: float = 0.0, deep: bool = False) -> FrameStream:
+def open_stream(
+    source: Source, start: float = 0.0, duration: float = 0.0, deep: bool = False
+) -> FrameStream[TimedFrame]:
     """Open the picture stream of a file and decode its first frame.
 
     Args:
@@ -78,16 +98,39 @@ def open_stream(source: Source, start: float = 0.0, duration: float = 0.0, deep:
     return _open(source, start, duration, deep, seek=False)
 
 
-def _open(source: Source, start: float, duration: float, deep: bool, seek: bool) -> FrameStream:
+def decode_stream(source: Source) -> FrameStream[DecodedFrame]:
+    """Open the picture stream of a file; its pictures are made only where they are needed.
+
+    Args:
+        source: a file's path, or its bytes.
+
+    Raises:
+        VideoError: see `read_video`.
+    """
     media = Media(source)
-    try:
-        reader = _Reader(media, start, duration, deep, seek)
+    with _closed_after_an_error(media):
+        reader = _Reader(media, 0.0, 0.0, deep=False, seek=False)
         frames = reader.frames()
         first = next(frames)
+    return FrameStream(reader.pace, reader.stream.frames or None, first, chain([first], frames), reader.notes)
+
+
+def _open(source: Source, start: float, duration: float, deep: bool, seek: bool) -> FrameStream[TimedFrame]:
+    media = Media(source)
+    with _closed_after_an_error(media):
+        reader = _Reader(media, start, duration, deep, seek)
+        frames = (TimedFrame(frame.time, frame.gap, frame.pixels(None)) for frame in reader.frames())
+        first = next(frames)
+    return FrameStream(reader.pace, reader.stream.frames or None, first, chain([first], frames), reader.notes)
+
+
+@contextlib.contextmanager
+def _closed_after_an_error(media: Media) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         media.close()
         raise
-    return FrameStream(reader.pace, reader.stream.frames or None, first, chain([first], frames), reader.notes)
 
 
 class _Reader:
@@ -139,10 +182,10 @@ class _Reader:
         self.pace = pace
         return chain(head, packets)
 
-    def frames(self) -> Iterator[TimedFrame]:
+    def frames(self) -> Iterator[DecodedFrame]:
         """Yield the frames in the order of their times. Close the file at the end."""
         count, gaps = 0, list[float]()
-        pictures = Pictures(self.stream.sample_aspect_ratio, self._deep)
+        whole, reduced = (Pictures(self.stream.sample_aspect_ratio, self._deep) for _ in range(2))
         with self._media:
             try:
                 for (time, gap), frame in deinterlaced(self._wanted()):
@@ -152,7 +195,14 @@ class _Reader:
                     count += 1
                     if gap:
                         gaps.append(time)
-                    yield TimedFrame(time, gap, pictures.rgb(frame, transfer))
+
+                    def pixels(longest: int | None, frame: av.VideoFrame = frame, transfer: int = transfer) -> Tensor:
+                        try:
+                            return (whole if longest is None else reduced).rgb(frame, transfer, longest)
+                        except (av.FFmpegError, OSError) as error:
+                            raise self._media.unreadable(error) from error
+
+                    yield DecodedFrame(time, gap, pixels)
             except (av.FFmpegError, OSError) as error:
                 raise self._media.unreadable(error) from error
             if count == 0:

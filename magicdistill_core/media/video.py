@@ -57,11 +57,13 @@ class ShownFrame(NamedTuple):
     Attributes:
         run: number of the run of connected frames that it belongs to. After a gap a new run begins.
         source: number of the frame in the file.
+        time: its time after resampling, in seconds from the file's beginning.
         pixels: `[H, W, 3]`, uint8.
     """
 
     run: int
     source: int
+    time: float
     pixels: Tensor
 
 
@@ -148,13 +150,13 @@ def _resample(frames: Iterable[TimedFrame], interval: float, fps: float, fill: b
             else:
                 until = frame.time - interval / 2 if frame.gap else (latest + frame.time) / 2
             while start + emitted / fps < until:
-                yield shown
+                yield shown._replace(time=start + emitted / fps)
                 emitted += 1
         if begins:
             run, start, emitted = run + 1, frame.time, 0
-        latest, shown = frame.time, ShownFrame(run, source, frame.pixels)
+        latest, shown = frame.time, ShownFrame(run, source, frame.time, frame.pixels)
     while shown is not None and start + emitted / fps < latest + interval / 2:
-        yield shown
+        yield shown._replace(time=start + emitted / fps)
         emitted += 1
 
 
@@ -254,13 +256,7 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
         `[..., height, width, 3]` of the same dtype.
     """
     rows, columns = frames.shape[-3:-1]
-    crop_rows = min(rows, max(1, round(columns * height / width)))
-    crop_columns = min(columns, max(1, round(rows * width / height)))
-    top, left = (rows - crop_rows) // _TOP_PART, (columns - crop_columns) // 2
-    if face is not None:
-        x, y = face.centre
-        left = min(max(round(x - crop_columns / 2), 0), columns - crop_columns)
-        top = min(max(round(y - crop_rows * _FACE_DEPTH), 0), rows - crop_rows)
+    top, left, crop_rows, crop_columns = crop_region(rows, columns, height, width, face)
     region = frames[..., top : top + crop_rows, left : left + crop_columns, :]
     if (crop_rows, crop_columns) == (height, width):
         return region.contiguous()
@@ -278,6 +274,26 @@ def resize_crop(frames: Tensor, height: int, width: int, face: Box | None = None
         # Bicubic overshoots at edges.
         target.copy_(resized.clamp(0, 1) if frames.is_floating_point() else resized.round().clamp(0, 255))
     return out.reshape(*frames.shape[:-3], height, width, 3)
+
+
+def crop_region(rows: int, columns: int, height: int, width: int, face: Box | None = None) -> tuple[int, int, int, int]:
+    """Return the region that `resize_crop` keeps: its first row, first column, number of rows and of columns.
+
+    Args:
+        rows: height of the frames in pixels.
+        columns: width of the frames in pixels.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
+        face: the rectangle of the face in the frames, or None.
+    """
+    crop_rows = min(rows, max(1, round(columns * height / width)))
+    crop_columns = min(columns, max(1, round(rows * width / height)))
+    top, left = (rows - crop_rows) // _TOP_PART, (columns - crop_columns) // 2
+    if face is not None:
+        x, y = face.centre
+        left = min(max(round(x - crop_columns / 2), 0), columns - crop_columns)
+        top = min(max(round(y - crop_rows * _FACE_DEPTH), 0), rows - crop_rows)
+    return top, left, crop_rows, crop_columns
 
 
 def crop_note(rows: int, columns: int, height: int, width: int) -> str | None:

@@ -75,12 +75,12 @@ def plan(
     clips = Clips(frames, height, width)
     console = Console(stderr=True)
     with console.status("Simulating one update of each role without data"):
-        simulation = simulate(settings, clips)
+        simulation = simulate(settings, clips, gpus)
     show_facts(plan_of(simulation, settings, machines).facts())
     with console.status("Computing changes of the settings"):
         found = changes(
             lambda further: load_config(config, with_settings(overrides or [], further)),
-            lambda changed: simulate(changed, clips),
+            lambda changed: simulate(changed, clips, gpus),
             simulation,
             machines,
         )

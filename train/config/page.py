@@ -180,8 +180,8 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
         given = [part for part in parts if part is not types.NoneType]
         return " or ".join([*(_kind(part, metadata) for part in given), "`null`"])
     if origin is tuple and Ellipsis in parts:
-        count = next(limit.min_length for limit in metadata if isinstance(limit, annotated_types.MinLen))
-        return f"list of {count}, each {_kind(parts[0], [])}"
+        count = next((limit.min_length for limit in metadata if isinstance(limit, annotated_types.MinLen)), None)
+        return f"list{'' if count is None else f' of {count}'}, each {_kind(parts[0], [])}"
     if origin is tuple:
         return f"[{', '.join(_kind(part, []) for part in parts)}]"
     words = {bool: "`true`, `false`", int: "integer", float: "number", str: "text", Path: "path", type(None): "`null`"}

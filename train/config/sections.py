@@ -1,7 +1,7 @@
 """The base class of every section of the configuration, and the sections that several others contain."""
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -52,7 +52,9 @@ def sections_in(annotation: Any) -> list["type[Section]"]:
 
 
 def takes_text(annotation: Any) -> bool:
-    """Return whether a setting of this type is a path or a free text, which every text fits."""
+    """Return whether a setting of this type is a path or a free text, which every text fits. A list of paths is not."""
+    if get_origin(annotation) is tuple:
+        return False
     return annotation in (str, Path) or any(takes_text(part) for part in get_args(annotation))
 
 

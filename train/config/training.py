@@ -168,6 +168,16 @@ class DataConfig(Section):
     """
 
     dataset: FilePath = Field(description="Folder that `magicdistill prepare` wrote.")
+    mixed: tuple[FilePath, ...] = Field(
+        (),
+        description="Folders of further datasets, which may have other sizes and lengths. Each update takes all its "
+        "samples from one dataset, drawn by the seed. The first dataset is validated.",
+    )
+    weights: tuple[float, ...] | None = Field(
+        None,
+        description="With `mixed`: how often `dataset` and each of `mixed` are drawn, in this order. `null` draws "
+        "every sample equally often.",
+    )
     micro_batch: Size = Field(
         1, description="Samples that one process computes at a time. Raise it as far as GPU memory allows."
     )
@@ -195,6 +205,21 @@ class DataConfig(Section):
         "held out together, so there may be up to twice as many. `null` holds out 10 %, at most 64, and none of a "
         "dataset with fewer than 20 samples. 0 trains on everything, and validation then uses clips of the training.",
     )
+
+    def check_mixed(self) -> None:
+        """Check the settings of further datasets.
+
+        Raises:
+            ValueError: if the weights do not fit the datasets, or captions are trained from several.
+        """
+        count = 1 + len(self.mixed)
+        if self.weights is not None and (len(self.weights) != count or min(self.weights) <= 0 or not self.mixed):
+            raise ValueError(
+                f"data.weights is {list(self.weights)}, expected {count} positive numbers: one for data.dataset and "
+                "one for each of data.mixed. Without data.mixed leave it out"
+            )
+        if self.mixed and self.captions:
+            raise ValueError("data.captions is true, but captions are read from one dataset only: leave out data.mixed")
 
 
 class ZeroConfig(Section):
@@ -302,6 +327,7 @@ class TrainConfig(Section):
                 "model.compile and model.keep_attention do not work together: inside of a compiled block the trainer "
                 "cannot tell attention from the rest. Set one of them to false"
             )
+        self.data.check_mixed()
         needs, has = self.method.uses_negative_prompt, self.model.negative_prompt is not None
         if self.data.caption_dropout and not self.data.captions:
             raise ValueError(

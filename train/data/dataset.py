@@ -1,4 +1,4 @@
-"""Reading of latent datasets on demand; `dataset_index.py` describes the format."""
+"""Reading of latent datasets on demand; `dataset_index.py` and `parts.py` describe the formats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,19 @@ from magicdistill_core.families.base import Family, StartImage
 from magicdistill_core.files import enough_memory
 from magicdistill_core.safetensors_file import read_header
 
-from .dataset_index import IMAGE_FEATURES, IMAGE_LATENTS, LATENTS, DatasetError, check_shards, damaged, read_index
+from .dataset_index import (
+    IMAGE_FEATURES,
+    IMAGE_LATENTS,
+    LATENTS,
+    DatasetError,
+    Place,
+    check_shards,
+    check_size,
+    damaged,
+)
 from .finite import not_finite
 from .free_memory import free_bytes
+from .index_file import read_index
 from .text_states import TextStates
 
 # A dataset up to this size is kept in memory once it is read, if the free memory is this many times larger: a machine
@@ -48,6 +58,8 @@ class LatentDataset:
     def __init__(self, folder: str | Path) -> None:
         """Open a dataset, and check that its shards are complete.
 
+        The shards of a dataset in parts are checked when they are first read, because there can be very many.
+
         Args:
             folder: the dataset's folder.
 
@@ -57,18 +69,22 @@ class LatentDataset:
         """
         self.folder = Path(folder)
         self.index = read_index(self.folder)
-        self._places = [(s, row) for s, shard in enumerate(self.index.shards) for row in range(len(shard.samples))]
+        self._count = self.index.count
         self._shapes = self.index.tensor_shapes()
-        if not self._places:
+        self._checked: set[str] = set()
+        if not self._count:
             raise DatasetError(
                 f"The dataset {self.folder} holds no samples. Run `magicdistill prepare` on usable clips."
             )
         check_shards(self.folder, self.index)
-        for number in range(len(self.index.shards)):
-            self._check(number)
+        for shard in self.index.shards:
+            self._check(Place(shard.file, 0, "", shard.bytes, len(shard.samples)))
+            if self.index.texts is not None and len(shard.prompts or []) != len(shard.samples):
+                found = f"{len(shard.prompts or [])} captions for its {len(shard.samples)} samples"
+                raise damaged(self.folder, shard.file, f"the index states {found}")
         # Files of small samples, such as pocket clips, would be opened some hundred times per update.
         self._is_held = self._bytes() <= min(_HELD_BYTES, free_bytes(torch.device("cpu")) // _HELD_SHARE)
-        self._held: dict[tuple[int, str], Tensor] = {}
+        self._held: dict[tuple[str, str], Tensor] = {}
         self.texts = None
         if self.index.texts is not None:
             samples = [prompts for shard in self.index.shards for prompts in shard.prompts or []]
@@ -100,7 +116,7 @@ class LatentDataset:
         return self.index.fps
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._count
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -177,58 +193,52 @@ class LatentDataset:
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"There is no sample {index}: the dataset has {len(self)} samples, numbered from 0.")
-            number, row = self._places[index]
+            place = self.index.place(index)
             if self._is_held:
-                rows.append(self._shard(number, key)[row : row + 1])
+                rows.append(self._shard(place, key)[place.row : place.row + 1])
             else:
-                rows.append(self._read_rows(number, key, slice(row, row + 1)))
+                rows.append(self._read_rows(place, key, slice(place.row, place.row + 1)))
         batch = torch.cat(rows).float()
         # Any NaN or infinite value makes the sum NaN or infinite. A sum is cheap; finite values may overflow it.
         if not batch.sum().isfinite():
             for index, tensor in zip(indices, batch, strict=True):
                 if found := not_finite(tensor):
-                    raise self._not_finite(key, index, found)
+                    raise self._not_finite(key, self.index.place(index), found)
         return batch
 
-    def _shard(self, number: int, key: str) -> Tensor:
+    def _shard(self, place: Place, key: str) -> Tensor:
         """Return a tensor of a shard that is kept in memory; it is read at the first use."""
-        if (number, key) not in self._held:
-            self._held[number, key] = self._read_rows(number, key, slice(None))
-        return self._held[number, key]
+        if (place.file, key) not in self._held:
+            self._held[place.file, key] = self._read_rows(place, key, slice(None))
+        return self._held[place.file, key]
 
-    def _read_rows(self, number: int, key: str, rows: slice) -> Tensor:
-        path = self.folder / self.index.shards[number].file
+    def _read_rows(self, place: Place, key: str, rows: slice) -> Tensor:
+        path = self.folder / place.file
+        if place.file not in self._checked:
+            self._check(place)
         try:
             # Not kept open: all shards mapped at once may be more than the address space of a process.
             with enough_memory(path), safe_open(path, framework="pt") as file:
                 read: Tensor = file.get_slice(key)[rows]
                 return read
         except (SafetensorError, OSError, CheckpointError) as error:
-            raise self._damaged(number, cause(error.__cause__ or error)) from error
+            raise damaged(self.folder, place.file, cause(error.__cause__ or error)) from error
 
-    def _not_finite(self, key: str, index: int, found: str) -> DatasetError:
-        number, row = self._places[index]
-        shard = self.index.shards[number]
+    def _not_finite(self, key: str, place: Place, found: str) -> DatasetError:
         return DatasetError(
-            f"The sample {shard.samples[row]} of {self.folder} is not usable: its {key} hold {found} (row {row} of "
-            f"{shard.file}). Nothing was trained on it. Prepare the dataset again into another folder: `magicdistill "
+            f"The sample {place.key} of {self.folder} is not usable: its {key} hold {found} (row {place.row} of "
+            f"{place.file}). Nothing was trained on it. Prepare the dataset again into another folder: `magicdistill "
             f"prepare` leaves such samples out, and names them."
         )
 
-    def _damaged(self, number: int, why: str) -> DatasetError:
-        return damaged(self.folder, self.index.shards[number].file, why)
-
-    def _check(self, number: int) -> None:
-        shard = self.index.shards[number]
+    def _check(self, place: Place) -> None:
+        check_size(self.folder, place.file, place.bytes)
         try:
-            header = read_header(self.folder / shard.file)
+            header = read_header(self.folder / place.file)
         except (CheckpointError, OSError) as error:
-            raise self._damaged(number, cause(error.__cause__ or error)) from error
+            raise damaged(self.folder, place.file, cause(error.__cause__ or error)) from error
         shapes = {key: header[key].shape for key in self._shapes if key in header}
-        expected = {key: (len(shard.samples), *shape) for key, shape in self._shapes.items()}
+        expected = {key: (place.samples, *shape) for key, shape in self._shapes.items()}
         if shapes != expected:
-            raise self._damaged(number, f"its tensors are {shapes}, but the index states {expected}")
-        if self.index.texts is not None and len(shard.prompts or []) != len(shard.samples):
-            raise self._damaged(
-                number, f"the index states {len(shard.prompts or [])} captions for its {len(shard.samples)} samples"
-            )
+            raise damaged(self.folder, place.file, f"its tensors are {shapes}, but the index states {expected}")
+        self._checked.add(place.file)

@@ -12,22 +12,22 @@ The index names a new shard only after the shard is on disk. An interrupted prep
 unfinished shard.
 """
 
-import codecs
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from magicdistill_core.errors import MagicDistillError, cause
 from magicdistill_core.families import all_families
 from magicdistill_core.geometry import latent_shape
 
-from ..console import command
 from .text_index import TEXT_PREFIX, SamplePrompts, TextFile, TextIndex
 
 INDEX_NAME = "dataset.json"
 LATENTS, IMAGE_LATENTS, IMAGE_FEATURES = "latents", "image_latents", "image_features"
 
+# `dataset.json` lists all shards. Format 2 is a dataset in parts (`parts.py`).
 FORMAT_VERSION = 1
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
@@ -59,6 +59,24 @@ class Shard(BaseModel):
     )
 
 
+class Place(NamedTuple):
+    """Where a sample is stored.
+
+    Attributes:
+        file: its shard, relative to the dataset's folder.
+        row: its row in the shard.
+        key: its key.
+        bytes: size of the shard.
+        samples: number of samples in the shard.
+    """
+
+    file: str
+    row: int
+    key: str
+    bytes: int
+    samples: int
+
+
 class DatasetIndex(BaseModel):
     """The contents of `dataset.json`. Fields that a newer version added are kept."""
 
@@ -81,6 +99,9 @@ class DatasetIndex(BaseModel):
     image_encoder_sha256: str | None = Field(
         None, description="sha256 of the CLIP image encoder. None without features."
     )
+    rules_sha256: str | None = Field(
+        None, description="sha256 of the rules that chose the shots. None for all windows of all videos."
+    )
     shards: list[Shard] = []
     sources: list[str] = Field(default=[], description="Source videos whose samples are all in the dataset.")
     contents: dict[str, Content] = Field(
@@ -92,7 +113,9 @@ class DatasetIndex(BaseModel):
 
     def stored(self) -> str:
         """Return the text of `dataset.json`. Earlier versions can read a dataset without captions."""
-        absent: dict[str, Any] = {name: True for name in ("contents", "texts") if not getattr(self, name)}
+        absent: dict[str, Any] = {
+            name: True for name in ("contents", "texts", "rules_sha256") if not getattr(self, name)
+        }
         if self.texts is None:
             absent["shards"] = {"__all__": {"prompts"}}
         return self.model_dump_json(indent=1, exclude=absent)
@@ -101,6 +124,40 @@ class DatasetIndex(BaseModel):
     def count(self) -> int:
         """Number of samples in all shards."""
         return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def videos(self) -> list[str]:
+        """Names of the videos whose samples are all in the dataset."""
+        return self.sources
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of the samples in the order of their numbers."""
+        return (key for shard in self.shards for key in shard.samples)
+
+    def place(self, number: int) -> Place:
+        """Return where a sample is stored.
+
+        Args:
+            number: its number, from 0.
+
+        Raises:
+            IndexError: if there is no such sample.
+        """
+        row = number
+        for shard in self.shards:
+            if row < len(shard.samples):
+                return Place(shard.file, row, shard.samples[row], shard.bytes, len(shard.samples))
+            row -= len(shard.samples)
+        raise IndexError(number)
+
+    def shard_facts(self) -> list[list[Any]]:
+        """Return what identifies the samples and their order."""
+        return [[shard.bytes, *shard.samples] for shard in self.shards]
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor of one sample, by name; errors as in `sample_shapes`."""
@@ -133,43 +190,6 @@ def sample_shapes(architecture: str, frames: int, height: int, width: int) -> di
     return shapes if features is None else shapes | {IMAGE_FEATURES: features}
 
 
-def read_index(folder: Path) -> DatasetIndex:
-    """Read a dataset's index.
-
-    Args:
-        folder: the dataset's folder.
-
-    Raises:
-        DatasetError: if the folder has no index, or the index cannot be read.
-    """
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        raise DatasetError(
-            f"{folder} is not a latent dataset: it has no {INDEX_NAME}. Make a dataset with "
-            f"`{command('prepare', '--videos', 'DIR', '--out', folder)}`, or correct the path."
-        )
-    try:
-        index = DatasetIndex.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
-    except (ValidationError, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({_reason(error)}). Expected the index that `magicdistill prepare` writes. Restore "
-            f"the file, or prepare the dataset again."
-        ) from error
-    if index.format_version > FORMAT_VERSION:
-        raise DatasetError(
-            f"{path} has the format {index.format_version}, and this version reads format {FORMAT_VERSION}. Update "
-            f"this project."
-        )
-    return index
-
-
-def _reason(error: ValidationError | OSError) -> str:
-    if isinstance(error, OSError):
-        return cause(error)
-    first = error.errors(include_url=False)[0]
-    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-
-
 def check_shards(folder: Path, index: DatasetIndex) -> None:
     """Check that all shards and files of text states exist and have the size that was written.
 
@@ -182,16 +202,29 @@ def check_shards(folder: Path, index: DatasetIndex) -> None:
     """
     files: list[Shard | TextFile] = [*index.shards, *(index.texts.files if index.texts is not None else [])]
     for file in files:
-        try:
-            size = (folder / file.file).stat().st_size
-        except FileNotFoundError:
-            raise damaged(folder, file.file, "the file is missing") from None
-        except OSError as error:
-            raise damaged(folder, file.file, cause(error)) from error
-        if size != file.bytes:
-            state = "truncated, or its copy has not finished" if size < file.bytes else "another file"
-            why = f"it has {size:,} bytes, but {file.bytes:,} were written, so it is {state}"
-            raise damaged(folder, file.file, why)
+        check_size(folder, file.file, file.bytes)
+
+
+def check_size(folder: Path, file: str, expected: int) -> None:
+    """Check that a file of a dataset exists and has the size that was written.
+
+    Args:
+        folder: the dataset's folder.
+        file: the file's name.
+        expected: the size in bytes.
+
+    Raises:
+        DatasetError: if the file is missing or truncated.
+    """
+    try:
+        size = (folder / file).stat().st_size
+    except FileNotFoundError:
+        raise damaged(folder, file, "the file is missing") from None
+    except OSError as error:
+        raise damaged(folder, file, cause(error)) from error
+    if size != expected:
+        state = "truncated, or its copy has not finished" if size < expected else "another file"
+        raise damaged(folder, file, f"it has {size:,} bytes, but {expected:,} were written, so it is {state}")
 
 
 def damaged(folder: Path, file: str, why: str) -> DatasetError:

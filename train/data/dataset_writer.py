@@ -24,10 +24,11 @@ from .dataset_index import (
     DatasetError,
     DatasetIndex,
     Shard,
+    StoredDtype,
     check_shards,
-    read_index,
 )
 from .finite import not_finite
+from .index_file import read_index
 from .text_index import TEXT_PREFIX, SamplePrompts, TextIndex
 from .text_writer import TextWriter
 
@@ -64,15 +65,13 @@ class LatentWriter:
         """
         self._folder = folder
         self._shapes = index.tensor_shapes()
-        self._dtype = getattr(torch, index.dtype)
         if (folder / INDEX_NAME).exists():
             index = _continued(folder, read_index(folder), index)
         for pattern in (".shard-*.tmp", f".{TEXT_PREFIX}*.tmp"):  # left by a killed process, up to 256 MB each
             for unfinished in folder.glob(pattern):
                 unfinished.unlink(missing_ok=True)
         self._index = index
-        sample_bytes = self._dtype.itemsize * sum(torch.Size(shape).numel() for shape in self._shapes.values())
-        self._shard_samples = max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // sample_bytes))
+        self._shard_samples = shard_samples(index)
         self._keys = {key for shard in index.shards for key in shard.samples}
         self._sources = dict.fromkeys(index.sources)
         self._contents = dict(index.contents)
@@ -163,20 +162,11 @@ class LatentWriter:
                 missing or unexpected.
             CheckpointError: as for `flush`.
         """
-        given = {LATENTS: latent, IMAGE_LATENTS: image.latents[0]}
-        if image.features is not None:
-            given[IMAGE_FEATURES] = image.features[0]
         if key in self._keys:
             raise ValueError(f"Sample {key} is already in the dataset. Check `key in writer` first.")
-        if (shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != self._shapes:
-            raise ValueError(f"Sample {key} has tensors {shapes}, expected {self._shapes}.")
         if (prompts is None) != (self.texts is None):
             raise ValueError(f"Sample {key} has {'no' if prompts is None else 'a'} caption, unlike the dataset.")
-        stored = {name: tensor.detach().cpu().to(self._dtype) for name, tensor in given.items()}
-        for name, tensor in stored.items():
-            if found := not_finite(tensor):
-                raise NotFiniteError(_overflow(key, name, found, given[name], self._index.dtype))
-        self._pending[key] = stored
+        self._pending[key] = stored_sample(key, latent, image, self._shapes, self._index.dtype)
         if prompts is not None:
             self._prompts[key] = prompts
             self._remember(key, prompts)
@@ -233,6 +223,44 @@ class LatentWriter:
         self._pending, self._prompts = {}, {}
 
 
+def shard_samples(index: DatasetIndex) -> int:
+    """Return the number of samples in a full shard.
+
+    Args:
+        index: the settings of the dataset.
+    """
+    values = sum(torch.Size(shape).numel() for shape in index.tensor_shapes().values())
+    return max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // (values * getattr(torch, index.dtype).itemsize)))
+
+
+def stored_sample(
+    key: str, latent: Tensor, image: StartImage, shapes: dict[str, tuple[int, ...]], dtype: StoredDtype
+) -> dict[str, Tensor]:
+    """Return the tensors of a sample as a shard stores them.
+
+    Args:
+        key: the sample's name.
+        latent: clean latent `[16, T, H, W]`.
+        image: one start image, as a batch of one.
+        shapes: the expected shapes, from `tensor_shapes`.
+        dtype: the stored dtype.
+
+    Raises:
+        NotFiniteError: if a value is NaN or infinite, also after rounding.
+        ValueError: if a shape differs.
+    """
+    given = {LATENTS: latent, IMAGE_LATENTS: image.latents[0]}
+    if image.features is not None:
+        given[IMAGE_FEATURES] = image.features[0]
+    if (found_shapes := {name: tuple(tensor.shape) for name, tensor in given.items()}) != shapes:
+        raise ValueError(f"Sample {key} has tensors {found_shapes}, expected {shapes}.")
+    stored = {name: tensor.detach().cpu().to(getattr(torch, dtype)) for name, tensor in given.items()}
+    for name, tensor in stored.items():
+        if found := not_finite(tensor):
+            raise NotFiniteError(_overflow(key, name, found, given[name], dtype))
+    return stored
+
+
 def _begins_with(path: Path, content: Content, before: Content) -> bool:
     """Return whether a file is the complete version of an earlier, incomplete copy."""
     return before.bytes < content.bytes and content_of(path, before.bytes) == before
@@ -250,8 +278,27 @@ def _encoder(texts: TextIndex | None) -> str:
     return "none" if texts is None else f"{texts.encoder_sha256[:12]} with template {texts.template or 'unknown'}"
 
 
-def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
-    settings = ("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256")
+def check_settings(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> None:
+    """Refuse to continue a dataset with other settings.
+
+    Args:
+        folder: the dataset's folder.
+        found: its index.
+        wanted: the settings of now.
+
+    Raises:
+        DatasetError: if a setting, an encoder or the format differs.
+    """
+    if found.format_version != wanted.format_version:
+        one, other = ("prepare", "data encode") if found.format_version == 1 else ("data encode", "prepare")
+        raise DatasetError(
+            f"{folder} holds a dataset that `magicdistill {one}` wrote, which `magicdistill {other}` cannot continue. "
+            f"Write to another folder."
+        )
+    settings = (
+        *("family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"),
+        "rules_sha256",
+    )
     differing = [
         f"{n} {getattr(found, n)} (now: {getattr(wanted, n)})"
         for n in settings
@@ -265,6 +312,10 @@ def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> Datas
             f"{folder} holds a dataset made with other settings: {', '.join(differing)}. Continue it with the same "
             f"settings, or write to another folder."
         )
+
+
+def _continued(folder: Path, found: DatasetIndex, wanted: DatasetIndex) -> DatasetIndex:
+    check_settings(folder, found, wanted)
     check_shards(folder, found)
     logger.info("continuing %s: it already has %d samples", folder, found.count)
     if by_name := set(found.sources) - found.contents.keys():

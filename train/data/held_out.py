@@ -25,7 +25,7 @@ def held_out_samples(index: DatasetIndex, count: int | None) -> list[int]:
         ConfigError: if the dataset has no more than `count` samples, or every video has more than twice `count`
             windows.
     """
-    names = [name for shard in index.shards for name in shard.samples]
+    names = list(index.keys())
     usual = min(_MOST, len(names) // _ONE_OF) if len(names) >= _FROM else 0
     wanted = usual if count is None else count
     if wanted >= len(names):

@@ -6,7 +6,6 @@ An interrupted preparation continues when it is started again.
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from magicdistill_core.errors import MagicDistillError, VideoError, cause
+from magicdistill_core.errors import MagicDistillError, VideoError
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.geometry import check_geometry, frames_to_unit
 from magicdistill_core.hashes import weights_sha256
@@ -33,6 +32,7 @@ from .skipped import by_reason
 from .start_images import StartImageEncoder, load_start_images
 from .text_index import SamplePrompts, TextIndex
 from .vae import load_vae
+from .video_errors import as_video_errors
 from .videos import find_videos
 from .windows import WindowGeometry, windows
 
@@ -215,7 +215,7 @@ class _Preparation:
         Raises:
             VideoError: if a part of the video cannot be used; its other windows are added.
         """
-        with _as_video_errors(path):
+        with as_video_errors(path):
             source = self.writer.source_of(name, path, self.sources)
         caption = self.captions.get(name, "")
         self._check_caption(source, path, caption)
@@ -259,7 +259,7 @@ class _Preparation:
     def _encoded(
         self, source: Source, path: Path, caption: str
     ) -> Iterator[tuple[str, Tensor, StartImage, SamplePrompts | None]]:
-        with _as_video_errors(path):
+        with as_video_errors(path):
             for start, window in windows(path, self.geometry):
                 if self.stop.name:
                     return
@@ -270,29 +270,3 @@ class _Preparation:
                     prompts = self._prompts(path, caption, first)
                     latent = self.encoder.vae.encode(unit)[0]
                     yield key, latent, self.encoder.encode(first, self.geometry.frames), prompts
-
-
-@contextmanager
-def _as_video_errors(path: Path) -> Iterator[None]:
-    """Turn every error of one video into a `VideoError`. One odd video must not end the preparation of the others."""
-    try:
-        yield
-    except VideoError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise VideoError(
-            f"{path} needs more memory than there is ({cause(error)}). Prepare smaller or shorter clips (--height, "
-            f"--width, --frames), or re-encode the video at a smaller size."
-        ) from error
-    except Exception as error:
-        if "CUDA error" in str(error):  # nothing works on a GPU after it
-            raise MagicDistillError(
-                f"The GPU failed while {path} was encoded ({cause(error)}). All windows before it are stored. Start "
-                f"the same command again to continue."
-            ) from error
-        raise VideoError(
-            f"{path} cannot be used ({type(error).__name__}: {cause(error)}). Re-encode it, for example to mp4 with "
-            f"h264."
-        ) from error

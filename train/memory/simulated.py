@@ -107,7 +107,6 @@ class Simulation:
 
     Attributes:
         config: the training's configuration.
-        teacher: the teacher.
         networks: the networks of the training, on `meta`.
         modules: the modules of all networks, which may share weights.
         discriminators: the modules of the discriminators.
@@ -133,7 +132,7 @@ class Simulation:
         self.config = config
         self.networks = build_networks(config, teacher.checkpoint, teacher.prompt, META, teacher.negative, factories)
         self.modules, self.discriminators = _modules(self.networks)
-        self.teacher = teacher
+        self._teacher = teacher
         self._shapes = shapes
         self._tokens = tokens or teacher.checkpoint.architecture.prompt_tokens
         self._draws = _ShortestRollouts(config.seed)
@@ -185,13 +184,13 @@ class Simulation:
 
         images = StartImage(empty(IMAGE_LATENTS), empty(IMAGE_FEATURES) if IMAGE_FEATURES in self._shapes else None)
         return self._method.micro_batch(
-            self.teacher.checkpoint.family(),
+            self._teacher.checkpoint.family(),
             images,
             self._shapes[LATENTS],
             0,
             list(range(count)),
             lambda: empty(LATENTS),
-            _longest_prompts(self.teacher, count, self._tokens) if self.config.data.captions else None,
+            _longest_prompts(self._teacher, count, self._tokens) if self.config.data.captions else None,
         )
 
 

@@ -6,6 +6,7 @@ settings.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -90,15 +91,29 @@ def sample_of(
     """
     if frames is None or height is None or width is None:
         try:
-            dataset = LatentDataset(config.data.dataset)
+            datasets = [LatentDataset(folder) for folder in (config.data.dataset, *config.data.mixed)]
         except DatasetError as error:
             raise DatasetError(
                 f"{error} To compute the memory without a dataset, set --frames, --height and --width."
             ) from error
-        dataset.check_family(teacher.checkpoint.family())
-        index = dataset.index
+        for dataset in datasets:
+            dataset.check_family(teacher.checkpoint.family())
+        index = _largest(datasets).index
         frames, height, width = frames or index.frames, height or index.height, width or index.width
     return sample_shapes(teacher.checkpoint.architecture.name, frames, height, width)
+
+
+def largest_shapes(datasets: Sequence[LatentDataset]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of one sample, by name, for the dataset with the largest samples.
+
+    Args:
+        datasets: the datasets of a run.
+    """
+    return _largest(datasets).index.tensor_shapes()
+
+
+def _largest(datasets: Sequence[LatentDataset]) -> LatentDataset:
+    return max(datasets, key=lambda dataset: math.prod(dataset.latent_shape))
 
 
 def caption_tokens(config: TrainConfig) -> int | None:
@@ -142,6 +157,7 @@ def memory_of(
     Raises:
         ConfigError: if the method does not suit the teacher, or `context_parallel` the teacher or `gpus`.
     """
+    check_degree(config.context_parallel, gpus, teacher.checkpoint.shape.heads, teacher.checkpoint.source)
     return memory_of_simulation(Simulation(config, teacher, shapes, tokens), config, gpus)
 
 
@@ -153,8 +169,6 @@ def memory_of_simulation(simulation: Simulation, config: TrainConfig, gpus: int)
         config: the simulated configuration, or one with other settings of ZeRO, accumulation or the moving average.
         gpus: the number of GPUs, with one process each.
     """
-    teacher = simulation.teacher.checkpoint
-    check_degree(config.context_parallel, gpus, teacher.shape.heads, teacher.source)
     networks = simulation.networks
     network_bytes, discriminator = _bytes(simulation.modules), _bytes(simulation.discriminators)
     pair_generator = _bytes([networks.pair_generator.network.network]) if networks.pair_generator is not None else 0

@@ -68,7 +68,12 @@ class Draws:
         return self.generator(*key, f"attempt-{self.attempt}") if self.attempt else self.generator(*key)
 
     def each(
-        self, purpose: str, update: int, positions: list[int], draw: Callable[[torch.Generator], Tensor]
+        self,
+        purpose: str,
+        update: int,
+        positions: list[int],
+        draw: Callable[[torch.Generator], Tensor],
+        shape: tuple[int, ...] = (),
     ) -> Tensor:
         """Call `draw` with a separate generator per position in the global batch.
 
@@ -77,6 +82,7 @@ class Draws:
             update: number of the update, from 0, counted over all roles.
             positions: the samples' positions in the global batch.
             draw: draws the tensor of one sample, on the CPU.
+            shape: what `draw` depends on besides, so that it is not drawn ahead for an update of another size.
 
         Returns:
             The stacked results, `[len(positions), ...]`.
@@ -87,7 +93,7 @@ class Draws:
 
         if self._ahead is None:
             return drawn(update)
-        return self._ahead.get((purpose, self.attempt, *positions), update, drawn)
+        return self._ahead.get((purpose, self.attempt, shape, *positions), update, drawn)
 
     def noise(self, purpose: str, update: int, positions: list[int], shape: tuple[int, ...]) -> Tensor:
         """Draw standard normal noise `[len(positions), *shape]` on the CPU, with one stream per position.
@@ -98,7 +104,7 @@ class Draws:
             positions: the samples' positions in the global batch.
             shape: shape of the noise of one sample.
         """
-        return self.each(purpose, update, positions, lambda generator: torch.randn(shape, generator=generator))
+        return self.each(purpose, update, positions, lambda generator: torch.randn(shape, generator=generator), shape)
 
     def sigma(self, purpose: str, update: int, positions: list[int], shift: float) -> Tensor:
         """Draw the noise levels `[len(positions)]` of a loss on the CPU (see `sample_sigma`).

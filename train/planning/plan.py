@@ -8,6 +8,7 @@ from ..config.training import TrainConfig
 from ..engines.teacher import load_teacher
 from ..memory.simulated import SimulatedNetworkEngine, Simulation
 from ..memory.training import USABLE, Memory, caption_tokens, memory_of_simulation, sample_of
+from ..networks.context_parallel import check_degree
 from ..run.disk_space import EXTRA_CHECKPOINTS
 from .machines import Machines
 from .times import Times, times_of
@@ -155,17 +156,20 @@ class Clips:
     width: int | None = None
 
 
-def simulate(config: TrainConfig, clips: Clips) -> Simulation:
+def simulate(config: TrainConfig, clips: Clips, gpus: int) -> Simulation:
     """Build the networks of a training without data, and make one update of each role.
 
     Args:
         config: the training's configuration.
         clips: the size of its clips.
+        gpus: number of GPUs.
 
     Raises:
-        MagicDistillError: if the teacher or the dataset cannot be used, or the size is invalid.
+        MagicDistillError: if the teacher or the dataset cannot be used, the size is invalid, or the GPUs or the
+            teacher's heads cannot be divided by `context_parallel`.
     """
     teacher = load_teacher(config, "meta")
+    check_degree(config.context_parallel, gpus, teacher.checkpoint.shape.heads, teacher.checkpoint.source)
     shapes: Mapping[str, tuple[int, ...]] = sample_of(config, teacher, clips.frames, clips.height, clips.width)
     return Simulation(config, teacher, shapes, caption_tokens(config))
 

@@ -30,6 +30,7 @@ from ..networks.context_parallel import check_degree
 from ..networks.weights import ENCODE_PROMPT
 from ..run_folder import CONFIG_FILE, FOLDER, LATEST, RUN_FILE, TEACHER_LORAS, run_facts
 from . import checkpoints
+from .mixture import check_mixed
 from .same_files import check_same, shared_sha256
 
 _DIGEST = "dataset_digest"
@@ -46,12 +47,14 @@ class Inputs:
         teacher_hash: sha256 of the teacher's weights.
         dataset: the opened dataset.
         teacher_loras: the LoRAs that are merged into the teacher.
+        mixed: the opened further datasets.
     """
 
     teacher: Path
     teacher_hash: str
     dataset: LatentDataset
     teacher_loras: tuple[MergedLora, ...] = ()
+    mixed: tuple[LatentDataset, ...] = ()
 
 
 def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
@@ -70,17 +73,19 @@ def check_inputs(config: TrainConfig, *, resume: bool) -> Inputs:
     """
     with beginning_together():
         teacher, dataset = _check_files(config, resume=resume)
+        mixed = tuple(LatentDataset(folder) for folder in config.data.mixed)
+        check_mixed(dataset, mixed)
         if is_main() and config.model.precision == "bf16" and not bf16_is_fast(available_device()):
             logger.warning(
                 "This CPU has no instructions for bf16: it may take up to 70 times as long as in fp32. Set "
                 "model.precision=auto"
             )
-    check_same(f"data.dataset ({config.data.dataset})", dataset_digest(dataset.index))
     loras = tuple(
         MergedLora(name=lora.file.name, sha256=shared_sha256("model.teacher_loras", lora.file), weight=lora.weight)
         for lora in config.model.teacher_loras
     )
-    inputs = Inputs(teacher, shared_sha256("model.teacher", teacher), dataset, loras)
+    inputs = Inputs(teacher, shared_sha256("model.teacher", teacher), dataset, loras, mixed)
+    check_same(f"data.dataset ({config.data.dataset})", _digest(config, inputs))
     with beginning_together():
         if resume:
             _check_unchanged(config, inputs)
@@ -166,8 +171,8 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
         "teacher_hash": inputs.teacher_hash,
         "mode": config.model.mode,
         **_lora_facts(config, inputs),
-        "samples": len(inputs.dataset),
-        _DIGEST: dataset_digest(inputs.dataset.index),
+        "samples": sum(len(dataset) for dataset in (inputs.dataset, *inputs.mixed)),
+        _DIGEST: _digest(config, inputs),
     }
 
 
@@ -180,6 +185,14 @@ def _lora_facts(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     return {TEACHER_LORAS: [{"file": file} | lora for file, lora in zip(files, loras, strict=True)]}
 
 
+def _digest(config: TrainConfig, inputs: Inputs) -> str:
+    first = dataset_digest(inputs.dataset.index)
+    if not inputs.mixed:
+        return first
+    facts = [first, *(dataset_digest(dataset.index) for dataset in inputs.mixed), config.data.weights]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def dataset_digest(index: DatasetIndex) -> str:
     """Return the sha256 of a dataset's contents: geometry, encoders, videos, samples in their order, and captions.
 
@@ -187,8 +200,9 @@ def dataset_digest(index: DatasetIndex) -> str:
     contents of videos and no captions.
     """
     names = {"family", "frames", "height", "width", "fps", "stride", "dtype", "vae_sha256", "image_encoder_sha256"}
-    facts = index.model_dump(include=names | ({"contents"} if index.contents else set()))
-    facts["shards"] = [[shard.bytes, *shard.samples] for shard in index.shards]
+    added = {name for name in ("contents", "rules_sha256") if getattr(index, name)}
+    facts = index.model_dump(include=names | added)
+    facts["shards"] = index.shard_facts()
     if index.texts is not None:
         facts["texts"] = index.texts.model_dump()
         facts["prompts"] = [[p.model_dump() for p in shard.prompts or []] for shard in index.shards]

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from magicdistill_core.errors import MagicDistillError
+from magicdistill_core.families.base import StartImage
 from magicdistill_core.recipe import Recipe
 
 from ..config.methods import FAKE
 from ..config.training import TrainConfig
+from ..data.dataset import LatentDataset
 from ..data.held_out import held_out_samples
 from ..data.read_ahead import ReadAhead
 from ..distributed import (
@@ -32,7 +34,7 @@ from ..distributed import (
 from ..engines.ema import GeneratorEma
 from ..engines.networks import build_networks
 from ..engines.teacher import Teacher, load_teacher
-from ..memory.training import log_memory, memory_of
+from ..memory.training import largest_shapes, log_memory, memory_of
 from ..methods import MicroBatch, build_method
 from ..methods.batch_prompts import batch_prompts
 from ..methods.draws import Draws
@@ -48,6 +50,7 @@ from .checkpoint_folders import make_room
 from .disk_space import check_room, is_full, state_bytes
 from .failures import LostProcessError, recorded_failure
 from .machine import gpu_bytes, machine_facts
+from .mixture import Member, Mixture, member_samples
 from .preflight import check_inputs, record_inputs
 from .state import RunState
 from .trained_files import TrainedFiles
@@ -103,7 +106,7 @@ class Trainer:
             self.recipe = self._recipe()
             # Checked before the networks are loaded. Only the main process loads the VAE and computes the memory.
             held_out = held_out_samples(self.dataset.index, config.data.held_out)
-            self.training_samples = sorted(set(range(len(self.dataset))) - set(held_out))
+            self.mixture = self._mixture(held_out)
             self.validation = Validation(
                 config.validation,
                 config.schedule,
@@ -170,6 +173,16 @@ class Trainer:
             fields["embedded_guidance"] = self.config.model.embedded_guidance
         return Recipe.model_validate(fields | self.config.method.recipe_fields())
 
+    def _mixture(self, held_out: list[int]) -> Mixture:
+        """Return the datasets with the samples that are trained on. A held-out video is held out of all of them."""
+        first = Member(self.dataset, sorted(set(range(len(self.dataset))) - set(held_out)))
+        videos = {self.dataset.index.place(number).key.rpartition("#")[0] for number in held_out}
+        others = []
+        for dataset in self.inputs.mixed:
+            dataset.check_family(self.family)
+            others.append(Member(dataset, member_samples(dataset, videos)))
+        return Mixture([first, *others], self.config.data.weights, self.draws)
+
     def _log_memory(self, teacher: Teacher) -> None:
         """Compute and log the memory that the run needs on each GPU; does nothing on a CPU."""
         capacity = gpu_bytes(self.device)
@@ -178,7 +191,8 @@ class Trainer:
         try:
             texts = self.dataset.texts
             tokens = None if texts is None else texts.longest
-            memory = memory_of(self.config, teacher, self.dataset.index.tensor_shapes(), world_size(), tokens)
+            shapes = largest_shapes([self.dataset, *self.inputs.mixed])
+            memory = memory_of(self.config, teacher, shapes, world_size(), tokens)
         except MagicDistillError:
             raise
         except Exception:
@@ -320,19 +334,22 @@ class Trainer:
         width = data.micro_batch * data_size(context)
         first = micro * width + data_rank(context) * data.micro_batch
         positions = list(range(first, first + data.micro_batch))
-        samples = self.training_samples
 
-        def indices_of(number: int) -> list[int]:
-            places = self.draws.sample_indices(number, positions, width * data.accumulation, len(samples))
-            return [samples[place] for place in places]
+        def chosen(number: int) -> tuple[LatentDataset, list[int]]:
+            (dataset, samples), turn = self.mixture.of(number)
+            places = self.draws.sample_indices(turn, positions, width * data.accumulation, len(samples))
+            return dataset, [samples[place] for place in places]
+
+        def images_of(number: int) -> StartImage:
+            dataset, indices = chosen(number)
+            return dataset.start_image(indices)
 
         def latents_of(number: int) -> torch.Tensor:
-            return self.dataset.latents(indices_of(number))
+            dataset, indices = chosen(number)
+            return dataset.latents(indices)
 
-        indices = indices_of(update)
-        images = self.ahead.get(
-            ("start images", micro), update, lambda number: self.dataset.start_image(indices_of(number))
-        ).to(self.device)
+        dataset, indices = chosen(update)
+        images = self.ahead.get(("start images", micro), update, images_of).to(self.device)
         prompts = negatives = None
         if self.prompts is not None:
             prompts = self.prompts.drawn(indices, update, positions).to(self.device)
@@ -340,7 +357,7 @@ class Trainer:
         return self.method.micro_batch(
             self.family,
             images,
-            self.dataset.latent_shape,
+            dataset.latent_shape,
             update,
             positions,
             lambda: self.ahead.get(("latents", micro), update, latents_of).to(self.device),

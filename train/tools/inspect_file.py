@@ -26,7 +26,8 @@ from magicdistill_core.streamed import DTYPE_NAMES
 from magicdistill_core.taehv import TAEHV
 from magicdistill_core.wrappers import QUANTISATION_MARKS, is_pickle_name, read_pickle
 
-from ..data.dataset_index import INDEX_NAME, read_index
+from ..data.dataset_index import INDEX_NAME
+from ..data.index_file import read_index
 from ..data.text_index import TextIndex
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U16": 2}  # the rest: 1
@@ -89,10 +90,10 @@ def _size(count: int) -> str:
 
 def _dataset(folder: Path) -> dict[str, str]:
     index = read_index(folder)
-    videos = f" of {len(index.sources)} videos" if index.sources else ""
+    videos = f" of {len(names)} videos" if (names := index.videos) else ""
     return {
         "file": str(folder),
-        "size": _size(sum(shard.bytes for shard in index.shards)),
+        "size": _size(index.bytes),
         "kind": "latent dataset",
         "family": index.family,
         "samples": f"{index.count}{videos}",

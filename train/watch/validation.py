@@ -84,8 +84,7 @@ class Validation:
         self._count = min(settings.samples, len(candidates))
         # Neighbouring samples of a dataset are windows of the same video.
         self.clips = [candidates[number * len(candidates) // self._count] for number in range(self._count)]
-        names = [name for shard in dataset.index.shards for name in shard.samples]
-        clips = [names[clip] for clip in self.clips]
+        clips = [dataset.index.place(clip).key for clip in self.clips]
         facts: list[object] = [clips, settings.seeds, settings.seed, schedule.model_dump(mode="json")]
         if prompts is not None:
             facts.append("captions")

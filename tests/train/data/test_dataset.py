@@ -242,7 +242,7 @@ def test_a_dataset_may_be_larger_than_the_address_space(tmp_path: Path) -> None:
 def test_a_dataset_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, range(1))
     path = tmp_path / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
     with pytest.raises(DatasetError, match="Update"):
         LatentDataset(tmp_path)
 

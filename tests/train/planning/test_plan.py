@@ -48,7 +48,7 @@ def configure(tmp_path: Path, tiny_config: Callable[..., dict]) -> Callable[...,
 
 @pytest.fixture
 def simulation(configure: Callable[..., TrainConfig]) -> Simulation:
-    return simulate(configure(), CLIPS)
+    return simulate(configure(), CLIPS, 1)
 
 
 def test_a_forward_is_the_work_of_the_networks_formula(simulation: Simulation, teacher_file: Path) -> None:
@@ -127,8 +127,8 @@ def test_processes_that_share_a_sample_halve_its_work_and_exchange_attention(
     save_checkpoint(tmp_path / "wide.safetensors", state, recipe, random_prompt())
     teacher = f"model.teacher={tmp_path / 'wide.safetensors'}"
     alone, shared = configure(teacher), configure(teacher, "context_parallel=2")
-    plans = [plan_of(simulate(each, CLIPS), each, Machines(GPU, 4, 50)) for each in (alone, shared)]
-    counts = [simulate(each, CLIPS).sampling_step for each in (alone, shared)]
+    plans = [plan_of(simulate(each, CLIPS, 4), each, Machines(GPU, 4, 50)) for each in (alone, shared)]
+    counts = [simulate(each, CLIPS, 4).sampling_step for each in (alone, shared)]
     assert counts[1].attention == pytest.approx(counts[0].attention / 2, rel=0.1)
     assert 0.45 < counts[1].products / counts[0].products < 0.65
     assert [plan.samples for plan in plans] == [8, 4]
@@ -136,7 +136,7 @@ def test_processes_that_share_a_sample_halve_its_work_and_exchange_attention(
     assert more > counts[1].exchanged / 2 / (1e9 * GPU.link)
     assert plans[1].times.updates[FAKE] < 0.65 * plans[0].times.updates[FAKE]
     with pytest.raises(ConfigError, match="context_parallel is 2, but the run has 3 processes"):
-        plan_of(simulate(shared, CLIPS), shared, Machines(GPU, 3, 50))
+        simulate(shared, CLIPS, 3)
 
 
 def test_the_run_is_the_sum_of_its_rounds(simulation: Simulation, configure: Callable[..., TrainConfig]) -> None:
@@ -158,26 +158,26 @@ def test_disk_is_that_of_a_real_checkpoint(mode: str, configure: Callable[..., T
     config = configure("model.precision=fp32", f"model.mode={mode}", "updates=1", "generator_ema={decay: 0.9}")
     train(config)
     (manifest,) = manifests(config.run).values()
-    found, written = checkpoint_bytes(simulate(config, CLIPS), config), sum(f.bytes for f in manifest.files.values())
+    found, written = checkpoint_bytes(simulate(config, CLIPS, 1), config), sum(f.bytes for f in manifest.files.values())
     # The names of tensors in the files' headers, and the null prompt.
     assert 0 <= written - found < 250_000
 
 
 def test_suggested_changes_are_plans_that_help(configure: Callable[..., TrainConfig]) -> None:
     config = configure()
-    simulation = simulate(config, CLIPS)
+    simulation = simulate(config, CLIPS, 1)
     now = plan_of(simulation, config, Machines(GPU, 4, 50))
 
     def found(memory: float) -> dict[str, Change]:
         machines = Machines(replace(GPU, memory=memory), 4, 50)
         helpful = changes(
-            lambda further: configure(*further), lambda changed: simulate(changed, CLIPS), simulation, machines
+            lambda further: configure(*further), lambda changed: simulate(changed, CLIPS, 4), simulation, machines
         )
         return {change.settings: change for change in helpful}
 
     def alone(settings: str) -> Plan:
         changed = configure(*settings.split())
-        return plan_of(simulate(changed, CLIPS), changed, Machines(GPU, 4, 50))
+        return plan_of(simulate(changed, CLIPS, 1), changed, Machines(GPU, 4, 50))
 
     small = found(0.8 * now.needed)
     assert {"model.mode=lora", "model.activation_checkpointing=true"} <= small.keys()
@@ -198,7 +198,7 @@ def test_settings_that_the_method_refuses_are_not_suggested(
 ) -> None:
     sections = {"method": {"name": "dmd2", "discriminator": {"optimizer": {"lr": 1e-3}}, "fake_updates": 1}}
     config = configure(**sections)
-    simulation = simulate(config, CLIPS)
+    simulation = simulate(config, CLIPS, 1)
     assert simulation.updates.keys() == {FAKE, DISCRIMINATOR, GENERATOR}
     config = configure("method.supervision.weight=0.25")
 
@@ -206,7 +206,7 @@ def test_settings_that_the_method_refuses_are_not_suggested(
         return configure(*further, "model.mode=nothing") if "model.mode=lora" in further else configure(*further)
 
     small = Machines(replace(GPU, memory=1e-6), 1, 50)
-    found = changes(refuse, lambda changed: simulate(changed, CLIPS), simulate(config, CLIPS), small)
+    found = changes(refuse, lambda changed: simulate(changed, CLIPS, 1), simulate(config, CLIPS, 1), small)
     assert found
     assert all("lora" not in change.settings for change in found)
 
