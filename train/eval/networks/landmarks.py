@@ -1,5 +1,6 @@
 """MediaPipe's face landmarker: landmarks, blendshapes and head pose of each frame."""
 
+import atexit
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ class Landmarker:
         )
         self._image, self._format = mediapipe.Image, mediapipe.ImageFormat.SRGB
         self._network = vision.FaceLandmarker.create_from_options(options)
+        # Python may already have cleared MediaPipe's modules when it collects the landmarker at its end.
+        atexit.register(self._network.close)
 
     def __call__(self, frame: Tensor) -> Face | None:
         """Return the largest face of a frame, or None.

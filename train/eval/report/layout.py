@@ -37,12 +37,13 @@ class Table:
 
 
 def tables(measures: Sequence[Measure]) -> list[Table]:
-    """Return the tables of all measures of a command, whether they ran or not.
+    """Return the tables of measures, whether they ran or not.
 
     Args:
-        measures: all measures (`all_measures`).
+        measures: all measures that a user wants.
     """
     columns = {column.name: column for measure in measures for column in measure.columns}
+    seven = set(VBENCH_ORDER)
     sets = tuple(measure.distance.column for measure in measures if measure.distance is not None)
 
     def group(name: str) -> tuple[Column, ...]:
@@ -58,7 +59,7 @@ def tables(measures: Sequence[Measure]) -> list[Table]:
         Table(
             "VBench-I2V",
             "The seven dimensions in the papers' order. The average needs all seven.",
-            (*(columns[name] for name in VBENCH_ORDER), AVERAGE),
+            (*(columns[name] for name in VBENCH_ORDER if name in columns), *([AVERAGE] if seven <= columns.keys() else [])),
         ),
         Table("Distances to the reference", "Between all videos of a folder and all videos of the reference.", sets),
         Table(

@@ -6,7 +6,7 @@ from typing import Any
 from ..measures.base import Column, Measure
 from ..network_files import NETWORKS
 from ..summary import DRIFTS
-from .layout import cell, facts_line, number, tables
+from .layout import cell, facts_line, number, shown_columns, tables
 
 _LISTED = 30
 
