@@ -25,7 +25,7 @@ TOP_OF_TRAIN = {
 }
 ROOMS = {
     *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "comfyui", "pocket"),
-    *("commands", "presets"),
+    *("commands", "presets", "eval"),
 }
 SIBLINGS = {"nodes": {"nodes", "magicdistill_core"}, "magicdistill_core": {"magicdistill_core"}}
 

@@ -1,6 +1,6 @@
-"""Defects that averages do not show: frozen, looping and flashing video.
+"""Defects that averages do not show: frozen, looping and flashing video, and frames in the wrong order.
 
-All three are found in the differences of frames. Frames are compared as small grey pictures, so that the noise of a
+All are found in the differences of frames. Frames are compared as small grey pictures, so that the noise of a
 codec counts little.
 """
 
@@ -15,9 +15,12 @@ _STILL = 0.08
 _STILL_SECONDS = 0.5
 # A flash: a frame is brighter or darker than both neighbours by so many levels, and by so many times the usual change.
 _FLASH_LEVELS, _FLASH_TIMES = 6.0, 6.0
-# A loop: what a frame differs from the frame one period earlier, as a share of what frames usually differ.
-_LOOP_SHARE = 0.15
+# A loop: what frames differ from those one period earlier, as a share of what any two frames differ, and as a share of
+# what frames differ that are half a period apart. Loops that a codec has stored have up to 0.22.
+_LOOP_SHARE = 0.3
 _LOOP_SECONDS = 0.4
+# Videos in which any two frames differ by less have no order that could be found.
+_LEAST_CHANGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,19 @@ class Defects:
         frozen_from: number of the first frame of the longest still part; None if there is none.
         flashes: numbers of the frames that flash.
         period: frames after which the video repeats itself; None if it does not.
+        disorder: what neighbouring frames differ, divided by what any two frames differ. Steady motion has about 0.2,
+            frames in random order have 1.
     """
 
     frozen: float
     frozen_from: int | None
     flashes: list[int]
     period: int | None
+    disorder: float
 
 
 def find_defects(small_THW: Tensor, fps: float) -> Defects:
-    """Look for still parts, flashes and a period.
+    """Look for still parts, flashes, a period and disorder.
 
     Args:
         small_THW: the frames as small grey pictures in levels of 0 to 255, `[T, H, W]`.
@@ -46,10 +52,16 @@ def find_defects(small_THW: Tensor, fps: float) -> Defects:
     """
     frames = small_THW.float().flatten(1)
     if len(frames) < 2:
-        return Defects(0.0, None, [], None)
+        return Defects(0.0, None, [], None, 0.0)
     steps = (frames[1:] - frames[:-1]).abs().mean(1)
     frozen, start = _still_parts(steps, max(2, round(_STILL_SECONDS * fps)))
-    return Defects(frozen, start, _flashes(frames), None if frozen > 0.5 else _period(frames, fps))
+    differences = torch.cdist(frames, frames, p=1) / frames.shape[1]
+    usual = float(differences.sum() / (len(frames) * (len(frames) - 1)))
+    period, disorder = None, 0.0
+    if usual >= _LEAST_CHANGE:
+        period = None if frozen > 0.5 else _period(differences, usual, fps)
+        disorder = float(steps.mean()) / usual
+    return Defects(frozen, start, _flashes(frames), period, disorder)
 
 
 def _still_parts(steps: Tensor, least: int) -> tuple[float, int | None]:
@@ -77,16 +89,12 @@ def _flashes(frames: Tensor) -> list[int]:
     return (found.nonzero().flatten() + 1).tolist()
 
 
-def _period(frames: Tensor, fps: float) -> int | None:
+def _period(differences: Tensor, usual: float, fps: float) -> int | None:
     """Return the shortest period after which the frames repeat, if at least two periods are there."""
-    count = len(frames)
+    count = len(differences)
     shortest = max(2, round(_LOOP_SECONDS * fps))
-    differences = torch.cdist(frames, frames, p=1) / frames.shape[1]
-    usual = float(differences.sum() / (count * (count - 1)))
-    if usual < _STILL:
-        return None
     errors = {lag: float(differences.diagonal(lag).mean()) for lag in range(shortest, count // 2 + 1)}
-    close = [lag for lag, error in errors.items() if error < max(_LOOP_SHARE * usual, _STILL)]
+    close = [lag for lag, error in errors.items() if error < _LOOP_SHARE * usual]
     if not close:
         return None
     # Neighbours of the period are close too: take the best of the first group.
@@ -94,4 +102,4 @@ def _period(frames: Tensor, fps: float) -> int | None:
     best = min(group, key=lambda lag: errors[lag])
     # A person who hardly moves is close to itself at every lag. A loop is not, half a period away.
     away = float(differences.diagonal(max(1, best // 2)).mean())
-    return best if errors[best] < 0.5 * away else None
+    return best if errors[best] < _LOOP_SHARE * away else None

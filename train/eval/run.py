@@ -16,6 +16,7 @@ from .folders import Item, System, read_systems
 from .measures import all_measures
 from .measures.base import Measure
 from .network_files import NetworkFolder
+from .scores import is_complete
 from .scoring import Outcome, Ready, Task, find_networks, read_results, result_file, score_all
 from .summary import (
     DRIFTS,
@@ -151,7 +152,7 @@ def _score(
     tasks: dict[Path, Task] = {}
     for system in systems:
         for item in system.items:
-            absent = {key: path for key, path in files[item.path].items() if not path.exists()}
+            absent = {key: path for key, path in files[item.path].items() if not is_complete(path)}
             if absent:
                 tasks[item.path] = Task(item, absent)
     total = sum(len(system.items) for system in systems)

@@ -59,6 +59,19 @@ def save_scores(path: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
         save_file(tensors, temporary, {"scores": json.dumps(text)})
 
 
+def is_complete(path: Path) -> bool:
+    """Return whether a file of scores is there and complete. A file that was cut off is not.
+
+    Args:
+        path: a file of `save_scores`.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return "scores" in file.metadata()
+    except Exception:  # whatever a file that was cut off raises
+        return False
+
+
 def load_scores(path: Path) -> tuple[Scores, dict[str, Any]] | None:
     """Read scores and the video's facts; None if there is no such file or it is damaged, so that it is made again.
 

@@ -1,5 +1,6 @@
 """Scoring all videos in several processes. Each result is a file, so a stopped run goes on where it was."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -147,6 +148,9 @@ def score_all(
         for task in tasks:
             outcomes[task.item.path] = scorer(task)
             advance()
+        # MediaPipe prints an error if Python collects its objects only when it ends.
+        del scorer
+        gc.collect()
         return outcomes
     count = min(processes, len(tasks))
     threads = max(1, len(os.sched_getaffinity(0)) // count)

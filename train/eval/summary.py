@@ -209,11 +209,11 @@ def comparability(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if len(set(most.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in most.items())
             warnings.append(f"The folders differ in {title} ({listed}). Most measures depend on it.")
-    for name, some in facts.items():
-        if 0 < some["starts"] < _FEW_STARTS:
-            warnings.append(
-                f"{name}: {some['starts']} start images. With fewer than {_FEW_STARTS}, intervals are too narrow."
-            )
+    few = [f"{name} {some['starts']}" for name, some in facts.items() if 0 < some["starts"] < _FEW_STARTS]
+    if few:
+        warnings.append(
+            f"Few start images ({', '.join(few)}). With fewer than {_FEW_STARTS}, intervals are too narrow."
+        )
     return warnings
 
 

@@ -17,6 +17,8 @@ from ..scores import Scores
 from .base import Column, Measure, NotScoredError, Start, with_short_side
 
 _SMALL = 48
+# Of frames in random order; looping videos have up to 0.4.
+_DISORDERED = 0.7
 # Colours and sharpness are measured on pictures with this short side. They are then the same for copies of other sizes,
 # and take no longer for large videos.
 _SIDE = 256
@@ -55,6 +57,8 @@ class _Pixels:
             )
         if defects.period:
             notes.append(f"looping: it repeats itself every {defects.period / fps:.2f} s ({defects.period} frames)")
+        if defects.disorder > _DISORDERED:
+            notes.append(f"disordered: neighbouring frames differ {defects.disorder:.0%} as much as any two frames")
         return Scores(
             {
                 "temporal_flickering": temporal_flickering(steps),
@@ -64,6 +68,7 @@ class _Pixels:
                 "frozen": defects.frozen,
                 "flashes": float(len(defects.flashes)),
                 "loop_seconds": defects.period / fps if defects.period else None,
+                "disorder": defects.disorder,
                 "jump": _jump(steps),
             },
             {
@@ -103,7 +108,9 @@ PIXELS = Measure(
         Column("frozen", "frozen (share of frames)", "lower", 3),
         Column("flashes", "flashes", "lower", 2),
         Column("loop_seconds", "period of a loop (s)", "", 2),
+        Column("disorder", "disorder", "lower", 2),
         Column("jump", "largest jump (times the usual change)", "lower", 1),
     ),
     _make,
+    version=2,
 )

@@ -13,9 +13,10 @@ from ..folders import Item
 from ..frames import VideoFacts
 from ..networks.lpips import LPIPS, load_lpips
 from ..scores import Scores
-from .base import Column, Measure, NotScoredError, Start, planes, with_short_side
+from .base import Column, Measure, NotScoredError, Sampled, Start, planes, with_short_side
 
 _LPIPS_SIDE = 256
+_LPIPS_PER_SECOND = 8
 
 
 class ReferenceFrames:
@@ -79,11 +80,13 @@ class _Perceptual:
     def __init__(self, network: LPIPS, device: torch.device, item: Item, facts: VideoFacts) -> None:
         self._network, self._device = network, device
         self._reference = ReferenceFrames(item, facts)
-        self._rate = facts.fps
+        self._chosen = tuple(Sampled(round(facts.fps / _LPIPS_PER_SECOND)) for _ in range(2))
+        self._rate = facts.fps / self._chosen[0].step
         self._curve: list[float] = []
 
     def add(self, frames: Tensor) -> None:
-        ours, theirs = self._reference.like(frames)
+        pair = self._reference.like(frames)
+        ours, theirs = (chosen(part) for chosen, part in zip(self._chosen, pair, strict=True))
         if len(ours):
             x, y = (with_short_side(part, _LPIPS_SIDE).to(self._device) for part in (ours, theirs))
             self._curve += self._network(x, y).tolist()

@@ -1,7 +1,9 @@
 """MediaPipe's face landmarker: landmarks, blendshapes and head pose of each frame."""
 
-import atexit
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +79,6 @@ class Landmarker:
         Args:
             path: `face_landmarker_v2_with_blendshapes.task`.
         """
-        # MediaPipe prints many lines of no use on stderr.
-        os.environ.setdefault("GLOG_minloglevel", "3")
         import mediapipe
         from mediapipe.tasks.python import BaseOptions, vision
 
@@ -89,9 +89,10 @@ class Landmarker:
             num_faces=_MOST_FACES,
         )
         self._image, self._format = mediapipe.Image, mediapipe.ImageFormat.SRGB
-        self._network = vision.FaceLandmarker.create_from_options(options)
-        # Python may already have cleared MediaPipe's modules when it collects the landmarker at its end.
-        atexit.register(self._network.close)
+        with _silence():
+            self._network = vision.FaceLandmarker.create_from_options(options)
+            # The first picture makes MediaPipe print more.
+            self._network.detect(self._image(image_format=self._format, data=np.zeros((64, 64, 3), np.uint8)))
 
     def __call__(self, frame: Tensor) -> Face | None:
         """Return the largest face of a frame, or None.
@@ -113,3 +114,17 @@ class Landmarker:
             torch.tensor(np.array(found.facial_transformation_matrixes[best]))[:3, :3],
             len(faces),
         )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what C++ code prints on stderr inside the block. MediaPipe prints lines that look like errors and are none."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

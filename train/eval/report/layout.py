@@ -59,7 +59,10 @@ def tables(measures: Sequence[Measure]) -> list[Table]:
         Table(
             "VBench-I2V",
             "The seven dimensions in the papers' order. The average needs all seven.",
-            (*(columns[name] for name in VBENCH_ORDER if name in columns), *([AVERAGE] if seven <= columns.keys() else [])),
+            (
+                *(columns[name] for name in VBENCH_ORDER if name in columns),
+                *([AVERAGE] if seven <= columns.keys() else []),
+            ),
         ),
         Table("Distances to the reference", "Between all videos of a folder and all videos of the reference.", sets),
         Table(

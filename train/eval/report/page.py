@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import torch
 from PIL import Image
 
 from magicdistill_core.errors import VideoError
@@ -33,7 +34,7 @@ th:first-child, td:first-child { text-align: left; } th { background: #f4f6f8; f
 video, .sheet { width: 100%; background: #eee; } figcaption { font-size: .9em; } img { max-width: 100%; }
 ul.notes { margin: .2em 0; padding-left: 1.1em; color: #9a3412; font-size: .9em; }
 """
-_SHEET_FRAMES, _SHEET_WIDTH = 8, 150
+_SHEET_FRAMES, _SHEET_WIDTH = 8, 170
 _WORST = 6
 _LISTED = 40
 
@@ -49,7 +50,7 @@ def write_page(evaluation: Evaluation, wanted: Sequence[Measure], out: Path, sho
     """
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    for old in pictures.glob("*.png"):
+    for old in (*pictures.glob("*.png"), *pictures.glob("*.jpg")):
         old.unlink()
     result = evaluation.result
     body = ["<h1>Evaluation</h1>", _facts(result), _warnings(result)]
@@ -169,8 +170,8 @@ def _side_by_side(evaluation: Evaluation, out: Path, pictures: Path, shown: int)
                 f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</figure>"
             )
         parts.append("</div>")
-        if _sheet(videos, pictures / f"sheet-{number}.png"):
-            parts.append(f'<img src="pictures/sheet-{number}.png" alt="frames of {escape(start)}">')
+        if _sheet(videos, pictures / f"sheet-{number}.jpg"):
+            parts.append(f'<img src="pictures/sheet-{number}.jpg" alt="frames of {escape(start)}">')
         if plot_videos(videos, pictures / f"curves-{number}.png"):
             parts.append(f'<img src="pictures/curves-{number}.png" alt="curves of {escape(start)}">')
     left = f"<p class='muted'>{len(order) - shown} more start images are not shown.</p>" if len(order) > shown else ""
@@ -179,8 +180,6 @@ def _side_by_side(evaluation: Evaluation, out: Path, pictures: Path, shown: int)
 
 def _sheet(videos: Mapping[str, ScoredVideo], path: Path) -> bool:
     """Write the frames of the videos of one start image, evenly spaced in time, one row per folder."""
-    import torch
-
     rows, labels = [], []
     for system, video in videos.items():
         count = int(video.facts.get("frames", 0))
@@ -202,7 +201,7 @@ def _sheet(videos: Mapping[str, ScoredVideo], path: Path) -> bool:
         return False
     size = rows[0].shape[1:3]
     rows = [row if row.shape[1:3] == size else resize_crop(row, *size) for row in rows]
-    contact_sheet(rows, labels, _SHEET_FRAMES).save(path)
+    contact_sheet(rows, labels, _SHEET_FRAMES).save(path, quality=88)
     return True
 
 

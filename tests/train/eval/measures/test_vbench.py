@@ -82,9 +82,7 @@ def test_subject_consistency(vbench: dict[str, Any], frames: Tensor, monkeypatch
     assert 0 < expected < 1
 
 
-def test_i2v_subject(
-    vbench: dict[str, Any], frames: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_i2v_subject(vbench: dict[str, Any], frames: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     Image.fromarray(frames[3].numpy()).save(image)
     read_as(vbench["i2v_subject"], frames, monkeypatch)
@@ -103,9 +101,7 @@ def test_temporal_flickering(vbench: dict[str, Any], frames: Tensor, monkeypatch
 
 
 @pytest.mark.parametrize("count", [20, 21])
-def test_motion_smoothness(
-    vbench: dict[str, Any], frames: Tensor, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
+def test_motion_smoothness(vbench: dict[str, Any], frames: Tensor, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     some = frames[:count]
 
     def network(first: Tensor, second: Tensor, _time: Tensor, **_options: Any) -> dict[str, Tensor]:
@@ -168,9 +164,7 @@ def test_aesthetic_quality(vbench: dict[str, Any], frames: Tensor, monkeypatch: 
 
 
 @pytest.mark.parametrize("zoom", [1, 2])
-def test_imaging_quality(
-    vbench: dict[str, Any], frames: Tensor, monkeypatch: pytest.MonkeyPatch, zoom: int
-) -> None:
+def test_imaging_quality(vbench: dict[str, Any], frames: Tensor, monkeypatch: pytest.MonkeyPatch, zoom: int) -> None:
     large = frames[:3].repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     read_as(vbench["imaging_quality"], large, monkeypatch)
 
