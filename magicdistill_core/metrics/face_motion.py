@@ -152,12 +152,12 @@ def measure_head(rotations: Tensor, fps: float) -> Head:
         return Head(None, None, None, None, None)
     angles = euler_angles(rotations[seen])
     low, high = torch.quantile(angles, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
-    ranges = (high - low).tolist()
+    yaw, pitch, roll = (high - low).tolist()
     both = seen[1:] & seen[:-1]
     if not both.any():
-        return Head(*ranges, None, None)
+        return Head(yaw, pitch, roll, None, None)
     turned = rotation_angle(rotations[1:][both], rotations[:-1][both])
-    return Head(*ranges, float(turned.mean()) * fps, float(turned.max()))
+    return Head(yaw, pitch, roll, float(turned.mean()) * fps, float(turned.max()))
 
 
 def euler_angles(rotations: Tensor) -> Tensor:

@@ -27,13 +27,14 @@ TITLES = {
     "fid": "FID",
     "fvd": "FVD",
 }
+W2S, SUPERVISED = "MagicDistillation w/o reg. loss", "MagicDistillation w/ reg. loss"
 _METHODS = {
     "Euler": "euler",
     "LCM": "lcm",
     "DMD": "dmd",
     "DMD2": "dmd2",
-    "MagicDistillation w/o reg. loss": "w2s",
-    "MagicDistillation w/ reg. loss": "supervised",
+    W2S: "w2s",
+    SUPERVISED: "supervised",
     "MagicDistillation": "w2s-general",
 }
 
@@ -132,7 +133,7 @@ TABLES = (
             PaperRow("LCM", 4, (76.63, 598.99)),
             PaperRow("DMD", 4, (38.41, 285.95)),
             PaperRow("DMD2", 4, (47.49, 249.22)),
-            PaperRow("MagicDistillation w/o reg. loss", 4, (32.37, 163.40)),
+            PaperRow(W2S, 4, (32.37, 163.40)),
         ),
         "/vfhq",
     ),
@@ -145,7 +146,7 @@ TABLES = (
             PaperRow("LCM", 4, (79.46, 1600.59)),
             PaperRow("DMD", 4, (58.85, 364.85)),
             PaperRow("DMD2", 4, (31.93, 246.78)),
-            PaperRow("MagicDistillation w/o reg. loss", 4, (24.90, 233.80)),
+            PaperRow(W2S, 4, (24.90, 233.80)),
         ),
         "/hdtf",
     ),
@@ -158,8 +159,8 @@ TABLES = (
             PaperRow("LCM", 4, (107.50, 744.96)),
             PaperRow("DMD", 4, (72.69, 661.75)),
             PaperRow("DMD2", 4, (104.84, 682.64)),
-            PaperRow("MagicDistillation w/o reg. loss", 4, (60.85, 542.72)),
-            PaperRow("MagicDistillation w/ reg. loss", 4, (58.71, 695.65)),
+            PaperRow(W2S, 4, (60.85, 542.72)),
+            PaperRow(SUPERVISED, 4, (58.71, 695.65)),
         ),
         "/celebv",
     ),

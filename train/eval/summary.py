@@ -147,9 +147,9 @@ def set_distance(
     fewest = min(len(ours), len(theirs))
     if fewest < distance.needed:
         warnings.append(
-            f"{title}: {len(ours)} feature vectors against {len(theirs)}. With fewer than {distance.needed}, the length of "
-            f"one, a Frechet distance is mostly error. Compare only folders with the same N, and look at the floor: the "
-            f"distance of two halves of the reference."
+            f"{title}: {len(ours)} feature vectors against {len(theirs)}. With fewer than {distance.needed}, which is "
+            f"their length, a Frechet distance is mostly error. Compare only folders with the same N, and look at the "
+            f"floor: the distance of two halves of the reference."
         )
     floor = None
     if len(theirs) >= 4:

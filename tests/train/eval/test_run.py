@@ -158,6 +158,7 @@ def test_a_second_run_scores_only_what_is_missing(folders: Path, out: Path, resu
     assert json.loads((out / "results.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(folders: Path, result: dict, tmp_path: Path) -> None:
     options = [option if option != "1" else "2" for option in arguments(folders, tmp_path)]
     done = CliRunner().invoke(app, [*options, "--measures", "psnr_ssim"])

@@ -72,7 +72,7 @@ def test_folders_that_differ_are_named() -> None:
     warnings = "\n".join(comparability(facts))
     assert "frame rate (a 24, b 30)" in warnings
     assert "encoding (a h264 crf 18, b h264)" in warnings
-    assert "Few start images (a 1, b 1)" in warnings
+    assert "Few start images: a 1, b 1." in warnings
     assert "length" not in warnings
 
 

@@ -96,8 +96,8 @@ def _transformers_names(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layer = f"vision_model.encoder.layers.{number}"
             if rest.startswith("attn.in_proj_"):
                 kind = rest.removeprefix("attn.in_proj_")
-                for letter, part in zip("qkv", value.chunk(3), strict=True):
-                    renamed[f"{layer}.self_attn.{letter}_proj.{kind}"] = part
+                for letter, third in zip("qkv", value.chunk(3), strict=True):
+                    renamed[f"{layer}.self_attn.{letter}_proj.{kind}"] = third
             else:
                 part, kind = rest.rsplit(".", 1)
                 renamed[f"{layer}.{parts[part]}.{kind}"] = value

@@ -60,8 +60,11 @@ class EfficientNetLite0(nn.Module):
         # TensorFlow's padding: as much as needed, and the odd pixel at the end.
         pad = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
         x = F.pad(x, (pad[1] // 2, pad[1] - pad[1] // 2, pad[0] // 2, pad[0] - pad[0] // 2))
-        statistics = [self._weight(f"{norm}.{part}") for part in ("running_mean", "running_var", "weight", "bias")]
-        return F.batch_norm(F.conv2d(x, weight, stride=stride, groups=groups), *statistics, eps=_EPSILON)
+        mean, variance, scale, shift = (
+            self._weight(f"{norm}.{part}") for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = F.conv2d(x, weight, stride=stride, groups=groups)
+        return F.batch_norm(x, mean, variance, scale, shift, eps=_EPSILON)
 
     def _weight(self, name: str) -> Tensor:
         return self.get_buffer(name.replace(".", "__"))

@@ -118,7 +118,7 @@ class Landmarker:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop what C++ code prints on stderr inside the block. MediaPipe prints lines that look like errors and are none."""
+    """Drop what C++ code prints on stderr inside the block: MediaPipe prints lines that look like errors."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -43,7 +43,7 @@ def tables(measures: Sequence[Measure]) -> list[Table]:
         measures: all measures that a user wants.
     """
     columns = {column.name: column for measure in measures for column in measure.columns}
-    seven = set(VBENCH_ORDER)
+    vbench = [columns[name] for name in VBENCH_ORDER if name in columns]
     sets = tuple(measure.distance.column for measure in measures if measure.distance is not None)
 
     def group(name: str) -> tuple[Column, ...]:
@@ -59,10 +59,7 @@ def tables(measures: Sequence[Measure]) -> list[Table]:
         Table(
             "VBench-I2V",
             "The seven dimensions in the papers' order. The average needs all seven.",
-            (
-                *(columns[name] for name in VBENCH_ORDER if name in columns),
-                *([AVERAGE] if seven <= columns.keys() else []),
-            ),
+            (*vbench, *([AVERAGE] if len(vbench) == len(VBENCH_ORDER) else [])),
         ),
         Table("Distances to the reference", "Between all videos of a folder and all videos of the reference.", sets),
         Table(
