@@ -1,6 +1,5 @@
 """Face measures on real clips, and on copies that were damaged."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ FPS = 25.0
 
 
 @pytest.fixture(scope="module")
-def landmarker(shared_data: Path) -> Iterator[Landmarker]:
+def landmarker(shared_data: Path) -> Landmarker:
     pytest.importorskip("mediapipe")
-    yield Landmarker(shared_data / "networks" / "face_landmarker_v2_with_blendshapes.task")
+    return Landmarker(shared_data / "networks" / "face_landmarker_v2_with_blendshapes.task")
 
 
 def frames_of(path: Path, count: int, step: int = 1) -> Tensor:
