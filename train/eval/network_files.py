@@ -108,12 +108,13 @@ NETWORKS = {
         "LPIPS v0.1 (AlexNet)",
         ("lpips_alex.safetensors",),
         "b642675ed15d8fe783ec3b652d5b05daa4f42af11b505ab88c3ebc02e6d74424",
-        "the AlexNet weights of torchvision with the linear weights of PyPI's lpips 0.1.4, as one safetensors file",
+        "`python -m train.eval.networks.lpips` makes it from torchvision's alexnet-owt-7be5be79.pth and the file "
+        "lpips/weights/v0.1/alex.pth of PyPI lpips 0.1.4",
         "BSD-2-Clause",
     ),
     "landmarks": NetworkFile(
         "MediaPipe face landmarker v2 with blendshapes",
-        ("face_landmarker_v2_with_blendshapes.task",),
+        ("face_landmarker_v2_with_blendshapes.task", "face_landmarker.task"),
         "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
         "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task",
         "Apache-2.0",

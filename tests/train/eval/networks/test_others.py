@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from train.eval.networks.lpips import load_lpips
+from train.eval.networks.lpips import load_lpips, write_weights
 from train.eval.networks.others import load_i3d, load_inception
 from train.eval.networks.rife import Rife, warp
 
 CPU = torch.device("cpu")
+KINDS = ("weight", "bias")
 
 
 def picture(path: Path) -> Tensor:
@@ -25,6 +27,18 @@ def test_lpips_has_the_published_distances(shared_data: Path) -> None:
     # A batch gives the same as its pictures one by one.
     both = network(torch.cat([reference, reference]), torch.cat([first, second]))
     assert both.tolist() == pytest.approx([0.7219, 0.1376], abs=1e-4)
+
+
+def test_the_weights_of_lpips_can_be_made_from_their_sources(shared_data: Path, tmp_path: Path) -> None:
+    known = shared_data / "lpips" / "lpips_alex.safetensors"
+    weights = load_file(known)
+    places = (0, 3, 6, 8, 10)
+    names = [(f"features.{place}.{kind}", f"conv{n}.{kind}") for n, place in enumerate(places) for kind in KINDS]
+    torch.save({theirs: weights[ours] for theirs, ours in names}, tmp_path / "alexnet.pth")
+    heads = {f"lin{n}.model.1.weight": weights[f"lin{n}.weight"].view(1, -1, 1, 1) for n in range(5)}
+    torch.save(heads, tmp_path / "alex.pth")
+    write_weights(tmp_path / "alexnet.pth", tmp_path / "alex.pth", tmp_path / "made.safetensors")
+    assert (tmp_path / "made.safetensors").read_bytes() == known.read_bytes()
 
 
 def test_inception_gives_the_features_of_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
