@@ -19,6 +19,8 @@ _FLASH_LEVELS, _FLASH_TIMES = 6.0, 6.0
 # what frames differ that are half a period apart. Loops that a codec has stored have up to 0.22.
 _LOOP_SHARE = 0.3
 _LOOP_SECONDS = 0.4
+# Each frame is compared with each other one. In longer videos, only so many first frames are.
+_MOST_COMPARED = 2000
 # Videos in which any two frames differ by less have no order that could be found.
 _LEAST_CHANGE = 0.5
 
@@ -55,12 +57,13 @@ def find_defects(small_THW: Tensor, fps: float) -> Defects:
         return Defects(0.0, None, [], None, 0.0)
     steps = (frames[1:] - frames[:-1]).abs().mean(1)
     frozen, start = _still_parts(steps, max(2, round(_STILL_SECONDS * fps)))
-    differences = torch.cdist(frames, frames, p=1) / frames.shape[1]
-    usual = float(differences.sum() / (len(frames) * (len(frames) - 1)))
+    compared = frames[:_MOST_COMPARED]
+    differences = torch.cdist(compared, compared, p=1) / frames.shape[1]
+    usual = float(differences.sum() / (len(compared) * (len(compared) - 1)))
     period, disorder = None, 0.0
     if usual >= _LEAST_CHANGE:
         period = None if frozen > 0.5 else _period(differences, usual, fps)
-        disorder = float(steps.mean()) / usual
+        disorder = float(steps[: len(compared) - 1].mean()) / usual
     return Defects(frozen, start, _flashes(frames), period, disorder)
 
 

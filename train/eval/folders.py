@@ -34,8 +34,8 @@ class Item:
 
     @property
     def start(self) -> str:
-        """What it shares with other videos that belong to it: the name of its start image, or its own name."""
-        return str(Path(self.name).with_suffix("")) if self.image is None else self.image.stem
+        """What it shares with other videos that belong to it: the path of its start image, or its own name."""
+        return str((Path(self.name) if self.image is None else self.image).with_suffix(""))
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,9 @@ def set_distance(
             f"their length, a Frechet distance is mostly error. Compare only folders with the same N, and look at the "
             f"floor: the distance of two halves of the reference."
         )
+    for name, some in (("this folder", ours), ("the reference", theirs)):
+        if not some.isfinite().all():
+            return None, [*warnings, f"{title}: features of {name} are not finite, so there is no distance."]
     floor = None
     if len(theirs) >= 4:
         floor = halves_distance(theirs, torch.Generator().manual_seed(_SEED))

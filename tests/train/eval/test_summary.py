@@ -67,12 +67,21 @@ def test_a_reference_without_vectors_gives_no_distance() -> None:
     assert "40 and 0 feature vectors" in warnings[0]
 
 
+def test_features_that_are_not_finite_give_no_distance() -> None:
+    assert EFFICIENTNET.distance is not None
+    broken = features(40)
+    broken[0].scores[EFFICIENTNET.key].features["efficientnet"][3, 2] = torch.inf
+    found, warnings = set_distance(EFFICIENTNET.distance, EFFICIENTNET, broken, features(60))
+    assert found is None
+    assert "features of this folder are not finite" in warnings[-1]
+
+
 def test_folders_that_differ_are_named() -> None:
     facts = {"a": facts_of([video("a.mp4")]), "b": facts_of([video("a.mp4", fps=30.0, crf=None)])}
     warnings = "\n".join(comparability(facts))
     assert "frame rate (a 24, b 30)" in warnings
     assert "encoding (a h264 crf 18, b h264)" in warnings
-    assert "Few start images: a 1, b 1." in warnings
+    assert "Few start images (a 1, b 1)" in warnings
     assert "length" not in warnings
 
 

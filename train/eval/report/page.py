@@ -160,7 +160,8 @@ def _side_by_side(evaluation: Evaluation, out: Path, pictures: Path, shown: int)
     parts = []
     for number, start in enumerate(order[:shown]):
         videos = starts[start]
-        parts.append(f"<h3>{escape(start)}</h3><div class='videos'>")
+        title = escape(Path(start).name)
+        parts.append(f"<h3>{title}</h3><div class='videos'>")
         for system, video in videos.items():
             where = quote(Path(os.path.relpath(video.item.path, out)).as_posix())
             notes = "".join(f"<li>{escape(note)}</li>" for note in video.notes)
@@ -171,9 +172,9 @@ def _side_by_side(evaluation: Evaluation, out: Path, pictures: Path, shown: int)
             )
         parts.append("</div>")
         if _sheet(videos, pictures / f"sheet-{number}.jpg"):
-            parts.append(f'<img src="pictures/sheet-{number}.jpg" alt="frames of {escape(start)}">')
+            parts.append(f'<img src="pictures/sheet-{number}.jpg" alt="frames of {title}">')
         if plot_videos(videos, pictures / f"curves-{number}.png"):
-            parts.append(f'<img src="pictures/curves-{number}.png" alt="curves of {escape(start)}">')
+            parts.append(f'<img src="pictures/curves-{number}.png" alt="curves of {title}">')
     left = f"<p class='muted'>{len(order) - shown} more start images are not shown.</p>" if len(order) > shown else ""
     return f"<h2>Videos</h2>{left}{''.join(parts)}" if parts else ""
 
