@@ -138,6 +138,12 @@ class Sources(HTMLParser):
         self.found += [value for name, value in attrs if name == "src" and value]
 
 
+def test_the_page_shows_differences_that_are_sure(out: Path) -> None:
+    page = (out / "index.html").read_text()
+    row = page.partition("<td>frozen (share of frames) (↓)</td>")[2].partition("</tr>")[0]
+    assert row.startswith("<td><b>0.7")
+
+
 def test_every_file_that_the_page_shows_is_there(out: Path) -> None:
     page = Sources()
     page.feed((out / "index.html").read_text())

@@ -94,6 +94,10 @@ class Landmarker:
             # The first picture makes MediaPipe print more.
             self._network.detect(self._image(image_format=self._format, data=np.zeros((64, 64, 3), np.uint8)))
 
+    def close(self) -> None:
+        """Free the network. MediaPipe prints an error if Python does it at its end."""
+        self._network.close()
+
     def __call__(self, frame: Tensor) -> Face | None:
         """Return the largest face of a frame, or None.
 

@@ -18,7 +18,7 @@ from magicdistill_core.media.video import read_video, resize_crop
 from ..measures.base import Measure
 from ..run import REFERENCE, Evaluation
 from ..summary import DRIFTS, ScoredVideo
-from .layout import NOT_RUN, Table, cell, facts_line, shown_columns, tables
+from .layout import NOT_RUN, Table, cell, facts_line, number, shown_columns, tables
 from .markdown import drift_cell
 from .plots import plot_means, plot_videos
 
@@ -55,7 +55,7 @@ def write_page(evaluation: Evaluation, wanted: Sequence[Measure], out: Path, sho
     result = evaluation.result
     body = ["<h1>Evaluation</h1>", _facts(result), _warnings(result)]
     body += [_table(table, result["systems"]) for table in tables(wanted) if table.columns]
-    body.append(_drift(result["systems"]))
+    body += [_drift(result["systems"]), _differences(result, wanted)]
     if plot_means(evaluation.videos, pictures / "curves.png"):
         body.append("<h2>Curves</h2><p>Mean of each folder; thin lines are single videos.</p>")
         body.append('<img src="pictures/curves.png" alt="curves over time">')
@@ -123,6 +123,34 @@ def _drift(systems: Mapping[str, Any]) -> str:
     )
 
 
+def _differences(result: Mapping[str, Any], measures: Sequence[Measure]) -> str:
+    """Show the paired differences to the first folder; those whose interval does not contain 0 are bold."""
+    pairs = {title: figures for title, figures in result["differences"].items() if any(figures.values())}
+    if not pairs:
+        return ""
+    rows = ""
+    for column in (column for measure in measures for column in measure.columns):
+        cells = [figures.get(column.name) for figures in pairs.values()]
+        if any(cells):
+            texts = "".join(f"<td>{_difference(one, column.digits)}</td>" for one in cells)
+            rows += f"<tr><td>{escape(column.heading)}</td>{texts}</tr>"
+    head = "".join(f"<th>{escape(title)}</th>" for title in pairs)
+    return (
+        "<h2>Paired differences</h2><p class='muted'>Over the start images that both folders have. Bold: the 95 % "
+        f"interval does not contain 0.</p><div class='scroll'><table><tr><th></th>{head}</tr>{rows}</table></div>"
+    )
+
+
+def _difference(one: Mapping[str, Any] | None, digits: int) -> str:
+    if one is None:
+        return "—"
+    text = number(one["mean"], digits)
+    if one["low"] is None:
+        return text
+    interval = f"<span class='interval'>[{number(one['low'], digits)}, {number(one['high'], digits)}]</span>"
+    return (f"<b>{text}</b>" if one["low"] > 0 or one["high"] < 0 else text) + interval
+
+
 def _worst_moments(evaluation: Evaluation, pictures: Path) -> str:
     """Show the frames in which faces are farthest from their start image."""
     found = [
@@ -136,8 +164,8 @@ def _worst_moments(evaluation: Evaluation, pictures: Path) -> str:
         return ""
     found.sort(key=lambda entry: -entry[0])
     figures = []
-    for number, (distance, system, video) in enumerate(found[:_WORST]):
-        name = f"worst-{number}.png"
+    for place, (distance, system, video) in enumerate(found[:_WORST]):
+        name = f"worst-{place}.png"
         Image.fromarray(video.scores["identity"].pictures["identity_worst"].numpy()).save(pictures / name)
         figures.append(
             f'<figure><img src="pictures/{name}" alt="worst moment"><figcaption>{escape(system)}/'
@@ -158,7 +186,7 @@ def _side_by_side(evaluation: Evaluation, out: Path, pictures: Path, shown: int)
     # First what most folders have; among those, what most was found in.
     order = sorted(starts, key=lambda start: (-len(starts[start]), -sum(len(v.notes) for v in starts[start].values())))
     parts = []
-    for number, start in enumerate(order[:shown]):
+    for place, start in enumerate(order[:shown]):
         videos = starts[start]
         title = escape(Path(start).name)
         parts.append(f"<h3>{title}</h3><div class='videos'>")
@@ -171,10 +199,10 @@ def _side_by_side(evaluation: Evaluation, out: Path, pictures: Path, shown: int)
                 f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</figure>"
             )
         parts.append("</div>")
-        if _sheet(videos, pictures / f"sheet-{number}.jpg"):
-            parts.append(f'<img src="pictures/sheet-{number}.jpg" alt="frames of {title}">')
-        if plot_videos(videos, pictures / f"curves-{number}.png"):
-            parts.append(f'<img src="pictures/curves-{number}.png" alt="curves of {title}">')
+        if _sheet(videos, pictures / f"sheet-{place}.jpg"):
+            parts.append(f'<img src="pictures/sheet-{place}.jpg" alt="frames of {title}">')
+        if plot_videos(videos, pictures / f"curves-{place}.png"):
+            parts.append(f'<img src="pictures/curves-{place}.png" alt="curves of {title}">')
     left = f"<p class='muted'>{len(order) - shown} more start images are not shown.</p>" if len(order) > shown else ""
     return f"<h2>Videos</h2>{left}{''.join(parts)}" if parts else ""
 

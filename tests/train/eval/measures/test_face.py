@@ -1,5 +1,6 @@
 """Face measures on real clips, and on copies that were damaged."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ FPS = 25.0
 
 
 @pytest.fixture(scope="module")
-def landmarker(shared_data: Path) -> Landmarker:
+def landmarker(shared_data: Path) -> Iterator[Landmarker]:
     pytest.importorskip("mediapipe")
-    return Landmarker(shared_data / "networks" / "face_landmarker_v2_with_blendshapes.task")
+    landmarker = Landmarker(shared_data / "networks" / "face_landmarker_v2_with_blendshapes.task")
+    yield landmarker
+    landmarker.close()
 
 
 def frames_of(path: Path, count: int, step: int = 1) -> Tensor:
