@@ -191,14 +191,17 @@ def _result(
     warnings = [warning for system in systems for warning in system.warnings] + comparability(facts)
     names = [system.name for system in systems]
     folders = {}
+    of_folders: dict[str, list[str]] = {}
     for system in systems:
         some = videos[system.name]
         distances, more = (
             _distances(some, videos.get(REFERENCE, []), measures) if system.name != REFERENCE else ({}, [])
         )
-        warnings += [f"{system.name}: {warning}" for warning in more]
+        for warning in more:
+            of_folders.setdefault(warning, []).append(system.name)
         folders[system.name] = {
             "folder": str(system.folder),
+            "reference": system.name == REFERENCE,
             "facts": facts[system.name],
             "figures": {column.name: figure(by_start(some, column.name)) for column in columns_of(measures)},
             "distances": distances,
@@ -207,6 +210,7 @@ def _result(
             "notes": {video.item.name: video.notes for video in some if video.notes},
             "videos": {video.item.name: _of_video(video) for video in some},
         }
+    warnings += [f"{', '.join(some)}: {warning}" for warning, some in of_folders.items()]
     others = [name for name in names[1:] if name != REFERENCE]
     return {
         "format": 1,

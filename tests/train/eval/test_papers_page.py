@@ -35,7 +35,7 @@ def test_the_numbers_are_those_of_the_pocket_tables() -> None:
 
 def test_our_rows_come_from_results() -> None:
     figure = {"mean": 0.5, "low": None, "high": None, "n": 3}
-    system = {"figures": {"temporal_flickering": figure}, "distances": {}}
+    system = {"reference": False, "figures": {"temporal_flickering": figure}, "distances": {}}
     text = papers_tables({"13b": {"systems": {"w2s-4": system}}})
     line = next(line for line in text.splitlines() if line.startswith("| *ours, 13B*: `w2s-4` "))
     assert [part.strip() for part in line.strip("|").split("|")][2:] == [*[""] * 6, "0.5000", ""]

@@ -106,6 +106,13 @@ def test_the_reference_is_measured_too_and_is_nearer_to_the_good_videos(result: 
     assert psnr["good"] > psnr["frozen"] + 3
 
 
+def test_the_reference_has_no_row_where_it_is_compared_with_itself(out: Path) -> None:
+    tables = (out / "results.md").read_text().split("## ")
+    with_row = {table.splitlines()[0]: "| reference |" in table for table in tables if "| good |" in table}
+    assert with_row["Pictures and defects"]
+    assert not with_row["Against the reference video of the same name"]
+
+
 def test_facts_stand_beside_the_figures(result: dict, out: Path) -> None:
     facts = result["systems"]["good"]["facts"]
     assert facts["frames"] == {str(FRAMES): 3}

@@ -29,11 +29,21 @@ class Table:
         title: its heading.
         note: a sentence below the heading.
         columns: its columns.
+        of_reference: whether the reference has these figures too. It has no distance to itself.
     """
 
     title: str
     note: str
     columns: tuple[Column, ...]
+    of_reference: bool = True
+
+    def rows(self, systems: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the folders that have a row.
+
+        Args:
+            systems: the folders' part of the result.
+        """
+        return {name: system for name, system in systems.items() if self.of_reference or not system["reference"]}
 
 
 def tables(measures: Sequence[Measure]) -> list[Table]:
@@ -61,11 +71,11 @@ def tables(measures: Sequence[Measure]) -> list[Table]:
             "The seven dimensions in the papers' order. The average needs all seven.",
             (*vbench, *([AVERAGE] if len(vbench) == len(VBENCH_ORDER) else [])),
         ),
-        Table("Distances to the reference", "Between all videos of a folder and all videos of the reference.", sets),
+        Table("Distances to the reference", "Between all videos of a folder and all of the reference.", sets, False),
         Table(
             "Pictures and defects", "From pixels, LPIPS and RIFE. None of these numbers is VBench's.", group("picture")
         ),
-        Table("Against the reference video of the same name", "Frame by frame.", group("reference")),
+        Table("Against the reference video of the same name", "Frame by frame.", group("reference"), False),
         Table(
             "Face",
             "From MediaPipe's landmarks and dlib's descriptors. Only where there is an arrow, high or low is good by "

@@ -30,7 +30,7 @@ def markdown(result: Mapping[str, Any], measures: Sequence[Measure]) -> str:
         shown, absent = shown_columns(table, systems)
         lines += [f"## {table.title}", "", table.note, ""]
         if shown:
-            lines += [*_table(systems, shown), ""]
+            lines += [*_table(table.rows(systems), shown), ""]
         if absent:
             lines += [f"Not run: {', '.join(absent)}.", ""]
     lines += _drift(systems) + _differences(result, measures) + _not_run(result) + _left_out(systems) + _notes(systems)

@@ -93,7 +93,7 @@ def _table(table: Table, systems: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{escape(column.heading)}</th>" for column in columns)
     rows = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(f'<td>{_cell(cell(system, column))}</td>' for column in columns)}</tr>"
-        for name, system in systems.items()
+        for name, system in table.rows(systems).items()
     )
     return (
         f"<h2>{escape(table.title)}</h2>{note}<div class='scroll'><table><tr><th>Method</th>{head}</tr>{rows}"
