@@ -25,7 +25,7 @@ TOP_OF_TRAIN = {
 }
 ROOMS = {
     *("config", "data", "networks", "engines", "methods", "run", "watch", "memory", "tools", "planning", "comfyui"),
-    *("pocket", "commands", "curation", "presets"),
+    *("pocket", "commands", "curation", "eval", "presets"),
 }
 SIBLINGS = {"nodes": {"nodes", "magicdistill_core"}, "magicdistill_core": {"magicdistill_core"}}
 

@@ -10,7 +10,7 @@ import typer
 from magicdistill_core.errors import MagicDistillError
 
 from .command_line import CommandLine
-from .commands import comfyui, curation, data, files, planning, sampling, training
+from .commands import comfyui, curation, data, evaluation, files, planning, sampling, training
 from .console import LogHandler, show
 from .pocket.cli import app as pocket_app
 from .surroundings import complete_surroundings
@@ -62,6 +62,7 @@ for subcommand in (
     comfyui.workflows,
 ):
     app.command(subcommand.__name__.replace("_", "-"))(subcommand)
+app.command("eval")(evaluation.evaluate)
 
 
 def fail(error: MagicDistillError) -> NoReturn:

@@ -1,1 +1,1 @@
-"""Distances between sets of feature vectors, and features of clips."""
+"""Measures: of sets of feature vectors, of clips and of faces, and intervals of means."""

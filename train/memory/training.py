@@ -7,7 +7,7 @@ settings.
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

@@ -1,0 +1,1 @@
+"""Networks of measures, loaded from files whose sha256 was checked."""

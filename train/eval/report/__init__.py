@@ -1,0 +1,1 @@
+"""The result as files: JSON, Markdown, plots and a page."""
