@@ -58,7 +58,7 @@ def test_every_step_from_a_folder_to_comfyui_is_there_in_order() -> None:
     done = [arguments(words) for words in commands(TRAIN_YOUR_OWN)]
     large = done[[words[0] for words in done].index("inspect") :]
     order = list(dict.fromkeys(words[0] for words in large))
-    assert order == ["inspect", "encode-prompt", "prepare", "memory", "train", "export", "sample"]
+    assert order == ["inspect", "encode-prompt", "prepare", "plan", "train", "export", "sample"]
     # The output path of each command is the input path of the next one.
     files = {words[0]: words for words in large if "--resume" not in words}
     preset = load_config(ROOT / next(text for text in files["train"] if text.endswith(".yaml")))
