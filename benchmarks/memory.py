@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,23 @@ def computed(config: TrainConfig, clip: Clip, gpus: int) -> Row:
     return {name: size / GB for name, size in parts.items()}
 
 
+def rows_of_cases(files: Files, compute: Callable[[TrainConfig, Clip, int], Row]) -> list[Row]:
+    """Return the rows of all presets.
+
+    Args:
+        files: teachers without data.
+        compute: computes the columns of a row from a configuration, the size of its clips, and the number of GPUs.
+    """
+    rows = []
+    for case in CASES:
+        for clip in case.clips:
+            name = " ".join([case.preset, *case.overrides])
+            logger.info("%s, %d GPUs, %s", name, case.gpus, clip.name)
+            row = compute(files.settings(case.preset, *case.overrides), clip, case.gpus)
+            rows.append({"case": name, "GPUs": case.gpus, "clips": clip.name} | row)
+    return rows
+
+
 def memory_page(documents: Sequence[Document]) -> str:
     """Return the page: the memory per preset, then computed next to measured memory.
 
@@ -170,13 +187,7 @@ def memory_page(documents: Sequence[Document]) -> str:
     prepare_environment()
     with tempfile.TemporaryDirectory() as folder:
         files = Files(Path(folder))
-        rows = []
-        for case in CASES:
-            for clip in case.clips:
-                name = " ".join([case.preset, *case.overrides])
-                logger.info("%s, %d GPUs, %s", name, case.gpus, clip.name)
-                row = computed(files.settings(case.preset, *case.overrides), clip, case.gpus)
-                rows.append({"case": name, "GPUs": case.gpus, "clips": clip.name} | row)
+        rows = rows_of_cases(files, computed)
         checks = list(_checks(files, documents))
     lines = [_INTRODUCTION, *table(rows), "", "## Computed and measured", "", _CHECKED, *table(checks), ""]
     return "\n".join(lines)

@@ -1,6 +1,5 @@
 """Write `docs/time.md`: the computed time of training per preset, next to measured times, on any machine."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -22,12 +21,10 @@ from train.planning.times import seconds, times_of
 
 from .cases.iteration import ONE_GPU, PRESET
 from .harness import Row
-from .memory import CASES, Files
+from .memory import Files, rows_of_cases
 from .runs import Document, together
 from .sizes import FULL_SIZES, Clip
 from .tables import number, table
-
-logger = logging.getLogger(__name__)
 
 MEASURED_ON = gpu_named("h200")
 _GPU = gpu_named("h100")
@@ -68,14 +65,7 @@ def times_page(documents: Sequence[Document]) -> str:
     prepare_environment()
     with tempfile.TemporaryDirectory() as folder:
         files = Files(Path(folder))
-        rows = []
-        for case in CASES:
-            for clip in case.clips:
-                logger.info("%s, %d GPUs, %s", case.preset, case.gpus, clip.name)
-                rows.append(
-                    {"case": case.preset, "GPUs": case.gpus, "clips": clip.name}
-                    | computed(files.settings(case.preset), clip, case.gpus)
-                )
+        rows = rows_of_cases(files, computed)
         calls = list(measured_calls(files, documents))
         checks = [_checked(call.name, seconds(call.work, MEASURED_ON), call.seconds) for call in calls]
         checks += list(_updates(files, documents))

@@ -51,6 +51,18 @@ def file_state(shape: Any, family: Family = CONCAT, seed: int = 0) -> dict[str, 
     return diffusers_to_file(family.architecture.layout, seeded_network(shape, family, seed).state_dict())
 
 
+def branches(seed: int) -> dict[str, LowRank]:
+    """Random branches of rank 4, with alpha / rank 2, for two modules of the smallest HunyuanVideo."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {"double_blocks.0.img_attn_qkv": (384, 128), "single_blocks.0.linear2": (128, 640)}
+    return {
+        name: LowRank(
+            torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator) / 50, alpha=8.0
+        )
+        for name, (rows, columns) in modules.items()
+    }
+
+
 def random_prompt(tokens: int = 3, text_dim: int = 16, pooled_dim: int | None = 768, seed: int = 1) -> NullPrompt:
     """Random text states, and pooled text unless `pooled_dim` is None."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from magicdistill_core.errors import CheckpointError, ConfigError, MagicDistillE
 from magicdistill_core.hashes import file_sha256
 from magicdistill_core.layouts.lora import lora_state
 from magicdistill_core.lora_file import load_lora, save_lora
-from tests.makers import random_prompt
+from tests.makers import branches, random_prompt
 from train.config.reading import parse_config
 from train.engines.teacher import load_teacher
 from train.networks.weights import merge_lora, with_teacher_lora
@@ -22,18 +22,6 @@ from train.run.preflight import check_inputs
 from train.run.trainer import train
 from train.tools.export import export_run
 from train.watch.report import write_report
-
-MODULES = {"double_blocks.0.img_attn_qkv": (384, 128), "single_blocks.0.linear2": (128, 640)}
-
-
-def branches(seed: int) -> dict[str, LowRank]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: LowRank(
-            torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator) / 50, alpha=8.0
-        )
-        for name, (rows, columns) in MODULES.items()
-    }
 
 
 @pytest.fixture

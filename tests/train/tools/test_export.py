@@ -8,7 +8,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from safetensors.torch import save_file
 
 import train.tools.export
-from magicdistill_core.branch import LowRank, merge
+from magicdistill_core.branch import merge
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from magicdistill_core.errors import CheckpointError, OutputError
 from magicdistill_core.families.hunyuan_video import TOKEN_REPLACE
@@ -17,24 +17,12 @@ from magicdistill_core.layouts.lora import lora_state
 from magicdistill_core.lora_file import load_lora, save_lora
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_header, read_metadata, read_tensors
-from tests.makers import file_size_limit, file_state, hunyuan_shape, random_prompt
+from tests.makers import branches, file_size_limit, file_state, hunyuan_shape, random_prompt
 from train.networks.families.hunyuan_video import network_inputs
 from train.networks.network import load_network
 from train.networks.weights import merge_lora
 from train.run_folder import FAKE_LORA_FILE, GENERATOR_FILE, GENERATOR_LORA_FILE
 from train.tools.export import ExportFormat, export_run
-
-MODULES = {"double_blocks.0.img_attn_qkv": (384, 128), "single_blocks.0.linear2": (128, 640)}
-
-
-def branches(seed: int) -> dict[str, LowRank]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: LowRank(
-            torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator) / 50, alpha=8.0
-        )
-        for name, (rows, columns) in MODULES.items()
-    }
 
 
 @pytest.fixture
