@@ -27,6 +27,7 @@ from ..distributed import ContextGroup, context_group
 from ..networks.compiling import compile_blocks
 from ..networks.discriminator import Discriminator
 from ..networks.families import kind_of
+from ..networks.int8_base import quantise_base
 from ..networks.network import load_network
 from ..networks.prompts import Conditioning
 from ..networks.roles import BASE, Role, RoleNetwork, add_branch, branch_parameters, checkpoint_activations
@@ -191,6 +192,8 @@ def build_networks(
     discriminator = None
     if base is not None and DISCRIMINATOR in method.trained:
         discriminator = Discriminator(base, (config.seed + 2) % SEEDS, recompute=model.activation_checkpointing)
+    if base is not None and model.base_int8:
+        quantise_base(base, prompt)
     if base is not None and shared:
         add_branch(base, GENERATOR, model.generator_branch.rank, model.generator_branch.alpha, config.seed)
     if base is not None and FAKE in method.trained:

@@ -113,6 +113,12 @@ def _candidates(config: TrainConfig, now: Plan) -> Iterator[tuple[list[str], boo
     if config.data.micro_batch > 1:
         accumulation = config.data.accumulation * config.data.micro_batch
         yield ["data.micro_batch=1", f"data.accumulation={accumulation}"], True, ""
+    if model.mode == "lora" and not model.base_int8 and not now.fits:
+        yield (
+            ["model.base_int8=true", *(["zero.stage=2"] if config.zero.stage == 3 else [])],
+            True,
+            "rounds the teacher",
+        )
     if model.mode == "full":
         yield ["model.mode=lora"], True, "trains a LoRA; needs a higher learning rate"
 
