@@ -116,7 +116,7 @@ class ModelConfig(Section):
         False,
         description="Compile the blocks of the networks with PyTorch. It takes minutes in the first round of a run. On "
         "one H200 a forward of 13B at 33 frames of 544x960 was then 1.3 times as fast. Needs `zero.stage` 0 to 2 and "
-        "a C compiler. Not together with `keep_attention`.",
+        "a C compiler. Not together with `keep_attention` or `context_parallel`.",
     )
     base_int8: bool = Field(
         False,
@@ -332,6 +332,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "model.base_int8 holds the frozen network of model.mode=lora in int8 on every GPU, so it needs that "
                 f"mode and zero.stage 0 to 2; found {self.model.mode} and {self.zero.stage}"
+            )
+        if self.model.compile and self.context_parallel > 1:
+            raise ValueError(
+                "model.compile and context_parallel do not work together: gradients that pass between processes inside "
+                "of a compiled block come out wrong. Set model.compile=false, or context_parallel=1"
             )
         if self.model.compile and self.model.keep_attention:
             raise ValueError(

@@ -107,5 +107,7 @@ def test_settings_that_cannot_be_compiled_are_refused(tiny_config: Callable[...,
     model = tree["model"] | {"compile": True}
     with pytest.raises(ConfigError, match=r"zero.stage=3.*zero.stage=2, or model.compile=false"):
         parse_config(tree | {"model": model, "zero": {"stage": 3}}, "config")
+    with pytest.raises(ConfigError, match=r"model.compile and context_parallel .*context_parallel=1"):
+        parse_config(tree | {"model": model, "context_parallel": 2}, "config")
     with pytest.raises(ConfigError, match=r"model.compile and model.keep_attention"):
         parse_config(tree | {"model": model | {"keep_attention": True}}, "config")
