@@ -1,5 +1,7 @@
 """Computed memory of a training at 13B against memory measured on a GPU."""
 
+import re
+
 import pytest
 
 from benchmarks.__main__ import MEMORY_PAGE, RESULTS
@@ -31,8 +33,10 @@ def test_one_update_takes_what_it_took_on_a_gpu(files: Files) -> None:
     peak = row["peak_gb"]
     found = computed(files.settings(PRESET.stem, *ONE_GPU), medium, 1)
     assert found["in all"] == pytest.approx(peak, rel=0.02)
-    page = MEMORY_PAGE.read_text(encoding="utf-8")
-    assert f"| {medium.name} | {found['in all']:.4g} | {peak:.4g} |" in page
+    row = re.search(rf"^\| {medium.name} \| ([\d.]+) \| {peak:.4g} \|", MEMORY_PAGE.read_text(encoding="utf-8"), re.M)
+    assert row is not None
+    # The latents of a longer rollout are a few MB more.
+    assert found["in all"] == pytest.approx(float(row[1]), rel=1e-3)
 
 
 def test_every_preset_for_large_teachers_is_on_the_page() -> None:

@@ -49,7 +49,7 @@ class Processes:
         def work(rank: int) -> None:
             self.local.rank = rank
             try:
-                results[rank] = shared_sha256(paths[rank])
+                results[rank] = shared_sha256("model.teacher", paths[rank])
             except MagicDistillError as error:
                 results[rank] = error
 
