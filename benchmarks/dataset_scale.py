@@ -5,6 +5,7 @@ a table. The last line is of an index of a million rows without shards, because 
 """
 
 import argparse
+import logging
 import random
 import sqlite3
 import tempfile
@@ -22,6 +23,8 @@ from train.data.dataset_writer import LatentWriter
 from train.data.part_writer import PartWriter
 from train.data.parts import PART_INDEX
 
+logger = logging.getLogger(__name__)
+
 _SIDE, _FRAMES, _SHARD = 16, 1, 50
 _SIZES = (500, 20_000)
 _REPEATS = 8
@@ -34,7 +37,8 @@ def main() -> None:
     rows = parser.parse_args().rows
     train.data.dataset_writer._SHARD_SAMPLES = _SHARD
     index = DatasetIndex(frames=_FRAMES, height=_SIDE, width=_SIDE, fps=24, dtype="float16", vae_sha256="0" * 64)
-    print(f"{'samples':>10} {'ms a sample, listed':>20} {'ms a sample, parts':>20} {'open, ms':>10} {'find, ms':>10}")  # noqa: T201
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logger.info("   samples  ms a sample, listed   ms a sample, parts   open, ms   find, ms")
     with tempfile.TemporaryDirectory() as folder:
         listed = LatentWriter(Path(folder, "listed"), index)
         parts = PartWriter(Path(folder, "parts"), index, "1of1")
@@ -42,9 +46,9 @@ def main() -> None:
             for writer in (listed, parts):
                 _add(writer, len(writer), size - _SHARD * _REPEATS)
             costs = [_added(writer, size) for writer in (listed, parts)]
-            print(f"{size:>10} {costs[0]:>20.3f} {costs[1]:>20.3f} {_opened(Path(folder, 'parts'))}")  # noqa: T201
+            logger.info("%10d %20.3f %20.3f %s", size, *costs, _opened(Path(folder, "parts")))
         _grow(Path(folder, "parts", "part-1of1", PART_INDEX), rows)
-        print(f"{rows:>10} {'':>20} {'':>20} {_opened(Path(folder, 'parts'))}")  # noqa: T201
+        logger.info("%10d %41s %s", rows, "", _opened(Path(folder, "parts")))
 
 
 def _add(writer: LatentWriter | PartWriter, first: int, end: int) -> None:

@@ -16,12 +16,11 @@ _MOST_FACES = 4
 _LONGEST_SIDE = 720
 # A frame without a face is searched again in squares, if it is so much longer than wide, or the reverse.
 _TILED_FROM = 1.2
-# The oval of the face among the 478 landmarks reaches from the chin to the hairline.
 _CONFIDENCE = 0.5
 
 
 class Face(NamedTuple):
-    """A face in a frame. All lengths are shares of the frame's width or height.
+    """A face in a frame, from the chin to the hairline. All lengths are shares of the frame's width or height.
 
     Attributes:
         x: left edge.

@@ -12,7 +12,7 @@ Backend = str | Callable[..., Any]
 BACKEND: Backend = "inductor"
 
 # Graphs of one kind of block. Each branch, and none, has one graph for calls with gradients and one for those without.
-# PyTorch's own limit is 8, after which it stops to compile without an error.
+# Above PyTorch's own limit of 8 it logs a warning, compiles no more, and runs the rest uncompiled.
 _GRAPHS = 32
 
 

@@ -18,7 +18,8 @@ from .network import network_velocity
 
 logger = logging.getLogger(__name__)
 
-# Relative errors above which a base is refused. 13B weights measured 0.03 (docs/performance.md).
+# Relative errors above which a base is refused. With random weights of 13B a velocity measured 0.03
+# (docs/performance.md).
 _LARGEST_VELOCITY_ERROR = 0.1
 _LARGEST_GRADIENT_ERROR = 0.2
 # Frames, height and width of the sample on which the errors are measured.

@@ -107,7 +107,7 @@ def _candidates(config: TrainConfig, now: Plan) -> Iterator[tuple[list[str], boo
     if not model.compile:
         fewer = ["zero.stage=2"] if config.zero.stage == 3 else []
         kept = ["model.keep_attention=false"] if model.keep_attention else []
-        yield ["model.compile=true", *fewer, *kept], bool(kept), "minutes more in the first round"
+        yield ["model.compile=true", *fewer, *kept], bool(kept), "compiles in the first round"
     if model.keep_attention:
         yield ["model.keep_attention=false"], True, ""
     if config.data.micro_batch > 1:
