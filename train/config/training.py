@@ -121,8 +121,8 @@ class ModelConfig(Section):
     base_int8: bool = Field(
         False,
         description="With `mode: lora`: hold the linear layers of the frozen network in int8, with one scale per row. "
-        "About half its memory: 12.4 GB less for 13B, computed. The run logs the errors of the velocity and of its gradient, and "
-        "ends if they are too large. Needs `zero.stage` 0 to 2.",
+        "About half its memory: 12.4 GB less for 13B, computed. The run logs the errors of the velocity and of its "
+        "gradient, and ends if they are too large. Needs `zero.stage` 0 to 2.",
     )
     generator_branch: BranchConfig = Field(
         BranchConfig(), description="The generator's branch. Only used with `mode: lora`."
