@@ -1,8 +1,8 @@
-"""Train the pocket autoencoder, the reader and the teacher on one GPU within a fixed time.
+"""Train the pocket autoencoder, the reader, the teacher and the generators on one GPU within a fixed time.
 
-`python -m benchmarks.pocket_call WORK RESULTS --minutes 9` runs everything. Where one call may take only some minutes,
-run `--phase first` and then `--phase second` on the same machine: the first call fine-tunes the autoencoder and goes on
-rendering in the background after it ends. The teacher gets all the time that is left: a short probe measures an update.
+There are three phases, each one call on the same machine. The first one fine-tunes the autoencoder; rendering and the
+reader go on in the background after it ends. The second one trains the teacher in all of its time: a short probe
+measures an update. The third one makes the tables, as far as its time reaches.
 """
 
 import argparse
@@ -32,6 +32,8 @@ _PROBE_MEASURED = 40
 _START_SECONDS, _END_SECONDS = 25.0, 20.0
 # A file that comes back from a machine may have a limited size.
 _PART_BYTES = 15 * 1024**2
+# Cells of the tables whose models are kept.
+_KEPT = ("w2s-4-seed0", "one_step-1-seed0")
 
 logger = logging.getLogger("pocket_call")
 
@@ -48,9 +50,11 @@ class Call:
         folders: number of folders of portraits for the teacher. Each is encoded while the next one is rendered.
         clips: portraits in each of these folders.
         vae_clips: portraits for the autoencoder.
+        table_clips: portraits for the trainings of the tables.
         vae: settings of its fine-tuning.
         reader: settings of the reader.
         teacher: settings of the teacher.
+        tables: arguments of `magicdistill pocket tables`.
         probe_updates: updates of the probe.
     """
 
@@ -61,15 +65,27 @@ class Call:
     folders: int
     clips: int
     vae_clips: int
+    table_clips: int
     vae: tuple[str, ...]
     reader: tuple[str, ...]
     teacher: tuple[str, ...]
+    tables: tuple[str, ...]
     probe_updates: int
 
     @property
     def vae_file(self) -> Path:
         """The fine-tuned autoencoder."""
         return self.work / VAE.name
+
+    @property
+    def reader_file(self) -> Path:
+        """The reader of that autoencoder's frames."""
+        return self.work / READER.name
+
+    @property
+    def teacher_file(self) -> Path:
+        """The teacher."""
+        return self.work / TEACHER.name
 
     @property
     def latents(self) -> Path:
@@ -85,20 +101,23 @@ class Call:
         """A file that exists once all portraits are encoded."""
         return self.work / "portraits.done"
 
-    @property
-    def failed(self) -> Path:
-        """A file that exists if the portraits could not be made."""
-        return self.work / "portraits.failed"
+    def failed(self, name: str) -> Path:
+        """Return a file that exists if a process in the background has failed: "portraits" or "reader"."""
+        return self.work / f"{name}.failed"
 
-    def wait_for(self, file: Path) -> None:
-        """Wait for a file that the process of the portraits writes.
+    def wait_for(self, file: Path, name: str) -> None:
+        """Wait for a file that a process in the background writes.
+
+        Args:
+            file: the file.
+            name: name of the process.
 
         Raises:
             RuntimeError: if that process has failed.
         """
         while not file.exists():
-            if self.failed.exists():
-                raise RuntimeError(f"The portraits could not be made; see {self.work / 'portraits.log'}.")
+            if self.failed(name).exists():
+                raise RuntimeError(f"The {name} could not be made; see {self.work / f'{name}.log'}.")
             time.sleep(0.5)
 
     def left(self) -> float:
@@ -184,44 +203,77 @@ def _encode(call: Call, number: int) -> None:
     run(call, "encode", words)
 
 
+def train_reader(call: Call) -> None:
+    """Train the reader."""
+    words = command("train-reader", "--vae", call.vae_file, "--run", call.work / "reader")
+    # Moved when it is complete: other processes wait for this file.
+    out = call.work / f"unfinished-{READER.name}"
+    run(call, "train-reader", [*words, "--out", str(out), *call.reader], threads=2)
+    out.replace(call.reader_file)
+
+
+# What goes on in the background after the first phase.
+_BACKGROUND = {"portraits": prepare_portraits, "reader": train_reader}
+
+
+def _in_background(call: Call, name: str) -> None:
+    start(call, name, [sys.executable, "-u", "-m", "benchmarks.pocket_call", *sys.argv[1:], f"--phase={name}"])
+
+
 def first(call: Call) -> None:
     """Fine-tune the shipped autoencoder, while another process renders the teacher's portraits."""
     call.work.mkdir(parents=True, exist_ok=True)
     data = call.work / "vae-portraits"
     words = command("render", "--out", data, "--processes", str(call.processes))
     run(call, "vae-portraits", [*words, f"clips={call.vae_clips}", f"first_seed={_VAE_SEED}"])
-    start(call, "portraits", [sys.executable, "-u", "-m", "benchmarks.pocket_call", *sys.argv[1:], "--phase=portraits"])
+    _in_background(call, "portraits")
     out = call.work / "vae-training" / VAE.name
     words = command("train-vae", "--start", VAE, "--data", data, "--run", call.work / "vae-training/run", "--out", out)
     run(call, "vae", [*words, *(f"--tuning={setting}" for setting in call.vae)])
     # Moved when it is complete: the other process waits for this file.
     shutil.copyfile(out, call.work / "vae.tmp")
     (call.work / "vae.tmp").replace(call.vae_file)
+    _in_background(call, "reader")
     keep(call, call.vae_file)
 
 
 def second(call: Call) -> None:
-    """Train the reader and, next to it, the teacher in all the time that is left."""
-    reader = call.work / READER.name
-    words = command("train-reader", "--vae", call.vae_file, "--run", call.work / "reader", "--out", reader)
-    reading = start(call, "reader", [*words, *call.reader], threads=2)
+    """Train the teacher in all the time that there is, and render what the tables need."""
     seconds = _probed(call)
-    call.wait_for(call.done)
+    call.wait_for(call.done, "portraits")
+    words = command("latents", "--out", call.work / "tables/portraits", "--clips", str(call.table_clips))
+    words += ["--vae", str(call.vae_file)]
+    preparing = start(call, "tables-portraits", [*words, "--processes", str(call.processes)])
     updates = max(1, int((call.left() - _START_SECONDS - _END_SECONDS) / seconds))
     logger.info("%.4f s per update, %d updates in %.0f s", seconds, updates, call.left())
     words = command("train-teacher", "--latents", call.latents, "--vae", call.vae_file, "--run", call.work / "teacher")
-    words += ["--portraits", str(call.portraits(0)), "--clips", str(call.clips), "--out", str(call.work / TEACHER.name)]
+    words += ["--portraits", str(call.portraits(0)), "--clips", str(call.clips), "--out", str(call.teacher_file)]
     run(call, "teacher", [*words, f"updates={updates}", *call.teacher], seconds=call.left() - _END_SECONDS)
-    keep(call, call.work / TEACHER.name)
+    keep(call, call.teacher_file)
+    call.wait_for(call.reader_file, "reader")
+    keep(call, call.reader_file)
+    if preparing.wait():
+        raise RuntimeError(f"The portraits of the tables could not be made; see {call.work / 'tables-portraits.log'}.")
+
+
+def third(call: Call) -> None:
+    """Make the tables as far as the time reaches, and keep the results and the first generators."""
+    runs, results = call.work / "tables", call.work / "tables" / "pocket_tables.json"
+    files = ("--teacher", call.teacher_file, "--vae", call.vae_file, "--reader", call.reader_file)
+    words = command("tables", "--runs", runs, "--out", results, *files, "--portraits", str(call.table_clips))
+    words += call.tables
     try:
-        status = reading.wait(max(1.0, call.left()))
-    except subprocess.TimeoutExpired:
-        reading.terminate()
-        logger.warning("There was no time to finish the reader. Train it with `magicdistill pocket train-reader`")
-        return
-    if status:
-        raise RuntimeError(f"The reader could not be trained; see {call.work / 'reader.log'}.")
-    keep(call, reader)
+        run(call, "tables", words, seconds=call.left() - _END_SECONDS)
+    except subprocess.CalledProcessError:
+        if not runs.exists():
+            raise
+        # What is made so far is kept, and the reason is in the log.
+        logger.warning("Not all of the tables are made")
+    for model in (runs / "models" / f"{cell}.safetensors" for cell in _KEPT):
+        if model.exists():
+            keep(call, model)
+    names = [name for name in ("cells", "sheets", "logs", results.name) if (runs / name).exists()]
+    subprocess.run(["tar", "czf", call.results / "tables.tar.gz", "-C", runs, *names], check=True)
 
 
 def probe(call: Call) -> None:
@@ -238,7 +290,7 @@ def probe(call: Call) -> None:
 
 def _probed(call: Call) -> float:
     """Return the seconds of an update of the teacher, measured in a short run."""
-    call.wait_for(call.latents / INDEX_NAME)
+    call.wait_for(call.latents / INDEX_NAME, "portraits")
     # The dataset of an earlier probe had other samples, so it cannot be continued.
     shutil.rmtree(call.work / "probe", ignore_errors=True)
     run(call, "probe", [sys.executable, "-u", "-m", "benchmarks.pocket_call", *sys.argv[1:], "--phase=probe"])
@@ -259,7 +311,8 @@ def keep(call: Call, file: Path) -> None:
 
 def keep_logs(call: Call, name: str) -> None:
     """Pack the logs, curves and metrics into one archive in the results."""
-    kept = [path for path in call.work.rglob("*") if path.suffix in (".log", ".jsonl", ".png", ".html", ".yaml")]
+    kinds = {".log", ".jsonl", ".yaml"} if name == "third" else {".log", ".jsonl", ".yaml", ".png", ".html"}
+    kept = [path for path in call.work.rglob("*") if path.suffix in kinds]
     listed = "\n".join(str(path.relative_to(call.work)) for path in kept if path.is_file())
     archive = call.results / f"{name}.tar.gz"
     call.results.mkdir(parents=True, exist_ok=True)
@@ -271,15 +324,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder of everything that is made")
     parser.add_argument("results", type=Path, help="folder for what shall be kept")
-    parser.add_argument("--phase", choices=("all", "first", "second", "portraits", "probe"), default="all")
-    parser.add_argument("--minutes", type=float, default=9.0, help="time of this call; the teacher uses what is left")
+    parser.add_argument("--phase", choices=("first", "second", "third", *_BACKGROUND, "probe"), required=True)
+    parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that render")
     parser.add_argument("--folders", type=int, default=4, help="folders of portraits for the teacher")
     parser.add_argument("--clips", type=int, default=12_000, help="portraits in each folder")
     parser.add_argument("--vae-clips", type=int, default=3_000, help="portraits for the autoencoder")
+    parser.add_argument("--table-clips", type=int, default=2048, help="portraits for the trainings of the tables")
     parser.add_argument("--vae", action="append", default=[], metavar="KEY=VALUE", help="setting of the fine-tuning")
     parser.add_argument("--reader", action="append", default=[], metavar="KEY=VALUE", help="setting of the reader")
     parser.add_argument("--teacher", action="append", default=[], metavar="KEY=VALUE", help="setting of the teacher")
+    parser.add_argument("--tables", action="append", default=[], metavar="ARGUMENT", help="argument of the tables")
     parser.add_argument("--probe-updates", type=int, default=_PROBE_UPDATES, help="updates of the probe")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
@@ -291,25 +346,26 @@ def main() -> None:
         folders=chosen.folders,
         clips=chosen.clips,
         vae_clips=chosen.vae_clips,
+        table_clips=chosen.table_clips,
         vae=tuple(chosen.vae),
         reader=tuple(chosen.reader),
         teacher=tuple(chosen.teacher),
+        tables=tuple(chosen.tables),
         probe_updates=chosen.probe_updates,
     )
-    if chosen.phase == "portraits":
+    if chosen.phase in _BACKGROUND:
         try:
-            prepare_portraits(call)
+            _BACKGROUND[chosen.phase](call)
         except Exception:
-            call.failed.touch()
+            call.failed(chosen.phase).touch()
             raise
-    if chosen.phase == "probe":
+    elif chosen.phase == "probe":
         probe(call)
-    for phase, work in (("first", first), ("second", second)):
-        if chosen.phase in (phase, "all"):
-            try:
-                work(call)
-            finally:
-                keep_logs(call, phase)
+    else:
+        try:
+            {"first": first, "second": second, "third": third}[chosen.phase](call)
+        finally:
+            keep_logs(call, chosen.phase)
 
 
 if __name__ == "__main__":

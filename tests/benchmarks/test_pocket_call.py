@@ -1,5 +1,6 @@
 """The call that trains the pocket weights: its order of work, its time limit, and what it keeps."""
 
+import subprocess
 import sys
 import tarfile
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pocket_call
-from benchmarks.pocket_call import Call, keep, keep_logs, prepare_portraits, run
+from benchmarks.pocket_call import Call, keep, keep_logs, prepare_portraits, run, third
 
 
 def call_in(folder: Path, folders: int = 3) -> Call:
@@ -21,9 +22,11 @@ def call_in(folder: Path, folders: int = 3) -> Call:
         folders=folders,
         clips=10,
         vae_clips=2,
+        table_clips=4,
         vae=(),
         reader=(),
         teacher=(),
+        tables=(),
         probe_updates=2,
     )
 
@@ -54,11 +57,11 @@ def test_portraits_are_encoded_as_soon_as_there_is_an_autoencoder(
 
 def test_a_failure_of_the_portraits_ends_the_waiting(tmp_path: Path) -> None:
     call = call_in(tmp_path)
-    call.failed.touch()
+    call.failed("portraits").touch()
     with pytest.raises(RuntimeError, match=r"portraits\.log"):
-        call.wait_for(call.done)
+        call.wait_for(call.done, "portraits")
     call.done.touch()
-    call.wait_for(call.done)
+    call.wait_for(call.done, "portraits")
 
 
 def test_a_command_is_asked_to_stop_in_time(tmp_path: Path) -> None:
@@ -101,3 +104,30 @@ def test_logs_are_packed_without_weights(tmp_path: Path) -> None:
     keep_logs(call, "first")
     with tarfile.open(call.results / "first.tar.gz") as archive:
         assert sorted(archive.getnames()) == ["run/curves.png", "run/metrics.jsonl", "vae.log"]
+
+
+def test_the_tables_keep_what_is_made_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is stopped in the middle: its records, sheets and models come back, its runs do not."""
+    call = call_in(tmp_path)
+    runs = call.work / "tables"
+    asked: list[list[str]] = []
+
+    def stopped(call: Call, name: str, words: list[str], **_: object) -> None:
+        asked.append([str(word) for word in words])
+        for file in ("cells/floor.json", "sheets/floor.jpg", "pocket_tables.json", "trainings/w2s/state.safetensors"):
+            (runs / file).parent.mkdir(parents=True, exist_ok=True)
+            (runs / file).write_text(file)
+        (runs / "models").mkdir()
+        (runs / "models/w2s-4-seed0.safetensors").write_bytes(b"weights")
+        raise subprocess.CalledProcessError(1, words)
+
+    monkeypatch.setattr(pocket_call, "run", stopped)
+    third(call)
+    assert asked[0][asked[0].index("--portraits") :][:2] == ["--portraits", "4"]
+    assert (call.results / "w2s-4-seed0.safetensors").read_bytes() == b"weights"
+    with tarfile.open(call.results / "tables.tar.gz") as archive:
+        assert sorted(name for name in archive.getnames() if "." in name) == [
+            "cells/floor.json",
+            "pocket_tables.json",
+            "sheets/floor.jpg",
+        ]

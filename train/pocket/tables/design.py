@@ -24,8 +24,8 @@ PAIR_STEPS = 4
 _COLLAPSE_STAGES = (80, 160, 240, 320, 480, 720, 960)
 _SWEEP_STAGES = (40, 150, 600, 1800)
 # Learning rate of the presets' generator, and multiples of it for the fake branch.
-GENERATOR_LR = 3e-5
-_SWEEP_RATES = (1, 33)
+GENERATOR_LR = 1e-4
+_SWEEP_RATES = (1, 10)
 _SWEEP_WEIGHTS = (0.0, 0.25, 0.75)
 _ABLATION_WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 

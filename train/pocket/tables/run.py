@@ -177,12 +177,8 @@ class _Tables:
         self.failed: dict[str, MagicDistillError] = {}
 
     def make(self, cells: Sequence[Cell]) -> None:
-        """Make and measure cells, first those that need no training."""
+        """Make and measure cells. Those that need no training are measured while the first trainings run."""
         missing = [cell for cell in cells if self.records.read(cell.name) is None]
-        self._floor()
-        for cell in missing:
-            if cell.training is None:
-                self._measure(cell)
         trainings: dict[Training, list[Cell]] = {}
         for cell in missing:
             if cell.training is not None:
@@ -195,28 +191,30 @@ class _Tables:
                 vae_file=self.place.vae,
                 processes=self.settings.processes,
             )
-            self._train(trainings)
+        self._train(trainings, [cell for cell in missing if cell.training is None])
         self._write()
         if self.failed:
             raise MagicDistillError("\n".join(f"{name}: {error}" for name, error in self.failed.items()))
 
-    def _train(self, waiting: dict[Training, list[Cell]]) -> None:
-        """Make the models, several at once, and measure the cells of each training when it is done."""
+    def _train(self, cells: dict[Training, list[Cell]], others: Sequence[Cell]) -> None:
+        """Make the models, several at once, and measure the cells of each training when it is done.
+
+        Args:
+            cells: the cells of each training.
+            others: cells that need no training.
+        """
+        waiting = dict(cells)
         running: dict[Future[None], Training] = {}
-        cells = dict(waiting)
         with ThreadPoolExecutor(self.settings.processes) as pool:
-            while waiting or running:
-                for training in [one for one in waiting if self._ready(one)]:
-                    if len(running) < self.settings.processes:
-                        running[pool.submit(self._models, waiting.pop(training))] = training
-                if not running:
-                    for training in waiting:
-                        self.failed[training.name] = MagicDistillError(
-                            f"It needs the model of {training.pairs_from}, which could not be made."
-                        )
-                    return
+            self._start(waiting, running, pool)
+            self._floor()
+            for cell in others:
+                self._measure(cell)
+            while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     training = running.pop(future)
+                    # The next one starts before this one is measured.
+                    self._start(waiting, running, pool)
                     try:
                         future.result()
                     except StoppedError:
@@ -227,6 +225,18 @@ class _Tables:
                         continue
                     for cell in cells[training]:
                         self._measure(cell)
+        for training in waiting:
+            self.failed[training.name] = MagicDistillError(
+                f"It needs the model of {training.pairs_from}, which could not be made."
+            )
+
+    def _start(
+        self, waiting: dict[Training, list[Cell]], running: dict[Future[None], Training], pool: ThreadPoolExecutor
+    ) -> None:
+        """Start trainings that wait, as many as may run at once. Those whose pairs are not made yet go on waiting."""
+        for training in [one for one in waiting if self._ready(one)]:
+            if len(running) < self.settings.processes:
+                running[pool.submit(self._models, waiting.pop(training))] = training
 
     def _ready(self, training: Training) -> bool:
         needed = training.pairs_from
