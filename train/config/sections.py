@@ -129,7 +129,8 @@ class EmaConfig(Section):
         0.99,
         gt=0,
         lt=1,
-        description="Share of the average that each update keeps. The average covers about 1 / (1 - decay) updates.",
+        description="Share of the average that each update keeps. The average covers about 1 / (1 - decay) updates, "
+        "and at first fewer: the newest tenth.",
     )
     start: int = Field(
         0, ge=0, description="Number of first updates without averaging: until then the average equals the weights."

@@ -24,8 +24,8 @@ class ReadAhead:
             device: the device of the training. On a CPU nothing is computed ahead: a second thread would slow down the
                 network.
         """
-        # One thread: it only has to be done before the GPU is.
-        self._pool = ThreadPoolExecutor(1, "read-ahead") if device.type == "cuda" else None
+        # Noise, levels and data of 256 small clips take one thread longer than an H100 needs for the update.
+        self._pool = ThreadPoolExecutor(4, "read-ahead") if device.type == "cuda" else None
         self._ready: dict[Hashable, tuple[int, Future[Any]]] = {}
         self._last: dict[Hashable, int] = {}
 

@@ -54,11 +54,21 @@ class GeneratorEma:
         copy = tensor.detach().to(self._device(tensor), copy=True)
         return copy.pin_memory() if self._settings.on_cpu and tensor.is_cuda else copy
 
+    def decay(self) -> float:
+        """Return the decay of the newest update.
+
+        It is 0 up to update `start`. The n-th update after that has at most (1 + n) / (10 + n), so that the average
+        covers at most about the newest tenth of the updates. With a constant decay, the untrained weights of the start
+        would stay in the average for as many updates as it covers.
+        """
+        averaged = self._updates - self._settings.start
+        return min(self._settings.decay, (1 + averaged) / (10 + averaged)) if averaged > 0 else 0.0
+
     @torch.no_grad()
     def update(self) -> None:
-        """Average the weights after one generator update; up to update `start` the average equals the weights."""
+        """Average the weights after one generator update."""
         self._updates += 1
-        decay = self._settings.decay if self._updates > self._settings.start else 0.0
+        decay = self.decay()
         masters = [master.detach().to(self._device(master)) for master in self._masters()]
         # One call for all tensors: a small network has so many that single calls would take longer than the update.
         torch._foreach_lerp_(self._averages, masters, 1 - decay)
