@@ -194,11 +194,11 @@ def evaluate_command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Model file to measure with the steps of its recipe, as FILE or NAME=FILE. Repeatable. Default: the "
-            "shipped generator."
+            help="Model file or generator LoRA to measure with the steps of its recipe, as FILE or NAME=FILE. "
+            "Repeatable. Default: the shipped generator."
         ),
     ] = None,
-    teacher: Annotated[Path, typer.Option(help="Teacher file.")] = TEACHER,
+    teacher: Annotated[Path, typer.Option(help="Teacher file; also the base of models that are LoRAs.")] = TEACHER,
     steps: Annotated[
         list[int] | None, typer.Option(help="Number of steps of the teacher. Repeatable. Default: 28, 8, 4 and 1.")
     ] = None,
@@ -217,7 +217,7 @@ def evaluate_command(
 
     check_output_file(out)
     teachers = teacher_contenders(teacher, list(dict.fromkeys(steps or (28, 8, 4, 1))))
-    contenders = [*teachers, *(trained_contender(text) for text in model or [str(GENERATOR)])]
+    contenders = [*teachers, *(trained_contender(text, teacher) for text in model or [str(GENERATOR)])]
     if reader is None and READER.is_file():
         reader = READER
     elif reader is None:

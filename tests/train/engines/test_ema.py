@@ -19,7 +19,7 @@ def average_after(values: list[float], decay: float, start: int = 0, first: floa
         torch.nn.init.constant_(network.weight, value)
         ema.update()
     with ema.applied():
-        return float(network.weight)
+        return float(network.weight.detach())
 
 
 def test_the_start_is_forgotten_within_few_updates() -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
+from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import latent_frames
+from magicdistill_core.lora_file import is_lora
+from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.recipe import Recipe
 
 from ...distributed import available_device
@@ -22,7 +24,7 @@ from ...methods.draws import keyed_generator
 from ...networks.network import load_network
 from ...networks.prompts import stack_prompts
 from ...networks.sampling import generate
-from ...networks.weights import null_prompt_of
+from ...networks.weights import load_weights, null_prompt_of
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,19 @@ class Contender:
 
     Attributes:
         name: name of the row in the table.
-        file: the model file of a complete transformer.
+        file: the model file of a complete transformer, or a generator LoRA.
         steps: number of sampling steps, instead of the recipe's.
+        base: the model file to which a LoRA belongs; no effect for a complete transformer.
     """
 
     name: str
     file: Path
     steps: int
+    base: Path = TEACHER
 
 
 def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
-    """Load a contender's weights, and the recipe with their shift and sampler.
+    """Load a contender's weights, a LoRA merged into its base, and the recipe with their shift and sampler.
 
     Args:
         contender: the model file and its name.
@@ -49,7 +53,7 @@ def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
     Raises:
         CheckpointError: if the file is unusable or has no recipe.
     """
-    checkpoint = load_checkpoint(contender.file)
+    checkpoint = load_weights(contender.file, contender.base if is_lora(contender.file) else None)
     if checkpoint.recipe is None:
         raise CheckpointError(
             f"{checkpoint.source} ({contender.name}) carries no recipe, so its shift is unknown and its samples would "
@@ -73,18 +77,19 @@ def teacher_contenders(file: Path, steps: Sequence[int]) -> list[Contender]:
     return [Contender(f"teacher, {_counted(number)}", file, number) for number in steps]
 
 
-def trained_contender(text: str) -> Contender:
+def trained_contender(text: str, base: Path = TEACHER) -> Contender:
     """Return the contender of a command's option, with the steps of its recipe.
 
     Args:
         text: `FILE` or `NAME=FILE`. Without a name, the file's own name without its suffix is taken.
+        base: the model file to which a LoRA belongs.
 
     Raises:
         CheckpointError: if the file is unusable or has no recipe.
     """
     name, file = named_file(text)
-    _, recipe = load_contender(Contender(name, file, 1))
-    return Contender(f"{name}, {_counted(recipe.steps)}", file, recipe.steps)
+    _, recipe = load_contender(Contender(name, file, 1, base))
+    return Contender(f"{name}, {_counted(recipe.steps)}", file, recipe.steps, base)
 
 
 def named_file(text: str) -> tuple[str, Path]:

@@ -82,10 +82,11 @@ def _page(
 
 def _pairs(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the key.")] = Path("out/pairs"),
-    left: Annotated[Path, typer.Option(help="One model file.")] = GENERATOR,
-    right: Annotated[Path, typer.Option(help="The other model file.")] = TEACHER,
+    left: Annotated[Path, typer.Option(help="One model file or generator LoRA.")] = GENERATOR,
+    right: Annotated[Path, typer.Option(help="The other one.")] = TEACHER,
     left_steps: Annotated[int | None, typer.Option(help="Steps of --left. Default: its recipe's.", min=1)] = None,
     right_steps: Annotated[int | None, typer.Option(help="Steps of --right. Default: its recipe's.", min=1)] = None,
+    base: Annotated[Path, typer.Option(help="Model file to which a LoRA belongs.")] = TEACHER,
     vae: Annotated[Path, typer.Option(help="Video autoencoder file of both models.")] = VAE,
     pairs: Annotated[int, typer.Option(help="Number of pairs.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the order in each pair.", min=0)] = 0,
@@ -103,8 +104,8 @@ def _pairs(
         return
 
     def contender(file: Path, steps: int | None) -> Contender:
-        recipe = load_contender(Contender(file.stem, file, 1))[1]
-        return Contender(file.stem, file, steps or recipe.steps)
+        recipe = load_contender(Contender(file.stem, file, 1, base))[1]
+        return Contender(file.stem, file, steps or recipe.steps, base)
 
     first, second = contender(left, left_steps), contender(right, right_steps)
     if (first.file.resolve(), first.steps) == (second.file.resolve(), second.steps):

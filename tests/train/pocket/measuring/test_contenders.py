@@ -21,6 +21,7 @@ from train.pocket.measuring.contenders import (
     teacher_contenders,
     trained_contender,
 )
+from train.tools.extract_lora import extract_lora
 
 
 @pytest.fixture
@@ -90,3 +91,21 @@ def test_names_of_contenders(tmp_path: Path, teacher_file: Path) -> None:
     assert trained_contender(f"mine={file}") == Contender("mine, 1 step", file, 1)
     with pytest.raises(ConfigError, match="with 0 steps"):
         teacher_contenders(teacher_file, [4, 0])
+
+
+def test_a_lora_is_sampled_on_its_base(tmp_path: Path, teacher_file: Path, images: torch.Tensor) -> None:
+    """A LoRA of full rank holds all changes of one matrix, so it samples the same as the changed model."""
+    teacher = load_checkpoint(teacher_file)
+    name = "single_blocks.0.linear2.weight"
+    change = 0.05 * torch.randn(teacher.state[name].shape, generator=torch.Generator().manual_seed(0))
+    changed, lora = tmp_path / "changed.safetensors", tmp_path / "lora.safetensors"
+    assert teacher.recipe is not None
+    recipe = teacher.recipe.model_copy(update={"kind": "generator", "steps": 2})
+    state = teacher.state | {name: teacher.state[name].float() + change}
+    save_checkpoint(changed, {key: tensor.float() for key, tensor in state.items()}, recipe, teacher.null_prompt)
+    extract_lora(changed, teacher_file, lora, rank=512)
+    contender = trained_contender(f"mine={lora}", teacher_file)
+    assert contender == Contender("mine, 2 steps", lora, 2, teacher_file)
+    expected = sample(Contender("", changed, 2), images, [0, 1])
+    torch.testing.assert_close(sample(contender, images, [0, 1]), expected, rtol=1e-2, atol=1e-2)
+    assert (sample(Contender("", teacher_file, 2), images, [0, 1]) - expected).abs().max() > 0.1
