@@ -62,8 +62,9 @@ class LoadLora(io.ComfyNode):
                     max=4.0,
                     step=0.05,
                     tooltip="How strongly the LoRA acts: a factor from -4 to 4 (no unit), multiplied with the file's "
-                    "own scale (alpha). 1 (default) is the value of training, 0 leaves the weights unchanged, and "
-                    "negative values reverse the effect. Lower it if a style LoRA is too strong.",
+                    "own scale (alpha). 1 (default) is the value of training, negative values reverse the effect. "
+                    "0 turns the LoRA off: the model keeps its weights and its own recipe. Lower it if a style LoRA is "
+                    "too strong.",
                 ),
             ],
             outputs=[
@@ -81,6 +82,10 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
+        if strength == 0:
+            # As in ComfyUI's own loader, the file may belong to another model. So a workflow with a LoRA takes a
+            # complete few-step model too.
+            return io.NodeOutput(model, ui=report(cls, f"strength 0: {lora_name} is off, the model is unchanged", []))
         lora = fit_lora(model, folder_paths.get_full_path_or_raise("loras", lora_name))
         recipe = lora.file.recipe
         if recipe is not None and recipe.kind == "fake_lora":

@@ -162,6 +162,16 @@ def test_a_generator_lora_passes_on_its_recipe(files: Any) -> None:
     assert "0.75" in outputs["end"]["text"][0]
 
 
+@pytest.mark.parametrize("lora", ["generator.safetensors", "wide.safetensors"])
+def test_a_lora_at_strength_0_is_off(lora: str, files: Any) -> None:
+    """The MODEL keeps its own recipe and shift, even if the LoRA belongs to another model."""
+    plain = files.run(shown(loader("tiny.safetensors"), "load"))["end"]["text"]
+    outputs = files.run(shown(with_lora(lora, loader("tiny.safetensors"), 0.0), "lora"))
+    assert outputs["end"]["text"] == plain
+    assert "0.75" not in plain[0]
+    assert outputs["lora"]["text"][0].startswith(f"strength 0: {lora} is off")
+
+
 def test_another_base_and_partial_matches_are_reported(files: Any) -> None:
     (text,) = files.run(shown(with_lora("elsewhere.safetensors", loader("tiny.safetensors")), "lora"))["lora"]["text"]
     assert re.search(r"Note: elsewhere\.safetensors .*sha256 0{12}\.\.\..* tiny\.safetensors", text)
