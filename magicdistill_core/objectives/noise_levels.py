@@ -22,7 +22,11 @@ def sample_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor
     Returns:
         `[batch]` float32 on the generator's device, clamped to [0.02, 0.98].
     """
-    uniform = torch.rand(batch, generator=generator, device=generator.device)
+    return uniform_sigma(torch.rand(batch, generator=generator, device=generator.device), shift)
+
+
+def uniform_sigma(uniform: Tensor, shift: float) -> Tensor:
+    """Return the levels of `sample_sigma` for numbers from a uniform distribution on [0, 1)."""
     return shift_sigma(uniform, shift).clamp(SIGMA_MIN, SIGMA_MAX)
 
 
@@ -44,4 +48,9 @@ def logit_normal_sigma(
         `[batch]` float32 in (0, 1) on the generator's device.
     """
     normal = torch.randn(batch, generator=generator, device=generator.device)
+    return normal_sigma(normal, shift, mean, std)
+
+
+def normal_sigma(normal: Tensor, shift: float, mean: float, std: float) -> Tensor:
+    """Return the levels of `logit_normal_sigma` for numbers from a standard normal distribution."""
     return shift_sigma((mean + std * normal).sigmoid(), shift)

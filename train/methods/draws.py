@@ -10,14 +10,17 @@ position). This has three effects:
 
 import hashlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from magicdistill_core.objectives.noise_levels import sample_sigma
+from magicdistill_core.objectives.noise_levels import uniform_sigma
 
 from ..data.read_ahead import ReadAhead
+
+# Positions that one thread draws ahead; a large batch is shared among several threads.
+_AT_ONCE = 64
 
 
 def keyed_generator(*key: str | int) -> torch.Generator:
@@ -88,12 +91,14 @@ class Draws:
             The stacked results, `[len(positions), ...]`.
         """
 
-        def drawn(number: int) -> Tensor:
-            return torch.stack([draw(self._attempt_generator(purpose, number, position)) for position in positions])
+        def drawn(places: list[int], number: int) -> Tensor:
+            return torch.stack([draw(self._attempt_generator(purpose, number, place)) for place in places])
 
         if self._ahead is None:
-            return drawn(update)
-        return self._ahead.get((purpose, self.attempt, shape, *positions), update, drawn)
+            return drawn(positions, update)
+        parts = [positions[first : first + _AT_ONCE] for first in range(0, len(positions), _AT_ONCE)]
+        made = [self._ahead.get((purpose, self.attempt, shape, *part), update, partial(drawn, part)) for part in parts]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     def noise(self, purpose: str, update: int, positions: list[int], shape: tuple[int, ...]) -> Tensor:
         """Draw standard normal noise `[len(positions), *shape]` on the CPU, with one stream per position.
@@ -115,7 +120,8 @@ class Draws:
             positions: the samples' positions in the global batch.
             shift: timestep shift s; uniform t becomes `s * t / (1 + (s - 1) * t)`.
         """
-        return self.each(purpose, update, positions, lambda generator: sample_sigma(1, shift, generator)[0])
+        uniform = self.each(purpose, update, positions, lambda generator: torch.rand((), generator=generator))
+        return uniform_sigma(uniform, shift)
 
     def exit_index(self, update: int, levels: int) -> int:
         """Draw the rollout's exit level uniformly, and return its index in the schedule: 0 to `levels - 1`.

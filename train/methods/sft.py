@@ -11,7 +11,7 @@ from torch import Tensor
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.flow import shift_sigma
 from magicdistill_core.objectives.flow_matching import flow_matching_loss, noise_reference, x0_weight
-from magicdistill_core.objectives.noise_levels import logit_normal_sigma
+from magicdistill_core.objectives.noise_levels import normal_sigma
 
 from ..config.methods import GENERATOR, SFTConfig
 from .base import Loss, Method, MicroBatch
@@ -62,11 +62,13 @@ class FineTuning(Method[SFTConfig]):
         settings, shift = self.settings, self.schedule.shift
 
         def draw(generator: torch.Generator) -> Tensor:
-            if settings.uniform_levels and torch.rand((), generator=generator) < settings.uniform_levels:
-                return shift_sigma(torch.rand((), generator=generator), shift)
-            return logit_normal_sigma(1, shift, generator, settings.level_mean, settings.level_std)[0]
+            normal = torch.randn(1, generator=generator)
+            return torch.cat([normal, torch.rand(2, generator=generator)])
 
-        return self.draws.each("level", batch.update, batch.positions, draw).to(self.device)
+        # All levels are computed together, because many small tensors would take the CPU longer than the GPU's update.
+        normal, kind, uniform = self.draws.each("level", batch.update, batch.positions, draw).unbind(1)
+        spread = normal_sigma(normal, shift, settings.level_mean, settings.level_std)
+        return torch.where(kind < settings.uniform_levels, shift_sigma(uniform, shift), spread).to(self.device)
 
     def _channel_weights(self) -> Tensor | None:
         """Return the configured channel weights scaled to mean 1, `[C, 1, 1, 1]`; None if none are configured."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from train.data.read_ahead import ReadAhead
 from train.methods.draws import Draws
 
 
@@ -59,3 +60,14 @@ def test_levels_are_in_the_clamped_range_and_shifted() -> None:
     assert 0.02 <= levels.min() < levels.max() <= 0.98
     # The median of shift_5(U) is 5 * 0.5 / (1 + 4 * 0.5).
     torch.testing.assert_close(levels.median(), torch.tensor(5 / 6), atol=0.02, rtol=0)
+
+
+def test_a_large_batch_that_is_drawn_ahead_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    positions = list(range(3, 150))
+    both = Draws(0, ReadAhead(torch.device("cuda"))), Draws(0)
+    for update in range(4):
+        noise = [draws.noise("loss", update, positions, (2, 3)) for draws in both]
+        levels = [draws.sigma("loss", update, positions, 5.0) for draws in both]
+        assert torch.equal(*noise)
+        assert torch.equal(*levels)

@@ -131,12 +131,11 @@ class PlainPyTorch:
         return (torch.sqrt(error**2 + 0.05**2) - 0.05).mean()
 
     def sft_level(self, generator: torch.Generator) -> Tensor:
-        """A level `[1]`. With a uniform share, the first draw decides between a uniform and a logit-normal level."""
+        """A level `[1]`: logit-normal, or in a share of the draws uniform. A further number decides which."""
         method, shift = self.config.method, self.config.schedule.shift
-        if method.uniform_levels and float(torch.rand((), generator=generator)) < method.uniform_levels:
-            uniform = torch.rand(1, generator=generator)
-            return shift * uniform / (1 + (shift - 1) * uniform)
-        return logit_normal_sigma(1, shift, generator, -0.2, 0.8)
+        normal = logit_normal_sigma(1, shift, generator, -0.2, 0.8)
+        kind, uniform = torch.rand(2, generator=generator)
+        return shift * uniform[None] / (1 + (shift - 1) * uniform) if kind < method.uniform_levels else normal
 
     def train(self) -> None:
         for update in range(self.config.updates):
