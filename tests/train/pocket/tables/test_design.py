@@ -82,7 +82,7 @@ def test_the_sweep_s_control_is_dmd_at_the_rate_that_a_weak_would_leave(place: P
     preset = load_config(PRESETS / "pocket_w2s.yaml")
     assert preset.generator_optimizer.lr == GENERATOR_LR
     configs = {c.training.name: place.config(c.training) for c in Design().cells(["sweep"]) if c.training}
-    weak, control = configs["sweep-rate33-weak0.75"], configs["sweep-rate33-control0.75"]
+    weak, control = configs["sweep-rate10-weak0.75"], configs["sweep-rate10-control0.75"]
     assert isinstance(weak.method, W2SConfig)
     assert isinstance(control.method, DMDConfig)
     assert weak.method.a_weak == 0.75
