@@ -89,4 +89,4 @@ def test_the_sweep_s_control_is_dmd_at_the_rate_that_a_weak_would_leave(place: P
     assert control.generator_optimizer.lr == pytest.approx(0.25 * weak.generator_optimizer.lr)
     assert control.fake_optimizer == weak.fake_optimizer
     assert weak.fake_optimizer is not None
-    assert weak.fake_optimizer.lr == pytest.approx(33 * GENERATOR_LR)
+    assert weak.fake_optimizer.lr == pytest.approx(10 * GENERATOR_LR)
