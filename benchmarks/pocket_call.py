@@ -56,6 +56,7 @@ class Call:
         teacher: settings of the teacher.
         tables: arguments of `magicdistill pocket tables`.
         probe_updates: updates of the probe.
+        shipped: whether to keep the shipped autoencoder and reader, and to train the shipped teacher further.
     """
 
     work: Path
@@ -71,6 +72,12 @@ class Call:
     teacher: tuple[str, ...]
     tables: tuple[str, ...]
     probe_updates: int
+    shipped: bool = False
+
+    @property
+    def start(self) -> Path | None:
+        """The teacher's start; None for random weights."""
+        return TEACHER if self.shipped else None
 
     @property
     def vae_file(self) -> Path:
@@ -221,8 +228,13 @@ def _in_background(call: Call, name: str) -> None:
 
 
 def first(call: Call) -> None:
-    """Fine-tune the shipped autoencoder, while another process renders the teacher's portraits."""
+    """Fine-tune the shipped autoencoder or keep it, while another process renders the teacher's portraits."""
     call.work.mkdir(parents=True, exist_ok=True)
+    if call.shipped:
+        shutil.copyfile(VAE, call.vae_file)
+        shutil.copyfile(READER, call.reader_file)
+        _in_background(call, "portraits")
+        return
     data = call.work / "vae-portraits"
     words = command("render", "--out", data, "--processes", str(call.processes))
     run(call, "vae-portraits", [*words, f"clips={call.vae_clips}", f"first_seed={_VAE_SEED}"])
@@ -248,6 +260,7 @@ def second(call: Call) -> None:
     logger.info("%.4f s per update, %d updates in %.0f s", seconds, updates, call.left())
     words = command("train-teacher", "--latents", call.latents, "--vae", call.vae_file, "--run", call.work / "teacher")
     words += ["--portraits", str(call.portraits(0)), "--clips", str(call.clips), "--out", str(call.teacher_file)]
+    words += ["--start", str(call.start)] if call.start else []
     run(call, "teacher", [*words, f"updates={updates}", *call.teacher], seconds=call.left() - _END_SECONDS)
     keep(call, call.teacher_file)
     call.wait_for(call.reader_file, "reader")
@@ -283,7 +296,7 @@ def probe(call: Call) -> None:
 
     off = [f"updates={call.probe_updates}", "validation.every=0", "checkpoint.every=1000000"]
     config = teacher_config(
-        call.work / "probe", call.latents, call.vae_file, None, network_shape(), [*call.teacher, *off]
+        call.work / "probe", call.latents, call.vae_file, call.start, network_shape(), [*call.teacher, *off]
     )
     train_teacher(config, call.work / "probe.safetensors")
 
@@ -336,6 +349,7 @@ def main() -> None:
     parser.add_argument("--teacher", action="append", default=[], metavar="KEY=VALUE", help="setting of the teacher")
     parser.add_argument("--tables", action="append", default=[], metavar="ARGUMENT", help="argument of the tables")
     parser.add_argument("--probe-updates", type=int, default=_PROBE_UPDATES, help="updates of the probe")
+    parser.add_argument("--shipped", action="store_true", help="keep autoencoder and reader, train the teacher further")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     call = Call(
@@ -352,6 +366,7 @@ def main() -> None:
         teacher=tuple(chosen.teacher),
         tables=tuple(chosen.tables),
         probe_updates=chosen.probe_updates,
+        shipped=chosen.shipped,
     )
     if chosen.phase in _BACKGROUND:
         try:

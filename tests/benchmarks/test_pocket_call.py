@@ -4,16 +4,18 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import pocket_call
-from benchmarks.pocket_call import Call, keep, keep_logs, prepare_portraits, run, third
+from benchmarks.pocket_call import Call, first, keep, keep_logs, prepare_portraits, run, third
+from magicdistill_core.pocket.files import TEACHER, VAE
 
 
 def call_in(folder: Path, folders: int = 3) -> Call:
-    (folder / "work").mkdir()
+    (folder / "work").mkdir(parents=True)
     return Call(
         work=folder / "work",
         results=folder / "results",
@@ -131,3 +133,18 @@ def test_the_tables_keep_what_is_made_in_time(tmp_path: Path, monkeypatch: pytes
             "pocket_tables.json",
             "sheets/floor.jpg",
         ]
+
+
+def test_the_shipped_autoencoder_and_reader_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = replace(call_in(tmp_path), shipped=True)
+    reader = tmp_path / "shipped-reader.safetensors"
+    reader.write_bytes(b"reader")
+    monkeypatch.setattr(pocket_call, "READER", reader)
+    started: list[str] = []
+    monkeypatch.setattr(pocket_call, "_in_background", lambda call, name: started.append(name))
+    first(call)
+    assert started == ["portraits"]
+    assert call.vae_file.read_bytes() == VAE.read_bytes()
+    assert call.reader_file.read_bytes() == b"reader"
+    assert call.start == TEACHER
+    assert call_in(tmp_path / "other").start is None
