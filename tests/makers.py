@@ -18,7 +18,7 @@ from magicdistill_core.families.base import Family, NullPrompt
 from magicdistill_core.families.hunyuan_video import CONCAT, NetworkShape
 from magicdistill_core.families.wan import WanShape
 from magicdistill_core.layouts.modules import diffusers_to_file
-from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, CAPTIONED_LORA, ONE_STEP
+from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, CAPTIONED_LORA
 from magicdistill_core.taehv import TAEHV
 from train.networks.network import build_network
 
@@ -88,7 +88,7 @@ def merged_network(network: torch.nn.Module, branches: Mapping[str, LowRank], we
 
 
 # Files that ship with the repository once they are trained.
-TRAINED_LATER = (ONE_STEP, CAPTIONED_LORA, CAPTIONED_4STEP_LORA)
+TRAINED_LATER = (CAPTIONED_LORA, CAPTIONED_4STEP_LORA)
 
 
 def skip_without_weights(*needed: Path) -> None:

@@ -12,11 +12,12 @@ LORAS = WEIGHTS / "loras"
 READERS = WEIGHTS / "reader"
 
 TEACHER = DIFFUSION_MODELS / "magicdistill_pocket_teacher.safetensors"
-GENERATOR = DIFFUSION_MODELS / "magicdistill_pocket_generator.safetensors"
-ONE_STEP = DIFFUSION_MODELS / "magicdistill_pocket_one_step.safetensors"
 VAE = VAES / "magicdistill_pocket_vae.safetensors"
+# All LoRAs belong to the teacher: the generators with 4 steps and with 1 step, and the fake branch of the former.
+FOUR_STEP_LORA = LORAS / "magicdistill_pocket_4step_lora.safetensors"
+ONE_STEP_LORA = LORAS / "magicdistill_pocket_1step_lora.safetensors"
 FAKE_LORA = LORAS / "magicdistill_pocket_fake_lora.safetensors"
-# Both are LoRAs on the teacher and carry the captions: the captioned teacher, and its 4-step generator.
+# These carry the captions: the captioned teacher, and its 4-step generator.
 CAPTIONED_LORA = LORAS / "magicdistill_pocket_captioned_lora.safetensors"
 CAPTIONED_4STEP_LORA = LORAS / "magicdistill_pocket_captioned_4step_lora.safetensors"
 # No ComfyUI loader reads it: the trainer measures samples with it.

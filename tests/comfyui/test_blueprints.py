@@ -93,7 +93,7 @@ def test_a_blueprint_is_one_node_with_the_nodes_defaults(name: str, schemas: dic
     assert "magicdistill" in whole["extra"]["BlueprintSearchAliases"]
     shown = [slot["name"] for slot in outer["inputs"] if "widget" in slot]
     assert len(set(shown)) == len(shown)
-    own = {"unet_name", "vae_name"} | ({"seconds", "filename_prefix"} if name == LOOK else set())
+    own = {"unet_name", "lora_name", "vae_name"} | ({"seconds", "filename_prefix"} if name == LOOK else set())
     for (node_id, widget), value in zip(outer["properties"]["proxyWidgets"], outer["widgets_values"], strict=True):
         (node,) = (one for one in inner["nodes"] if one["id"] == int(node_id))
         (schema,) = (one for one in schemas[node["type"]].widgets if one.name == widget)

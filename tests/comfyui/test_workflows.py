@@ -25,7 +25,7 @@ from magicdistill_core.layouts.wan import WAN
 from magicdistill_core.long_video.making import SEGMENTS_TAG
 from magicdistill_core.lora_file import save_lora
 from magicdistill_core.media.video import read_tags
-from magicdistill_core.pocket.files import GENERATOR, ONE_STEP, TEACHER, WEIGHTS
+from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, FOUR_STEP_LORA, ONE_STEP_LORA, TEACHER, WEIGHTS
 from magicdistill_core.pocket.render import portrait_clip
 from train.comfyui.workflows import models
 from train.comfyui.workflows.models import ModelFile
@@ -40,12 +40,12 @@ from .small_models import averaging_rife, repeating_esrgan
 pytestmark = pytest.mark.slow
 
 FILES = {file.name: file for file in vars(models).values() if isinstance(file, ModelFile)}
-# The model file and the steps of each workflow that makes one portrait.
+# The LoRA on the teacher, and the steps, of each workflow that makes one portrait.
 PORTRAITS = {
-    "portrait_pocket": (GENERATOR, 4),
-    "portrait_pocket_one_step": (ONE_STEP, 1),
-    "portrait_pocket_ti2v": (TEACHER, 4),
-    "portrait_in_one_node": (GENERATOR, 4),
+    "portrait_pocket": (FOUR_STEP_LORA, 4),
+    "portrait_pocket_one_step": (ONE_STEP_LORA, 1),
+    "portrait_pocket_ti2v": (CAPTIONED_4STEP_LORA, 4),
+    "portrait_in_one_node": (FOUR_STEP_LORA, 4),
 }
 PORTRAITS = {name: needed for name, needed in PORTRAITS.items() if name in DEFINITIONS}
 # Needs public files beside those of the pack.
@@ -140,8 +140,7 @@ def test_files_are_linked_or_explained(name: str, schemas: dict[str, Schema], se
 
 @pytest.mark.parametrize("name", PORTRAITS)
 def test_pocket_portraits_run_as_they_are(name: str, schemas: dict[str, Schema], server: Any) -> None:
-    file, steps = PORTRAITS[name]
-    captioned = name.endswith("ti2v")
+    lora, steps = PORTRAITS[name]
     whole = workflow(name)
     prompt = to_prompt(whole, schemas)
     # A new name: for a prompt that it has already run, ComfyUI returns the old file.
@@ -154,8 +153,8 @@ def test_pocket_portraits_run_as_they_are(name: str, schemas: dict[str, Schema],
     # ComfyUI stores a file's fingerprint next to its node's inputs.
     assert {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in stored.items()} == prompt
     record = json.loads(tags["magicdistill"])
-    assert (record["checkpoint"], record["steps"], record["seed"]) == (file.name, steps, 0)
-    assert len(record.get("loras", [])) == captioned
+    assert (record["checkpoint"], record["steps"], record["seed"]) == (TEACHER.name, steps, 0)
+    assert [one["name"] for one in record["loras"]] == [lora.name]
     assert len(record["sha256"]) == 64
     with av.open(str(video)) as container:
         first = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from magicdistill_core.errors import ConfigError
-from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, CAPTIONED_LORA, GENERATOR, READER, TEACHER, VAE
+from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, CAPTIONED_LORA, FOUR_STEP_LORA, READER, TEACHER, VAE
 from magicdistill_core.writable import check_output_file, check_output_folder
 
 from ..command_line import CommandLine
@@ -217,7 +217,7 @@ def evaluate_command(
 
     check_output_file(out)
     teachers = teacher_contenders(teacher, list(dict.fromkeys(steps or (28, 8, 4, 1))))
-    contenders = [*teachers, *(trained_contender(text, teacher) for text in model or [str(GENERATOR)])]
+    contenders = [*teachers, *(trained_contender(text, teacher) for text in model or [str(FOUR_STEP_LORA)])]
     if reader is None and READER.is_file():
         reader = READER
     elif reader is None:

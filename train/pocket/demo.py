@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from magicdistill_core.errors import CheckpointError, ConfigError
-from magicdistill_core.pocket.files import GENERATOR, ONE_STEP, TEACHER, VAE
+from magicdistill_core.pocket.files import FOUR_STEP_LORA, ONE_STEP_LORA, TEACHER, VAE
 from magicdistill_core.pocket.render import FRAMES_PER_SECOND, portrait_clip
 from magicdistill_core.recipe import Recipe
 from magicdistill_core.safetensors_file import read_metadata
@@ -46,11 +46,7 @@ def demo(out: Path) -> None:
     """
     if (out / "run" / FOLDER).exists():
         raise ConfigError(f"{out} already holds a demo. Choose another folder with --out, or remove this one.")
-    recipes = {file: _recipe(file) for file in (TEACHER, GENERATOR)}
-    if ONE_STEP.is_file():
-        recipes[ONE_STEP] = _recipe(ONE_STEP)
-    else:
-        show(f"{ONE_STEP.name} is not in the weights folder: the comparison has no row for it.")
+    recipes = {file: _recipe(file) for file in (TEACHER, FOUR_STEP_LORA, ONE_STEP_LORA)}
     out.mkdir(parents=True, exist_ok=True)
 
     show(f"1/4 Rendering and encoding {CLIPS} pocket portraits", style="bold")
@@ -91,12 +87,12 @@ def comparison_rows(recipes: dict[Path, Recipe], generator: Path, updates: int, 
     """Return the models that the demo compares, the teacher first.
 
     Args:
-        recipes: recipes of the shipped model files that are there.
+        recipes: recipes of the shipped files.
         generator: the model file of the demo's own run.
         updates: number of generator updates of that run.
         seconds: the time of that run.
     """
-    steps, many = recipes[GENERATOR].steps, recipes[TEACHER].steps
+    steps, many = recipes[FOUR_STEP_LORA].steps, recipes[TEACHER].steps
     rows = [
         Row(f"teacher, {_steps(many)}", "the model before distillation", TEACHER, many),
         Row(f"teacher, {_steps(steps)}", "the same model", TEACHER, steps),

@@ -8,8 +8,6 @@ from magicdistill_core.hashes import file_sha256
 from magicdistill_core.lora_file import load_lora
 from magicdistill_core.pocket import files
 from magicdistill_core.pocket.vocabulary import DIRECTIONS, caption_of, prompt_of
-from magicdistill_core.recipe import Recipe
-from magicdistill_core.safetensors_file import read_metadata
 from tests.makers import skip_without_weights
 
 NAMED = {value for value in vars(files).values() if isinstance(value, Path) and value.suffix}
@@ -23,22 +21,27 @@ def test_the_weights_folder_holds_the_named_files_and_nothing_else() -> None:
 
 
 def test_the_models_are_what_their_names_say() -> None:
-    skip_without_weights(files.ONE_STEP)
+    teacher = load_checkpoint(files.TEACHER)
+    assert teacher.null_prompt is not None
+    recipes = {files.TEACHER: teacher.recipe}
+    for file in (files.FOUR_STEP_LORA, files.ONE_STEP_LORA, files.FAKE_LORA):
+        lora = load_lora(file, teacher.shape.hidden)
+        recipes[file] = lora.recipe
+        # Only a LoRA that generates has a prompt. Both belong to the shipped teacher.
+        assert (lora.null_prompt is None) == (file == files.FAKE_LORA)
+        assert lora.recipe is not None
+        assert lora.recipe.base_hash == file_sha256(files.TEACHER)
     found = {}
-    for file in (files.TEACHER, files.GENERATOR, files.ONE_STEP):
-        checkpoint = load_checkpoint(file)
-        assert checkpoint.null_prompt is not None
-        assert checkpoint.recipe is not None
-        assert (checkpoint.recipe.width, checkpoint.recipe.height) == (files.SIZE, files.SIZE)
-        found[file] = (checkpoint.recipe.kind, checkpoint.recipe.steps)
+    for file, recipe in recipes.items():
+        assert recipe is not None
+        assert (recipe.width, recipe.height) == (files.SIZE, files.SIZE)
+        found[file] = (recipe.kind, recipe.steps)
     assert found == {
         files.TEACHER: ("teacher", 28),
-        files.GENERATOR: ("generator", 4),
-        files.ONE_STEP: ("generator", 1),
+        files.FOUR_STEP_LORA: ("generator_lora", 4),
+        files.ONE_STEP_LORA: ("generator_lora", 1),
+        files.FAKE_LORA: ("fake_lora", 4),
     }
-    lora = Recipe.from_metadata(read_metadata(files.FAKE_LORA))
-    assert lora is not None
-    assert lora.kind == "fake_lora"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from magicdistill_core.errors import CheckpointError
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import frames_to_unit, unit_to_frames
-from magicdistill_core.pocket.files import GENERATOR, ONE_STEP, TEACHER
+from magicdistill_core.pocket.files import FOUR_STEP_LORA, ONE_STEP_LORA, TEACHER
 from magicdistill_core.quantise import quantise_file
 from magicdistill_core.recipe import Recipe
 from train.data.vae import Vae, load_vae
@@ -86,8 +86,8 @@ def recipe(kind: str, steps: int, updates: int) -> Recipe:
 def test_the_demo_compares_five_models_at_the_steps_of_their_recipes() -> None:
     recipes = {
         TEACHER: recipe("teacher", 28, 9000),
-        GENERATOR: recipe("generator", 4, 70),
-        ONE_STEP: recipe("generator", 1, 300),
+        FOUR_STEP_LORA: recipe("generator_lora", 4, 70),
+        ONE_STEP_LORA: recipe("generator_lora", 1, 300),
     }
     own = Path("generator.safetensors")
     rows = comparison_rows(recipes, own, 8, 95.4)
@@ -95,8 +95,8 @@ def test_the_demo_compares_five_models_at_the_steps_of_their_recipes() -> None:
         ("teacher, 28 steps", TEACHER, 28),
         ("teacher, 4 steps", TEACHER, 4),
         ("this run (8 updates), 4 steps", own, 4),
-        ("shipped (70 updates), 4 steps", GENERATOR, 4),
-        ("shipped (300 updates), 1 step", ONE_STEP, 1),
+        ("shipped (70 updates), 4 steps", FOUR_STEP_LORA, 4),
+        ("shipped (300 updates), 1 step", ONE_STEP_LORA, 1),
     ]
     assert "95 s" in rows[2].meaning
 
@@ -104,7 +104,7 @@ def test_the_demo_compares_five_models_at_the_steps_of_their_recipes() -> None:
 def test_a_missing_shipped_file_is_reported_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_module, "GENERATOR", tmp_path / "absent.safetensors")
+    monkeypatch.setattr(demo_module, "FOUR_STEP_LORA", tmp_path / "absent.safetensors")
     with pytest.raises(CheckpointError, match=r"absent\.safetensors does not exist"):
         demo(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()

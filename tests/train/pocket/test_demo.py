@@ -10,8 +10,6 @@ from PIL import Image
 from magicdistill_core.checkpoint import load_checkpoint
 from magicdistill_core.lora_file import is_lora
 from magicdistill_core.media.video import read_video
-from magicdistill_core.pocket.files import ONE_STEP
-from tests.makers import skip_without_weights
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +27,6 @@ demo.demo(Path(sys.argv[1]) / "out")
 
 
 def test_the_demo_makes_everything_that_it_announces(tmp_path: Path) -> None:
-    skip_without_weights(ONE_STEP)
     done = subprocess.run([sys.executable, "-c", SMALL, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "out"

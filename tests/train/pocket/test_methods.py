@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from magicdistill_core.checkpoint import Checkpoint, load_checkpoint
 from magicdistill_core.errors import MagicDistillError
-from magicdistill_core.pocket.files import GENERATOR, TEACHER, VAE
+from magicdistill_core.pocket.files import TEACHER, VAE
 from magicdistill_core.pocket.render import portrait_clip
 from train.config.reading import load_config
 from train.data.dataset import LatentDataset
@@ -57,11 +57,14 @@ def seen_image(held: HeldOutClips, checkpoint: Checkpoint) -> torch.Tensor:
 def test_results_are_written_after_every_trial_and_kept(
     held: HeldOutClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trained = tmp_path / "trained.safetensors"
+    trained.symlink_to(TEACHER)
+
     def name_of(held: HeldOutClips, checkpoint: Checkpoint) -> torch.Tensor:
-        return torch.tensor([1.0, 2.0]) + float(checkpoint.source == GENERATOR.name)
+        return torch.tensor([1.0, 2.0]) + float(checkpoint.source == trained.name)
 
     monkeypatch.setattr(methods, "held_out_of", lambda clips, fast: held)
-    monkeypatch.setattr(methods, "run_trial", lambda name, trial, dataset, runs: GENERATOR)
+    monkeypatch.setattr(methods, "run_trial", lambda name, trial, dataset, runs: trained)
     monkeypatch.setattr(methods, "TRIALS", {name: Trial("pocket_w2s", name_of) for name in ("one", "two")})
     out = tmp_path / "out.json"
     methods.compare_methods(["one"], tmp_path, tmp_path / "runs", out, 2, lambda text: None)

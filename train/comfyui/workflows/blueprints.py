@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from .graph import Graph, Node, Subgraph, Wire
-from .models import POCKET_GENERATOR, POCKET_VAE
-from .parts import PREVIEW_ROOM, TEXT_ROOM
+from .models import POCKET_4STEP_LORA, POCKET_TEACHER, POCKET_VAE
+from .parts import PREVIEW_ROOM, TEXT_ROOM, lora_on_base
 from .schemas import Schema
 
 # The folder in the node library, below *Subgraph Blueprints*.
 _CATEGORY = "MagicDistillation"
 _OWN_MODEL = (
     "The video is saved; open the subgraph or the assets to see it. The pocket model comes with the pack; for another "
-    "model, choose its file in unet_name and its VAE in vae_name."
+    "model, choose its file in unet_name, its few-step LoRA in lora_name and its VAE in vae_name. A complete few-step "
+    "model needs no LoRA: set strength to 0."
 )
 
 
@@ -157,15 +158,15 @@ def _prepared(inner: Subgraph, start: Wire) -> tuple[Node, Node, Node]:
     """
     positive = inner.add_input("positive", "CONDITIONING", optional=True)
     with inner.column("Models"):
-        model = inner.node(
-            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=TEXT_ROOM, unet_name=POCKET_GENERATOR.name
-        )
+        base, model = lora_on_base(inner, POCKET_TEACHER, POCKET_4STEP_LORA)
         vae = inner.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
     with inner.column("Video"):
         video = inner.node(
             "MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=start, positive=positive
         )
-    inner.show_widget(model, "unet_name")
+    inner.show_widget(base, "unet_name")
+    inner.show_widget(model, "lora_name")
+    inner.show_widget(model, "strength")
     inner.show_widget(vae, "vae_name")
     return model, vae, video
 

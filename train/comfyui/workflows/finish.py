@@ -1,8 +1,8 @@
 """The workflow that finishes a clip with ComfyUI's own nodes."""
 
 from .graph import Graph
-from .models import FILM, POCKET_GENERATOR, POCKET_VAE, REAL_ESRGAN
-from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, save
+from .models import FILM, POCKET_4STEP_LORA, POCKET_TEACHER, POCKET_VAE, REAL_ESRGAN
+from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, lora_on_base, save
 
 _FPS, _TIMES = 24.0, 2
 _NOTE = f"""
@@ -34,9 +34,7 @@ def portrait_pocket_finished(graph: Graph) -> None:
     with graph.column(width=NOTE_WIDTH):
         graph.note(_NOTE)
     with graph.column("Models"):
-        model = graph.node(
-            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=TEXT_ROOM, unet_name=POCKET_GENERATOR.name
-        )
+        _, model = lora_on_base(graph, POCKET_TEACHER, POCKET_4STEP_LORA)
         vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
         graph.section("Start image")
         portrait = graph.node("MagicDistillPocketPortrait", seed=7)

@@ -21,7 +21,7 @@ from .models import (
     WAN_VISION,
     ModelFile,
 )
-from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, llava, photograph, save
+from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, llava, lora_on_base, photograph, save
 
 _MEASURED = """
 **Memory and time**, measured on one H200 with bf16 weights and the same sampler outside ComfyUI, without text encoders
@@ -163,14 +163,7 @@ def hunyuan_i2v_w2s_4step_lora(graph: Graph) -> None:
     """Add the nodes of a workflow with a generator LoRA of the trainer on the stock model."""
     _note(graph, _LORA)
     with graph.column("Models"):
-        base = _model(graph, HUNYUAN_I2V)
-        lora = graph.node(
-            "MagicDistillLoadLora",
-            models=(HUNYUAN_W2S_LORA,),
-            room=TEXT_ROOM,
-            model=base,
-            lora_name=HUNYUAN_W2S_LORA.name,
-        )
+        _, lora = lora_on_base(graph, HUNYUAN_I2V, HUNYUAN_W2S_LORA)
         vae = _vae(graph, HUNYUAN_VAE)
     with graph.column("Start image"):
         portrait = photograph(graph)
@@ -201,10 +194,7 @@ def wan21_i2v_4step_lora(graph: Graph) -> None:
     """Add the nodes of a workflow with Wan 2.1 and a public few-step LoRA."""
     _note(graph, _WAN)
     with graph.column("Models"):
-        base = _model(graph, WAN_I2V)
-        lora = graph.node(
-            "MagicDistillLoadLora", models=(WAN_LORA,), room=TEXT_ROOM, model=base, lora_name=WAN_LORA.name
-        )
+        _, lora = lora_on_base(graph, WAN_I2V, WAN_LORA)
         vae = _vae(graph, WAN_VAE)
         clip = graph.node("CLIPLoader", models=(WAN_TEXT,), clip_name=WAN_TEXT.name, type="wan")
         vision = graph.node("CLIPVisionLoader", models=(WAN_VISION,), clip_name=WAN_VISION.name)

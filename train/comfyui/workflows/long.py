@@ -3,8 +3,8 @@
 from typing import Any
 
 from .graph import Graph, Node
-from .models import HUNYUAN_VAE, HUNYUAN_W2S, POCKET_GENERATOR, POCKET_VAE, ModelFile
-from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, photograph
+from .models import HUNYUAN_VAE, HUNYUAN_W2S, POCKET_4STEP_LORA, POCKET_TEACHER, POCKET_VAE
+from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, lora_on_base, photograph
 
 _HOW = """
 **How it works**: the model makes segments of its own length. Each starts from the last frame of the one before it, with
@@ -44,7 +44,8 @@ def long_portrait_pocket(graph: Graph) -> None:
     with graph.column(width=NOTE_WIDTH):
         graph.note(_POCKET)
     with graph.column("Models"):
-        model, vae = _models(graph, POCKET_GENERATOR, POCKET_VAE)
+        _, model = lora_on_base(graph, POCKET_TEACHER, POCKET_4STEP_LORA)
+        vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
         graph.section("Start image")
         portrait = graph.node("MagicDistillPocketPortrait", seed=7)
     _long(graph, model, vae, portrait, 4.0)
@@ -55,15 +56,11 @@ def long_portrait_hunyuan_i2v(graph: Graph) -> None:
     with graph.column(width=NOTE_WIDTH):
         graph.note(_HUNYUAN)
     with graph.column("Models"):
-        model, vae = _models(graph, HUNYUAN_W2S, HUNYUAN_VAE)
+        model = graph.node("MagicDistillLoadModel", models=(HUNYUAN_W2S,), room=TEXT_ROOM, unet_name=HUNYUAN_W2S.name)
+        vae = graph.node("VAELoader", models=(HUNYUAN_VAE,), vae_name=HUNYUAN_VAE.name)
         graph.section("Start image")
         portrait = photograph(graph)
     _long(graph, model, vae, portrait, 20.0, resolution="fit the image")
-
-
-def _models(graph: Graph, file: ModelFile, vae: ModelFile) -> tuple[Node, Node]:
-    model = graph.node("MagicDistillLoadModel", models=(file,), room=TEXT_ROOM, unet_name=file.name)
-    return model, graph.node("VAELoader", models=(vae,), vae_name=vae.name)
 
 
 def _long(graph: Graph, model: Node, vae: Node, portrait: Node, seconds: float, **size: Any) -> None:

@@ -37,9 +37,9 @@ def _public(folder: str, path: str, directory: str) -> ModelFile:
     return ModelFile(path.rpartition("/")[2], directory, f"{folder}/{path}")
 
 
-POCKET_GENERATOR = ModelFile("magicdistill_pocket_generator.safetensors", "diffusion_models")
-POCKET_ONE_STEP = ModelFile("magicdistill_pocket_one_step.safetensors", "diffusion_models")
 POCKET_TEACHER = ModelFile("magicdistill_pocket_teacher.safetensors", "diffusion_models")
+POCKET_4STEP_LORA = ModelFile("magicdistill_pocket_4step_lora.safetensors", "loras")
+POCKET_1STEP_LORA = ModelFile("magicdistill_pocket_1step_lora.safetensors", "loras")
 POCKET_FAKE_LORA = ModelFile("magicdistill_pocket_fake_lora.safetensors", "loras")
 POCKET_CAPTIONED_4STEP_LORA = ModelFile("magicdistill_pocket_captioned_4step_lora.safetensors", "loras")
 POCKET_VAE = ModelFile("magicdistill_pocket_vae.safetensors", "vae")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .graph import Graph, Node, Wire
-from .models import CLIP_L, LLAVA_TEXT, LLAVA_VISION
+from .graph import Graph, Node, Subgraph, Wire
+from .models import CLIP_L, LLAVA_TEXT, LLAVA_VISION, ModelFile
 
 NOTE_WIDTH = 400
 # Extra heights in pixels: for a text that a node shows after a run, and for a preview, a video or a picture.
@@ -35,6 +35,16 @@ def save(
         graph.node("MagicDistillSaveVideo", room=TEXT_ROOM + PREVIEW_ROOM, **inputs)
         if picture is not None:
             graph.node("SaveImage", room=PREVIEW_ROOM, images=picture, filename_prefix=prefix)
+
+
+def lora_on_base(graph: Graph | Subgraph, base: ModelFile, lora: ModelFile) -> tuple[Node, Node]:
+    """Add the loader of a model and, on it, that of its few-step LoRA.
+
+    Returns:
+        The node of the base and the node of the LoRA.
+    """
+    model = graph.node("MagicDistillLoadModel", models=(base,), room=TEXT_ROOM, unet_name=base.name)
+    return model, graph.node("MagicDistillLoadLora", models=(lora,), room=TEXT_ROOM, model=model, lora_name=lora.name)
 
 
 def photograph(graph: Graph) -> Node:

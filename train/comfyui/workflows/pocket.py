@@ -2,22 +2,24 @@
 
 from .graph import Graph, Node, Subgraph, Wire
 from .models import (
+    POCKET_1STEP_LORA,
+    POCKET_4STEP_LORA,
     POCKET_CAPTIONED_4STEP_LORA,
     POCKET_FAKE_LORA,
-    POCKET_GENERATOR,
-    POCKET_ONE_STEP,
     POCKET_TEACHER,
     POCKET_VAE,
     ModelFile,
 )
-from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, save
+from .parts import NOTE_WIDTH, PREVIEW_ROOM, TEXT_ROOM, lora_on_base, save
 
 _PORTRAIT = """
 ## Portrait to video in four steps
 
-Press **Run**: a drawn portrait becomes a short video, within seconds even on a CPU. The pack contains all files.
+Press **Run**: a drawn portrait becomes a short video, within seconds even on a CPU. The pack contains all files: a
+teacher that needs 28 steps, and a LoRA that makes it a model of four.
 
 **Try**
+- **Load few-step LoRA**: with *strength* 0 the teacher runs alone, with the 28 steps of its recipe.
 - **Few-step flow sampler**: another *seed* makes another video. With *steps* 0, *shift* 0 and *sampler* recipe, the
   node takes the settings from the file's recipe. Other settings work too; the node then shows a note.
 - **Pocket portrait**: another *seed* draws another person.
@@ -25,8 +27,9 @@ Press **Run**: a drawn portrait becomes a short video, within seconds even on a 
   that video.
 
 **Your own model**
-- Put a HunyuanVideo-I2V file into **models/diffusion_models** and its VAE into **models/vae**. Press R, and choose both
-  files in the loaders.
+- Put a HunyuanVideo-I2V file into **models/diffusion_models**, its few-step LoRA into **models/loras** and its VAE into
+  **models/vae**. Press R, and choose the files in the loaders. A complete few-step model needs no LoRA: delete that
+  node, or set its *strength* to 0.
 - Replace *Pocket portrait* with *Load Image*.
 
 The pocket model is tiny and was trained only on pocket portraits. Photographs need a full-size model.
@@ -39,7 +42,7 @@ This model calls its network once per video. It was distilled from the four-step
 **Run**. The pack contains all files.
 
 **Compare**
-- In *Load few-step model*, choose **magicdistill_pocket_generator.safetensors** and run again. The seed stays, so both
+- In *Load few-step LoRA*, choose **magicdistill_pocket_4step_lora.safetensors** and run again. The seed stays, so both
   models start from the same noise. The sampler takes four steps now, because the number is in the file.
 - With *steps* 2 or 4, this model runs too, and the node shows a note: it was trained for one step only.
 
@@ -79,7 +82,8 @@ closes it.
 Press **Run**. Then copy the node into your own workflows (Ctrl+C, Ctrl+V), or save it: right-click it and choose *Add
 Subgraph to Library*.
 
-For another model, choose its file in *unet_name* and its VAE in *vae_name*, and connect *Load Image*.
+For another model, choose its file in *unet_name*, its few-step LoRA in *lora_name* and its VAE in *vae_name*, and
+connect *Load Image*. A complete few-step model needs no LoRA: open the node, and bypass *Load few-step LoRA* (Ctrl+B).
 """
 
 _SWEEP = """
@@ -106,19 +110,19 @@ more similar to those of the few-step generator.
 
 def portrait_pocket(graph: Graph) -> None:
     """Add the nodes of portrait to video with single nodes of the pack."""
-    _single_nodes(graph, _PORTRAIT, POCKET_GENERATOR)
+    _single_nodes(graph, _PORTRAIT, POCKET_4STEP_LORA)
 
 
 def portrait_pocket_one_step(graph: Graph) -> None:
     """Add the same nodes with the one-step generator."""
-    _single_nodes(graph, _ONE_STEP, POCKET_ONE_STEP)
+    _single_nodes(graph, _ONE_STEP, POCKET_1STEP_LORA)
 
 
-def _single_nodes(graph: Graph, note: str, file: ModelFile) -> None:
+def _single_nodes(graph: Graph, note: str, lora: ModelFile) -> None:
     with graph.column(width=NOTE_WIDTH):
         graph.note(note)
     with graph.column("Models"):
-        model = graph.node("MagicDistillLoadModel", models=(file,), room=TEXT_ROOM, unet_name=file.name)
+        _, model = lora_on_base(graph, POCKET_TEACHER, lora)
         vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
         graph.section("Start image")
         portrait = graph.node("MagicDistillPocketPortrait", seed=7)
@@ -142,16 +146,7 @@ def portrait_pocket_ti2v(graph: Graph) -> None:
     with graph.column(width=NOTE_WIDTH):
         graph.note(_TI2V)
     with graph.column("Models"):
-        teacher = graph.node(
-            "MagicDistillLoadModel", models=(POCKET_TEACHER,), room=TEXT_ROOM, unet_name=POCKET_TEACHER.name
-        )
-        model = graph.node(
-            "MagicDistillLoadLora",
-            models=(POCKET_CAPTIONED_4STEP_LORA,),
-            room=TEXT_ROOM,
-            model=teacher,
-            lora_name=POCKET_CAPTIONED_4STEP_LORA.name,
-        )
+        _, model = lora_on_base(graph, POCKET_TEACHER, POCKET_CAPTIONED_4STEP_LORA)
         vae = graph.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
     with graph.column("Caption"):
         caption = graph.node(
@@ -181,9 +176,7 @@ def _chain(graph: Graph) -> Subgraph:
     inner = graph.subgraph("Portrait in one node")
     start = inner.add_input("start_image", "IMAGE")
     with inner.column("Models"):
-        model = inner.node(
-            "MagicDistillLoadModel", models=(POCKET_GENERATOR,), room=TEXT_ROOM, unet_name=POCKET_GENERATOR.name
-        )
+        base, model = lora_on_base(inner, POCKET_TEACHER, POCKET_4STEP_LORA)
         vae = inner.node("VAELoader", models=(POCKET_VAE,), vae_name=POCKET_VAE.name)
     with inner.column("Video"):
         video = inner.node("MagicDistillPortraitToVideo", room=TEXT_ROOM, model=model, vae=vae, start_image=start)
@@ -194,7 +187,8 @@ def _chain(graph: Graph) -> Subgraph:
         frames = inner.node("VAEDecode", samples=latent, vae=vae)
     inner.show_widget(latent, "seed")
     inner.show_widget(video, "seconds")
-    inner.show_widget(model, "unet_name")
+    inner.show_widget(base, "unet_name")
+    inner.show_widget(model, "lora_name")
     inner.show_widget(vae, "vae_name")
     inner.add_output("frames", frames.out)
     inner.add_output("record", latent.output("record"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, ONE_STEP
+from magicdistill_core.pocket.files import CAPTIONED_4STEP_LORA, ONE_STEP_LORA
 
 from ..server import PACK, ComfyUIError, find_comfyui, serve
 from . import finish, large, long, pocket
@@ -48,7 +48,7 @@ DEFINITIONS: dict[str, Definition] = {
     one.define.__name__: one
     for one in (
         Definition(pocket.portrait_pocket),
-        Definition(pocket.portrait_pocket_one_step, weights=ONE_STEP),
+        Definition(pocket.portrait_pocket_one_step, weights=ONE_STEP_LORA),
         Definition(pocket.portrait_pocket_ti2v, weights=CAPTIONED_4STEP_LORA),
         Definition(pocket.portrait_in_one_node),
         Definition(pocket.real_fake_sweep_pocket),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from magicdistill_core.errors import ConfigError
-from magicdistill_core.pocket.files import GENERATOR, READER, TEACHER, VAE
+from magicdistill_core.pocket.files import FOUR_STEP_LORA, READER, TEACHER, VAE
 
 from ...command_line import CommandLine
 from ...console import show
@@ -82,7 +82,7 @@ def _page(
 
 def _pairs(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the key.")] = Path("out/pairs"),
-    left: Annotated[Path, typer.Option(help="One model file or generator LoRA.")] = GENERATOR,
+    left: Annotated[Path, typer.Option(help="One model file or generator LoRA.")] = FOUR_STEP_LORA,
     right: Annotated[Path, typer.Option(help="The other one.")] = TEACHER,
     left_steps: Annotated[int | None, typer.Option(help="Steps of --left. Default: its recipe's.", min=1)] = None,
     right_steps: Annotated[int | None, typer.Option(help="Steps of --right. Default: its recipe's.", min=1)] = None,
