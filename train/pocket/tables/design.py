@@ -146,6 +146,7 @@ def _rows(table: Table) -> Iterable[str]:
 def _tables() -> tuple[Table, ...]:
     four = {name: _trained(name, 4, range(SEEDS)) for name in ("lcm", "dmd", "dmd2", "w2s")}
     supervised = _trained("supervised", 4, range(1))
+    lora = _trained("w2s_lora", 4, range(SEEDS))
     main = (
         _euler(28),
         _euler(8),
@@ -154,6 +155,7 @@ def _tables() -> tuple[Table, ...]:
         Row("dmd-4", "DMD, 4 steps", four["dmd"]),
         Row("dmd2-4", "DMD2, 4 steps", four["dmd2"]),
         Row("w2s-4", "W2S, 4 steps", four["w2s"]),
+        Row("w2s_lora-4", "W2S as a LoRA of rank 16, 4 steps", lora),
         Row("supervised-4", "W2S with supervision, 4 steps", supervised),
     )
     return (

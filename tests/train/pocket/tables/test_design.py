@@ -31,7 +31,7 @@ def test_names_are_unique_and_every_number_of_the_paper_has_a_row() -> None:
 
 def test_rows_that_claims_rest_on_have_three_seeds() -> None:
     rows = {row.name: row for table in Design().tables for row in table.rows}
-    for name in ("lcm-4", "dmd-4", "dmd2-4", "w2s-4", "one_step-1"):
+    for name in ("lcm-4", "dmd-4", "dmd2-4", "w2s-4", "w2s_lora-4", "one_step-1"):
         assert [cell.training.seed for cell in rows[name].cells if cell.training] == list(range(SEEDS))
     assert len(rows["supervised-4"].cells) == 1
 
