@@ -28,7 +28,9 @@ _OURS, _PAPER = "this project", "MagicDistillation"
 CLAIMS = (
     Claim("W2S with 4 steps is not worse than the teacher with 28", _OURS, "w2s-4", "euler-28", equal_is_enough=True),
     Claim("W2S with 4 steps is better than the teacher with 4", _OURS, "w2s-4", "euler-4"),
-    Claim("A LoRA with 4 steps is not worse than W2S of all weights", _OURS, "w2s_lora-4", "w2s-4", equal_is_enough=True),
+    Claim(
+        "A LoRA with 4 steps is not worse than W2S of all weights", _OURS, "w2s_lora-4", "w2s-4", equal_is_enough=True
+    ),
     Claim("One step is better than the teacher with 4", _OURS, "one_step-1", "euler-4"),
     Claim("W2S with 4 steps is better than the teacher with 28", _PAPER, "w2s-4", "euler-28"),
     Claim("W2S is better than DMD2, 4 steps", _PAPER, "w2s-4", "dmd2-4"),
