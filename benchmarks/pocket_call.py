@@ -51,7 +51,7 @@ class Call:
         clips: portraits in each of these folders.
         vae_clips: portraits for the autoencoder.
         table_clips: portraits for the trainings of the tables.
-        vae: settings of its fine-tuning.
+        vae: settings of the autoencoder's fine-tuning.
         reader: settings of the reader.
         teacher: settings of the teacher.
         tables: arguments of `magicdistill pocket tables`.

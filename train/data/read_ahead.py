@@ -24,7 +24,7 @@ class ReadAhead:
             device: the device of the training. On a CPU nothing is computed ahead: a second thread would slow down the
                 network.
         """
-        # Noise, levels and data of 256 small clips take one thread longer than an H100 needs for the update.
+        # Several threads, because a large batch of small clips consists of hundreds of draws.
         self._pool = ThreadPoolExecutor(4, "read-ahead") if device.type == "cuda" else None
         self._ready: dict[Hashable, tuple[int, Future[Any]]] = {}
         self._last: dict[Hashable, int] = {}

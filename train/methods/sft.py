@@ -65,7 +65,7 @@ class FineTuning(Method[SFTConfig]):
             normal = torch.randn(1, generator=generator)
             return torch.cat([normal, torch.rand(2, generator=generator)])
 
-        # All levels are computed together, because many small tensors would take the CPU longer than the GPU's update.
+        # All levels are computed together, because operations on many small tensors are slow.
         normal, kind, uniform = self.draws.each("level", batch.update, batch.positions, draw).unbind(1)
         spread = normal_sigma(normal, shift, settings.level_mean, settings.level_std)
         return torch.where(kind < settings.uniform_levels, shift_sigma(uniform, shift), spread).to(self.device)
