@@ -53,6 +53,16 @@ def load_weights(file: Path, base: Path | None = None, i2v_mode: str | None = No
     return checkpoint.teacher(i2v_mode)
 
 
+def load_weights_on(file: Path, base: Path) -> Checkpoint:
+    """Load a complete transformer, or a LoRA merged into a base; see `load_weights`.
+
+    Args:
+        file: the transformer or the LoRA.
+        base: the model file to which a LoRA belongs; no effect for a complete transformer.
+    """
+    return load_weights(file, base if is_lora(file) else None)
+
+
 def merge_lora(base: Path, lora_file: Path, teacher_loras: Sequence[tuple[Path, float]] = ()) -> Checkpoint:
     """Return the weights of a base with a generator LoRA merged into it at weight 1.
 

@@ -20,7 +20,6 @@ from magicdistill_core.checkpoint import Checkpoint
 from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.families.base import NullPrompt
 from magicdistill_core.hashes import weights_sha256
-from magicdistill_core.lora_file import is_lora
 from magicdistill_core.metrics.bootstrap import Interval
 from magicdistill_core.pocket.files import READER, TEACHER, VAE
 from magicdistill_core.pocket.motion import Direction
@@ -30,7 +29,7 @@ from magicdistill_core.recipe import Recipe
 
 from ..data.vae import Vae, load_vae
 from ..distributed import available_device
-from ..networks.weights import load_weights
+from ..networks.weights import load_weights_on
 from .dataset import HELD_OUT_SEED, render_clips, to_unit_frames
 from .measuring.comparison import markdown_table, shown_interval
 from .measuring.contenders import noise_seed, sample_each
@@ -77,7 +76,7 @@ def load_captioned(name: str, file: Path, base: Path = TEACHER) -> CaptionedMode
     Raises:
         CheckpointError: if a file is unusable, has no recipe, or lacks a caption of the vocabulary.
     """
-    checkpoint = load_weights(file, base if is_lora(file) else None)
+    checkpoint = load_weights_on(file, base)
     if checkpoint.recipe is None:
         raise CheckpointError(
             f"{file} carries no recipe, so its number of steps is unknown. Use a file that `magicdistill export` wrote."

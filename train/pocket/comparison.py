@@ -13,7 +13,6 @@ from torch import Tensor
 from magicdistill_core.families.base import StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import frames_to_unit, latent_frames, unit_to_frames
-from magicdistill_core.lora_file import is_lora
 from magicdistill_core.media.contact_sheet import contact_sheet
 from magicdistill_core.media.video_writing import WEBP, write_video
 from magicdistill_core.pocket.files import TEACHER
@@ -21,7 +20,7 @@ from magicdistill_core.pocket.files import TEACHER
 from ..data.vae import Vae
 from ..networks.network import load_network
 from ..networks.sampling import generate
-from ..networks.weights import load_weights, null_prompt_of
+from ..networks.weights import load_weights_on, null_prompt_of
 from ..tools.sample import resolve_settings
 
 _SHEET_COLUMNS = 9
@@ -78,7 +77,7 @@ def sample_row(row: Row, vae: Vae, start: Tensor, seed: int = 0) -> SampledRow:
     Raises:
         CheckpointError: if the file is missing or damaged, or has no recipe or no null prompt.
     """
-    checkpoint = load_weights(row.file, TEACHER if is_lora(row.file) else None)
+    checkpoint = load_weights_on(row.file, TEACHER)
     settings = resolve_settings(checkpoint.recipe, checkpoint.source, seed, row.steps)
     network, prompt = load_network(checkpoint), null_prompt_of(checkpoint)
     image = StartImage(vae.encode_image(frames_to_unit(start[None])[:, 0]))

@@ -15,7 +15,6 @@ from magicdistill_core.errors import CheckpointError, ConfigError
 from magicdistill_core.families.base import NullPrompt, StartImage
 from magicdistill_core.flow import few_step_sigmas
 from magicdistill_core.geometry import latent_frames
-from magicdistill_core.lora_file import is_lora
 from magicdistill_core.pocket.files import TEACHER
 from magicdistill_core.recipe import Recipe
 
@@ -24,7 +23,7 @@ from ...methods.draws import keyed_generator
 from ...networks.network import load_network
 from ...networks.prompts import stack_prompts
 from ...networks.sampling import generate
-from ...networks.weights import load_weights, null_prompt_of
+from ...networks.weights import load_weights_on, null_prompt_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def load_contender(contender: Contender) -> tuple[Checkpoint, Recipe]:
     Raises:
         CheckpointError: if the file is unusable or has no recipe.
     """
-    checkpoint = load_weights(contender.file, contender.base if is_lora(contender.file) else None)
+    checkpoint = load_weights_on(contender.file, contender.base)
     if checkpoint.recipe is None:
         raise CheckpointError(
             f"{checkpoint.source} ({contender.name}) carries no recipe, so its shift is unknown and its samples would "
